@@ -1,0 +1,326 @@
+"""The configuration: frozen dataclasses, their checks, and ConfigDict -> dataclass.
+
+There are no defaults here: `configs/base.py` is the one place that has them, and a missing or unknown
+field fails by name. Sizes are named by SPEC's letters: N sequence length, K kept, P predicted, L layers.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sctd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The encoder (SPEC 1)."""
+
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    max_positions: int
+    type_vocab_size: int
+    hidden_dropout: float
+    attention_dropout: float
+    activation: str  # 'gelu' (erf, BERT and transformers) or 'gelu_tanh' (Model Garden)
+    layer_norm_eps: float
+    initializer_range: float
+    dtype: str  # compute type; parameters are float32
+
+
+@dataclasses.dataclass(frozen=True)
+class DroppingConfig:
+    """Which tokens skip which layers, and the semantic-consistency steps (SPEC 2 to 4)."""
+
+    method: str  # 'full', 'drop', 'sctd', or 'random' = 'drop' with the random selector
+    selector: str  # for 'drop' and 'sctd': a key of model.token_dropping.SELECTORS
+    drop_rate: float
+    random_share: float  # of the kept tokens, with the selector 'importance+random'
+    first_layer: int  # first layer with K queries; -1: L/2 - 1
+    last_layer: int  # last layer without the dropped tokens; -1: L - 2
+    importance_init: float
+    importance_beta: float
+    sc_interval: int  # Fi: every how many steps a consistency step
+    sc_weight: float  # lambda, on the mean KL beside the mean MLM loss
+    sc_stop_gradient: bool  # detach the full pass in the KL
+    sc_pool: str  # 'cls' or 'mean'
+    sc_share_prefix: bool  # compute the layers before the drop once for both passes
+    full_steps_first: int
+    full_steps_last: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    """Dynamic masking on the device (SPEC 5)."""
+
+    rate: float
+    mask_share: float  # of the predicted positions, shown as [MASK]
+    random_share: float  # of the predicted positions, shown as a random id
+    whole_word: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Text and how it becomes rows of N tokens."""
+
+    input: str  # sources separated by commas; '' is the embedded trial corpus
+    text_field: str  # of JSONL, Parquet and TFDS sources
+    documents: str  # in .txt: 'file', 'paragraph' (blank line between) or 'line'
+    rows: str  # a folder written by data.prepare; '' prepares `input` under prepared_dir
+    prepared_dir: str
+    seq_len: int
+    tokenizer: str  # an existing SentencePiece .model; '' trains one
+    tokenizer_type: str  # 'unigram' or 'bpe'
+    heldout_share: float  # of the documents
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW or LAMB and the learning-rate schedule."""
+
+    name: str  # 'adamw' or 'lamb'
+    learning_rate: float
+    warmup_steps: int
+    schedule: str  # after the warm-up: 'linear' or 'cosine', to 0 at train.steps
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decay: str  # 'kernels' (not biases and LayerNorm) or 'all'
+    clip_norm: float  # global norm; 0: no clipping
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    seed: int
+    steps: int
+    batch_size: int  # rows in the global batch
+    accumulation: int  # microbatches per step
+    eval_every: int
+    eval_rows: int  # at most; of the held-out rows
+    checkpoint_every: int
+    keep_checkpoints: int  # the last k; the best by held-out loss is kept besides
+    log_every: int
+    max_bad_steps: int  # non-finite steps in a row before the run stops
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along the mesh axis 'data'."""
+
+    data: int  # -1: all devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig
+    dropping: DroppingConfig
+    masking: MaskingConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig
+
+    @property
+    def drop_layers(self) -> tuple[int, int]:
+        """(first, last) dropping layer."""
+        first, last = self.dropping.first_layer, self.dropping.last_layer
+        layers = self.model.num_layers
+        return layers // 2 - 1 if first < 0 else first, layers - 2 if last < 0 else last
+
+    @property
+    def num_kept(self) -> int:
+        """K, tokens of a row that the dropping layers see."""
+        return round(self.data.seq_len * (1 - self.dropping.drop_rate))
+
+    @property
+    def num_predicted(self) -> int:
+        """P, prediction slots of a row."""
+        return round(self.data.seq_len * self.masking.rate)
+
+    @property
+    def selector(self) -> str:
+        """Key of `SELECTORS` that this method uses."""
+        return "random" if self.dropping.method == "random" else self.dropping.selector
+
+    @property
+    def num_top(self) -> int:
+        """Kept tokens that 'importance+random' chooses by importance; the others are random."""
+        return self.num_kept - round(self.num_kept * self.dropping.random_share)
+
+
+_CHOICES = {
+    "model.activation": ("gelu", "gelu_tanh"),
+    "model.dtype": ("float32", "bfloat16"),
+    "dropping.method": ("full", "drop", "sctd", "random"),
+    "dropping.selector": ("importance", "random", "importance+random"),
+    "dropping.sc_pool": ("cls", "mean"),
+    "data.documents": ("file", "paragraph", "line"),
+    "data.tokenizer_type": ("unigram", "bpe"),
+    "optimizer.name": ("adamw", "lamb"),
+    "optimizer.schedule": ("linear", "cosine"),
+    "optimizer.decay": ("kernels", "all"),
+}
+# Half-open shares [0, 1) where 1 would leave nothing, and plain shares [0, 1].
+_BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "dropping.drop_rate", "data.heldout_share",
+              "optimizer.beta1", "optimizer.beta2")  # fmt: skip
+_SHARES = ("masking.mask_share", "masking.random_share", "dropping.importance_beta", "dropping.random_share")
+_AT_LEAST_ONE = (
+    "model.vocab_size", "model.num_layers", "model.hidden_size", "model.num_heads", "model.intermediate_size",
+    "model.type_vocab_size", "dropping.sc_interval", "train.batch_size", "train.accumulation",
+    "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
+    "train.log_every", "train.max_bad_steps", "train.steps",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "dropping.sc_weight", "dropping.full_steps_first", "dropping.full_steps_last", "optimizer.warmup_steps",
+    "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm", "train.seed", "data.seed",
+)  # fmt: skip
+_POSITIVE = ("model.layer_norm_eps", "model.initializer_range", "optimizer.eps")
+
+
+def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Nested mapping -> checked Config.
+
+    Raises:
+      UserError: a section or field is unknown, missing, of the wrong type or impossible.
+    """
+    types = {field.name: field.type for field in dataclasses.fields(Config)}
+    _same_names("config", sections, types)
+    config = Config(**{name: _section(name, type_, sections[name]) for name, type_ in types.items()})
+    _check(config)
+    return config
+
+
+def _same_names(where: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name in found:
+        if name not in expected:
+            raise UserError(f"{where}.{name} is unknown; the fields of {where} are {', '.join(expected)}")
+    for name in expected:
+        if name not in found:
+            raise UserError(f"{where}.{name} is missing (configs/base.py has a value for every field)")
+
+
+def _section(name: str, type_: type, values: Mapping[str, Any]) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"config.{name} must be a section with fields, found {values!r}")
+    fields = {field.name: field.type for field in dataclasses.fields(type_)}
+    _same_names(f"config.{name}", values, fields)
+    typed = {}
+    for key, expected in fields.items():
+        value = values[key]
+        if expected is float and type(value) is int:
+            value = float(value)
+        if type(value) is not expected:
+            raise UserError(f"config.{name}.{key} must be of type {expected.__name__}, found {value!r}")
+        typed[key] = value
+    return type_(**typed)
+
+
+def _require(condition: bool, field: str, message: str) -> None:
+    if not condition:
+        raise UserError(f"config.{field} {message}")
+
+
+def _check(config: Config) -> None:
+    def value(field: str) -> Any:
+        section, name = field.split(".")
+        return getattr(getattr(config, section), name)
+
+    for field, choices in _CHOICES.items():
+        _require(value(field) in choices, field, f"must be one of {', '.join(choices)}; found {value(field)!r}")
+    for field in _BELOW_ONE:
+        _require(0 <= value(field) < 1, field, f"must be at least 0 and below 1, found {value(field)}")
+    for field in _SHARES:
+        _require(0 <= value(field) <= 1, field, f"must be between 0 and 1, found {value(field)}")
+    for field in _AT_LEAST_ONE:
+        _require(value(field) >= 1, field, f"must be at least 1, found {value(field)}")
+    for field in _NOT_NEGATIVE:
+        _require(value(field) >= 0, field, f"must not be negative, found {value(field)}")
+    for field in _POSITIVE:
+        _require(value(field) > 0, field, f"must be positive, found {value(field)}")
+    _check_model(config)
+    _check_masking(config)
+    _check_dropping(config)
+    _check_train(config)
+
+
+def _check_model(config: Config) -> None:
+    model, length = config.model, config.data.seq_len
+    _require(
+        model.hidden_size % model.num_heads == 0,
+        "model.num_heads",
+        f"must divide model.hidden_size ({model.hidden_size}), found {model.num_heads}",
+    )
+    _require(length >= 8, "data.seq_len", f"must be at least 8, found {length}")
+    _require(
+        length <= model.max_positions,
+        "data.seq_len",
+        f"({length}) must not exceed model.max_positions ({model.max_positions})",
+    )
+
+
+def _check_masking(config: Config) -> None:
+    masking = config.masking
+    _require(0 < masking.rate < 1, "masking.rate", f"must be between 0 and 1, found {masking.rate}")
+    _require(
+        masking.mask_share + masking.random_share <= 1,
+        "masking.mask_share",
+        f"({masking.mask_share}) and masking.random_share ({masking.random_share}) must not exceed 1 together",
+    )
+    _require(
+        1 <= config.num_predicted <= config.data.seq_len - 2,
+        "masking.rate",
+        f"{masking.rate} of data.seq_len ({config.data.seq_len}) is {config.num_predicted} predictions a row; "
+        f"1 to {config.data.seq_len - 2} are possible",
+    )
+
+
+def _check_dropping(config: Config) -> None:
+    dropping, layers = config.dropping, config.model.num_layers
+    if dropping.method == "full":
+        return
+    _require(layers >= 4, "model.num_layers", f"must be at least 4 to drop tokens, found {layers}")
+    first, last = config.drop_layers
+    _require(
+        0 <= first <= last <= layers - 2,
+        "dropping.first_layer",
+        f"and last_layer must be in order and before the last layer (0 <= first <= last <= {layers - 2}), "
+        f"found {first} and {last}",
+    )
+    _require(
+        config.num_predicted + 2 <= config.num_kept,
+        "dropping.drop_rate",
+        f"{dropping.drop_rate} keeps K = {config.num_kept} of N = {config.data.seq_len} tokens, but [CLS], [SEP] "
+        f"and P = {config.num_predicted} masked positions need {config.num_predicted + 2}: lower drop_rate or "
+        f"masking.rate",
+    )
+
+
+def _check_train(config: Config) -> None:
+    train, dropping = config.train, config.dropping
+    _require(
+        train.batch_size % train.accumulation == 0,
+        "train.batch_size",
+        f"({train.batch_size}) must be divisible by train.accumulation ({train.accumulation})",
+    )
+    _require(
+        train.checkpoint_every % train.eval_every == 0,
+        "train.checkpoint_every",
+        f"({train.checkpoint_every}) must be a multiple of train.eval_every ({train.eval_every}), so that each "
+        "checkpoint has a held-out loss",
+    )
+    _require(
+        dropping.full_steps_first + dropping.full_steps_last <= train.steps,
+        "dropping.full_steps_first",
+        f"({dropping.full_steps_first}) and full_steps_last ({dropping.full_steps_last}) must not exceed "
+        f"train.steps ({train.steps}) together",
+    )
+    data = config.mesh.data
+    _require(data == -1 or data >= 1, "mesh.data", f"must be -1 (all devices) or at least 1, found {data}")

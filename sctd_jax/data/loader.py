@@ -1,0 +1,54 @@
+"""batch(step): a pure function of (seed, step, host), so a run resumes anywhere and scales to any host count."""
+
+import collections
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from sctd_jax.data.rows import Rows
+
+
+class Loader:
+    """Batches of one split, shuffled every epoch; epochs follow each other without dropping a row.
+
+    The global batch of step s is rows s*B .. (s+1)*B - 1 of the endless shuffled sequence; a host reads
+    `host_rows` of it.
+    """
+
+    def __init__(self, rows: Rows, *, batch_size: int, seed: int, host_rows: slice = slice(None)):
+        self._rows, self._batch_size, self._seed = rows, batch_size, seed
+        self._mine = np.arange(batch_size)[host_rows]
+        # The current epoch's index and, where a batch straddles two, the next one's.
+        self._permutation = functools.lru_cache(maxsize=2)(self._compute_permutation)
+
+    def batch(self, step: int) -> np.ndarray:
+        """This host's rows i32[B / hosts, N] of update number `step`."""
+        positions = step * self._batch_size + self._mine
+        epochs, offsets = np.divmod(positions, len(self._rows))
+        indices = [self._permutation(int(e))[o] for e, o in zip(epochs, offsets, strict=True)]
+        return self._rows.read(indices)
+
+    def _compute_permutation(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
+        return rng.permutation(np.arange(len(self._rows), dtype=np.uint32))
+
+
+def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Iterator[Any]:
+    """make(start) .. make(stop - 1) in order, computed up to `depth` ahead in one thread.
+
+    An exception of `make` is raised here, at its turn.
+    """
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    pending: collections.deque[Future] = collections.deque()
+    try:
+        for step in range(start, stop):
+            pending.append(pool.submit(make, step))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

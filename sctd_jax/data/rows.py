@@ -1,0 +1,103 @@
+"""Packed rows on disk: a TFDS dataset in ArrayRecord shards, beside its tokenizer and `prepared.json`.
+
+    tfds.builder_from_directory(folder).as_data_source("train")[0]["input_ids"]
+
+reads it anywhere, without tensorflow and without this package.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from sctd_jax.errors import UserError
+
+TRAIN, HELD_OUT = "train", "validation"
+TOKENIZER_FILE, METADATA_FILE = "tokenizer.model", "prepared.json"
+_ROWS_PER_SHARD, _ROWS_PER_WRITE = 1 << 17, 1 << 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What `prepared.json` holds."""
+
+    seq_len: int
+    vocab_size: int
+    tokenizer_sha256: str
+    rows: int
+    heldout_rows: int
+    tokens: int  # in both splits, padding and special tokens not counted
+    documents: int
+    heldout_documents: int
+    empty_documents: int
+    replaced_bytes: int  # invalid UTF-8 sequences that became U+FFFD
+    sources: list[str]
+    settings: dict  # of the preparation
+
+
+class RowWriter:
+    """Writes the rows of both splits, in order, into an empty folder."""
+
+    def __init__(self, folder: Path, seq_len: int):
+        features = tfds.features.FeaturesDict({"input_ids": tfds.features.Tensor(shape=(seq_len,), dtype=np.int32)})
+        identity = tfds.core.dataset_info.DatasetIdentity(
+            name="packed_rows", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
+        )
+        info = tfds.core.DatasetInfo(
+            builder=identity,
+            features=features,
+            description="Rows of token ids: [CLS] ... [SEP], documents run on and are closed by [SEP].",
+            disable_shuffling=True,
+        )
+        self._writer = tfds.core.SequentialWriter(info, _ROWS_PER_SHARD, file_format="array_record")
+        self._writer.initialize_splits([TRAIN, HELD_OUT])
+        self._buffers: dict[str, list] = {TRAIN: [], HELD_OUT: []}
+        self.counts = {TRAIN: 0, HELD_OUT: 0}
+
+    def add(self, split: str, rows: Iterable[np.ndarray]) -> None:
+        """Append rows i32[N] to a split."""
+        buffer = self._buffers[split]
+        buffer.extend({"input_ids": row} for row in rows)
+        if len(buffer) >= _ROWS_PER_WRITE:
+            self._flush(split)
+
+    def close(self) -> None:
+        """Write what is left; the folder is complete only after this."""
+        for split in self._buffers:
+            self._flush(split)
+        self._writer.close_all()
+
+    def _flush(self, split: str) -> None:
+        self.counts[split] += len(self._buffers[split])
+        self._writer.add_examples({split: self._buffers[split]})
+        self._buffers[split].clear()
+
+
+def read_metadata(folder: str | Path) -> Metadata:
+    """Metadata of a finished preparation.
+
+    Raises:
+      UserError: the folder holds none.
+    """
+    path = Path(folder) / METADATA_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} holds no prepared rows (no {METADATA_FILE}); write them with sctd_jax.data.prepare")
+    return Metadata(**json.loads(path.read_text()))
+
+
+class Rows:
+    """Random access to the rows of one split."""
+
+    def __init__(self, folder: str | Path, split: str):
+        self._source = tfds.builder_from_directory(str(folder)).as_data_source(split=split)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows i32[len(indices), N]; many at a time is several times faster than one by one."""
+        records = self._source.__getitems__([int(i) for i in indices])
+        return np.stack([record["input_ids"] for record in records])

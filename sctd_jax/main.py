@@ -1,0 +1,59 @@
+"""The command.
+
+python -m sctd_jax.main --config=configs/base.py [--workdir=runs/base] [--config.x.y=value] [--mode=train|eval]
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# Orbax and TFDS import it eagerly in places; nothing here computes with it.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from sctd_jax.config import from_dict  # noqa: E402
+from sctd_jax.errors import UserError  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+
+
+def _dispatch() -> int:
+    # After flag parsing, so that `--help` and a bad config answer without loading JAX.
+    from sctd_jax.train.loop import evaluate_workdir, train_and_evaluate
+
+    config = from_dict(_CONFIG.value.to_dict())
+    workdir = Path(_WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem))
+    if _MODE.value == "eval":
+        evaluate_workdir(config, workdir)
+        return 0
+    result = train_and_evaluate(config, workdir)
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def _main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    logging.set_verbosity(logging.ERROR)  # Orbax reports every file it touches
+    try:
+        return _dispatch()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parsing, with config problems as one line too."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, KeyError, AttributeError, FileNotFoundError, TypeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(_main, flags_parser=_parse)

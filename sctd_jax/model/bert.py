@@ -1,0 +1,245 @@
+"""BERT (Devlin et al., 2019) as Linen modules, with token dropping between two of its layers.
+
+Shapes: B batch, N sequence length, K kept tokens, R query rows, P predicted positions, D width, H heads,
+V vocabulary. Modules return `(output, states)`; parameters are float32, compute is `config.dtype`.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sctd_jax.config import ModelConfig
+from sctd_jax.model import token_dropping
+
+
+def _kernel_init(config: ModelConfig):
+    return nn.initializers.truncated_normal(config.initializer_range)
+
+
+def _dense(config: ModelConfig, features: int, name: str) -> nn.Dense:
+    return nn.Dense(features, dtype=config.dtype, kernel_init=_kernel_init(config), name=name)
+
+
+def _layer_norm(config: ModelConfig, name: str | None = None) -> nn.LayerNorm:
+    # In float32, with the two-pass variance: E[x^2] - E[x]^2 loses digits where BERT's epsilon is 1e-12.
+    return nn.LayerNorm(config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+def _activation(config: ModelConfig, x: jax.Array) -> jax.Array:
+    return nn.gelu(x, approximate=config.activation == "gelu_tanh")
+
+
+class Embeddings(nn.Module):
+    """Token + learned position + segment embeddings, LayerNorm, dropout."""
+
+    config: ModelConfig
+
+    def setup(self):
+        config, init = self.config, _kernel_init(self.config)
+        self.word = self.param("word", init, (config.vocab_size, config.hidden_size))
+        self.position = self.param("position", init, (config.max_positions, config.hidden_size))
+        self.segment = self.param("segment", init, (config.type_vocab_size, config.hidden_size))
+        self.norm = _layer_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def __call__(self, input_ids_BN: jax.Array, segment_ids_BN: jax.Array, deterministic: bool) -> jax.Array:
+        # Looked up in f32 and cast after: a bf16 table would make its gradient a bf16 scatter-add.
+        x_BND = jnp.take(self.word, input_ids_BN, axis=0, mode="clip")
+        x_BND += self.position[None, : input_ids_BN.shape[1]]
+        x_BND += jnp.take(self.segment, segment_ids_BN, axis=0, mode="clip")
+        x_BND = self.norm(x_BND).astype(self.config.dtype)
+        return self.dropout(x_BND, deterministic=deterministic)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `query` over `context`, in the layout [B, H, N, D/H]."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, query_BRD: jax.Array, context_BND: jax.Array, mask_BN: jax.Array, deterministic: bool
+    ) -> jax.Array:
+        config = self.config
+        heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
+
+        def project(name: str, x: jax.Array, shape: tuple[int, ...], einsum: str) -> jax.Array:
+            dense = nn.Einsum(shape, einsum, dtype=config.dtype, kernel_init=_kernel_init(config), name=name)
+            return dense(x)
+
+        split = (config.hidden_size, heads, head_dim)
+        query_BHRd = project("query", query_BRD, split, "brd,dhk->bhrk")
+        key_BHNd = project("key", context_BND, split, "bnd,dhk->bhnk")
+        value_BHNd = project("value", context_BND, split, "bnd,dhk->bhnk")
+        scores_BHRN = jnp.einsum(
+            "bhrk,bhnk->bhrn", query_BHRd * head_dim**-0.5, key_BHNd, preferred_element_type=jnp.float32
+        )
+        # Finite, so that a row of padding alone is uniform instead of NaN.
+        scores_BHRN = jnp.where(mask_BN[:, None, None, :], scores_BHRN, -1e9)
+        weights_BHRN = nn.softmax(scores_BHRN).astype(config.dtype)
+        weights_BHRN = nn.Dropout(config.attention_dropout)(weights_BHRN, deterministic=deterministic)
+        out_BHRd = jnp.einsum("bhrn,bhnk->bhrk", weights_BHRN, value_BHNd)
+        return project("output", out_BHRd, (heads, head_dim, config.hidden_size), "bhrk,hkd->brd")
+
+
+class Mlp(nn.Module):
+    """Position-wise feed-forward network."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BRD: jax.Array) -> jax.Array:
+        h_BRF = _dense(self.config, self.config.intermediate_size, "intermediate")(x_BRD)
+        return _dense(self.config, self.config.hidden_size, "output")(_activation(self.config, h_BRF))
+
+
+class Block(nn.Module):
+    """One post-LN layer. With `rows_BR`, only those rows are computed, over keys and values from all N."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BND: jax.Array, mask_BN: jax.Array, rows_BR: jax.Array | None, deterministic: bool
+    ) -> jax.Array:
+        config = self.config
+        dropout = nn.Dropout(config.hidden_dropout, deterministic=deterministic)
+        query_BRD = x_BND if rows_BR is None else token_dropping.gather(x_BND, rows_BR)
+        a_BRD = Attention(config, name="attention")(query_BRD, x_BND, mask_BN, deterministic)
+        h_BRD = _layer_norm(config, "attention_norm")(query_BRD + dropout(a_BRD)).astype(config.dtype)
+        m_BRD = Mlp(config, name="mlp")(h_BRD)
+        return _layer_norm(config, "output_norm")(h_BRD + dropout(m_BRD)).astype(config.dtype)
+
+
+class Encoder(nn.Module):
+    """BERT encoder whose layers first_drop..last_drop may run on the kept tokens only.
+
+    Layer `first_drop` takes its queries from the kept tokens and its keys and values from all N; the
+    layers after it up to `last_drop` see the kept tokens alone; after `last_drop` kept and dropped
+    tokens are merged in text order (Hou et al., section 3.2; SPEC 3).
+    """
+
+    config: ModelConfig
+    first_drop: int
+    last_drop: int
+
+    def setup(self):
+        self.embeddings = Embeddings(self.config)
+        self.layer = [Block(self.config) for _ in range(self.config.num_layers)]
+
+    def __call__(
+        self,
+        input_ids_BN: jax.Array,
+        mask_BN: jax.Array,
+        segment_ids_BN: jax.Array | None = None,
+        *,
+        kept_BK: jax.Array | None = None,
+        rows_BR: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Last layer's output (all N rows, or `rows_BR`) and the output of every layer.
+
+        Args:
+          input_ids_BN: token ids.
+          mask_BN: True at real tokens.
+          segment_ids_BN: 0 everywhere if None.
+          kept_BK: positions that dropping keeps, ascending; None runs the plain encoder.
+          rows_BR: the rows of the last layer to compute; None for all.
+          deterministic: no dropout; otherwise a `dropout` rng is needed.
+
+        Returns:
+          output [B, N or R, D], and one state per layer: N rows, K rows in layers first_drop..last_drop
+          when dropping, R rows in the last layer.
+        """
+        x_BND, prefix = self.prefix(input_ids_BN, mask_BN, segment_ids_BN, deterministic=deterministic)
+        output, suffix = self.suffix(
+            x_BND, mask_BN, kept_BK=kept_BK, rows_BR=rows_BR, deterministic=deterministic
+        )
+        return output, prefix + suffix
+
+    def prefix(
+        self,
+        input_ids_BN: jax.Array,
+        mask_BN: jax.Array,
+        segment_ids_BN: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Embeddings and the layers before `first_drop`: the same work in the full and the drop pass."""
+        if segment_ids_BN is None:
+            segment_ids_BN = jnp.zeros_like(input_ids_BN)
+        x_BND = self.embeddings(input_ids_BN, segment_ids_BN, deterministic)
+        return self._run(range(self.first_drop), x_BND, mask_BN, deterministic)
+
+    def suffix(
+        self,
+        x_BND: jax.Array,
+        mask_BN: jax.Array,
+        *,
+        kept_BK: jax.Array | None = None,
+        rows_BR: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """The layers from `first_drop` on, as `__call__`."""
+        last = self.config.num_layers - 1
+        if kept_BK is None:
+            x_BND, states = self._run(range(self.first_drop, last), x_BND, mask_BN, deterministic)
+        else:
+            kept_mask_BK = token_dropping.gather(mask_BN, kept_BK)
+            x_BKD = self.layer[self.first_drop](x_BND, mask_BN, kept_BK, deterministic)
+            middle = range(self.first_drop + 1, self.last_drop + 1)
+            x_BKD, states = self._run(middle, x_BKD, kept_mask_BK, deterministic, states=(x_BKD,))
+            x_BND = token_dropping.merge(x_BND, x_BKD, kept_BK)
+            after = range(self.last_drop + 1, last)
+            x_BND, states = self._run(after, x_BND, mask_BN, deterministic, states=states)
+        output = self.layer[last](x_BND, mask_BN, rows_BR, deterministic)
+        return output, (*states, output)
+
+    def _run(
+        self, layers: Sequence[int], x: jax.Array, mask: jax.Array, deterministic: bool, states: tuple = ()
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        for i in layers:
+            x = self.layer[i](x, mask, None, deterministic)
+            states = (*states, x)
+        return x, states
+
+
+class MlmHead(nn.Module):
+    """Dense + GELU + LayerNorm, then the tied word embedding and an output bias."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BPD: jax.Array, word_VD: jax.Array) -> jax.Array:
+        """Logits f32[B, P, V]."""
+        config = self.config
+        h_BPD = _activation(config, _dense(config, config.hidden_size, "dense")(x_BPD))
+        h_BPD = _layer_norm(config, "norm")(h_BPD).astype(config.dtype)
+        bias_V = self.param("bias", nn.initializers.zeros_init(), (config.vocab_size,))
+        logits_BPV = jnp.einsum(
+            "bpd,vd->bpv", h_BPD, word_VD.astype(config.dtype), preferred_element_type=jnp.float32
+        )
+        return logits_BPV + bias_V[None, None]
+
+
+class Bert(nn.Module):
+    """Encoder and MLM head. Dropping adds no weight: without `kept_BK` this is BertForMaskedLM."""
+
+    config: ModelConfig
+    first_drop: int
+    last_drop: int
+
+    def setup(self):
+        self.encoder = Encoder(self.config, self.first_drop, self.last_drop)
+        self.mlm_head = MlmHead(self.config)
+
+    def __call__(self, input_ids_BN: jax.Array, mask_BN: jax.Array, **kwargs) -> jax.Array:
+        """MLM logits f32[B, N or R, V]; keyword arguments as in `Encoder.__call__`."""
+        output, _ = self.encoder(input_ids_BN, mask_BN, **kwargs)
+        return self.mlm_logits(output)
+
+    def mlm_logits(self, x_BPD: jax.Array) -> jax.Array:
+        """MLM logits f32[B, P, V] of encoder outputs x_BPD."""
+        return self.mlm_head(x_BPD, self.encoder.embeddings.word)

@@ -1,0 +1,113 @@
+"""Token dropping as pure functions: scores, kept positions, gather, merge back, importance update.
+
+Shapes: B batch, N sequence length, K kept tokens, P predicted positions, D width, V vocabulary.
+Everything is static-shape, row-local on a batch-sharded array, and knows nothing of the model.
+
+Sources: token dropping (Hou et al., ACL 2022, section 3) and ScTD (Zhong et al., ACL 2023).
+To try another selector, write a function with the signature of `importance_scores` and add it to
+`SELECTORS`; nothing else in the project has to change.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+NEVER_DROP_BONUS = 1e4
+
+
+def initial_importance(
+    vocab_size: int, value: float, never_drop_ids: Sequence[int], pad_id: int
+) -> jax.Array:
+    """Importance table f32[V] before training: `value`, +1e4 for never-drop ids, -1e4 for [PAD]."""
+    table_V = jnp.full((vocab_size,), value, jnp.float32)
+    table_V = table_V.at[jnp.array(never_drop_ids)].set(NEVER_DROP_BONUS)
+    return table_V.at[pad_id].set(-NEVER_DROP_BONUS)
+
+
+def importance_scores(
+    importance_V: jax.Array, input_ids_BN: jax.Array, mask_BN: jax.Array, keys_B: jax.Array, num_top: int
+) -> jax.Array:
+    """Score f32[B, N] of a token = the running MLM loss of its vocabulary id (Hou et al., eq. 1-2)."""
+    return jnp.take(importance_V, input_ids_BN, mode="clip")
+
+
+def random_scores(
+    importance_V: jax.Array, input_ids_BN: jax.Array, mask_BN: jax.Array, keys_B: jax.Array, num_top: int
+) -> jax.Array:
+    """Score f32[B, N] uniform per row and step: the random baseline, no special token but [CLS]."""
+    length = input_ids_BN.shape[1]
+    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)
+
+
+def importance_plus_random_scores(
+    importance_V: jax.Array, input_ids_BN: jax.Array, mask_BN: jax.Array, keys_B: jax.Array, num_top: int
+) -> jax.Array:
+    """The `num_top` most important tokens first, then random ones (Model Garden's SelectTopK)."""
+    importance_BN = importance_scores(importance_V, input_ids_BN, mask_BN, keys_B, num_top)
+    top_BK = keep_highest(importance_BN, mask_BN, num_top)
+    random_BN = random_scores(importance_V, input_ids_BN, mask_BN, keys_B, num_top)
+    return merge(random_BN, jnp.ones(top_BK.shape, jnp.float32), top_BK)
+
+
+SELECTORS = {
+    "importance": importance_scores,
+    "random": random_scores,
+    "importance+random": importance_plus_random_scores,
+}
+
+
+def keep_highest(score_BN: jax.Array, mask_BN: jax.Array, num_kept: int) -> jax.Array:
+    """Positions i32[B, K] of the K highest scores of each row, ascending (text order).
+
+    Position 0 ([CLS]) is always kept and a padded position is never kept before a real one, whatever
+    the scores say; ties go to the lower position.
+
+    Args:
+      score_BN: higher is kept first.
+      mask_BN: True at real tokens, False at padding.
+      num_kept: K, static.
+    """
+    score_BN = jnp.where(mask_BN, score_BN.astype(jnp.float32), -jnp.inf)
+    score_BN = score_BN.at[:, 0].set(jnp.inf)
+    position_BN = jax.lax.broadcasted_iota(jnp.int32, score_BN.shape, 1)
+    # A sort stays on its shard; lax.top_k on batch-sharded scores all-gathers on a CPU mesh.
+    _, order_BN = jax.lax.sort((-score_BN, position_BN), num_keys=1, is_stable=True)
+    return jnp.sort(order_BN[:, :num_kept], axis=1)
+
+
+def gather(x: jax.Array, positions_BK: jax.Array) -> jax.Array:
+    """Rows of x[B, N, ...] at positions -> [B, K, ...]; row-local, so no collective on a sharded batch."""
+    return jax.vmap(lambda row, at: row.at[at].get(mode="promise_in_bounds"))(x, positions_BK)
+
+
+def merge(x: jax.Array, kept: jax.Array, positions_BK: jax.Array) -> jax.Array:
+    """x[B, N, ...] with its rows at `positions_BK` replaced by kept[B, K, ...]: back in text order."""
+    return jax.vmap(
+        lambda row, at, new: row.at[at].set(new, mode="promise_in_bounds", unique_indices=True)
+    )(x, positions_BK, kept)
+
+
+def importance_sums(
+    vocab_size: int, target_ids_BP: jax.Array, loss_BP: jax.Array, weights_BP: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(summed MLM loss f32[V], occurrences f32[V]) of every id that was a prediction target.
+
+    Segment sums, so that duplicates average instead of one write winning, and a sharded batch costs one
+    small all-reduce. Empty prediction slots (weight 0) add nothing.
+    """
+    zeros_V = jnp.zeros((vocab_size,), jnp.float32)
+    loss_V = zeros_V.at[target_ids_BP].add(loss_BP.astype(jnp.float32) * weights_BP)
+    return loss_V, zeros_V.at[target_ids_BP].add(weights_BP)
+
+
+def update_importance(
+    importance_V: jax.Array, loss_V: jax.Array, count_V: jax.Array, beta: float, frozen_ids: Sequence[int]
+) -> jax.Array:
+    """importance[v] <- beta * importance[v] + (1 - beta) * mean loss of v in the batch (Hou et al., eq. 2).
+
+    Ids that were no target, and `frozen_ids` (never-drop ids and [PAD]), keep their value.
+    """
+    moved_V = beta * importance_V + (1.0 - beta) * loss_V / jnp.maximum(count_V, 1.0)
+    count_V = count_V.at[jnp.array(frozen_ids)].set(0.0)
+    return jnp.where(count_V > 0, moved_V, importance_V)

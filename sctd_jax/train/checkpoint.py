@@ -1,0 +1,184 @@
+"""Saving and restoring a run; the only file that knows Orbax.
+
+A workdir is all that is needed later: `config.json`, `tokenizer.model`, `prepared.json` (about the rows) and
+`checkpoints/STEP/` with the whole TrainState, importance table included.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from sctd_jax.config import Config
+from sctd_jax.data.rows import METADATA_FILE, TOKENIZER_FILE, read_metadata
+from sctd_jax.errors import UserError
+from sctd_jax.train.state import TrainState
+
+CONFIG_FILE = "config.json"
+# What a rerun may change without being another run. A longer run needs other `steps`.
+_MAY_CHANGE = {
+    "train.steps", "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
+    "train.log_every", "train.max_bad_steps", "train.accumulation", "data.rows", "data.prepared_dir", "data.input",
+    "data.tokenizer", "data.text_field", "data.documents", "mesh.data",
+}  # fmt: skip
+
+
+def claim_workdir(workdir: Path, config: Config, rows: Path) -> None:
+    """Make `workdir` this config's: write config, tokenizer and row metadata, or check those it has.
+
+    Raises:
+      UserError: it belongs to another config or to rows of another tokenizer, or cannot be written.
+    """
+    mine = dataclasses.asdict(config)
+    try:
+        if (workdir / CONFIG_FILE).exists():
+            _same_run(workdir, mine, rows)
+        elif workdir.exists() and any(workdir.iterdir()):
+            raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name in (TOKENIZER_FILE, METADATA_FILE):
+            if not (workdir / name).exists():
+                _write(workdir / name, (rows / name).read_bytes())
+        _write(workdir / CONFIG_FILE, json.dumps(mine, indent=2).encode())
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: {error}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.rename(path)
+
+
+def _same_run(workdir: Path, mine: dict, rows: Path) -> None:
+    theirs = json.loads((workdir / CONFIG_FILE).read_text())
+    other = [
+        f"{section}.{field} ({theirs.get(section, {}).get(field)!r} there, {value!r} now)"
+        for section, fields in mine.items()
+        for field, value in fields.items()
+        if f"{section}.{field}" not in _MAY_CHANGE and theirs.get(section, {}).get(field) != value
+    ]
+    if other:
+        raise UserError(f"workdir {workdir} belongs to another config: {', '.join(other)}; choose another --workdir")
+    there, now = read_metadata(workdir), read_metadata(rows)
+    for field in ("tokenizer_sha256", "rows", "tokens"):
+        if getattr(there, field) != getattr(now, field):
+            raise UserError(
+                f"workdir {workdir} was trained on other rows than {rows}: {field} is {getattr(there, field)} there "
+                f"and {getattr(now, field)} here; choose another --workdir"
+            )
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last k and the best by held-out loss, saved in the background."""
+
+    def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
+        self._folder = (workdir / "checkpoints").absolute()
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["eval/loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the lowest held-out loss among those that are kept."""
+        losses = {step: (self._manager.metrics(step) or {}).get("eval/loss") for step in self.steps()}
+        losses = {step: loss for step, loss in losses.items() if loss is not None}
+        return min(losses, key=losses.get) if losses else None
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
+        """Start saving `state` under its step, unless that step is there already.
+
+        Raises:
+          UserError: this or the save before it failed (a full disk, say); older checkpoints are untouched.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        digest = {"digest": int(_digest(state))}
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), check=ocp.args.JsonSave(digest))
+        self._guard(step, lambda: self._manager.save(step, args=arguments, metrics=metrics, force=True))
+
+    def wait(self) -> None:
+        """Return when the last save is on disk.
+
+        Raises:
+          UserError: it failed.
+        """
+        self._guard(None, self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Release Orbax's threads."""
+        self._manager.close()
+
+    def restore(self, shape: TrainState, log: Callable[[str], None], step: int | None = None) -> TrainState | None:
+        """The newest checkpoint that is whole (or that of `step`); None if there is none at all.
+
+        Args:
+          shape: tree of `jax.ShapeDtypeStruct` with shardings.
+          log: told of every checkpoint that is damaged and passed over.
+          step: restore this one and no other.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read.
+        """
+        candidates = self.steps() if step is None else [step]
+        for candidate in reversed(candidates):
+            problem = None
+            try:
+                arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shape), check=ocp.args.JsonRestore())
+                restored = self._manager.restore(candidate, args=arguments)
+                state = restored["state"]
+                if int(_digest(state)) == restored["check"]["digest"]:
+                    return state
+                problem = "its numbers do not add up to what was saved"
+            except Exception as error:  # Orbax and TensorStore raise many kinds, even Exception itself
+                problem = str(error).splitlines()[0][:200] if str(error) else repr(error)
+            log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
+        if candidates:
+            raise UserError(f"no checkpoint in {self._folder} can be read (tried {candidates})")
+        return None
+
+    def set_aside(self, after_step: int) -> None:
+        """Move damaged checkpoints newer than `after_step` out of the way, so that they can be saved again."""
+        for step in [s for s in self.steps() if s > after_step]:
+            (self._folder / str(step)).rename(self._folder.with_name(f"damaged-{step}-{time.time_ns()}"))
+        self._manager.reload()
+
+    def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # background errors surface as many kinds, ENOSPC as ValueError too
+            reason = str(error).splitlines()[0][:300] if str(error) else repr(error)
+            what = "the last checkpoint" if step is None else f"checkpoint {step} (or the one before it)"
+            raise UserError(
+                f"saving {what} to {self._folder} failed: {reason}; checkpoints that can be resumed: {self.steps()}"
+            ) from error
+
+
+@jax.jit
+def _digest(state: TrainState) -> jax.Array:
+    """Wrapping sum of all bits: TensorStore checks lengths, not contents, and the sum is the same on any mesh."""
+    state = state.replace(key=jax.random.key_data(state.key))
+
+    def bits(x: jax.Array) -> jax.Array:
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+    return sum(jax.tree.leaves(jax.tree.map(bits, state)), jnp.uint32(0))

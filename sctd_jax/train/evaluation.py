@@ -1,0 +1,85 @@
+"""Held-out evaluation: the full model on fixed masks, and for the dropping methods the drop pass beside it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sctd_jax.config import Config
+from sctd_jax.objective import losses
+from sctd_jax.objective.masking import SpecialIds, row_keys
+from sctd_jax.train.state import TrainState, make_model
+from sctd_jax.train.step import mask_batch, select
+
+# Masks of the evaluation: the same for every run, method and seed, so that curves compare.
+_EVAL_SEED = 20230524
+
+
+def make_eval_step(config: Config, special: SpecialIds, word_start_V: jax.Array | None = None):
+    """(state, tokens_BN, rows_B, valid_B) -> sums, for `summarize`.
+
+    `rows_B` are held-out row numbers (they fix the masks); rows with `valid_B` False count nothing.
+    """
+    model = make_model(config)
+    dropping = config.dropping.method != "full"
+
+    def eval_step(state: TrainState, tokens_BN: jax.Array, rows_B: jax.Array, valid_B: jax.Array):
+        key = jax.random.key(_EVAL_SEED)
+        batch = mask_batch(config, special, key, tokens_BN, word_start_V, rows_B)
+        weights_BP = batch.weights_BP * valid_B[:, None]
+        rows_BR = jnp.concatenate([jnp.zeros_like(batch.positions_BP[:, :1]), batch.positions_BP], axis=1)
+        kept_BK = None
+        if dropping:
+            kept_BK = select(config, state.importance_V, batch, row_keys(jax.random.fold_in(key, 1), rows_B))
+
+        def network(bert):
+            def branch(kept_BK):
+                output, states = bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept_BK, rows_BR=rows_BR)
+                return bert.mlm_logits(output[:, 1:]), [state[:, 0] for state in states[-2:]]
+
+            x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)
+            return branch(None), branch(kept_BK) if dropping else None
+
+        (logits_BPV, full_cls), drop_pass = model.apply({"params": state.params}, method=network)
+        correct_BP = jnp.argmax(logits_BPV, axis=-1) == batch.targets_BP
+        sums = {
+            "predictions": weights_BP.sum(),
+            "rows": valid_B.astype(jnp.float32).sum(),
+            "loss": jnp.sum(losses.cross_entropy(logits_BPV, batch.targets_BP) * weights_BP),
+            "correct": jnp.sum(correct_BP * weights_BP),
+        }
+        if drop_pass is not None:
+            drop_logits_BPV, drop_cls = drop_pass
+            drop_loss_BP = losses.cross_entropy(drop_logits_BPV, batch.targets_BP)
+            sums["drop_loss"] = jnp.sum(drop_loss_BP * weights_BP)
+            for name, full_BD, drop_BD in zip(("local", "global"), full_cls, drop_cls, strict=True):
+                sums[f"drift_{name}"] = jnp.sum(_cosine(full_BD, drop_BD) * valid_B)
+        return sums
+
+    return eval_step
+
+
+def _cosine(a_BD: jax.Array, b_BD: jax.Array) -> jax.Array:
+    a_BD, b_BD = a_BD.astype(jnp.float32), b_BD.astype(jnp.float32)
+    norms_B = jnp.linalg.norm(a_BD, axis=-1) * jnp.linalg.norm(b_BD, axis=-1)
+    return jnp.sum(a_BD * b_BD, axis=-1) / norms_B
+
+
+def summarize(sums: dict[str, float]) -> dict[str, float]:
+    """Sums over all held-out batches -> metrics.
+
+    `drift_local` and `drift_global` are the mean cosine between the full and the drop pass's [CLS] after
+    layers L-2 and L-1 (1: dropping changes nothing).
+    """
+    predictions, rows = sums["predictions"], sums["rows"]
+    loss = sums["loss"] / predictions
+    metrics = {
+        "eval/loss": loss,
+        "eval/perplexity": math.exp(loss),
+        "eval/accuracy": sums["correct"] / predictions,
+    }
+    if "drop_loss" in sums:
+        metrics["eval/drop_loss"] = sums["drop_loss"] / predictions
+        metrics["eval/drift_local"] = sums["drift_local"] / rows
+        metrics["eval/drift_global"] = sums["drift_global"] / rows
+    return metrics

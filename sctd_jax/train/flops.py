@@ -1,0 +1,88 @@
+"""FLOPs of a step by formula (matrix products only, a multiply-add is 2), and the peaks they are held against.
+
+Letters as in SPEC: N sequence length, K kept tokens, P predicted positions, D width, F FFN width, V vocabulary.
+"""
+
+from sctd_jax.config import Config
+from sctd_jax.train.step import Variant
+
+# Dense bf16 peak of one JAX device, FLOP/s, from the vendors' data sheets. A v4 or later TPU device is a chip.
+_PEAK_BF16 = {
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def _layer(config: Config, queries: int, context: int) -> float:
+    """Forward FLOPs of one layer and row with `queries` query rows over `context` keys and values."""
+    width, ffn = config.model.hidden_size, config.model.intermediate_size
+    projections = 2 * width * width * (2 * queries + 2 * context)  # query and output; key and value
+    attention = 2 * 2 * width * queries * context
+    return projections + attention + 2 * 2 * width * ffn * queries
+
+
+def _head(config: Config) -> float:
+    width, vocab = config.model.hidden_size, config.model.vocab_size
+    return config.num_predicted * (2 * width * width + 2 * width * vocab)
+
+
+def forward_flops(config: Config, variant: Variant) -> float:
+    """Forward FLOPs of one row in one variant, with the savings of SPEC 5."""
+    length, kept, last = config.data.seq_len, config.num_kept, config.model.num_layers - 1
+    rows = config.num_predicted + 1
+    if variant == "consistency" and config.dropping.sc_pool == "mean":
+        rows = length
+    first_drop, last_drop = config.drop_layers
+    prefix = first_drop * _layer(config, length, length)
+    top = _layer(config, rows, length) + _head(config)
+    full_middle = (last - first_drop) * _layer(config, length, length)
+    drop_middle = (
+        _layer(config, kept, length)
+        + (last_drop - first_drop) * _layer(config, kept, kept)
+        + (last - 1 - last_drop) * _layer(config, length, length)
+    )
+    if variant == "full":
+        return prefix + full_middle + top
+    if variant == "drop":
+        return prefix + drop_middle + top
+    prefixes = 1 if config.dropping.sc_share_prefix else 2
+    return prefixes * prefix + full_middle + drop_middle + 2 * top
+
+
+def step_flops(config: Config, variant: Variant) -> float:
+    """FLOPs of one training step on the global batch: the backward pass costs twice the forward."""
+    return 3 * config.train.batch_size * forward_flops(config, variant)
+
+
+def mean_step_flops(config: Config) -> float:
+    """FLOPs of a step averaged over the run's schedule."""
+    steps, dropping = config.train.steps, config.dropping
+    full = steps if dropping.method == "full" else min(steps, dropping.full_steps_first + dropping.full_steps_last)
+    counts = {"full": full, "drop": steps - full, "consistency": 0}
+    if dropping.method == "sctd":
+        middle = range(dropping.full_steps_first, steps - dropping.full_steps_last)
+        interval = dropping.sc_interval
+        counts["consistency"] = -(-middle.stop // interval) - -(-middle.start // interval) if middle else 0
+        counts["drop"] -= counts["consistency"]
+    return sum(count * step_flops(config, variant) for variant, count in counts.items()) / steps
+
+
+def plain_step_flops(config: Config) -> float:
+    """FLOPs of BERT as published with its head on the P predicted rows: nothing dropped, all rows of the last layer."""
+    length = config.data.seq_len
+    return 3 * config.train.batch_size * (config.model.num_layers * _layer(config, length, length) + _head(config))
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """bf16 peak of one device, or None if this kind is not known."""
+    known = [name for name in _PEAK_BF16 if device_kind.startswith(name)]
+    return _PEAK_BF16[max(known, key=len)] if known else None

@@ -1,0 +1,216 @@
+"""train_and_evaluate: set up, restore, loop."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sctd_jax.config import Config
+from sctd_jax.data.loader import prefetch
+from sctd_jax.errors import UserError
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train import report, setup
+from sctd_jax.train.checkpoint import Checkpoints, claim_workdir
+from sctd_jax.train.flops import peak_flops, step_flops
+from sctd_jax.train.metrics import METRICS_FILE, Console, Speed, Writer
+from sctd_jax.train.signals import stop_requests
+from sctd_jax.train.state import TrainState
+from sctd_jax.train.step import variant_at
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a call of `train_and_evaluate` ended."""
+
+    step: int
+    stopped_by: int | None  # a signal number, or None
+    state: TrainState
+
+
+def train_and_evaluate(config: Config, workdir: str | Path, log: Callable[[str], None] = print) -> Result:
+    """Train a config in a workdir up to `train.steps`, resuming from its newest checkpoint.
+
+    Raises:
+      UserError: anything a person can put right; checkpoints that were saved stay.
+    """
+    workdir = Path(workdir)
+    mesh = meshes.make_mesh(config)
+    data = setup.open_data(config, log)
+    claim_workdir(workdir, config, data.folder)
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+    try:
+        state = _restore(config, data, mesh, checkpoints, log)
+        for line in report.start_table(config, mesh, data, state):
+            log(line)
+        started = time.monotonic()
+        with stop_requests() as stop:
+            result = _loop(config, workdir, mesh, data, checkpoints, state, stop, log)
+        for line in _end(config, workdir, data, result, time.monotonic() - started):
+            log(line)
+        return result
+    finally:
+        checkpoints.close()
+
+
+def _restore(config: Config, data: setup.Data, mesh, checkpoints: Checkpoints, log: Callable) -> TrainState:
+    state = checkpoints.restore(setup.state_shape(config, data, mesh), log)
+    if state is None:
+        return setup.new_state(config, data, mesh)
+    step = int(state.step)
+    checkpoints.set_aside(after_step=step)
+    if step > config.train.steps:
+        raise UserError(f"config.train.steps is {config.train.steps}, but the workdir has trained {step} already")
+    log(f"resuming at step {step}")
+    return state
+
+
+def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
+    start, steps = int(state.step), config.train.steps
+    if start == steps:
+        return Result(start, None, state)
+    log("compiling ...")
+    began = time.monotonic()
+    step_fns = setup.compile_steps(config, data, mesh)
+    evaluate = setup.make_evaluate(config, data, mesh)
+    log(f"compiled {', '.join(step_fns)} in {time.monotonic() - began:.0f} s")
+    for line in report.cpu_warning(config):
+        log(line)
+
+    loader = setup.train_loader(config, data, mesh)
+    batches = prefetch(lambda step: meshes.put_batch(mesh, loader.batch(step)), start, steps)
+    writer, console = Writer(workdir), Console(start, steps)
+    train = _TrainMetrics(config, writer, console)
+    try:
+        for step in range(start, steps + 1):
+            # The order is fixed: eval -> checkpoint -> next batch -> dispatch -> metrics of the step before.
+            stopping, last = stop.signum is not None, step == steps
+            evaluated = None
+            if (step % config.train.eval_every == 0 or last) and (step > start or step == 0) and not stopping:
+                train.flush()
+                evaluated = evaluate(state)
+                writer.write(step, evaluated)
+                console.log(report.evaluation_line(step, evaluated))
+            if (step % config.train.checkpoint_every == 0 or last or stopping) and step > start:
+                train.flush()
+                checkpoints.save(state, evaluated)
+            if last or stopping:
+                break
+            tokens = next(batches)
+            state, metrics = step_fns[variant_at(config, step)](state, tokens)
+            train.take(step, metrics)
+            if train.bad_streak >= config.train.max_bad_steps:
+                _give_up(config, checkpoints, state, train.bad_streak)
+        checkpoints.wait()
+        return Result(step, stop.signum if step < steps else None, state)
+    finally:
+        batches.close()
+        train.flush()
+        writer.close()
+        console.close()
+
+
+class _TrainMetrics:
+    """Reads the metrics of a step after the next one is dispatched, so that the device never waits."""
+
+    def __init__(self, config: Config, writer: Writer, console: Console):
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._config, self._writer, self._console = config, writer, console
+        self._speed = Speed(config.train.batch_size * config.data.seq_len, peak and peak * jax.device_count())
+        self._unread: tuple[int, Mapping[str, jax.Array]] | None = None
+        self._window: dict[str, list[float]] = {}
+        self.bad_streak = 0
+
+    def take(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Update `step` has just been dispatched; read the one before."""
+        previous, self._unread = self._unread, (step, metrics)
+        if previous is not None:
+            self._read(*previous)
+
+    def flush(self) -> None:
+        """Wait for the last update and read it; what follows (evaluation, saving) is not timed."""
+        previous, self._unread = self._unread, None
+        if previous is not None:
+            self._read(*previous)
+        self._speed.pause()
+
+    def _read(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        self._speed.step(step_flops(self._config, variant_at(self._config, step)))
+        skipped = values["skipped"] > 0
+        self.bad_streak = self.bad_streak + 1 if skipped else 0
+        if skipped:
+            self._console.log(f"warning: step {step + 1} had a non-finite loss or gradient and was skipped")
+        for name, value in values.items():
+            if np.isfinite(value):
+                self._window.setdefault(f"train/{name}", []).append(value)
+        done = step + 1
+        if done % self._config.train.log_every == 0 or done == self._config.train.steps or step == 0:
+            self._report(done)
+
+    def _report(self, done: int) -> None:
+        # Means over the window, but the rate as it is now and the skipped steps as their number.
+        reduce: dict[str, Callable] = {"train/skipped": sum, "train/learning_rate": lambda values: values[-1]}
+        means = {name: float(reduce.get(name, np.mean)(values)) for name, values in self._window.items()}
+        means |= self._speed.report(self._config.train.steps - done)
+        self._writer.write(done, means)
+        if "train/loss" in means:
+            self._console.progress(done, means)
+        self._window.clear()
+
+
+def _give_up(config: Config, checkpoints: Checkpoints, state: TrainState, streak: int) -> None:
+    checkpoints.save(state, None)
+    checkpoints.wait()
+    raise UserError(
+        f"{streak} steps in a row had a non-finite loss or gradient (train.max_bad_steps); their updates were left "
+        f"out, and the last good parameters are saved as step {int(state.step)}. Lower optimizer.learning_rate "
+        f"({config.optimizer.learning_rate}) or lengthen the warm-up"
+    )
+
+
+def _end(config: Config, workdir: Path, data: setup.Data, result: Result, seconds: float) -> list[str]:
+    if result.stopped_by is not None:
+        return [f"stopped by signal {result.stopped_by} after step {result.step}; saved in {workdir}. "
+                "Run the same command to resume"]  # fmt: skip
+    evaluations = [line for line in read_metrics(workdir) if "eval/loss" in line]
+    return [
+        *report.summary(config, workdir, evaluations, result.state, seconds),
+        *report.fill_mask_examples(config, data, result.state),
+    ]
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """Lines of a run's metrics file; one that a kill cut short is left out."""
+    lines = []
+    for line in (Path(workdir) / METRICS_FILE).read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def evaluate_workdir(config: Config, workdir: str | Path, log: Callable[[str], None] = print) -> dict[str, float]:
+    """Held-out metrics of a workdir's newest checkpoint.
+
+    Raises:
+      UserError: there is none, or the workdir is another config's.
+    """
+    workdir = Path(workdir)
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
+    mesh = meshes.make_mesh(config)
+    data = setup.open_data(config, log)
+    claim_workdir(workdir, config, data.folder)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    state = checkpoints.restore(setup.state_shape(config, data, mesh), log)
+    if state is None:
+        raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
+    metrics = setup.make_evaluate(config, data, mesh)(state)
+    log(report.evaluation_line(int(state.step), metrics))
+    return metrics

@@ -1,0 +1,110 @@
+"""Writers of metrics (console, JSONL, TensorBoard), and speed."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Writer:
+    """`metrics.jsonl` and TensorBoard files in the workdir; one JSON object a line."""
+
+    def __init__(self, workdir: Path):
+        path = workdir / METRICS_FILE
+        cut_short = path.exists() and not path.read_bytes().endswith(b"\n")
+        self._jsonl = open(path, "a", buffering=1)
+        if cut_short:  # by a kill: begin on a line of our own
+            self._jsonl.write("\n")
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record values under the number of updates done."""
+        self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush both files."""
+        self._jsonl.close()
+        self._tensorboard.close()
+
+
+class Console:
+    """A tqdm line on a terminal, plain lines elsewhere."""
+
+    def __init__(self, start: int, steps: int):
+        self._steps = steps
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=None, dynamic_ncols=True, file=sys.stdout)
+
+    def log(self, line: str) -> None:
+        """Print a line without breaking the bar."""
+        self._bar.write(line) if not self._bar.disable else print(line, flush=True)
+
+    def progress(self, step: int, train: dict[str, float]) -> None:
+        """Show the latest training metrics."""
+        parts = [f"loss {train['train/loss']:.3f}", f"lr {train['train/learning_rate']:.2e}"]
+        if "train/tokens_per_second" in train:
+            parts.append(f"{train['train/tokens_per_second']:,.0f} tokens/s")
+        if "train/mfu" in train:
+            parts.append(f"MFU {train['train/mfu']:.1%}")
+        if self._bar.disable:
+            eta = f"ETA {duration(train['train/eta_seconds'])}" if "train/eta_seconds" in train else ""
+            print(f"step {step}/{self._steps}  " + "  ".join([*parts, eta]).rstrip(), flush=True)
+        else:
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the last state of the bar on the screen."""
+        self._bar.close()
+
+
+class Speed:
+    """Throughput between reports, not counting evaluation, saving and compilation."""
+
+    def __init__(self, tokens_per_step: int, peak_flops: float | None):
+        self._tokens, self._peak = tokens_per_step, peak_flops
+        self._seconds, self._steps, self._flops = 0.0, 0, 0.0
+        self._since: float | None = None
+
+    def pause(self) -> None:
+        """The next step's time does not count."""
+        self._since = None
+
+    def step(self, flops: float) -> None:
+        """A step of `flops` FLOPs has finished now."""
+        now = time.monotonic()
+        if self._since is not None:
+            self._seconds += now - self._since
+            self._steps += 1
+            self._flops += flops
+        self._since = now
+
+    def report(self, steps_left: int) -> dict[str, float]:
+        """Metrics since the last report; empty if no step was timed."""
+        if not self._steps:
+            return {}
+        values = {
+            "train/tokens_per_second": self._tokens * self._steps / self._seconds,
+            "train/step_seconds": self._seconds / self._steps,
+            "train/flops_per_second": self._flops / self._seconds,
+            "train/eta_seconds": steps_left * self._seconds / self._steps,
+        }
+        if self._peak:
+            values["train/mfu"] = values["train/flops_per_second"] / self._peak
+        self._seconds, self._steps, self._flops = 0.0, 0, 0.0
+        return values
+
+
+def duration(seconds: float) -> str:
+    """E.g. `1d 02:03:04` or `03:04`."""
+    days, rest = divmod(round(seconds), 86400)
+    hours, rest = divmod(rest, 3600)
+    clock = f"{rest // 60:02d}:{rest % 60:02d}"
+    clock = f"{hours:02d}:{clock}" if hours or days else clock
+    return f"{days}d {clock}" if days else clock

@@ -1,0 +1,162 @@
+"""What a person sees: the table at the start, evaluation lines, the summary, fill-mask examples."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from sctd_jax.config import Config
+from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.data.tokenizer import WORD_START
+from sctd_jax.parallel.mesh import describe
+from sctd_jax.train.flops import mean_step_flops, plain_step_flops, step_flops
+from sctd_jax.train.metrics import duration
+from sctd_jax.train.setup import Data, matmul_flops_per_second
+from sctd_jax.train.state import TrainState, make_model
+from sctd_jax.train.step import variants
+
+_SLOW_STEP_SECONDS = 5.0
+_EXAMPLES, _CANDIDATES, _CONTEXT = 5, 3, 12
+
+
+def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> list[str]:
+    """Lines that say what is about to run."""
+    model, dropping, metadata = config.model, config.dropping, data.metadata
+    parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
+    devices = mesh.devices.flat
+    ratio = mean_step_flops(config) / plain_step_flops(config)
+    rows = [
+        ("devices", f"{len(list(devices))} x {jax.devices()[0].device_kind}, {jax.process_count()} host(s)"),
+        ("mesh", describe(mesh)),
+        ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}, "
+                  f"{parameters / 1e6:,.1f} M parameters"),
+        ("data", f"{metadata.rows:,} rows of {metadata.seq_len} tokens, {metadata.heldout_rows:,} held out; "
+                 f"vocabulary {metadata.vocab_size:,}; {data.folder}"),
+        ("steps", f"{int(state.step):,} to {config.train.steps:,} of {config.train.batch_size} rows "
+                  f"({config.train.steps * config.train.batch_size / metadata.rows:,.1f} epochs)"),
+        ("method", _method(config)),
+    ]  # fmt: skip
+    if dropping.method != "full":
+        first, last = config.drop_layers
+        kept = f"{config.num_kept} of {config.data.seq_len} in layers {first} to {last}, selector {config.selector}"
+        rows.append(("kept tokens", kept))
+    rows.append(("FLOPs", f"{mean_step_flops(config):.3g} a step, {ratio:.2f} of plain full-token BERT"))
+    lines = [f"{name:>12}  {text}" for name, text in rows]
+    if not config.data.input and not config.data.rows:
+        lines.append(
+            "note: this is the embedded trial corpus (US State of the Union addresses, 12 MB), enough to try the "
+            "tool, not to pretrain a useful model. Your own text: --config.data.input='folder/**/*.txt'"
+        )
+    return lines
+
+
+def _method(config: Config) -> str:
+    dropping = config.dropping
+    text = {
+        "full": "full-token training",
+        "drop": "token dropping",
+        "random": "random token dropping",
+        "sctd": f"ScTD, a consistency step every {dropping.sc_interval}, lambda {dropping.sc_weight:g}",
+    }[dropping.method]
+    if dropping.method != "full" and (dropping.full_steps_first or dropping.full_steps_last):
+        text += f"; full-token steps: first {dropping.full_steps_first:,}, last {dropping.full_steps_last:,}"
+    return text
+
+
+def cpu_warning(config: Config) -> list[str]:
+    """On a CPU: how long a step will take, and where to go if that is long."""
+    if jax.default_backend() != "cpu":
+        return []
+    rate = matmul_flops_per_second()
+    # A whole step reaches about half of the rate of one large product.
+    seconds = {variant: step_flops(config, variant) / (0.5 * rate) for variant in variants(config)}
+    slowest = max(seconds.values())
+    if slowest < _SLOW_STEP_SECONDS:
+        return []
+    steps = ", ".join(f"{variant} {duration(value)}" for variant, value in seconds.items())
+    return [
+        f"warning: on this CPU ({rate / 1e9:.0f} GFLOP/s) a step will take about {steps} (minutes:seconds). "
+        "configs/tiny.py is made for CPUs; this config wants a TPU or GPU"
+    ]
+
+
+def evaluation_line(step: int, metrics: dict[str, float]) -> str:
+    """One line for one evaluation."""
+    line = (
+        f"eval at step {step}: held-out loss {metrics['eval/loss']:.3f}, perplexity "
+        f"{metrics['eval/perplexity']:.1f}, accuracy {metrics['eval/accuracy']:.1%}"
+    )
+    if "eval/drop_loss" in metrics:
+        line += (
+            f"; drop pass {metrics['eval/drop_loss']:.3f}, [CLS] cosine of full and drop pass "
+            f"{metrics['eval/drift_local']:.3f} (layer L-2) {metrics['eval/drift_global']:.3f} (L-1)"
+        )
+    return line
+
+
+def summary(
+    config: Config, workdir: Path, evaluations: list[dict[str, Any]], state: TrainState, seconds: float
+) -> list[str]:
+    """Lines for the end of a run."""
+    lines = [f"done: {int(state.step):,} steps, {duration(seconds)} in this run"]
+    if evaluations:
+        first, last = evaluations[0], evaluations[-1]
+        lines.append(
+            f"held-out loss {first['eval/loss']:.3f} (step {first['step']}) -> {last['eval/loss']:.3f} "
+            f"(step {last['step']})"
+        )
+    if int(state.skipped):
+        lines.append(f"{int(state.skipped):,} steps were skipped for non-finite numbers")
+    lines.append(f"checkpoint: {workdir / 'checkpoints' / str(int(state.step))}; curves: python -m sctd_jax.plot {workdir}")
+    if int(state.step) == config.train.steps:
+        lines.append(f"to train longer, repeat the command with --config.train.steps above {config.train.steps}")
+    return lines
+
+
+def fill_mask_examples(config: Config, data: Data, state: TrainState) -> list[str]:
+    """The full model's guesses for one hidden word in each of a few held-out rows."""
+    rows = Rows(data.folder, HELD_OUT)
+    step = max(len(rows) // _EXAMPLES, 1)
+    tokens_BN = rows.read(range(0, min(len(rows), step * _EXAMPLES), step))
+    positions = [_a_word(row, data) for row in tokens_BN]
+    found = [i for i, position in enumerate(positions) if position is not None]
+    if not found:
+        return []
+    tokens_BN, positions = tokens_BN[found], np.array([positions[i] for i in found])
+    hidden_BN = tokens_BN.copy()
+    hidden_BN[np.arange(len(found)), positions] = data.special.mask
+
+    @jax.jit
+    def predict(params, input_ids_BN, rows_BR):
+        model = make_model(config)
+        logits = model.apply({"params": params}, input_ids_BN, input_ids_BN != data.special.pad, rows_BR=rows_BR)
+        return jax.lax.top_k(jax.nn.softmax(logits[:, 0]), _CANDIDATES)
+
+    scores, ids = predict(state.params, jnp.asarray(hidden_BN), jnp.asarray(positions[:, None]))
+    lines = ["fill-mask on held-out text (the model's guesses, and the word that was hidden):"]
+    for row, position, guesses, chances in zip(tokens_BN, positions, np.asarray(ids), np.asarray(scores), strict=True):
+        left = data.processor.decode(row[max(position - _CONTEXT, 1) : position].tolist())
+        right = data.processor.decode(row[position + 1 : position + 1 + _CONTEXT].tolist())
+        words = ", ".join(f"{_word(data, i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
+        lines.append(f"  ... {left} [MASK] {right} ...\n      {words}   (was: {_word(data, row[position])})")
+    return lines
+
+
+def _word(data: Data, piece_id: int) -> str:
+    return data.processor.id_to_piece(int(piece_id)).replace(WORD_START, "")
+
+
+def _a_word(row: np.ndarray, data: Data) -> int | None:
+    """A position near the middle of the row that holds a whole word of at least four letters."""
+    pieces = [data.processor.id_to_piece(int(i)) for i in row]
+    words = [
+        i
+        for i in range(1, len(row) - 1)
+        if pieces[i].startswith(WORD_START) and pieces[i + 1].startswith(WORD_START) and pieces[i][1:].isalpha()
+    ]
+    long = [i for i in words if len(pieces[i]) > 4] or words
+    return min(long, key=lambda i: abs(i - len(row) // 2)) if long else None

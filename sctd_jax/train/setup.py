@@ -1,0 +1,126 @@
+"""Everything that is made once before the loop: rows, mesh, compiled steps, state."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sentencepiece
+from jax.sharding import Mesh
+
+from sctd_jax.config import Config
+from sctd_jax.data import tokenizer
+from sctd_jax.data.loader import Loader
+from sctd_jax.data.prepare import ensure_rows
+from sctd_jax.data.rows import HELD_OUT, TOKENIZER_FILE, TRAIN, Metadata, Rows, read_metadata
+from sctd_jax.errors import UserError
+from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train.evaluation import make_eval_step, summarize
+from sctd_jax.train.state import TrainState, initial_state
+from sctd_jax.train.step import Variant, make_train_step, variants
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The rows of a run and what their tokenizer says."""
+
+    folder: Path
+    metadata: Metadata
+    processor: sentencepiece.SentencePieceProcessor
+    special: SpecialIds
+    word_start_V: np.ndarray | None  # for whole-word masking
+
+
+def open_data(config: Config, log: Callable[[str], None]) -> Data:
+    """The config's rows, prepared now if missing.
+
+    Raises:
+      UserError: they cannot be prepared, or do not fit the config.
+    """
+    folder = ensure_rows(config, log)
+    metadata = read_metadata(folder)
+    for field, have, want in (
+        ("data.seq_len", metadata.seq_len, config.data.seq_len),
+        ("model.vocab_size", metadata.vocab_size, config.model.vocab_size),
+    ):
+        if have != want:
+            raise UserError(f"config.{field} is {want}, but the rows in {folder} were prepared with {have}")
+    path = str(folder / TOKENIZER_FILE)
+    if tokenizer.digest(path) != metadata.tokenizer_sha256:
+        raise UserError(f"{path} is not the tokenizer that the rows beside it were made with")
+    processor = tokenizer.load(path)
+    word_start_V = tokenizer.word_starts(processor) if config.masking.whole_word else None
+    if word_start_V is not None and not word_start_V.any():
+        raise UserError("config.masking.whole_word: no piece of the vocabulary begins a word")
+    return Data(folder, metadata, processor, SpecialIds(**tokenizer.special_ids(processor, path)), word_start_V)
+
+
+def state_shape(config: Config, data: Data, mesh: Mesh) -> TrainState:
+    """The state as a tree of `jax.ShapeDtypeStruct` with its shardings."""
+    shape = jax.eval_shape(lambda: initial_state(config, data.special))
+    sharding = meshes.replicated(mesh)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shape)
+
+
+def new_state(config: Config, data: Data, mesh: Mesh) -> TrainState:
+    """The state before the first step, on the mesh."""
+    return meshes.jit_init(mesh, lambda: initial_state(config, data.special))()
+
+
+def compile_steps(config: Config, data: Data, mesh: Mesh) -> Mapping[Variant, Callable]:
+    """Every variant that the run needs, compiled: nothing compiles in the middle of a run."""
+    shape = state_shape(config, data, mesh)
+    tokens = jax.ShapeDtypeStruct(
+        (config.train.batch_size, config.data.seq_len), jnp.int32, sharding=meshes.batch_sharding(mesh)
+    )
+    compiled = {}
+    for variant in variants(config):
+        step_fn = make_train_step(config, data.special, variant, data.word_start_V)
+        compiled[variant] = meshes.jit_train_step(mesh, step_fn).lower(shape, tokens).compile()
+    return compiled
+
+
+def train_loader(config: Config, data: Data, mesh: Mesh) -> Loader:
+    """Shuffled batches of the training rows."""
+    rows = Rows(data.folder, TRAIN)
+    mine = meshes.host_rows(mesh, config.train.batch_size)
+    return Loader(rows, batch_size=config.train.batch_size, seed=config.train.seed, host_rows=mine)
+
+
+def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
+    """A function from a state to its held-out metrics, over the first `train.eval_rows` rows."""
+    rows = Rows(data.folder, HELD_OUT)
+    count, batch_size = min(config.train.eval_rows, len(rows)), config.train.batch_size // config.train.accumulation
+    mine = meshes.host_rows(mesh, batch_size)
+    eval_step = meshes.jit_eval_step(mesh, make_eval_step(config, data.special, data.word_start_V))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        totals: dict[str, Any] = {}
+        for start in range(0, count, batch_size):
+            numbers = start + np.arange(batch_size)[mine]
+            # The last batch is filled up with its own rows, which then do not count.
+            tokens = rows.read(np.minimum(numbers, count - 1))
+            inputs = (tokens, numbers.astype(np.int32), numbers < count)
+            sums = eval_step(state, *(meshes.put_batch(mesh, x) for x in inputs))
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+        return summarize({name: float(value) for name, value in totals.items()})
+
+    return evaluate
+
+
+def matmul_flops_per_second() -> float:
+    """Achieved FLOP/s of a plain f32 product on the default device; takes well under a second."""
+    size, repeats = 1024, 5
+    a = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    started = time.monotonic()
+    for _ in range(repeats):
+        a = product(a, a)
+    a.block_until_ready()
+    return repeats * 2 * size**3 / (time.monotonic() - started)

@@ -1,0 +1,36 @@
+"""SIGTERM and Ctrl-C as a polite request to stop."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+
+class StopRequest:
+    """`signum` is the signal that asked the run to stop, or None."""
+
+    signum: int | None = None
+
+    def __call__(self, signum: int, frame) -> None:
+        if self.signum is not None:  # asked twice: the person wants out now
+            raise KeyboardInterrupt
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """While inside, SIGTERM and SIGINT set `signum` instead of killing; a second one interrupts.
+
+    Outside the main thread (a notebook's worker) Python delivers no signals, and none is handled.
+    """
+    request = StopRequest()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = {number: signal.signal(number, request) for number in signals}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,255 @@
+"""The pure train step in its three variants (full, drop, consistency) and the evaluation step.
+
+Shapes: B batch, N sequence length, K kept tokens, P predicted positions, D width, V vocabulary.
+A reader meets, in order: masking -> encoder (-> token_dropping) -> losses -> optimizer -> metrics.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sctd_jax.config import Config
+from sctd_jax.model import token_dropping
+from sctd_jax.model.bert import Bert
+from sctd_jax.objective import losses
+from sctd_jax.objective.masking import MaskedBatch, SpecialIds, mask_tokens, row_keys
+from sctd_jax.train.optimizer import learning_rate, make_optimizer
+from sctd_jax.train.state import TrainState, make_model
+
+Variant = Literal["full", "drop", "consistency"]
+Metrics = dict[str, jax.Array]
+
+# Independent random streams of a step.
+_MASKING, _DROPOUT, _SELECTION = range(3)
+
+
+def variant_at(config: Config, step: int) -> Variant:
+    """Which variant update number `step` (from 0) runs; chosen on the host, so any step can be first."""
+    dropping = config.dropping
+    full = step < dropping.full_steps_first or step >= config.train.steps - dropping.full_steps_last
+    if dropping.method == "full" or full:
+        return "full"
+    if dropping.method == "sctd" and step % dropping.sc_interval == 0:
+        return "consistency"
+    return "drop"
+
+
+def variants(config: Config) -> tuple[Variant, ...]:
+    """Every variant that a run of this config may need, without walking its steps."""
+    dropping, steps = config.dropping, config.train.steps
+    first, last = dropping.full_steps_first, steps - dropping.full_steps_last
+    probes = {0, steps - 1, *range(first, min(last, first + dropping.sc_interval + 1))}
+    found = {variant_at(config, step) for step in probes}
+    return tuple(v for v in ("full", "drop", "consistency") if v in found)
+
+
+def make_train_step(
+    config: Config, special: SpecialIds, variant: Variant, word_start_V: jax.Array | None = None
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+    """The step (state, tokens_BN) -> (state, metrics) of one variant; pure, for the caller to jit.
+
+    Args:
+      config: of the run.
+      special: special ids of the tokenizer.
+      variant: which passes and which loss (SPEC 4).
+      word_start_V: bool[V] for whole-word masking, or None.
+    """
+    model, optimizer = make_model(config), make_optimizer(config.optimizer)
+
+    def step_fn(state: TrainState, tokens_BN: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        batch = mask_batch(config, special, jax.random.fold_in(key, _MASKING), tokens_BN, word_start_V)
+        predictions = batch.weights_BP.sum()
+        # A batch without one maskable token has loss 0 / 1, and no gradient, rather than 0 / 0.
+        denominators = (jnp.maximum(predictions, 1.0), tokens_BN.shape[0])
+
+        def loss_fn(params, microbatch, rows_B, index):
+            sums, losses_BP = forward_sums(
+                config, model, params, state.importance_V, microbatch, variant,
+                dropout_key=jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), index),
+                selection_keys_B=row_keys(jax.random.fold_in(key, _SELECTION), rows_B),
+            )  # fmt: skip
+            loss = losses.combine(
+                sums, *denominators, consistency=variant == "consistency", sc_weight=config.dropping.sc_weight
+            )
+            importance = token_dropping.importance_sums(
+                config.model.vocab_size, microbatch.targets_BP, losses_BP, microbatch.weights_BP
+            )
+            return loss, (sums, importance)
+
+        grads, loss, (sums, importance) = _accumulate(loss_fn, state.params, batch, config.train.accumulation)
+        new_state, finite, grad_norm = _update(config, optimizer, special, state, grads, loss, importance)
+        metrics = {
+            "loss": loss,
+            "mlm_loss": sums.mlm / denominators[0],
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate(config, state.step),
+            "skipped": (~finite).astype(jnp.int32),
+        }
+        if variant == "consistency":
+            metrics["mlm_loss_full_pass"] = sums.mlm_full / denominators[0]
+            metrics["sc_global"] = sums.sc_global / denominators[1]
+            metrics["sc_local"] = sums.sc_local / denominators[1]
+        return new_state, metrics
+
+    return step_fn
+
+
+def mask_batch(
+    config: Config, special: SpecialIds, key: jax.Array, tokens_BN: jax.Array, word_start_V=None, rows_B=None
+) -> MaskedBatch:
+    """`mask_tokens` with a config's settings; row numbers default to 0 .. B-1."""
+    return mask_tokens(
+        key,
+        jnp.arange(tokens_BN.shape[0]) if rows_B is None else rows_B,
+        tokens_BN,
+        special=special,
+        vocab_size=config.model.vocab_size,
+        num_predicted=config.num_predicted,
+        rate=config.masking.rate,
+        mask_share=config.masking.mask_share,
+        random_share=config.masking.random_share,
+        word_start_V=word_start_V,
+    )
+
+
+def select(config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array) -> jax.Array:
+    """Positions i32[B, K] that dropping keeps, by the config's selector on the masked input."""
+    selector = token_dropping.SELECTORS[config.selector]
+    score_BN = selector(importance_V, batch.input_ids_BN, batch.mask_BN, keys_B, config.num_top)
+    return token_dropping.keep_highest(score_BN, batch.mask_BN, config.num_kept)
+
+
+def forward_sums(
+    config: Config,
+    model: Bert,
+    params: Any,
+    importance_V: jax.Array,
+    batch: MaskedBatch,
+    variant: Variant,
+    *,
+    dropout_key: jax.Array | None,
+    selection_keys_B: jax.Array,
+) -> tuple[losses.Sums, jax.Array]:
+    """Loss sums of one (micro)batch, and the MLM loss [B, P] that moves the importance table.
+
+    Args:
+      config: of the run.
+      model: from `make_model(config)`.
+      params: of the model.
+      importance_V: scores the tokens; no gradient flows into it.
+      batch: masked rows.
+      variant: full, drop or consistency.
+      dropout_key: None for no dropout.
+      selection_keys_B: a key per row, for selectors that draw.
+    """
+    # The loss reads the last layer at [CLS] and the P predicted positions only (SPEC 5).
+    cls_B1 = jnp.zeros_like(batch.positions_BP[:, :1])
+    rows_BR = jnp.concatenate([cls_B1, batch.positions_BP], axis=1)
+    all_rows = variant == "consistency" and config.dropping.sc_pool == "mean"
+    kept_BK = None if variant == "full" else select(config, importance_V, batch, selection_keys_B)
+
+    def network(bert: Bert):
+        encoder, deterministic = bert.encoder, dropout_key is None
+
+        def prefix():
+            return encoder.prefix(batch.input_ids_BN, batch.mask_BN, deterministic=deterministic)[0]
+
+        def branch(x_BND, kept_BK):
+            output, states = encoder.suffix(
+                x_BND, batch.mask_BN, kept_BK=kept_BK, rows_BR=None if all_rows else rows_BR,
+                deterministic=deterministic,
+            )  # fmt: skip
+            predicted = token_dropping.gather(output, batch.positions_BP) if all_rows else output[:, 1:]
+            loss_BP = losses.cross_entropy(bert.mlm_logits(predicted), batch.targets_BP)
+            return loss_BP, states[-2:]
+
+        x_BND = prefix()
+        trained = branch(x_BND, kept_BK)
+        if variant != "consistency":
+            return trained, None
+        return trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
+
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    (loss_BP, drop_states), full_pass = model.apply({"params": params}, rngs=rngs, method=network)
+    zero = jnp.zeros(())
+    sums = losses.Sums(jnp.sum(loss_BP * batch.weights_BP), zero, zero, zero)
+    if full_pass is not None:
+        full_loss_BP, full_states = full_pass
+        sc_local, sc_global = _consistency(config, batch, kept_BK, full_states, drop_states)
+        mlm_full = jnp.sum(full_loss_BP * batch.weights_BP)
+        sums = sums.replace(mlm_full=mlm_full, sc_global=sc_global, sc_local=sc_local)
+    return sums, jax.lax.stop_gradient(loss_BP)
+
+
+def _consistency(config: Config, batch: MaskedBatch, kept_BK: jax.Array, full_states, drop_states):
+    """(SC_local, SC_global): KL of the sentence vectors after layers L-2 and L-1."""
+    last_kept = config.drop_layers[1] == config.model.num_layers - 2
+    masks = [token_dropping.gather(batch.mask_BN, kept_BK) if last_kept else batch.mask_BN, batch.mask_BN]
+    pool = config.dropping.sc_pool
+    for drop_mask, full, drop in zip(masks, full_states, drop_states, strict=True):
+        full_BD = losses.pool(full, batch.mask_BN, pool)
+        if config.dropping.sc_stop_gradient:
+            full_BD = jax.lax.stop_gradient(full_BD)
+        yield losses.consistency_kl(full_BD, losses.pool(drop, drop_mask, pool))
+
+
+def _accumulate(loss_fn: Callable, params: Any, batch: MaskedBatch, microbatches: int):
+    """Gradient, loss and sums of the batch, added up over microbatches (they share one denominator)."""
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    rows_B = jnp.arange(batch.positions_BP.shape[0])
+    if microbatches == 1:
+        (loss, aux), grads = value_and_grad(params, batch, rows_B, 0)
+        return grads, loss, aux
+
+    def split(x):
+        # Strided, so that every microbatch has its share of each device's rows and nothing moves.
+        return x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
+
+    def body(total, inputs):
+        (loss, aux), grads = value_and_grad(params, *inputs)
+        return jax.tree.map(jnp.add, total, (grads, loss, aux)), None
+
+    inputs = jax.tree.map(split, (batch, rows_B)) + (jnp.arange(microbatches),)
+    shapes = jax.eval_shape(value_and_grad, params, *jax.tree.map(lambda x: x[0], inputs))
+    (loss, aux), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (grads, loss, aux), _ = jax.lax.scan(body, (grads, loss, aux), inputs)
+    return grads, loss, aux
+
+
+def _update(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    special: SpecialIds,
+    state: TrainState,
+    grads: Any,
+    loss: jax.Array,
+    importance: tuple[jax.Array, jax.Array],
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """Next state, whether everything was finite, and the gradient's global norm.
+
+    A non-finite loss or gradient leaves parameters, moments and importance as they were.
+    """
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    rate = learning_rate(config, state.step)
+    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    importance_V = token_dropping.update_importance(
+        state.importance_V, *importance, config.dropping.importance_beta, special.frozen
+    )
+    old = (state.params, state.opt_state, state.importance_V)
+    params, opt_state, importance_V = jax.tree.map(
+        lambda new, kept: jnp.where(finite, new, kept), (params, opt_state, importance_V), old
+    )
+    new_state = state.replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        importance_V=importance_V,
+        skipped=state.skipped + (~finite).astype(jnp.int32),
+    )
+    return new_state, finite, grad_norm
