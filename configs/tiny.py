@@ -1,6 +1,6 @@
 """A small BERT by ScTD on the embedded corpus, for a laptop CPU: what `make demo` runs.
 
-    python -m sctd_jax.main --config=configs/tiny.py
+python -m sctd_jax.main --config=configs/tiny.py
 """
 
 from configs import base
@@ -15,7 +15,5 @@ def get_config():
     )  # fmt: skip
     config.data.update(seq_len=128, tokenizer_type="unigram")
     config.optimizer.update(learning_rate=2e-3, warmup_steps=100)
-    config.train.update(
-        steps=1000, batch_size=32, eval_every=250, eval_rows=128, checkpoint_every=250, log_every=50
-    )
+    config.train.update(steps=1000, batch_size=32, eval_every=250, eval_rows=128, checkpoint_every=250, log_every=50)
     return config

@@ -10,11 +10,11 @@ from pathlib import Path
 # Orbax and TFDS import it eagerly in places; nothing here computes with it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags, logging  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
+from absl import app, flags, logging
+from ml_collections import config_flags
 
-from sctd_jax.config import from_dict  # noqa: E402
-from sctd_jax.errors import UserError  # noqa: E402
+from sctd_jax.config import from_dict
+from sctd_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
@@ -46,7 +46,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parsing, with config problems as one line too."""
+    """Absl's parsing, with config problems as one line too."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, KeyError, AttributeError, FileNotFoundError, TypeError, ValueError) as error:

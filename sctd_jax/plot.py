@@ -11,10 +11,10 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from sctd_jax.errors import UserError  # noqa: E402
-from sctd_jax.train.metrics import METRICS_FILE, read_metrics  # noqa: E402
+from sctd_jax.errors import UserError
+from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
 
 def curve(lines: list[dict[str, Any]], name: str) -> list[tuple[int, float, float]]:

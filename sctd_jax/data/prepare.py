@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import hashlib
 import heapq
+import itertools
 import json
 import os
 import shutil
@@ -185,8 +186,9 @@ def _survey(settings: Settings, sources: list[corpus.Source]) -> _Survey:
     """Count, and sample without knowing the size of the text: the lowest random draws stay."""
     counts = corpus.Counts()
     rng = np.random.default_rng(np.random.Philox(settings.seed))
-    sample, candidates = _LowestDraws(_SAMPLE_BYTES), _LowestDraws(
-        (MIN_HELDOUT_ROWS + 1) * settings.seq_len * _CHARS_PER_TOKEN
+    sample, candidates = (
+        _LowestDraws(_SAMPLE_BYTES),
+        _LowestDraws((MIN_HELDOUT_ROWS + 1) * settings.seq_len * _CHARS_PER_TOKEN),
     )
     document, size = -1, 0
     for chunk in corpus.read(sources, text_field=settings.text_field, documents=settings.documents, counts=counts):
@@ -285,7 +287,7 @@ def _with_ends(batches: Iterator[list[corpus.Chunk]]) -> Iterator[list[tuple[cor
     for batch in batches:
         batch = held + batch
         held = batch[-1:]
-        ends = [a.document != b.document for a, b in zip(batch, batch[1:], strict=False)]
+        ends = [a.document != b.document for a, b in itertools.pairwise(batch)]
         yield list(zip(batch, ends, strict=False))
     yield [(chunk, True) for chunk in held]
 

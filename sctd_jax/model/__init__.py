@@ -1,0 +1,1 @@
+"""The encoder, and token dropping as pure functions."""

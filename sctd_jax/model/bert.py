@@ -37,6 +37,7 @@ class Embeddings(nn.Module):
     config: ModelConfig
 
     def setup(self):
+        """Parameters `word` [V, D] (tied with the MLM head), `position` and `segment`."""
         config, init = self.config, _kernel_init(self.config)
         self.word = self.param("word", init, (config.vocab_size, config.hidden_size))
         self.position = self.param("position", init, (config.max_positions, config.hidden_size))
@@ -45,6 +46,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def __call__(self, input_ids_BN: jax.Array, segment_ids_BN: jax.Array, deterministic: bool) -> jax.Array:
+        """Embeddings [B, N, D]."""
         # Looked up in f32 and cast after: a bf16 table would make its gradient a bf16 scatter-add.
         x_BND = jnp.take(self.word, input_ids_BN, axis=0, mode="clip")
         x_BND += self.position[None, : input_ids_BN.shape[1]]
@@ -62,6 +64,7 @@ class Attention(nn.Module):
     def __call__(
         self, query_BRD: jax.Array, context_BND: jax.Array, mask_BN: jax.Array, deterministic: bool
     ) -> jax.Array:
+        """Attention output [B, R, D]; `mask_BN` is True at the context rows that may be attended."""
         config = self.config
         heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
 
@@ -91,6 +94,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BRD: jax.Array) -> jax.Array:
+        """[B, R, D] -> [B, R, D]."""
         h_BRF = _dense(self.config, self.config.intermediate_size, "intermediate")(x_BRD)
         return _dense(self.config, self.config.hidden_size, "output")(_activation(self.config, h_BRF))
 
@@ -104,6 +108,7 @@ class Block(nn.Module):
     def __call__(
         self, x_BND: jax.Array, mask_BN: jax.Array, rows_BR: jax.Array | None, deterministic: bool
     ) -> jax.Array:
+        """Layer output [B, R, D], all N rows if `rows_BR` is None."""
         config = self.config
         dropout = nn.Dropout(config.hidden_dropout, deterministic=deterministic)
         query_BRD = x_BND if rows_BR is None else token_dropping.gather(x_BND, rows_BR)
@@ -126,6 +131,7 @@ class Encoder(nn.Module):
     last_drop: int
 
     def setup(self):
+        """Embeddings and `layer_0` .. `layer_{L-1}`."""
         self.embeddings = Embeddings(self.config)
         self.layer = [Block(self.config) for _ in range(self.config.num_layers)]
 
@@ -154,9 +160,7 @@ class Encoder(nn.Module):
           when dropping, R rows in the last layer.
         """
         x_BND, prefix = self.prefix(input_ids_BN, mask_BN, segment_ids_BN, deterministic=deterministic)
-        output, suffix = self.suffix(
-            x_BND, mask_BN, kept_BK=kept_BK, rows_BR=rows_BR, deterministic=deterministic
-        )
+        output, suffix = self.suffix(x_BND, mask_BN, kept_BK=kept_BK, rows_BR=rows_BR, deterministic=deterministic)
         return output, prefix + suffix
 
     def prefix(
@@ -218,9 +222,7 @@ class MlmHead(nn.Module):
         h_BPD = _activation(config, _dense(config, config.hidden_size, "dense")(x_BPD))
         h_BPD = _layer_norm(config, "norm")(h_BPD).astype(config.dtype)
         bias_V = self.param("bias", nn.initializers.zeros_init(), (config.vocab_size,))
-        logits_BPV = jnp.einsum(
-            "bpd,vd->bpv", h_BPD, word_VD.astype(config.dtype), preferred_element_type=jnp.float32
-        )
+        logits_BPV = jnp.einsum("bpd,vd->bpv", h_BPD, word_VD.astype(config.dtype), preferred_element_type=jnp.float32)
         return logits_BPV + bias_V[None, None]
 
 
@@ -232,6 +234,7 @@ class Bert(nn.Module):
     last_drop: int
 
     def setup(self):
+        """`encoder` and `mlm_head`."""
         self.encoder = Encoder(self.config, self.first_drop, self.last_drop)
         self.mlm_head = MlmHead(self.config)
 

@@ -16,9 +16,7 @@ import jax.numpy as jnp
 NEVER_DROP_BONUS = 1e4
 
 
-def initial_importance(
-    vocab_size: int, value: float, never_drop_ids: Sequence[int], pad_id: int
-) -> jax.Array:
+def initial_importance(vocab_size: int, value: float, never_drop_ids: Sequence[int], pad_id: int) -> jax.Array:
     """Importance table f32[V] before training: `value`, +1e4 for never-drop ids, -1e4 for [PAD]."""
     table_V = jnp.full((vocab_size,), value, jnp.float32)
     table_V = table_V.at[jnp.array(never_drop_ids)].set(NEVER_DROP_BONUS)
@@ -83,9 +81,9 @@ def gather(x: jax.Array, positions_BK: jax.Array) -> jax.Array:
 
 def merge(x: jax.Array, kept: jax.Array, positions_BK: jax.Array) -> jax.Array:
     """x[B, N, ...] with its rows at `positions_BK` replaced by kept[B, K, ...]: back in text order."""
-    return jax.vmap(
-        lambda row, at, new: row.at[at].set(new, mode="promise_in_bounds", unique_indices=True)
-    )(x, positions_BK, kept)
+    return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="promise_in_bounds", unique_indices=True))(
+        x, positions_BK, kept
+    )
 
 
 def importance_sums(

@@ -83,7 +83,10 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["eval/loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=lambda metrics: metrics["eval/loss"],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),

@@ -1,11 +1,9 @@
 """train_and_evaluate: set up, restore, loop."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +15,7 @@ from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train import report, setup
 from sctd_jax.train.checkpoint import Checkpoints, claim_workdir
 from sctd_jax.train.flops import peak_flops, step_flops
-from sctd_jax.train.metrics import METRICS_FILE, Console, Speed, Writer
+from sctd_jax.train.metrics import Console, Speed, Writer, read_metrics
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import variant_at
@@ -83,7 +81,7 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
 
     loader = setup.train_loader(config, data, mesh)
     batches = prefetch(lambda step: meshes.put_batch(mesh, loader.batch(step)), start, steps)
-    writer, console = Writer(workdir), Console(start, steps)
+    writer, console = Writer(workdir, start), Console(start, steps)
     train = _TrainMetrics(config, writer, console)
     try:
         for step in range(start, steps + 1):
@@ -182,17 +180,6 @@ def _end(config: Config, workdir: Path, data: setup.Data, result: Result, second
         *report.summary(config, workdir, evaluations, result.state, seconds),
         *report.fill_mask_examples(config, data, result.state),
     ]
-
-
-def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics file; one that a kill cut short is left out."""
-    lines = []
-    for line in (Path(workdir) / METRICS_FILE).read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 def evaluate_workdir(config: Config, workdir: str | Path, log: Callable[[str], None] = print) -> dict[str, float]:

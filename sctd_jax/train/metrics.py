@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -12,19 +13,25 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Writer:
-    """`metrics.jsonl` and TensorBoard files in the workdir; one JSON object a line."""
+    """`metrics.jsonl` and TensorBoard files in the workdir; one JSON object a line.
 
-    def __init__(self, workdir: Path):
+    Every line has `step` (updates done) and `seconds` (of training so far, restarts added up).
+    """
+
+    def __init__(self, workdir: Path, start: int):
         path = workdir / METRICS_FILE
         cut_short = path.exists() and not path.read_bytes().endswith(b"\n")
-        self._jsonl = open(path, "a", buffering=1)
+        self._jsonl = path.open("a", buffering=1)
         if cut_short:  # by a kill: begin on a line of our own
             self._jsonl.write("\n")
+        before = [line["seconds"] for line in read_metrics(workdir) if line["step"] <= start]
+        self._began = time.monotonic() - max(before, default=0.0)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record values under the number of updates done."""
-        self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
+        seconds = round(time.monotonic() - self._began, 3)
+        self._jsonl.write(json.dumps({"step": step, "seconds": seconds, **values}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -32,6 +39,17 @@ class Writer:
         """Flush both files."""
         self._jsonl.close()
         self._tensorboard.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Lines of a run's metrics file; one that a kill cut short is left out."""
+    lines = []
+    for line in (workdir / METRICS_FILE).read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
 
 
 class Console:

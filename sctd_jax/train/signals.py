@@ -12,6 +12,7 @@ class StopRequest:
     signum: int | None = None
 
     def __call__(self, signum: int, frame) -> None:
+        """Python's signal handler."""
         if self.signum is not None:  # asked twice: the person wants out now
             raise KeyboardInterrupt
         self.signum = signum

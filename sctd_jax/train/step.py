@@ -213,7 +213,7 @@ def _accumulate(loss_fn: Callable, params: Any, batch: MaskedBatch, microbatches
         (loss, aux), grads = value_and_grad(params, *inputs)
         return jax.tree.map(jnp.add, total, (grads, loss, aux)), None
 
-    inputs = jax.tree.map(split, (batch, rows_B)) + (jnp.arange(microbatches),)
+    inputs = (*jax.tree.map(split, (batch, rows_B)), jnp.arange(microbatches))
     shapes = jax.eval_shape(value_and_grad, params, *jax.tree.map(lambda x: x[0], inputs))
     (loss, aux), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     (grads, loss, aux), _ = jax.lax.scan(body, (grads, loss, aux), inputs)
