@@ -3,6 +3,7 @@
 python -m sctd_jax.main --config=configs/base.py [--workdir=runs/base] [--config.x.y=value] [--mode=train|eval]
 """
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -27,10 +28,11 @@ def _dispatch() -> int:
 
     config = from_dict(_CONFIG.value.to_dict())
     workdir = Path(_WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem))
+    log = functools.partial(print, flush=True)
     if _MODE.value == "eval":
-        evaluate_workdir(config, workdir)
+        evaluate_workdir(config, workdir, log)
         return 0
-    result = train_and_evaluate(config, workdir)
+    result = train_and_evaluate(config, workdir, log)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 

@@ -186,10 +186,8 @@ def _survey(settings: Settings, sources: list[corpus.Source]) -> _Survey:
     """Count, and sample without knowing the size of the text: the lowest random draws stay."""
     counts = corpus.Counts()
     rng = np.random.default_rng(np.random.Philox(settings.seed))
-    sample, candidates = (
-        _LowestDraws(_SAMPLE_BYTES),
-        _LowestDraws((MIN_HELDOUT_ROWS + 1) * settings.seq_len * _CHARS_PER_TOKEN),
-    )
+    sample = _LowestDraws(_SAMPLE_BYTES)
+    candidates = _LowestDraws((MIN_HELDOUT_ROWS + 1) * settings.seq_len * _CHARS_PER_TOKEN)
     document, size = -1, 0
     for chunk in corpus.read(sources, text_field=settings.text_field, documents=settings.documents, counts=counts):
         if chunk.document != document:
@@ -296,8 +294,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m sctd_jax.data.prepare", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--input", action="append", default=[], metavar="SOURCE",
-        help="file, folder, glob or tfds:NAME[/CONFIG][@SPLIT]; repeatable; none: the embedded trial corpus")  # fmt: skip
+    sources = "file, folder, glob or tfds:NAME[/CONFIG][@SPLIT]; repeatable; none: the embedded trial corpus"
+    add("--input", action="append", default=[], metavar="SOURCE", help=sources)
     add("--out", required=True, type=Path, help="folder to write, which must not exist")
     add("--vocab-size", type=int, default=30522)
     add("--seq-len", type=int, default=512)

@@ -82,6 +82,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
         self._folder = (workdir / "checkpoints").absolute()
+        # `reverse`: Orbax keeps the end of the sorted list, and the lowest loss shall be there.
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["eval/loss"],
             reverse=True,

@@ -111,9 +111,8 @@ def summary(
         )
     if int(state.skipped):
         lines.append(f"{int(state.skipped):,} steps were skipped for non-finite numbers")
-    lines.append(
-        f"checkpoint: {workdir / 'checkpoints' / str(int(state.step))}; curves: python -m sctd_jax.plot {workdir}"
-    )
+    lines.append(f"checkpoint: {workdir / 'checkpoints' / str(int(state.step))}")
+    lines.append(f"curves: python -m sctd_jax.plot {workdir}")
     if int(state.step) == config.train.steps:
         lines.append(f"to train longer, repeat the command with --config.train.steps above {config.train.steps}")
     return lines

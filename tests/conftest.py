@@ -1,0 +1,29 @@
+"""Environment of the tests: CPU, eight virtual devices, strict rank promotion, one small set of rows."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+from sctd_jax.data import corpus, prepare
+from tests import helpers
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def speeches():
+    """Paths of the embedded corpus's first 60 speeches: real text, 1.5 MB."""
+    return [source.path for source in corpus.find_sources([])][:60]
+
+
+@pytest.fixture(scope="session")
+def rows(speeches, tmp_path_factory):
+    """A folder of prepared rows that fit `helpers.config()`."""
+    out = tmp_path_factory.mktemp("prepared") / "rows"
+    settings = prepare.Settings(tuple(speeches[:12]), "text", "paragraph", 32, 512, "", "unigram", 0.02, 0)
+    prepare.prepare(settings, out, lambda line: None)
+    return out

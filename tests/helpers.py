@@ -1,0 +1,60 @@
+"""What several tests need."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from sctd_jax.config import Config, from_dict
+from sctd_jax.objective.masking import SpecialIds
+from tests import small
+
+ROOT = Path(__file__).parents[1]
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+
+
+def config(**overrides) -> Config:
+    """`tests/small.py` with overrides such as `train__steps=3`."""
+    values = small.get_config().to_dict()
+    for name, value in overrides.items():
+        section, field = name.split("__")
+        assert field in values[section]
+        values[section][field] = value
+    return from_dict(values)
+
+
+def no_dropout(**overrides) -> Config:
+    return config(model__hidden_dropout=0.0, model__attention_dropout=0.0, **overrides)
+
+
+def random_rows(count: int, length: int = 32, vocab_size: int = 512, seed: int = 0, pad: bool = False) -> jax.Array:
+    """Rows [CLS] ... [SEP] of random ordinary ids; with `pad`, row i loses its last 3 i tokens."""
+    tokens = jax.random.randint(jax.random.key(seed), (count, length), 5, vocab_size)
+    ends = length - (3 * jnp.arange(count) if pad else jnp.zeros(count, jnp.int32))
+    at = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
+    tokens = jnp.where(at == ends[:, None] - 1, SPECIAL.sep, jnp.where(at >= ends[:, None], SPECIAL.pad, tokens))
+    return tokens.at[:, 0].set(SPECIAL.cls)
+
+
+def run_module(module: str, *args: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
+    """`python -m module args` as a user would, on one CPU device."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *args], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300,
+        **kwargs,
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """A user's environment, and a compilation cache that the runs of one test session share."""
+    cache = Path(os.environ.get("PYTEST_TMPDIR", "/var/tmp")) / f"sctd-jax-test-cache-{os.getuid()}"
+    extra = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    return {**os.environ, **extra}
