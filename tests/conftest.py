@@ -2,16 +2,19 @@
 
 import os
 
+from tests import helpers
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{helpers.FAST_COMPILER} --xla_force_host_platform_device_count=8"
 
 import jax
 import pytest
 
 from sctd_jax.data import corpus, prepare
-from tests import helpers
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+for name, value in helpers.COMPILATION_CACHE.items():
+    jax.config.update(name.lower(), value)
 
 
 @pytest.fixture(scope="session")

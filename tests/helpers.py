@@ -7,12 +7,19 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sctd_jax.config import Config, from_dict
 from sctd_jax.objective.masking import SpecialIds
 from tests import small
 
 ROOT = Path(__file__).parents[1]
+# Tests and the programs that they start share compiled code; most of the suite's time is XLA's compiler.
+FAST_COMPILER = "--xla_backend_optimization_level=0"
+COMPILATION_CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
+}
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
@@ -39,6 +46,12 @@ def random_rows(count: int, length: int = 32, vocab_size: int = 512, seed: int =
     return tokens.at[:, 0].set(SPECIAL.cls)
 
 
+def moved(params, scale: float, seed: int = 5):
+    """Parameters plus normal noise, so that biases are not 0 and gradients not tiny; without a compilation."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape).astype(np.float32), params)
+
+
 def run_module(module: str, *args: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
     """`python -m module args` as a user would, on one CPU device."""
     return subprocess.run(
@@ -48,13 +61,6 @@ def run_module(module: str, *args: str, cwd: Path = ROOT, **kwargs) -> subproces
 
 
 def environment() -> dict[str, str]:
-    """A user's environment, and a compilation cache that the runs of one test session share."""
-    cache = Path(os.environ.get("PYTEST_TMPDIR", "/var/tmp")) / f"sctd-jax-test-cache-{os.getuid()}"
-    extra = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(ROOT),
-    }
-    return {**os.environ, **extra}
+    """A user's environment on one CPU device."""
+    cache = {name: str(value) for name, value in COMPILATION_CACHE.items()}
+    return {**os.environ, **cache, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILER, "PYTHONPATH": str(ROOT)}

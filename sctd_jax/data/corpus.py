@@ -1,6 +1,6 @@
 """Where text comes from: the embedded corpus, text, JSONL and Parquet files, and TFDS datasets.
 
-Every source is a stream of `Chunk`s: consecutive pieces of at most about a million characters with the
+Every source is a stream of `Chunk`s: consecutive pieces of at most CHUNK_CHARS characters with the
 number of their document, so that one huge document costs no more memory than many small ones.
 """
 
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from sctd_jax.errors import UserError
 
-CHUNK_CHARS = 1 << 20
+CHUNK_CHARS = 1 << 18
 EMBEDDED = "sotu"
 _TEXT, _JSONL, _PARQUET = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz"), (".parquet",)
 SUFFIXES = _TEXT + _JSONL + _PARQUET

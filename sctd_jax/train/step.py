@@ -233,7 +233,7 @@ def _update(
 
     A non-finite loss or gradient leaves parameters, moments and importance as they were.
     """
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     rate = learning_rate(config, state.step)

@@ -1,0 +1,112 @@
+import ast
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from sctd_jax import config as config_module
+from sctd_jax.config import Config, from_dict
+from sctd_jax.errors import UserError
+from sctd_jax.model.token_dropping import SELECTORS
+from tests import helpers, small
+
+CONFIGS = sorted(path for path in (helpers.ROOT / "configs").rglob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_passes_its_checks(path):
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = from_dict(module.get_config().to_dict())
+    assert isinstance(config, Config)
+    assert f"--config=configs/{path.relative_to(helpers.ROOT / 'configs')}" in module.__doc__
+
+
+def test_every_field_is_read_somewhere():
+    """A field counts as read where some module of the package asks an object for that attribute."""
+    package = Path(config_module.__file__).parent
+    attributes = set()
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        attributes |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for section in dataclasses.fields(Config):
+        for field in dataclasses.fields(section.type):
+            assert field.name in attributes, f"{section.name}.{field.name} is never read"
+
+
+def test_selectors_that_a_config_may_name_exist():
+    assert set(config_module._CHOICES["dropping.selector"]) == set(SELECTORS)
+
+
+def test_derived_sizes():
+    config = helpers.config()
+    assert (config.num_kept, config.num_predicted, config.drop_layers) == (16, 5, (1, 2))
+    bert = helpers.config(model__num_layers=12, model__max_positions=512, data__seq_len=512)
+    assert (bert.num_kept, bert.num_predicted, bert.drop_layers) == (256, 77, (5, 10))
+    chosen = helpers.config(model__num_layers=12, dropping__first_layer=2, dropping__last_layer=7)
+    assert chosen.drop_layers == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"model__num_heads": 5}, ["model.num_heads", "hidden_size (32)", "found 5"]),
+        ({"model__num_layers": 3}, ["model.num_layers", "at least 4", "found 3"]),
+        ({"model__vocab_size": 0}, ["model.vocab_size", "found 0"]),
+        ({"model__hidden_dropout": 1.0}, ["model.hidden_dropout", "1.0"]),
+        ({"model__dtype": "float16"}, ["model.dtype", "float32, bfloat16", "'float16'"]),
+        ({"data__seq_len": 64}, ["data.seq_len", "(64)", "max_positions (32)"]),
+        ({"dropping__drop_rate": 0.9}, ["dropping.drop_rate", "K = 3", "P = 5", "need 7"]),
+        ({"dropping__method": "dropp"}, ["dropping.method", "full, drop, sctd, random"]),
+        ({"dropping__selector": "best"}, ["dropping.selector", "'best'"]),
+        ({"dropping__first_layer": 2, "dropping__last_layer": 1}, ["dropping.first_layer", "found 2 and 1"]),
+        ({"dropping__last_layer": 3}, ["dropping.first_layer", "found 1 and 3"]),
+        ({"dropping__sc_interval": 0}, ["dropping.sc_interval", "found 0"]),
+        ({"dropping__full_steps_first": 7}, ["dropping.full_steps_first", "(7)", "train.steps (6)"]),
+        ({"masking__rate": 0.0}, ["masking.rate", "found 0.0"]),
+        ({"masking__mask_share": 0.95}, ["masking.mask_share", "(0.95)", "(0.1)"]),
+        ({"train__accumulation": 3}, ["train.batch_size", "(8)", "train.accumulation (3)"]),
+        ({"train__checkpoint_every": 4}, ["train.checkpoint_every", "(4)", "train.eval_every (3)"]),
+        ({"train__steps": "many"}, ["train.steps", "int", "'many'"]),
+        ({"optimizer__eps": 0.0}, ["optimizer.eps", "positive"]),
+        ({"optimizer__name": "sgd"}, ["optimizer.name", "adamw, lamb"]),
+        ({"mesh__data": 0}, ["mesh.data", "found 0"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_impossible_config_is_refused_by_name(overrides, words):
+    with pytest.raises(UserError) as error:
+        helpers.config(**overrides)
+    for word in ["config.", *words]:
+        assert word in str(error.value)
+
+
+def test_full_training_needs_no_room_for_dropping():
+    assert helpers.config(dropping__method="full", model__num_layers=2, dropping__drop_rate=0.9)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["model"].update(widht=3), ["config.model.widht is unknown", "hidden_size"]),
+        (lambda d: d["train"].pop("steps"), ["config.train.steps is missing"]),
+        (lambda d: d.update(trian={}), ["config.trian is unknown"]),
+        (lambda d: d.pop("mesh"), ["config.mesh is missing"]),
+        (lambda d: d.update(mesh=3), ["config.mesh must be a section"]),
+        (lambda d: d["train"].update(steps=2.5), ["config.train.steps", "int", "2.5"]),
+        (lambda d: d["train"].update(steps=True), ["config.train.steps", "int", "True"]),
+    ],
+)
+def test_unknown_missing_and_mistyped_fields_are_named(change, words):
+    values = small.get_config().to_dict()
+    change(values)
+    with pytest.raises(UserError) as error:
+        from_dict(values)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_int_is_taken_for_a_float():
+    assert helpers.config(optimizer__clip_norm=1).optimizer.clip_norm == 1.0

@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sctd_jax.train.optimizer import decay_mask, learning_rate, make_optimizer
+from sctd_jax.train.state import initial_state
+from tests import helpers
+
+
+def test_linear_and_cosine_schedules():
+    linear = helpers.config(train__steps=100, optimizer__warmup_steps=10, optimizer__learning_rate=2.0)
+    rates = np.array([learning_rate(linear, step) for step in (0, 4, 9, 10, 55, 99, 100, 200)])
+    np.testing.assert_allclose(rates, [0.2, 1.0, 2.0, 2.0, 1.0, 2 / 90, 0, 0], atol=1e-6)
+    cosine = helpers.config(
+        train__steps=100, optimizer__warmup_steps=10, optimizer__learning_rate=2.0, optimizer__schedule="cosine"
+    )
+    rates = np.array([learning_rate(cosine, step) for step in (0, 9, 55, 100)])
+    np.testing.assert_allclose(rates, [0.2, 2.0, 1.0, 0], atol=1e-6)
+
+
+def test_a_run_shorter_than_its_warmup_never_reaches_the_peak():
+    config = helpers.config(train__steps=3, optimizer__warmup_steps=10, optimizer__learning_rate=1.0)
+    np.testing.assert_allclose([learning_rate(config, s) for s in (0, 2)], [0.1, 0.3], rtol=1e-6)
+
+
+def test_decay_covers_every_parameter_and_spares_biases_and_norms():
+    config = helpers.config()
+    params = jax.eval_shape(lambda: initial_state(config, helpers.SPECIAL)).params
+    mask = decay_mask(config.optimizer, params)
+    decayed = {jax.tree_util.keystr(path) for path, on in jax.tree_util.tree_leaves_with_path(mask) if on}
+    kept = {jax.tree_util.keystr(path) for path, on in jax.tree_util.tree_leaves_with_path(mask) if not on}
+    assert all(name.endswith(("['kernel']", "['word']", "['position']", "['segment']")) for name in decayed)
+    assert all(name.endswith(("['bias']", "['scale']")) for name in kept)
+    assert "['encoder']['embeddings']['word']" in decayed
+    assert len(decayed) + len(kept) == len(jax.tree.leaves(params))
+    everything = decay_mask(helpers.config(optimizer__decay="all").optimizer, params)
+    assert all(jax.tree.leaves(everything))
+
+
+def test_a_parameter_without_a_rule_raises():
+    with pytest.raises(KeyError, match="surprise"):
+        decay_mask(helpers.config().optimizer, {"layer": {"surprise": jnp.zeros(2)}})
+
+
+def updates(name, params, grads, **changes):
+    config = helpers.config(optimizer__name=name, optimizer__weight_decay=0.5, optimizer__clip_norm=0.0, **changes)
+    optimizer = make_optimizer(config.optimizer)
+    return optimizer.update(grads, optimizer.init(params), params)[0]
+
+
+def test_adamw_first_step_is_the_sign_plus_decoupled_decay():
+    params = {"a": {"kernel": jnp.array([2.0, -4.0]), "bias": jnp.array([3.0, 3.0])}}
+    grads = {"a": {"kernel": jnp.array([1e-1, -1e-1]), "bias": jnp.array([1e-1, 1e-1])}}
+    got = updates("adamw", params, grads)["a"]
+    np.testing.assert_allclose(got["kernel"], [1 + 0.5 * 2, -1 - 0.5 * 4], rtol=1e-4)
+    np.testing.assert_allclose(got["bias"], [1, 1], rtol=1e-4)
+
+
+def test_lamb_scales_a_leafs_update_to_the_norm_of_its_parameters():
+    params = {"a": {"kernel": jnp.array([2.0, -4.0])}}
+    got = updates("lamb", params, {"a": {"kernel": jnp.array([1e-1, -1e-1])}})["a"]["kernel"]
+    np.testing.assert_allclose(jnp.linalg.norm(got), np.sqrt(20), rtol=1e-5)
+    np.testing.assert_allclose(got[0] / got[1], -2 / 3, rtol=1e-4)
+
+
+def test_clipping_scales_by_the_global_norm():
+    config = helpers.config(optimizer__clip_norm=1.0, optimizer__weight_decay=0.0)
+    optimizer = make_optimizer(config.optimizer)
+    params = {"kernel": jnp.zeros(2)}
+    _, state = optimizer.update({"kernel": jnp.array([30.0, 40.0])}, optimizer.init(params), params)
+    moment = next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,))
+    np.testing.assert_allclose(moment, 0.1 * np.array([0.6, 0.8]), rtol=1e-5)

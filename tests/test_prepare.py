@@ -1,0 +1,238 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from sctd_jax.data import corpus, prepare, tokenizer
+from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
+from sctd_jax.errors import UserError
+from tests import helpers
+
+QUIET = {"log": lambda line: None}
+
+
+@pytest.fixture
+def settings(speeches):
+    return prepare.Settings(tuple(speeches[:12]), "text", "paragraph", 32, 512, "", "unigram", 0.02, 0)
+
+
+def test_rows_read_back_without_tensorflow_and_agree_with_the_metadata(rows):
+    metadata = read_metadata(rows)
+    builder = tfds.builder_from_directory(str(rows))
+    assert builder.info.splits[TRAIN].num_examples == metadata.rows
+    assert builder.info.splits[HELD_OUT].num_examples == metadata.heldout_rows >= 64
+    assert "tensorflow" not in sys.modules
+    row = builder.as_data_source(split=TRAIN)[0]["input_ids"]
+    assert row.shape == (32,)
+    assert (row[0], row[-1]) == (2, 3)
+    assert metadata.vocab_size == 512
+    assert metadata.tokenizer_sha256 == tokenizer.digest(str(rows / "tokenizer.model"))
+
+
+def texts_of(rows, split):
+    processor = tokenizer.load(str(rows / "tokenizer.model"))
+    ids = Rows(rows, split).read(range(len(Rows(rows, split)))).ravel()
+    return processor.decode([int(i) for i in ids if i > 4])
+
+
+def test_the_text_is_all_there_and_the_splits_share_no_document(rows, speeches):
+    counts = corpus.Counts()
+    chunks = corpus.read(corpus.find_sources(speeches[:12]), text_field="text", documents="paragraph", counts=counts)
+    held, train = [], []
+    metadata = read_metadata(rows)
+    both = {TRAIN: texts_of(rows, TRAIN), HELD_OUT: texts_of(rows, HELD_OUT)}
+    processor = tokenizer.load(str(rows / "tokenizer.model"))
+    for chunk in chunks:
+        words = processor.decode([i for i in processor.encode(chunk.text) if i > 4])[:60]
+        if len(words) < 60:
+            continue
+        (held if words in both[HELD_OUT] else train).append(chunk.document)
+        assert words in both[TRAIN] or words in both[HELD_OUT]
+    assert held
+    assert train
+    assert metadata.documents == counts.documents
+    assert metadata.heldout_documents < 0.5 * counts.documents
+    real = sum(int((Rows(rows, split).read(range(len(Rows(rows, split)))) > 4).sum()) for split in both)
+    unknown = sum(int((Rows(rows, split).read(range(len(Rows(rows, split)))) == 1).sum()) for split in both)
+    assert metadata.tokens == real + unknown
+
+
+def test_padding_only_in_the_last_row_of_a_split(rows):
+    for split in (TRAIN, HELD_OUT):
+        data = Rows(rows, split)
+        values = data.read(range(len(data)))
+        assert (values[:-1] != 0).all()
+
+
+def test_preparing_twice_gives_the_same_bytes(settings, tmp_path, rows):
+    prepare.prepare(settings, tmp_path / "again", **QUIET)
+    for path in rows.rglob("*array_record*"):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    assert (rows / "tokenizer.model").read_bytes() == (tmp_path / "again" / "tokenizer.model").read_bytes()
+
+
+def test_one_huge_document_is_tokenised_as_a_whole(tmp_path):
+    """Chunks are cut between words, and the pieces are those of the text in one go."""
+    words = [f"word{i % 977} and" for i in range(60_000)]
+    path = tmp_path / "x.jsonl"
+    lines = [json.dumps({"text": " ".join(words)})] + [json.dumps({"text": f"held out {i} " * 40}) for i in range(900)]
+    path.write_text("\n".join(lines))
+    settings = prepare.Settings((str(path),), "text", "file", 32, 300, "", "bpe", 0.01, 1)
+    prepare.prepare(settings, tmp_path / "rows", **QUIET)
+    processor = tokenizer.load(str(tmp_path / "rows" / "tokenizer.model"))
+    expected = processor.encode(" ".join(words))
+    data = Rows(tmp_path / "rows", TRAIN)
+    got = data.read(range(len(expected) // 30 + 1)).ravel()
+    got = got[got > 4][: len(expected)]
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_an_existing_tokenizer_is_used_and_its_size_checked(settings, tmp_path, rows):
+    model = str(rows / "tokenizer.model")
+    again = dataclasses.replace(settings, tokenizer=model)
+    metadata = prepare.prepare(again, tmp_path / "a", **QUIET)
+    assert metadata.tokenizer_sha256 == tokenizer.digest(model)
+    with pytest.raises(UserError, match=r"model.vocab_size is 600, but the tokenizer .* has 512 pieces"):
+        prepare.prepare(dataclasses.replace(again, vocab_size=600), tmp_path / "b", **QUIET)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_identity_differs_by_text_tokenizer_and_length(settings, speeches, tmp_path, rows):
+    def identity(**changes):
+        changed = dataclasses.replace(settings, **changes)
+        return prepare.identity(changed, corpus.find_sources(changed.input))
+
+    names = [
+        identity(), identity(seq_len=16), identity(vocab_size=600), identity(tokenizer_type="bpe"), identity(seed=1),
+        identity(input=tuple(speeches[:11])), identity(tokenizer=str(rows / "tokenizer.model")),
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    assert identity() == identity()
+
+
+def test_an_interrupted_preparation_is_not_mistaken_for_a_finished_one(settings, tmp_path):
+    """kill -9 while rows are written: the folder does not exist, and the next run makes it."""
+    out = tmp_path / "rows"
+    code = f"""
+import os
+from sctd_jax.data import prepare, rows
+from sctd_jax.data.prepare import Settings
+add = rows.RowWriter.add
+def dying(self, split, values):
+    add(self, split, values)
+    if sum(self.counts.values()) > 1000:
+        os.kill(os.getpid(), 9)
+rows.RowWriter.add = dying
+prepare.prepare({settings!r}, prepare.Path({str(out)!r}), print)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=helpers.environment(), cwd=helpers.ROOT, capture_output=True
+    )
+    assert done.returncode == -9, done.stderr
+    assert not out.exists()
+    left = list(tmp_path.iterdir())
+    assert len(left) == 1
+    assert "incomplete" in left[0].name
+    prepare.prepare(settings, out, **QUIET)
+    assert read_metadata(out).rows > 1000
+
+
+def test_a_folder_that_exists_is_left_alone(settings, rows):
+    before = (rows / "prepared.json").read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        prepare.prepare(settings, rows, **QUIET)
+    assert (rows / "prepared.json").read_bytes() == before
+
+
+def test_too_little_text(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("a few words only " * 300)
+    settings = prepare.Settings((str(path),), "text", "file", 32, 30, "", "bpe", 0.01, 0)
+    with pytest.raises(UserError, match=r"\d+ training and \d+ held-out rows of 32 tokens from 1 documents"):
+        prepare.prepare(settings, tmp_path / "rows", **QUIET)
+    path.write_text(" \n ")
+    with pytest.raises(UserError, match=r"x.txt: no text in 1 empty documents"):
+        prepare.prepare(settings, tmp_path / "rows", **QUIET)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def prepare_and_measure(out, *args):
+    """(what the command printed, its peak memory in MB), in a process of its own."""
+    code = """
+import resource, sys
+from sctd_jax.data.prepare import main
+status = main(sys.argv[1:])
+print("peak MB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+sys.exit(status)
+"""
+    args = [*args, "--out", str(out), "--vocab-size", "1000", "--seq-len", "128", "--tokenizer-type", "bpe"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], env=helpers.environment(), cwd=helpers.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, int(done.stdout.split("peak MB")[1])
+
+
+@pytest.mark.slow
+def test_a_200_mb_document_stays_small(tmp_path):
+    block = "".join(f"the {i} of and to in that it is {i * 7919 % 10007} " for i in range(25_000))
+    with (tmp_path / "0.txt").open("w") as file:
+        for _ in range(200 * 1024 * 1024 // len(block)):
+            file.write(block)
+    with (tmp_path / "1.jsonl").open("w") as file:
+        for i in range(900):
+            file.write(json.dumps({"text": f"held out {i} of the {i * 31} " * 30}) + "\n")
+    printed, peak = prepare_and_measure(tmp_path / "rows", "--input", str(tmp_path / "*.*"))
+    assert "901 documents, 210" in printed
+    assert peak < 1500
+
+
+@pytest.mark.slow
+def test_ten_million_empty_documents_stay_small(tmp_path):
+    with (tmp_path / "lines.txt").open("w") as file:
+        for _ in range(100):
+            file.write("\n" * 100_000)
+        for i in range(900):
+            file.write(f"held out {i} of the {i * 31} " * 30 + "\n")
+    printed, peak = prepare_and_measure(
+        tmp_path / "rows", "--input", str(tmp_path / "lines.txt"), "--documents", "line"
+    )
+    assert "900 documents" in printed
+    assert "10,000,001 empty" in printed  # and what follows the last line's end
+    assert peak < 1500
+
+
+def test_the_command(tmp_path, speeches):
+    args = ["--input", speeches[0], "--input", speeches[1], "--documents", "paragraph", "--seq-len", "16"]
+    args += ["--vocab-size", "300", "--out", str(tmp_path / "rows")]
+    done = helpers.run_module("sctd_jax.data.prepare", *args)
+    assert done.returncode == 0, done.stderr
+    assert "held-out rows of 16 tokens" in done.stdout
+    again = helpers.run_module("sctd_jax.data.prepare", *args)
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: ")
+    assert "exists already" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path, speeches):
+    code = """
+import resource, signal, sys
+from sctd_jax.data.prepare import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # stands in for a disk that is full
+sys.exit(main(sys.argv[1:]))
+"""
+    args = ["--documents", "paragraph", "--seq-len", "32", "--vocab-size", "512", "--out", str(tmp_path / "rows")]
+    args += [word for path in speeches[:30] for word in ("--input", path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], env=helpers.environment(), cwd=helpers.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: cannot write prepared rows" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

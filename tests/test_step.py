@@ -1,0 +1,322 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sctd_jax.model.bert import Bert
+from sctd_jax.model.token_dropping import SELECTORS
+from sctd_jax.objective import losses
+from sctd_jax.objective.masking import row_keys
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train import setup
+from sctd_jax.train.evaluation import make_eval_step, summarize
+from sctd_jax.train.state import initial_state, make_model
+from sctd_jax.train.step import forward_sums, make_train_step, mask_batch, select, variant_at, variants
+from tests import helpers
+
+METHODS = {"full": {}, "drop": {}, "random": {}, "sctd": {"dropping__sc_interval": 2}}
+
+
+def start(config, scale=0.0):
+    """Initial state; with `scale`, parameters are moved away from it, so that gradients are not tiny."""
+    state = jax.jit(lambda: initial_state(config, helpers.SPECIAL))()
+    return state.replace(params=helpers.moved(state.params, scale))
+
+
+def assert_trees_close(a, b, atol=1e-5):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=atol, rtol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+# The schedule.
+
+
+def test_consistency_steps_come_every_interval_and_any_step_can_be_first():
+    """SPEC 7.9."""
+    config = helpers.config(train__steps=50, dropping__sc_interval=10)
+    assert [s for s in range(50) if variant_at(config, s) == "consistency"] == [0, 10, 20, 30, 40]
+    assert variants(config) == ("drop", "consistency")
+
+
+def test_full_steps_at_both_ends():
+    config = helpers.config(train__steps=20, dropping__full_steps_first=3, dropping__full_steps_last=4)
+    names = [variant_at(config, s) for s in range(20)]
+    assert names[:3] == ["full"] * 3
+    assert names[-4:] == ["full"] * 4
+    assert set(names[3:-4]) == {"drop", "consistency"}
+    assert variants(config) == ("full", "drop", "consistency")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_variants_are_those_that_the_schedule_meets(method):
+    for first, last, steps, interval in [(0, 0, 1, 10), (0, 0, 7, 3), (5, 0, 7, 3), (3, 4, 7, 2), (1, 0, 3, 10)]:
+        config = helpers.config(
+            dropping__method=method, dropping__full_steps_first=first, dropping__full_steps_last=last,
+            train__steps=steps, dropping__sc_interval=interval,
+        )  # fmt: skip
+        assert set(variants(config)) == {variant_at(config, s) for s in range(steps)}
+
+
+# The loss.
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def sums_of(config, params, tokens, variant, dropout_key=None):
+    batch = mask_batch(config, helpers.SPECIAL, jax.random.key(9), tokens)
+    table = initial_state(config, helpers.SPECIAL).importance_V
+    keys = row_keys(jax.random.key(8), jnp.arange(len(tokens)))
+    return forward_sums(
+        config, make_model(config), params, table, batch, variant, dropout_key=dropout_key, selection_keys_B=keys
+    ), (batch, table, keys)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_the_consistency_loss_is_the_papers_from_two_whole_passes(pool):
+    """SPEC 4 and 7.6, against `Bert` run twice on all rows: second MLM term from the full pass."""
+    config = helpers.no_dropout(dropping__sc_pool=pool)
+    params, tokens = start(config, scale=0.1).params, helpers.random_rows(6, pad=True)
+    (sums, loss_BP), (batch, table, keys) = sums_of(config, params, tokens, "consistency")
+    kept = select(config, table, batch, keys)
+    model = Bert(config.model, *config.drop_layers)
+    weights = batch.weights_BP
+
+    def whole(kept):
+        def network(bert):
+            output, states = bert.encoder(batch.input_ids_BN, batch.mask_BN, kept_BK=kept)
+            return bert.mlm_logits(output), states
+
+        logits, states = jax.jit(lambda: model.apply({"params": params}, method=network))()
+        at = jnp.take_along_axis(logits, batch.positions_BP[..., None], axis=1)
+        return losses.cross_entropy(at, batch.targets_BP), states[-2:]
+
+    drop_loss, (drop_local, drop_global) = whole(kept)
+    full_loss, (full_local, full_global) = whole(None)
+    mask_K = jnp.take_along_axis(batch.mask_BN, kept, axis=1)
+    np.testing.assert_allclose(loss_BP, drop_loss, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(sums.mlm, jnp.sum(drop_loss * weights), rtol=1e-5)
+    np.testing.assert_allclose(sums.mlm_full, jnp.sum(full_loss * weights), rtol=1e-5)
+    assert abs(float(sums.mlm_full - sums.mlm)) > 1e-3
+    local = losses.consistency_kl(losses.pool(full_local, batch.mask_BN, pool), losses.pool(drop_local, mask_K, pool))
+    last = losses.consistency_kl(
+        losses.pool(full_global, batch.mask_BN, pool), losses.pool(drop_global, batch.mask_BN, pool)
+    )
+    np.testing.assert_allclose(sums.sc_local, local, rtol=1e-4)
+    np.testing.assert_allclose(sums.sc_global, last, rtol=1e-4)
+    assert float(local) > 1e-3
+
+
+def consistency_gradient(config, params, tokens):
+    def loss(params):
+        (sums, _), _ = sums_of(config, params, tokens, "consistency")
+        return losses.combine(sums, 20.0, len(tokens), consistency=True, sc_weight=5.0)
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def test_shared_prefix_has_the_loss_and_gradient_of_two_passes():
+    tokens = helpers.random_rows(4, pad=True)
+    shared, apart = (helpers.no_dropout(dropping__sc_share_prefix=share) for share in (True, False))
+    params = start(shared, scale=0.1).params
+    (loss_a, grads_a), (loss_b, grads_b) = (consistency_gradient(c, params, tokens) for c in (shared, apart))
+    np.testing.assert_allclose(loss_a, loss_b, rtol=1e-5)
+    assert_trees_close(grads_a, grads_b, atol=1e-4)
+
+
+def test_two_passes_draw_their_own_dropout():
+    apart = helpers.config(dropping__sc_share_prefix=False, dropping__drop_rate=0.0)
+    params, tokens = start(apart, scale=0.1).params, helpers.random_rows(4)
+    (sums, _), _ = sums_of(apart, params, tokens, "consistency", jax.random.key(0))
+    assert float(sums.sc_local) > 0  # nothing is dropped: only the masks of dropout differ
+
+
+def test_stop_gradient_detaches_the_full_pass_from_the_kl_alone():
+    tokens = helpers.random_rows(4)
+    flows, stops = (helpers.no_dropout(dropping__sc_stop_gradient=stop) for stop in (False, True))
+    params = start(flows, scale=0.1).params
+
+    def kl_gradient(config, which):
+        def kl(params):
+            (sums, _), _ = sums_of(config, params, tokens, "consistency")
+            return getattr(sums, which)
+
+        return jax.jit(jax.value_and_grad(kl))(params)
+
+    (kl_a, grads_a), (kl_b, grads_b) = (kl_gradient(c, "sc_global") for c in (flows, stops))
+    np.testing.assert_allclose(kl_a, kl_b, rtol=1e-4)
+    leaves = zip(jax.tree.leaves(grads_a), jax.tree.leaves(grads_b), strict=True)
+    assert max(float(jnp.abs(a - b).max()) for a, b in leaves) > 1e-4
+    (_, mlm_a), (_, mlm_b) = (kl_gradient(c, "mlm_full") for c in (flows, stops))
+    assert_trees_close(mlm_a, mlm_b, atol=0)
+    assert float(jnp.abs(mlm_b["encoder"]["layer_1"]["mlp"]["output"]["kernel"]).max()) > 0
+
+
+# The whole step.
+
+
+def run(config, devices, steps=5, rows=None):
+    """State and metrics after `steps` steps on the first `devices` virtual devices."""
+    config = helpers.config() if config is None else config
+    mesh = meshes.make_mesh(config)
+    assert mesh.size == devices
+    state = jax.device_put(start(config), meshes.replicated(mesh))
+    # As the loop compiles them: ahead of time, so that nothing can compile twice.
+    fns = setup.compile_steps(config, setup.Data(None, None, None, helpers.SPECIAL, None), mesh)
+    history = []
+    for step in range(steps):
+        tokens = np.asarray(helpers.random_rows(config.train.batch_size, seed=step, pad=rows == "pad"))
+        state, metrics = fns[variant_at(config, step)](state, meshes.put_batch(mesh, tokens))
+        history.append({name: float(value) for name, value in metrics.items()})
+    return state, history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_one_and_eight_devices_agree_after_five_steps(method):
+    """Losses, parameters and importance table to 1e-5."""
+    make = functools.partial(helpers.config, dropping__method=method, **METHODS[method])
+    one, losses_one = run(make(mesh__data=1), 1, rows="pad")
+    eight, losses_eight = run(make(mesh__data=-1), 8, rows="pad")
+    for a, b in zip(losses_one, losses_eight, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    assert_trees_close(one.params, eight.params)
+    assert_trees_close(one.importance_V, eight.importance_V)
+    copies = [np.asarray(shard.data) for shard in eight.importance_V.addressable_shards]
+    assert len(copies) == 8
+    assert all((copy == copies[0]).all() for copy in copies)  # SPEC 7.1
+
+
+def test_masks_are_the_same_for_one_two_and_eight_devices():
+    tokens = np.asarray(helpers.random_rows(8))
+    batches = []
+    for devices in (1, 2, 8):
+        config = helpers.config(mesh__data=devices)
+        mesh = meshes.make_mesh(config)
+        masked = jax.jit(functools.partial(mask_batch, config, helpers.SPECIAL), static_argnames=())(
+            jax.random.key(1), meshes.put_batch(mesh, tokens)
+        )
+        batches.append(jax.tree.map(np.asarray, masked))
+    for other in batches[1:]:
+        jax.tree.map(np.testing.assert_array_equal, batches[0], other)
+
+
+def test_accumulation_changes_nothing_but_the_memory():
+    """Rows of unequal numbers of predictions: means of microbatch means would differ."""
+    results = []
+    for accumulation in (1, 4):
+        config = helpers.no_dropout(train__accumulation=accumulation, mesh__data=2)
+        results.append(run(config, 2, steps=2, rows="pad"))
+    (one, losses_one), (four, losses_four) = results
+    for a, b in zip(losses_one, losses_four, strict=True):
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    assert_trees_close(one.params, four.params)
+    assert_trees_close(one.importance_V, four.importance_V)
+
+
+def one_step(config, state, tokens, variant="drop"):
+    return jax.jit(make_train_step(config, helpers.SPECIAL, variant))(state, tokens)
+
+
+def test_a_non_finite_step_changes_nothing_but_the_counters():
+    config, tokens = helpers.config(), helpers.random_rows(8)
+    state = start(config)
+    bias = state.params["mlm_head"]["bias"].at[7].set(jnp.nan)
+    broken = state.replace(params={**state.params, "mlm_head": {**state.params["mlm_head"], "bias": bias}})
+    after, metrics = one_step(config, broken, tokens)
+    assert int(metrics["skipped"]) == 1
+    assert (int(after.step), int(after.skipped)) == (1, 1)
+    for name in ("params", "opt_state", "importance_V"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(broken, name))
+    good, metrics = one_step(config, state, tokens)
+    assert int(metrics["skipped"]) == 0
+    assert float(jnp.abs(good.importance_V - state.importance_V).max()) > 0
+
+
+def test_a_step_moves_the_table_by_the_drop_passs_mean_losses():
+    config, tokens = helpers.no_dropout(dropping__importance_beta=0.5), helpers.random_rows(8)
+    state = start(config, scale=0.1)
+    after, _ = one_step(config, state, tokens, "consistency")
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 0)
+    batch = mask_batch(config, helpers.SPECIAL, key, tokens)
+    (_, loss_BP) = forward_sums(
+        config, make_model(config), state.params, state.importance_V, batch, "drop", dropout_key=None,
+        selection_keys_B=row_keys(key, jnp.arange(8)),
+    )  # fmt: skip
+    expected = np.array(state.importance_V)
+    for v in set(np.asarray(batch.targets_BP).ravel()):
+        expected[v] = 0.5 * 10 + 0.5 * np.asarray(loss_BP)[np.asarray(batch.targets_BP) == v].mean()
+    np.testing.assert_allclose(after.importance_V, expected, rtol=1e-4)
+
+
+def test_every_step_has_other_masks_and_dropout_but_a_step_repeats_itself():
+    config, tokens = helpers.config(optimizer__learning_rate=0.0), helpers.random_rows(8)
+    first, a = one_step(config, start(config), tokens)
+    _, again = one_step(config, start(config), tokens)
+    _, b = one_step(config, first, tokens)
+    assert float(a["loss"]) == float(again["loss"])
+    assert float(a["loss"]) != float(b["loss"])
+
+
+def test_the_head_sees_the_predicted_rows_only():
+    """SPEC 7.8: no [B, N, V] logits anywhere in the program, nor [B, N, F] in the last layer of a P+1-row step."""
+    config = helpers.config(model__vocab_size=509)
+    lowered = jax.jit(make_train_step(config, helpers.SPECIAL, "consistency")).lower(
+        start(config), helpers.random_rows(8, vocab_size=509)
+    )
+    text = lowered.as_text()
+    assert "tensor<8x5x509xf32>" in text
+    assert "tensor<8x32x509xf32>" not in text
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_every_selector_trains(selector):
+    config = helpers.config(dropping__selector=selector)
+    _, metrics = one_step(config, start(config), helpers.random_rows(8, pad=True))
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def test_training_lowers_the_loss():
+    config = helpers.no_dropout(train__steps=40, optimizer__learning_rate=3e-3)
+    step = jax.jit(make_train_step(config, helpers.SPECIAL, "drop"))
+    state, tokens, history = start(config), jnp.tile(helpers.random_rows(1), (8, 1)), []
+    for _ in range(40):
+        state, metrics = step(state, tokens)
+        history.append(float(metrics["loss"]))
+    assert history[-1] < history[0] - 1
+
+
+# Evaluation.
+
+
+def evaluate(config, state, tokens, valid):
+    rows = jnp.arange(len(tokens))
+    sums = jax.jit(make_eval_step(config, helpers.SPECIAL))(state, tokens, rows, jnp.array(valid))
+    return summarize({name: float(value) for name, value in sums.items()})
+
+
+def test_evaluation_uses_the_full_model_and_reports_the_drop_pass_beside_it():
+    """SPEC 7.7."""
+    config = helpers.config()
+    state, tokens = start(config, scale=0.1), helpers.random_rows(4)
+    metrics = evaluate(config, state, tokens, [True] * 4)
+    full = evaluate(helpers.config(dropping__method="full"), state, tokens, [True] * 4)
+    assert metrics["eval/loss"] == pytest.approx(full["eval/loss"], rel=1e-6)
+    assert metrics["eval/drop_loss"] != pytest.approx(metrics["eval/loss"], rel=1e-5)
+    assert 0 < metrics["eval/drift_local"] < 1
+    assert "eval/drop_loss" not in full
+    nothing_dropped = evaluate(helpers.config(dropping__drop_rate=0.0), state, tokens, [True] * 4)
+    assert nothing_dropped["eval/drift_global"] == pytest.approx(1, abs=1e-5)
+    assert nothing_dropped["eval/drop_loss"] == pytest.approx(metrics["eval/loss"], rel=1e-5)
+
+
+def test_rows_that_fill_up_the_last_batch_do_not_count():
+    config = helpers.config()
+    state, tokens = start(config, scale=0.1), helpers.random_rows(4)
+    some = evaluate(config, state, tokens, [True, True, False, False])
+    np.testing.assert_allclose(
+        list(some.values()), list(evaluate(config, state, tokens[:2], [True] * 2).values()), rtol=1e-5
+    )
