@@ -33,8 +33,7 @@ def config(**overrides) -> Config:
     return from_dict(values)
 
 
-def no_dropout(**overrides) -> Config:
-    return config(model__hidden_dropout=0.0, model__attention_dropout=0.0, **overrides)
+DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}
 
 
 def random_rows(count: int, length: int = 32, vocab_size: int = 512, seed: int = 0, pad: bool = False) -> jax.Array:

@@ -7,7 +7,7 @@ def get_config():
     config = base.get_config()
     config.model.update(
         vocab_size=512, num_layers=4, hidden_size=32, num_heads=4, intermediate_size=64, max_positions=32,
-        hidden_dropout=0.1, attention_dropout=0.1, dtype="float32",
+        hidden_dropout=0.0, attention_dropout=0.0, dtype="float32",
     )  # fmt: skip
     config.dropping.sc_interval = 3
     config.data.update(seq_len=32, tokenizer_type="unigram")

@@ -16,7 +16,9 @@ from sctd_jax.train.state import initial_state, make_model
 from sctd_jax.train.step import forward_sums, make_train_step, mask_batch, select, variant_at, variants
 from tests import helpers
 
-METHODS = {"full": {}, "drop": {}, "random": {}, "sctd": {"dropping__sc_interval": 2}}
+METHODS = {
+    "full": {}, "drop": helpers.DROPOUT, "random": {}, "sctd": {"dropping__sc_interval": 2, **helpers.DROPOUT}
+}  # fmt: skip
 
 
 def start(config, scale=0.0):
@@ -75,7 +77,7 @@ def sums_of(config, params, tokens, variant, dropout_key=None):
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_the_consistency_loss_is_the_papers_from_two_whole_passes(pool):
     """SPEC 4 and 7.6, against `Bert` run twice on all rows: second MLM term from the full pass."""
-    config = helpers.no_dropout(dropping__sc_pool=pool)
+    config = helpers.config(dropping__sc_pool=pool)
     params, tokens = start(config, scale=0.1).params, helpers.random_rows(6, pad=True)
     (sums, loss_BP), (batch, table, keys) = sums_of(config, params, tokens, "consistency")
     kept = select(config, table, batch, keys)
@@ -117,7 +119,7 @@ def consistency_gradient(config, params, tokens):
 
 def test_shared_prefix_has_the_loss_and_gradient_of_two_passes():
     tokens = helpers.random_rows(4, pad=True)
-    shared, apart = (helpers.no_dropout(dropping__sc_share_prefix=share) for share in (True, False))
+    shared, apart = (helpers.config(dropping__sc_share_prefix=share) for share in (True, False))
     params = start(shared, scale=0.1).params
     (loss_a, grads_a), (loss_b, grads_b) = (consistency_gradient(c, params, tokens) for c in (shared, apart))
     np.testing.assert_allclose(loss_a, loss_b, rtol=1e-5)
@@ -125,7 +127,7 @@ def test_shared_prefix_has_the_loss_and_gradient_of_two_passes():
 
 
 def test_two_passes_draw_their_own_dropout():
-    apart = helpers.config(dropping__sc_share_prefix=False, dropping__drop_rate=0.0)
+    apart = helpers.config(dropping__sc_share_prefix=False, dropping__drop_rate=0.0, **helpers.DROPOUT)
     params, tokens = start(apart, scale=0.1).params, helpers.random_rows(4)
     (sums, _), _ = sums_of(apart, params, tokens, "consistency", jax.random.key(0))
     assert float(sums.sc_local) > 0  # nothing is dropped: only the masks of dropout differ
@@ -133,7 +135,7 @@ def test_two_passes_draw_their_own_dropout():
 
 def test_stop_gradient_detaches_the_full_pass_from_the_kl_alone():
     tokens = helpers.random_rows(4)
-    flows, stops = (helpers.no_dropout(dropping__sc_stop_gradient=stop) for stop in (False, True))
+    flows, stops = (helpers.config(dropping__sc_stop_gradient=stop) for stop in (False, True))
     params = start(flows, scale=0.1).params
 
     def kl_gradient(config, which):
@@ -207,7 +209,7 @@ def test_accumulation_changes_nothing_but_the_memory():
     """Rows of unequal numbers of predictions: means of microbatch means would differ."""
     results = []
     for accumulation in (1, 4):
-        config = helpers.no_dropout(train__accumulation=accumulation, mesh__data=2)
+        config = helpers.config(train__accumulation=accumulation, mesh__data=2, dropping__sc_interval=1)
         results.append(run(config, 2, steps=2, rows="pad"))
     (one, losses_one), (four, losses_four) = results
     for a, b in zip(losses_one, losses_four, strict=True):
@@ -237,15 +239,19 @@ def test_a_non_finite_step_changes_nothing_but_the_counters():
 
 
 def test_a_step_moves_the_table_by_the_drop_passs_mean_losses():
-    config, tokens = helpers.no_dropout(dropping__importance_beta=0.5), helpers.random_rows(8)
+    config, tokens = helpers.config(dropping__importance_beta=0.5), helpers.random_rows(8)
     state = start(config, scale=0.1)
     after, _ = one_step(config, state, tokens, "consistency")
     key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 0)
     batch = mask_batch(config, helpers.SPECIAL, key, tokens)
-    (_, loss_BP) = forward_sums(
-        config, make_model(config), state.params, state.importance_V, batch, "drop", dropout_key=None,
-        selection_keys_B=row_keys(key, jnp.arange(8)),
+    keys = row_keys(key, jnp.arange(8))
+    forward = jax.jit(
+        lambda state: forward_sums(
+            config, make_model(config), state.params, state.importance_V, batch, "drop", dropout_key=None,
+            selection_keys_B=keys,
+        )
     )  # fmt: skip
+    _, loss_BP = forward(state)
     expected = np.array(state.importance_V)
     for v in set(np.asarray(batch.targets_BP).ravel()):
         expected[v] = 0.5 * 10 + 0.5 * np.asarray(loss_BP)[np.asarray(batch.targets_BP) == v].mean()
@@ -253,12 +259,12 @@ def test_a_step_moves_the_table_by_the_drop_passs_mean_losses():
 
 
 def test_every_step_has_other_masks_and_dropout_but_a_step_repeats_itself():
-    config, tokens = helpers.config(optimizer__learning_rate=0.0), helpers.random_rows(8)
-    first, a = one_step(config, start(config), tokens)
-    _, again = one_step(config, start(config), tokens)
-    _, b = one_step(config, first, tokens)
-    assert float(a["loss"]) == float(again["loss"])
-    assert float(a["loss"]) != float(b["loss"])
+    config, tokens = helpers.config(**helpers.DROPOUT), helpers.random_rows(8)
+    state = start(config)
+    runs = [state, state, state.replace(step=state.step + 1)]
+    same, again, other = (float(one_step(config, s, tokens)[1]["loss"]) for s in runs)
+    assert same == again
+    assert same != other
 
 
 def test_the_head_sees_the_predicted_rows_only():
@@ -280,7 +286,7 @@ def test_every_selector_trains(selector):
 
 
 def test_training_lowers_the_loss():
-    config = helpers.no_dropout(train__steps=40, optimizer__learning_rate=3e-3)
+    config = helpers.config(train__steps=40, optimizer__learning_rate=3e-3)
     step = jax.jit(make_train_step(config, helpers.SPECIAL, "drop"))
     state, tokens, history = start(config), jnp.tile(helpers.random_rows(1), (8, 1)), []
     for _ in range(40):
