@@ -38,7 +38,7 @@ def test_lines_longer_than_the_trainer_takes_are_cut_between_words():
 def test_a_vocabulary_larger_than_the_text_supports_is_refused(texts):
     with pytest.raises(UserError, match=r"model.vocab_size 60000: the text supports no unigram .* <= \d+"):
         tokenizer.train(texts[:1], 60_000, "unigram")
-    with pytest.raises(UserError, match="model.vocab_size 3"):
+    with pytest.raises(UserError, match=r"model.vocab_size 3"):
         tokenizer.train(texts[:1], 3, "unigram")
 
 
@@ -59,10 +59,10 @@ def test_existing_models_with_other_ids_and_names(texts, tmp_path):
 
 
 def test_files_that_are_no_model(tmp_path):
-    with pytest.raises(UserError, match="none.model: no such file"):
+    with pytest.raises(UserError, match=r"none.model: no such file"):
         tokenizer.load(str(tmp_path / "none.model"))
     (tmp_path / "x.model").write_text("hello")
-    with pytest.raises(UserError, match="x.model: not a SentencePiece model"):
+    with pytest.raises(UserError, match=r"x.model: not a SentencePiece model"):
         tokenizer.load(str(tmp_path / "x.model"))
 
 

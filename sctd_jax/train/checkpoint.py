@@ -77,6 +77,10 @@ def _same_run(workdir: Path, mine: dict, rows: Path) -> None:
             )
 
 
+def _heldout_loss(metrics: dict[str, float]) -> float:
+    return metrics["eval/loss"]
+
+
 class Checkpoints:
     """The checkpoints of one run: the last k and the best by held-out loss, saved in the background."""
 
@@ -84,13 +88,16 @@ class Checkpoints:
         self._folder = (workdir / "checkpoints").absolute()
         # `reverse`: Orbax keeps the end of the sorted list, and the lowest loss shall be there.
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["eval/loss"],
+            get_metric_fn=_heldout_loss,
             reverse=True,
             n=1,
             keep_checkpoints_without_metrics=False,
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            # The policy decides; without a `best_fn` Orbax would not write the metrics, and forget the best.
+            best_fn=_heldout_loss,
+            best_mode="min",
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
@@ -102,8 +109,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the lowest held-out loss among those that are kept."""
-        losses = {step: (self._manager.metrics(step) or {}).get("eval/loss") for step in self.steps()}
-        losses = {step: loss for step, loss in losses.items() if loss is not None}
+        losses = {step: metrics["eval/loss"] for step in self.steps() if (metrics := self._manager.metrics(step))}
         return min(losses, key=losses.get) if losses else None
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:

@@ -1,0 +1,233 @@
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sctd_jax.errors import UserError
+from sctd_jax.train import checkpoint
+from sctd_jax.train.checkpoint import Checkpoints, claim_workdir
+from sctd_jax.train.state import initial_state
+from tests import helpers
+
+
+@pytest.fixture(scope="module")
+def state():
+    return jax.jit(lambda: initial_state(helpers.config(), helpers.SPECIAL))()
+
+
+def at(state, step):
+    """The state as it might be at `step`: every number is its own."""
+    return state.replace(step=jnp.int32(step), importance_V=state.importance_V + step)
+
+
+def shape_of(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def save(workdir, state, losses, keep=2):
+    checkpoints = Checkpoints(workdir, keep)
+    for step, loss in losses.items():
+        checkpoints.save(at(state, step), None if loss is None else {"eval/loss": loss})
+        checkpoints.wait()
+    checkpoints.close()
+
+
+def restore(workdir, state, **kwargs):
+    messages, checkpoints = [], Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.restore(shape_of(state), messages.append, **kwargs), messages
+    finally:
+        checkpoints.close()
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_whole_state_comes_back(tmp_path, state):
+    save(tmp_path, state, {3: 1.0})
+    restored, messages = restore(tmp_path, state)
+    assert_same(restored, at(state, 3))
+    assert messages == []
+
+
+def test_the_digest_sees_one_flipped_bit_anywhere(state):
+    before = int(checkpoint._digest(state))
+    for field in ("importance_V", "step"):
+        bits = getattr(state, field).view(jnp.int32)
+        flipped = (bits ^ (jnp.arange(bits.size).reshape(bits.shape) == 0)).view(getattr(state, field).dtype)
+        assert int(checkpoint._digest(state.replace(**{field: flipped}))) != before
+
+
+def test_nothing_saved_is_nothing_restored(tmp_path, state):
+    assert restore(tmp_path, state) == (None, [])
+
+
+def test_the_last_two_and_the_best_are_kept(tmp_path, state):
+    save(tmp_path, state, {1: 5.0, 2: 3.0, 3: 4.0})
+    save(tmp_path, state, {4: 3.5, 5: None})  # a restart does not forget which was best
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    assert checkpoints.steps() == [2, 4, 5]
+    assert checkpoints.best_step() == 2
+    checkpoints.close()
+    best, _ = restore(tmp_path, state, step=2)
+    assert_same(best, at(state, 2))
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_bits(path):
+    content = bytearray(path.read_bytes())
+    content[500::1000] = bytes(byte ^ 1 for byte in content[500::1000])
+    path.write_bytes(content)
+
+
+def change_check(folder):
+    """As if the numbers had changed without TensorStore noticing, which one flipped bit can do."""
+    path = folder / "check" / "metadata"
+    path.write_text(json.dumps({"digest": (json.loads(path.read_text())["digest"] + 1) % 2**32}))
+
+
+DAMAGE = {
+    "bits flipped": lambda folder: flip_bits(largest_file(folder)),
+    "other numbers": change_check,
+    "cut short": lambda folder: largest_file(folder).write_bytes(largest_file(folder).read_bytes()[:1000]),
+    "largest file missing": lambda folder: largest_file(folder).unlink(),
+    "state missing": lambda folder: shutil.rmtree(folder / "state"),
+    "check missing": lambda folder: shutil.rmtree(folder / "check"),
+    "emptied": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's abandoned coroutines
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, state, damage):
+    save(tmp_path, state, {3: 2.0, 6: 1.0})
+    DAMAGE[damage](tmp_path / "checkpoints" / "6")
+    restored, messages = restore(tmp_path, state)
+    assert_same(restored, at(state, 3))
+    if damage != "emptied":
+        assert len(messages) == 1
+        assert str(tmp_path / "checkpoints" / "6") in messages[0]
+        assert "damaged" in messages[0]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_when_all_are_damaged_the_run_does_not_start_over(tmp_path, state):
+    save(tmp_path, state, {3: 2.0})
+    DAMAGE["cut short"](tmp_path / "checkpoints" / "3")
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(tried \[3\]\)"):
+        restore(tmp_path, state)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_checkpoint_is_set_aside_and_its_step_can_be_saved_again(tmp_path, state):
+    save(tmp_path, state, {3: 2.0, 6: 1.0})
+    DAMAGE["other numbers"](tmp_path / "checkpoints" / "6")
+    checkpoints = Checkpoints(tmp_path, 2)
+    assert int(checkpoints.restore(shape_of(state), lambda line: None).step) == 3
+    checkpoints.set_aside(after_step=3)
+    assert len(list(tmp_path.glob("damaged-6-*"))) == 1
+    checkpoints.save(at(state, 6), {"eval/loss": 1.0})
+    checkpoints.wait()
+    checkpoints.close()
+    assert_same(restore(tmp_path, state)[0], at(state, 6))
+
+
+def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, state):
+    """What kill -9 in the middle of a save leaves: a folder under Orbax's temporary name."""
+    save(tmp_path, state, {3: 2.0, 6: 1.0})
+    folder = tmp_path / "checkpoints"
+    (folder / "6").rename(folder / "6.orbax-checkpoint-tmp")
+    shutil.rmtree(folder / "6.orbax-checkpoint-tmp" / "check")
+    restored, _ = restore(tmp_path, state)
+    assert int(restored.step) == 3
+
+
+def test_a_full_disk_is_one_message_and_older_checkpoints_stay(tmp_path, state):
+    """A file-size limit stands in for a disk that is full."""
+    save(tmp_path, state, {3: 2.0})
+    code = """
+import resource, signal, sys
+import jax, jax.numpy as jnp
+from pathlib import Path
+from sctd_jax.errors import UserError
+from sctd_jax.train import checkpoint
+from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.state import initial_state
+from tests import helpers
+state = jax.jit(lambda: initial_state(helpers.config(), helpers.SPECIAL))()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+checkpoints = Checkpoints(Path(sys.argv[1]), 2)
+try:
+    checkpoints.save(state.replace(step=jnp.int32(6)), {"eval/loss": 1.0})
+    checkpoints.wait()
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=helpers.environment(), cwd=helpers.ROOT, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("saving the last checkpoint to"), done.stdout + done.stderr
+    assert "can be resumed: [3]" in done.stdout
+    restored, _ = restore(tmp_path, state)
+    assert int(restored.step) == 3
+
+
+# The workdir.
+
+
+def claim(workdir, rows, **overrides):
+    claim_workdir(workdir, helpers.config(**overrides), rows)
+
+
+def test_a_workdir_holds_config_tokenizer_and_row_metadata(tmp_path, rows):
+    claim(tmp_path / "run", rows)
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == dataclasses.asdict(helpers.config())
+    for name in ("tokenizer.model", "prepared.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (rows / name).read_bytes()
+
+
+def test_a_longer_run_may_take_the_workdir_over_and_another_run_may_not(tmp_path, rows):
+    claim(tmp_path, rows)
+    claim(tmp_path, rows, train__steps=12, train__log_every=1)
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 12
+    with pytest.raises(UserError, match=r"another config: model.num_layers \(4 there, 5 now\)"):
+        claim(tmp_path, rows, model__num_layers=5)
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["num_layers"] == 4
+
+
+def test_rows_of_another_text_are_refused(tmp_path, rows):
+    claim(tmp_path / "run", rows)
+    other = tmp_path / "rows"
+    shutil.copytree(rows, other)
+    metadata = json.loads((other / "prepared.json").read_text())
+    (other / "prepared.json").write_text(json.dumps({**metadata, "tokenizer_sha256": "0"}))
+    with pytest.raises(UserError, match=r"trained on other rows .* tokenizer_sha256"):
+        claim(tmp_path / "run", other)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, rows):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"not empty and has no config.json"):
+        claim(tmp_path, rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_workdir_that_is_a_file(tmp_path, rows):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"workdir .*file"):
+        claim(tmp_path / "file", rows)

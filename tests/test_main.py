@@ -1,0 +1,239 @@
+"""The command as a user runs it: processes, files, messages."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests import helpers
+
+SMALL = "--config=tests/small.py"
+
+
+def run(workdir, rows, *args, code=0):
+    done = helpers.run_module("sctd_jax.main", SMALL, f"--workdir={workdir}", f"--config.data.rows={rows}", *args)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved(workdir, step):
+    """Every array of a checkpoint, by path, read with Orbax alone."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.fixture(scope="module")
+def finished(rows, tmp_path_factory):
+    """(workdir, what the command printed) of a run of six steps with dropout."""
+    workdir = tmp_path_factory.mktemp("runs") / "a"
+    done = run(workdir, rows, *DROPOUT)
+    return workdir, done.stdout
+
+
+DROPOUT = ["--config.model.hidden_dropout=0.1", "--config.model.attention_dropout=0.1"]
+
+
+def test_a_run_trains_evaluates_saves_and_says_so(finished):
+    workdir, printed = finished
+    for text in [
+        "devices  1 x cpu", "mesh  data 1 x fsdp 1 x tensor 1", "4 layers x 32", "0 to 6 of 8 rows", "ScTD",
+        "16 of 32 in layers 1 to 2, selector importance", "of plain full-token BERT", "eval at step 0: held-out loss",
+        "eval at step 6", "step 6/6  loss", "tokens/s", "done: 6 steps", "held-out loss", "(step 0) ->",
+        "fill-mask on held-out text", "[MASK]", "(was: ",
+    ]:  # fmt: skip
+        assert text in printed, text
+    assert "MFU" not in printed  # the peak of this CPU is not known
+    records = lines(workdir)
+    evaluations = [record for record in records if "eval/loss" in record]
+    assert [record["step"] for record in evaluations] == [0, 3, 6]
+    for record in evaluations:
+        assert record["eval/perplexity"] == pytest.approx(np.exp(record["eval/loss"]), rel=1e-4)
+        assert {"eval/accuracy", "eval/drop_loss", "eval/drift_local", "eval/drift_global"} <= record.keys()
+    train = [record for record in records if "train/loss" in record]
+    assert [record["step"] for record in train] == [1, 2, 4, 6]
+    assert all({"train/mlm_loss", "train/grad_norm", "train/learning_rate", "seconds"} <= r.keys() for r in train)
+    assert any("train/sc_global" in record for record in train)
+    assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()) == [3, 6]
+    assert list((workdir / "tensorboard").glob("events.*"))
+    assert {"config.json", "tokenizer.model", "prepared.json"} <= {path.name for path in workdir.iterdir()}
+
+
+def test_evaluation_alone_gives_the_same_numbers(finished, rows):
+    workdir, _ = finished
+    done = run(workdir, rows, "--mode=eval", *DROPOUT)
+    last = [record for record in lines(workdir) if "eval/loss" in record][-1]
+    assert f"eval at step 6: held-out loss {last['eval/loss']:.3f}" in done.stdout
+    assert len([record for record in lines(workdir) if record["step"] == 6 and "eval/loss" in record]) == 1
+
+
+def test_the_same_command_again_has_nothing_to_do_and_more_steps_resume(finished, rows):
+    workdir, _ = finished
+    before = saved(workdir, 6)
+    again = run(workdir, rows, *DROPOUT)
+    assert "resuming at step 6" in again.stdout
+    assert "done: 6 steps" in again.stdout
+    longer = run(workdir, rows, *DROPOUT, "--config.train.steps=8")
+    assert "resuming at step 6" in longer.stdout
+    assert "done: 8 steps" in longer.stdout
+    after = saved(workdir, 6)
+    assert all((before[name] == after[name]).all() for name in before)
+    assert int(saved(workdir, 8)["['step']"]) == 8
+
+
+@pytest.mark.slow
+def test_kill_and_resume_is_bit_for_bit_the_uninterrupted_run(finished, rows, tmp_path):
+    """kill -9 after the checkpoint of step 3; consistency steps are 0, 3: the resume is off their interval too."""
+    workdir = tmp_path / "killed"
+    code = """
+import os, sys
+from sctd_jax.train import loop
+take = loop._TrainMetrics.take
+def dying(self, step, metrics):
+    take(self, step, metrics)
+    if step == 4:
+        while not os.path.isdir(os.path.join(sys.argv[1].split("=")[1], "checkpoints", "3")):
+            pass
+        os.kill(os.getpid(), 9)
+loop._TrainMetrics.take = dying
+from absl import app, flags
+from sctd_jax import main
+app.run(main._main)
+"""
+    arguments = [f"--workdir={workdir}", SMALL, f"--config.data.rows={rows}", *DROPOUT]
+    killed = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=helpers.environment(), cwd=helpers.ROOT, capture_output=True
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert not (workdir / "checkpoints" / "6").exists()
+    done = run(workdir, rows, *DROPOUT)
+    assert "resuming at step 3" in done.stdout
+    whole, resumed = saved(finished[0], 6), saved(workdir, 6)
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_with_a_message(rows, tmp_path, number):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "sctd_jax.main", SMALL, f"--workdir={workdir}", f"--config.data.rows={rows}"]
+    command += [
+        "--config.train.steps=100000",
+        "--config.train.eval_every=99999",
+        "--config.train.checkpoint_every=99999",
+    ]
+    process = subprocess.Popen(
+        command, env=helpers.environment(), cwd=helpers.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith("step "):
+                process.send_signal(number)
+                break
+        rest, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    message = next(line for line in rest.splitlines() if "stopped by signal" in line)
+    assert "resume" in message
+    step = int(message.split("after step ")[1].split(";")[0])
+    assert int(saved(workdir, step)["['step']"]) == step
+
+
+def test_too_many_bad_steps_stop_the_run_with_the_last_good_state_saved(rows, tmp_path):
+    done = run(tmp_path / "run", rows, "--config.optimizer.learning_rate=1e38", "--config.train.steps=50", code=2)
+    assert "error: 3 steps in a row had a non-finite loss or gradient" in done.stderr
+    assert "learning_rate" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "was skipped" in done.stdout
+    step = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
+    state = saved(tmp_path / "run", step)
+    assert all(np.isfinite(x).all() for name, x in state.items() if "params" in name)
+
+
+def test_rows_are_prepared_when_they_are_missing(speeches, tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for i, path in enumerate(speeches[:8]):
+        os.symlink(path, text / f"{i}.txt")
+    args = [
+        f"--config.data.input={text}",
+        f"--config.data.prepared_dir={tmp_path / 'prepared'}",
+        "--config.train.steps=1",
+    ]
+    args += ["--config.data.documents=paragraph", f"--workdir={tmp_path / 'run'}", SMALL]
+    first = helpers.run_module("sctd_jax.main", *args)
+    assert first.returncode == 0, first.stderr
+    assert "training a unigram tokenizer" in first.stdout
+    assert "trial corpus" not in first.stdout
+    second = helpers.run_module("sctd_jax.main", *args)
+    assert "training a unigram tokenizer" not in second.stdout
+    assert len(list((tmp_path / "prepared").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--config.modle.num_layers=3"], ["modle"]),
+        (["--config.train.stepz=3"], ["stepz"]),
+        (["--config.train.steps=many"], ["steps", "many"]),
+        (["--config.model.num_heads=5"], ["config.model.num_heads", "32", "found 5"]),
+        (["--config.dropping.drop_rate=0.9"], ["config.dropping.drop_rate", "K = 3", "P = 5"]),
+        (["--config.model.max_positions=64", "--config.data.seq_len=64"], ["config.data.seq_len is 64", "with 32"]),
+        (["--config.model.vocab_size=600"], ["config.model.vocab_size is 600", "with 512"]),
+        (["--config.mesh.data=3"], ["config.mesh.data is 3", "1 devices"]),
+        (["--config.data.rows=/nowhere"], ["/nowhere", "prepared.json"]),
+        (["--config.data.rows=", "--config.data.input=/nowhere/*.txt"], ["/nowhere/*.txt", "no file found"]),
+        (["--config.data.rows=", "--config.data.tokenizer=/no.model"], ["data.tokenizer /no.model"]),
+        (["stray"], ["stray"]),
+        (["--mode=dance"], ["mode", "train"]),
+        (["--mode=eval"], ["no checkpoints"]),
+    ],
+    ids=lambda value: value[0].split("=")[0] if value and value[0].startswith("-") else "",
+)
+def test_bad_input_is_one_message_before_any_work(rows, tmp_path, args, words):
+    started = time.monotonic()
+    done = helpers.run_module(
+        "sctd_jax.main", SMALL, f"--workdir={tmp_path / 'run'}", f"--config.data.rows={rows}", *args
+    )
+    assert done.returncode not in (0, -9), done.stdout
+    message = done.stdout + done.stderr
+    for word in words:
+        assert word in message, message
+    assert "Traceback" not in message, message
+    assert "compiling" not in message
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert time.monotonic() - started < 60
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(finished, rows):
+    workdir, _ = finished
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    done = run(workdir, rows, "--config.optimizer.learning_rate=0.5", code=2)
+    assert "belongs to another config" in done.stderr
+    assert "optimizer.learning_rate (0.001 there, 0.5 now)" in done.stderr
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_missing_config_file(tmp_path):
+    done = helpers.run_module("sctd_jax.main", "--config=configs/none.py")
+    assert done.returncode != 0
+    assert "configs/none.py" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = helpers.run_module("sctd_jax.main")
+    assert done.returncode != 0
+    assert "--config" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
