@@ -49,6 +49,11 @@ def _main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     """Absl's parsing, with config problems as one line too."""
+    for argument in argv[1:]:
+        path = argument.removeprefix("--config=").partition(":")[0]
+        if argument.startswith("--config=") and not Path(path).is_file():
+            print(f"error: --config={path}: no such file", file=sys.stderr)
+            sys.exit(2)
     try:
         return flags.FLAGS(argv)
     except (flags.Error, KeyError, AttributeError, FileNotFoundError, TypeError, ValueError) as error:

@@ -31,6 +31,7 @@ def saved(workdir, step):
     """Every array of a checkpoint, by path, read with Orbax alone."""
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+    tree["key"] = jax.random.key_data(tree["key"])
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -169,12 +170,8 @@ def test_rows_are_prepared_when_they_are_missing(speeches, tmp_path):
     text.mkdir()
     for i, path in enumerate(speeches[:8]):
         os.symlink(path, text / f"{i}.txt")
-    args = [
-        f"--config.data.input={text}",
-        f"--config.data.prepared_dir={tmp_path / 'prepared'}",
-        "--config.train.steps=1",
-    ]
-    args += ["--config.data.documents=paragraph", f"--workdir={tmp_path / 'run'}", SMALL]
+    args = [SMALL, f"--workdir={tmp_path / 'run'}", f"--config.data.input={text}", "--config.data.documents=paragraph"]
+    args += [f"--config.data.prepared_dir={tmp_path / 'prepared'}", "--config.train.steps=1"]
     first = helpers.run_module("sctd_jax.main", *args)
     assert first.returncode == 0, first.stderr
     assert "training a unigram tokenizer" in first.stdout
