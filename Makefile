@@ -1,0 +1,22 @@
+# A fresh machine needs Python 3.11 and pip, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint venv
+
+demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two CPU cores
+	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
+
+test: venv
+	$(BIN)/python -m pytest -q
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+venv: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	touch $@
