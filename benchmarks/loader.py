@@ -16,8 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sctd_jax.data.loader import Loader  # noqa: E402
-from sctd_jax.data.rows import TRAIN, Rows, RowWriter  # noqa: E402
+from sctd_jax.data.loader import Loader
+from sctd_jax.data.rows import TRAIN, Rows, RowWriter
 
 
 def main() -> None:

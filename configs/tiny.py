@@ -19,5 +19,5 @@ def get_config():
     )  # fmt: skip
     config.data.update(seq_len=128, tokenizer_type="unigram")
     config.optimizer.update(learning_rate=2e-3, warmup_steps=100)
-    config.train.update(steps=600, batch_size=32, eval_every=150, eval_rows=128, checkpoint_every=150, log_every=50)
+    config.train.update(steps=600, batch_size=32, eval_every=150, eval_rows=128, checkpoint_every=150, log_every=20)
     return config

@@ -71,13 +71,13 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
     start, steps = int(state.step), config.train.steps
     if start == steps:
         return Result(start, None, state)
+    for line in report.cpu_warning(config):
+        log(line)
     log("compiling ...")
     began = time.monotonic()
     step_fns = setup.compile_steps(config, data, mesh)
     evaluate = setup.make_evaluate(config, data, mesh)
     log(f"compiled {', '.join(step_fns)} in {time.monotonic() - began:.0f} s")
-    for line in report.cpu_warning(config):
-        log(line)
 
     loader = setup.train_loader(config, data, mesh)
     batches = prefetch(lambda step: meshes.put_batch(mesh, loader.batch(step)), start, steps)
@@ -147,6 +147,7 @@ class _TrainMetrics:
             if np.isfinite(value):
                 self._window.setdefault(f"train/{name}", []).append(value)
         done = step + 1
+        self._console.advance(done)
         if done % self._config.train.log_every == 0 or done == self._config.train.steps or step == 0:
             self._report(done)
 

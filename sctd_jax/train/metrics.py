@@ -63,6 +63,10 @@ class Console:
         """Print a line without breaking the bar."""
         self._bar.write(line) if not self._bar.disable else print(line, flush=True)
 
+    def advance(self, step: int) -> None:
+        """Move the bar; where there is none, nothing."""
+        self._bar.update(step - self._bar.n)
+
     def progress(self, step: int, train: dict[str, float]) -> None:
         """Show the latest training metrics."""
         parts = [f"loss {train['train/loss']:.3f}", f"lr {train['train/learning_rate']:.2e}"]
@@ -74,8 +78,7 @@ class Console:
             eta = f"ETA {duration(train['train/eta_seconds'])}" if "train/eta_seconds" in train else ""
             print(f"step {step}/{self._steps}  " + "  ".join([*parts, eta]).rstrip(), flush=True)
         else:
-            self._bar.set_postfix_str(", ".join(parts), refresh=False)
-            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(", ".join(parts))
 
     def close(self) -> None:
         """Leave the last state of the bar on the screen."""
