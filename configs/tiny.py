@@ -18,6 +18,6 @@ def get_config():
         hidden_dropout=0.0, attention_dropout=0.0, initializer_range=0.05, dtype="float32",
     )  # fmt: skip
     config.data.update(seq_len=128, tokenizer_type="unigram")
-    config.optimizer.update(learning_rate=2e-3, warmup_steps=100)
-    config.train.update(steps=600, batch_size=32, eval_every=150, eval_rows=128, checkpoint_every=150, log_every=20)
+    config.optimizer.update(learning_rate=1.5e-3, warmup_steps=100)
+    config.train.update(steps=1200, batch_size=16, eval_every=200, eval_rows=128, checkpoint_every=200, log_every=25)
     return config

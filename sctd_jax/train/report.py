@@ -20,7 +20,7 @@ from sctd_jax.train.state import TrainState, make_model
 from sctd_jax.train.step import variants
 
 _SLOW_STEP_SECONDS = 5.0
-_EXAMPLES, _CANDIDATES, _CONTEXT = 5, 3, 12
+_EXAMPLES, _CANDIDATES, _CONTEXT = 6, 3, 12
 
 
 def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> list[str]:
@@ -142,7 +142,7 @@ def fill_mask_examples(config: Config, data: Data, state: TrainState) -> list[st
     for row, position, guesses, chances in zip(tokens_BN, positions, np.asarray(ids), np.asarray(scores), strict=True):
         left = data.processor.decode(row[max(position - _CONTEXT, 1) : position].tolist())
         right = data.processor.decode(row[position + 1 : position + 1 + _CONTEXT].tolist())
-        words = ", ".join(f"{_word(data, i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
+        words = " | ".join(f"{_word(data, i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
         lines.append(f"  ... {left} [MASK] {right} ...\n      {words}   (was: {_word(data, row[position])})")
     return lines
 
@@ -152,12 +152,11 @@ def _word(data: Data, piece_id: int) -> str:
 
 
 def _a_word(row: np.ndarray, data: Data) -> int | None:
-    """A position near the middle of the row that holds a whole word of at least four letters."""
+    """The position nearest to the middle of the row that holds a whole word."""
     pieces = [data.processor.id_to_piece(int(i)) for i in row]
     words = [
         i
         for i in range(1, len(row) - 1)
         if pieces[i].startswith(WORD_START) and pieces[i + 1].startswith(WORD_START) and pieces[i][1:].isalpha()
     ]
-    long = [i for i in words if len(pieces[i]) > 4] or words
-    return min(long, key=lambda i: abs(i - len(row) // 2)) if long else None
+    return min(words, key=lambda i: abs(i - len(row) // 2)) if words else None
