@@ -1,0 +1,1 @@
+"""Recipes of the public implementations (SPEC 6)."""

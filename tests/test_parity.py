@@ -1,0 +1,420 @@
+"""Our numbers against those that the two public implementations computed themselves (tests/golden/README.md)."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.presets import modelgarden, sctd_release
+from sctd_jax.config import from_dict
+from sctd_jax.model import token_dropping
+from sctd_jax.model.bert import Bert
+from sctd_jax.objective import losses
+
+GOLDEN = Path(__file__).parent / "golden"
+FORWARD, LOGITS, TABLE = 2e-5, 1e-4, 1e-4  # relative tolerances of the recordings
+
+
+@functools.cache
+def load(name):
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def close(ours, theirs, tolerance, mask=None, what=""):
+    """Largest deviation, relative to the largest number of the array, at the positions of `mask`."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    if mask is not None:
+        ours, theirs = ours[np.asarray(mask)], theirs[np.asarray(mask)]
+    deviation = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    assert deviation < tolerance, f"{what}: {deviation:.2e}"
+
+
+def config_of(preset, arrays, seq_len=16):
+    """A preset at the recording's size."""
+    sizes, config = json.loads(str(arrays["config"])), preset.get_config()
+    config.model.update(
+        vocab_size=120, num_layers=6, hidden_size=32, num_heads=4, intermediate_size=64, max_positions=16,
+        hidden_dropout=0.0, attention_dropout=0.0, dtype="float32",
+    )  # fmt: skip
+    config.data.seq_len = seq_len
+    config = from_dict(config.to_dict())
+    assert config.model.layer_norm_eps == sizes["layernorm_eps"]
+    assert (config.model.activation == "gelu_tanh") == (sizes["gelu"] == "tanh")
+    assert config.dropping.importance_beta == sizes["beta"]
+    assert config.drop_layers == (2, 4)
+    return config
+
+
+def forward(config, params, ids, mask, segments, kept):
+    """(logits [B, N, V], states of every layer)."""
+
+    def network(bert):
+        output, states = bert.encoder(ids, mask, segments, kept_BK=kept)
+        return bert.mlm_logits(output), states
+
+    return Bert(config.model, *config.drop_layers).apply({"params": params}, method=network)
+
+
+jitted_forward = jax.jit(forward, static_argnums=0)
+
+
+# Model Garden: its names for our leaves.
+
+
+def modelgarden_tree(prefix, arrays):
+    """Our parameter tree from its arrays: weights, or gradients, under `prefix`."""
+
+    def get(name):
+        return arrays[prefix + name]
+
+    def dense(name):
+        return {"kernel": get(f"{name}/kernel"), "bias": get(f"{name}/bias")}
+
+    def norm(name):
+        return {"scale": get(f"{name}/gamma"), "bias": get(f"{name}/beta")}
+
+    encoder = {
+        "embeddings": {
+            "word": get("word_embeddings/embeddings"),
+            "position": get("position_embedding/embeddings"),
+            "segment": get("type_embeddings/embeddings"),
+            "norm": norm("embeddings/layer_norm"),
+        }
+    }
+    for i in range(6):
+        layer = f"transformer/layer_{i}"
+        attention = {name: dense(f"{layer}/self_attention/{name}") for name in ("query", "key", "value")}
+        encoder[f"layer_{i}"] = {
+            "attention": {**attention, "output": dense(f"{layer}/self_attention/attention_output")},
+            "attention_norm": norm(f"{layer}/self_attention_layer_norm"),
+            "mlp": {"intermediate": dense(f"{layer}/intermediate"), "output": dense(f"{layer}/output")},
+            "output_norm": norm(f"{layer}/output_layer_norm"),
+        }
+    head = "cls/predictions"
+    mlm_head = {
+        "dense": dense(f"{head}/transform/dense"),
+        "norm": norm(f"{head}/transform/LayerNorm"),
+        "bias": get(f"{head}/output_bias/bias"),
+    }
+    return {"encoder": encoder, "mlm_head": mlm_head}
+
+
+@pytest.fixture(scope="module")
+def mg():
+    arrays = load("modelgarden_tiny")
+    return config_of(modelgarden, arrays), modelgarden_tree("weight/", arrays), arrays
+
+
+def mg_inputs(arrays, batch):
+    ids, mask, segments = (arrays[f"{batch}/input_{name}"] for name in ("word_ids", "mask", "type_ids"))
+    return jnp.asarray(ids), jnp.asarray(mask, bool), jnp.asarray(segments)
+
+
+def test_modelgarden_preset_is_the_printed_recipe():
+    """SPEC 6."""
+    config = from_dict(modelgarden.get_config().to_dict())
+    assert (config.data.seq_len, config.num_kept, config.num_predicted) == (512, 256, 76)
+    model, optimizer, train = config.model, config.optimizer, config.train
+    assert (model.num_layers, model.hidden_size, model.vocab_size) == (12, 768, 30522)
+    assert (train.batch_size, train.steps) == (512, 1_000_000)
+    assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.schedule) == (1e-4, 10_000, "linear")
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_norm) == (0.9, 0.999, 1e-7, 1.0)
+    assert (optimizer.weight_decay, optimizer.decay) == (0.01, "kernels")
+    assert (model.hidden_dropout, model.attention_dropout) == (0.1, 0.1)
+    assert (model.activation, model.layer_norm_eps) == ("gelu_tanh", 1e-12)
+    assert (config.dropping.method, config.dropping.importance_beta) == ("drop", 0.995)
+
+
+@pytest.mark.parametrize("batch", ["nopad", "pad"])
+def test_modelgarden_selection(mg, batch):
+    """Its `selected` is in order of importance; where no tie decides, the same positions in text order."""
+    config, _, arrays = mg
+    ids, mask, _ = mg_inputs(arrays, batch)
+    table = jnp.asarray(arrays[f"{batch}/importance_table"])
+    score = token_dropping.importance_scores(table, ids, mask, None, 0)
+    close(score, arrays[f"{batch}/token_importance"], 1e-7)
+    kept = np.asarray(token_dropping.keep_highest(score, mask, config.num_kept))
+    for row, (ours, theirs) in enumerate(zip(kept, arrays[f"{batch}/selected"], strict=True)):
+        assert list(ours) == sorted(theirs), row
+
+
+@pytest.mark.parametrize("batch", ["ties", "repeats", "short_seq"])
+def test_modelgarden_ties_go_to_the_lower_position_as_ours_do(mg, batch):
+    _, _, arrays = mg
+    ids, mask, _ = mg_inputs(arrays, batch)
+    table, theirs = jnp.asarray(arrays[f"{batch}/importance_table"]), arrays[f"{batch}/selected"]
+    score = token_dropping.importance_scores(table, ids, mask, None, 0)
+    kept = token_dropping.keep_highest(score, mask, theirs.shape[1])
+    np.testing.assert_array_equal(kept, np.sort(theirs, axis=1))
+
+
+@pytest.mark.parametrize("batch", ["nopad", "pad"])
+@pytest.mark.parametrize("which", ["full", "drop"])
+def test_modelgarden_states_logits_and_losses(mg, batch, which):
+    config, params, arrays = mg
+    ids, mask, segments = mg_inputs(arrays, batch)
+    kept = jnp.sort(jnp.asarray(arrays[f"{batch}/selected"]), axis=1) if which == "drop" else None
+    logits, states = jitted_forward(config, params, ids, mask, segments, kept)
+    order = np.argsort(arrays[f"{batch}/selected"], axis=1)
+    for i, state in enumerate(states):
+        theirs = arrays[f"{batch}/{which}/layer_{i}"]
+        if theirs.shape[1] != 16:  # its kept rows come by importance
+            theirs = np.take_along_axis(theirs, order[..., None], axis=1)
+        close(state, theirs, FORWARD, what=f"layer {i}")
+    positions, targets, weights = (arrays[f"{batch}/masked_lm_{name}"] for name in ("positions", "ids", "weights"))
+    predicted = jnp.take_along_axis(logits, jnp.asarray(positions)[..., None], axis=1)
+    close(predicted, arrays[f"{batch}/{which}/mlm_logits"], LOGITS, what="logits")
+    loss_BP = losses.cross_entropy(predicted, jnp.asarray(targets))
+    close((loss_BP * weights).sum() / weights.sum(), arrays[f"{batch}/{which}/mlm_loss"], LOGITS, what="loss")
+
+
+def test_modelgarden_embeddings(mg):
+    config, params, arrays = mg
+    ids, _, segments = mg_inputs(arrays, "pad")
+    embedded = Bert(config.model, 2, 4).apply(
+        {"params": params}, method=lambda bert: bert.encoder.embeddings(ids, segments, True)
+    )
+    close(embedded, arrays["pad/embeddings"], FORWARD)
+
+
+def compare_gradients(ours, theirs, tolerance=1e-4, skip=()):
+    """Each leaf against the recording, relative to the leaf's largest number.
+
+    The attention key biases' true gradient is zero: softmax does not see a constant.
+    """
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
+    for (path, leaf), expected in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        name = jax.tree_util.keystr(path)
+        if name.endswith("['key']['bias']"):
+            assert float(jnp.abs(leaf).max()) < 1e-5 * scale
+        elif not any(part in name for part in skip):
+            close(leaf, expected, tolerance, what=name)
+
+
+def test_modelgarden_gradient_of_every_parameter(mg):
+    config, params, arrays = mg
+    ids, mask, segments = mg_inputs(arrays, "pad")
+    kept = jnp.sort(jnp.asarray(arrays["pad/selected"]), axis=1)
+    positions, targets, weights = (jnp.asarray(arrays[f"pad/masked_lm_{n}"]) for n in ("positions", "ids", "weights"))
+
+    def loss(params):
+        logits, _ = forward(config, params, ids, mask, segments, kept)
+        predicted = jnp.take_along_axis(logits, positions[..., None], axis=1)
+        return (losses.cross_entropy(predicted, targets) * weights).sum() / weights.sum()
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(jax.tree.map(jnp.asarray, params))
+    close(value, arrays["pad/drop_step/loss"], LOGITS)
+    compare_gradients(grads, modelgarden_tree("pad/drop_step/grad/", arrays))
+
+
+def moved_table(arrays, case, beta, frozen):
+    before = jnp.asarray(arrays["importance/before"])
+    ids, recorded = (jnp.asarray(arrays[f"importance/{case}/{name}"]) for name in ("ids", "losses"))
+    sums = token_dropping.importance_sums(120, ids, recorded, jnp.ones(ids.shape))
+    return np.asarray(token_dropping.update_importance(before, *sums, beta, frozen)), np.asarray(ids)
+
+
+def test_modelgarden_importance_update(mg):
+    """Equal for unique ids; on purpose not for duplicates, [PAD] and [UNK] (SPEC 7.2 to 7.4)."""
+    config, _, arrays = mg
+    beta, frozen = config.dropping.importance_beta, (0, 100, 101, 102, 103)
+    ours, _ = moved_table(arrays, "unique", beta, frozen)
+    close(ours, arrays["importance/unique/after"], TABLE)
+    ours, ids = moved_table(arrays, "duplicates", beta, frozen)
+    theirs = arrays["importance/duplicates/after"]
+    values, counts = np.unique(ids, return_counts=True)
+    recorded, before = arrays["importance/duplicates/losses"], arrays["importance/before"]
+    for v, count in zip(values, counts, strict=True):
+        mean = recorded[ids == v].mean()
+        np.testing.assert_allclose(ours[v], beta * before[v] + (1 - beta) * mean, rtol=1e-5)
+        if count > 1:  # theirs is the last occurrence alone
+            last = recorded[ids == v][-1]
+            np.testing.assert_allclose(theirs[v], beta * before[v] + (1 - beta) * last, rtol=1e-5)
+    assert counts.max() > 1
+    ours, ids = moved_table(arrays, "padded_slots_and_allow_list", beta, frozen)
+    theirs = arrays["importance/padded_slots_and_allow_list/after"]
+    touched = sorted(set(ids.ravel()) & set(frozen))
+    assert 0 in touched
+    np.testing.assert_array_equal(ours[touched], before[touched])
+    assert (np.abs(theirs[touched] - before[touched]) > 1).all()
+
+
+# ScTD: fairseq's names, torch's layouts.
+
+SCTD = "encoder.sentence_encoder."
+
+
+def sctd_tree(prefix, arrays):
+    """Our parameter tree; positions start at row 2 there, and there is no segment embedding."""
+
+    def get(name):
+        return arrays[prefix + name]
+
+    def dense(name):
+        return {"kernel": get(f"{name}.weight").T, "bias": get(f"{name}.bias")}
+
+    def norm(name):
+        return {"scale": get(f"{name}.weight"), "bias": get(f"{name}.bias")}
+
+    def split(name):  # (out, in) -> [D, H, d]
+        kernel, bias = get(f"{name}.weight").T, get(f"{name}.bias")
+        return {"kernel": kernel.reshape(32, 4, 8), "bias": bias.reshape(4, 8)}
+
+    encoder = {
+        "embeddings": {
+            "word": get(f"{SCTD}embed_tokens.weight"),
+            "position": get(f"{SCTD}embed_positions.weight")[2:],
+            "segment": np.zeros((2, 32), np.float32),
+            "norm": norm(f"{SCTD}layernorm_embedding"),
+        }
+    }
+    for i in range(6):
+        layer = f"{SCTD}layers.{i}"
+        attention = {
+            ours: split(f"{layer}.self_attn.{theirs}_proj")
+            for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"))
+        }
+        out = dense(f"{layer}.self_attn.out_proj")
+        encoder[f"layer_{i}"] = {
+            "attention": {**attention, "output": {**out, "kernel": out["kernel"].reshape(4, 8, 32)}},
+            "attention_norm": norm(f"{layer}.self_attn_layer_norm"),
+            "mlp": {"intermediate": dense(f"{layer}.fc1"), "output": dense(f"{layer}.fc2")},
+            "output_norm": norm(f"{layer}.final_layer_norm"),
+        }
+    head = "encoder.lm_head."
+    mlm_head = {"dense": dense(f"{head}dense"), "norm": norm(f"{head}layer_norm"), "bias": get(f"{head}bias")}
+    return {"encoder": encoder, "mlm_head": mlm_head}
+
+
+@pytest.fixture(scope="module")
+def sctd():
+    arrays = load("sctd_tiny")
+    return config_of(sctd_release, arrays), sctd_tree("weight/", arrays), arrays
+
+
+def sctd_inputs(arrays, batch):
+    ids = jnp.asarray(arrays[f"{batch}/src_tokens"])
+    return ids, ids != 1
+
+
+def test_sctd_preset_is_the_printed_recipe():
+    """SPEC 6."""
+    config = from_dict(sctd_release.get_config().to_dict())
+    model, optimizer, train, dropping = config.model, config.optimizer, config.train, config.dropping
+    assert (config.data.seq_len, config.num_kept, config.masking.rate) == (512, 256, 0.15)
+    assert (model.num_layers, model.hidden_size, model.num_heads, model.intermediate_size) == (24, 1024, 16, 4096)
+    assert (train.steps, train.accumulation, train.batch_size) == (250_000, 2, 8 * 2 * 8)
+    assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.schedule) == (2e-4, 25_000, "linear")
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_norm) == (0.9, 0.999, 1e-6, 0.0)
+    assert (optimizer.weight_decay, optimizer.decay) == (0.01, "all")
+    assert (model.hidden_dropout, model.attention_dropout) == (0.1, 0.1)
+    assert (model.activation, model.layer_norm_eps) == ("gelu", 1e-5)
+    assert (dropping.method, dropping.sc_interval, dropping.importance_beta) == ("sctd", 10, 0.95)
+    assert dropping.sc_weight == pytest.approx(0.05 / config.num_predicted)
+
+
+@pytest.mark.parametrize("batch", ["nopad", "pad"])
+@pytest.mark.parametrize("which", ["full", "drop"])
+def test_sctd_states_logits_and_losses(sctd, batch, which):
+    """At real tokens: it zeroes the embeddings of [PAD], which nothing reads."""
+    config, params, arrays = sctd
+    ids, mask = sctd_inputs(arrays, batch)
+    kept = jnp.asarray(arrays[f"{batch}/selected"]) if which == "drop" else None
+    kept_mask = None if kept is None else jnp.take_along_axis(mask, kept, axis=1)
+    logits, states = jitted_forward(config, params, ids, mask, None, kept)
+    for i, state in enumerate(states):
+        theirs = arrays[f"{batch}/{which}/hidden_{i + 1}"]
+        close(state, theirs, FORWARD, mask if theirs.shape[1] == 16 else kept_mask, what=f"layer {i}")
+    close(logits, arrays[f"{batch}/{which}/logits"], LOGITS, mask, what="logits")
+    targets = arrays[f"{batch}/target"]
+    loss_BN = losses.cross_entropy(logits, jnp.asarray(targets)) * (targets != 1)
+    close(loss_BN, arrays[f"{batch}/{which}/mlm_loss_per_position"], LOGITS, targets != 1)
+    close(loss_BN.sum(), arrays[f"{batch}/{which}/mlm_loss_sum"], LOGITS)
+
+
+@pytest.mark.parametrize("batch", ["nopad", "pad"])
+def test_sctd_keeps_pads_before_words_and_we_do_not(sctd, batch):
+    """Equally important positions on full rows (its ties fall otherwise); no [PAD] before a real token (SPEC 7.2)."""
+    config, _, arrays = sctd
+    ids, mask = sctd_inputs(arrays, batch)
+    score = token_dropping.importance_scores(jnp.asarray(arrays[f"{batch}/importance_table"]), ids, mask, None, 0)
+    kept, theirs = np.asarray(token_dropping.keep_highest(score, mask, config.num_kept)), arrays[f"{batch}/selected"]
+    for row in range(len(kept)):
+        real = np.asarray(mask[row])
+        assert real[kept[row]].sum() == min(real.sum(), config.num_kept)
+        if real.all():
+            values = np.asarray(score[row])
+            np.testing.assert_array_equal(np.sort(values[kept[row]]), np.sort(values[theirs[row]]))
+        else:
+            assert real[theirs[row]].sum() < real[kept[row]].sum()
+
+
+def test_sctd_drops_cls_of_short_rows_and_we_do_not(sctd):
+    """SPEC 7.2, recorded in `cls_dropped`: its kept tokens of rows 1 to 3 are all [PAD]."""
+    config, _, arrays = sctd
+    ids, mask = sctd_inputs(arrays, "cls_dropped")
+    assert (arrays["cls_dropped/selected"][1:] > 0).all()
+    score = token_dropping.importance_scores(jnp.asarray(arrays["cls_dropped/importance_table"]), ids, mask, None, 0)
+    assert (token_dropping.keep_highest(score, mask, config.num_kept)[:, 0] == 0).all()
+
+
+def sctd_objective(config, params, arrays, batch, *, stop_gradient, kept=None):
+    """The paper's loss in the recording's scale (sums, not means), and its two KLs by both poolings."""
+    ids, mask = sctd_inputs(arrays, batch)
+    kept = jnp.asarray(arrays[f"{batch}/selected"])
+    targets = jnp.asarray(arrays[f"{batch}/target"])
+    drop_logits, drop_states = forward(config, params, ids, mask, None, kept)
+    full_logits, full_states = forward(config, params, ids, mask, None, None)
+    kls = {}
+    kept_mask = jnp.take_along_axis(mask, kept, axis=1)
+    for name, i, drop_mask in (("penultimate", -2, kept_mask), ("final", -1, mask)):
+        for pool in ("cls", "mean"):
+            full = losses.pool(full_states[i], mask, pool)
+            full = jax.lax.stop_gradient(full) if stop_gradient else full
+            kls[f"{pool}_{name}"] = losses.consistency_kl(full, losses.pool(drop_states[i], drop_mask, pool))
+    mlm = [(losses.cross_entropy(x, targets) * (targets != 1)).sum() for x in (drop_logits, full_logits)]
+    sums = losses.Sums(mlm[0], mlm[1], kls["cls_final"], kls["cls_penultimate"])
+    return losses.combine(sums, jnp.array(1.0), 1, consistency=True, sc_weight=0.05), kls
+
+
+@pytest.mark.parametrize("batch", ["nopad", "pad"])
+def test_sctd_consistency_kl_by_both_poolings(sctd, batch):
+    """Its mean pools [PAD] too, ours does not: equal on full rows, different on purpose where there is padding."""
+    config, params, arrays = sctd
+    _, kls = jax.jit(functools.partial(sctd_objective, config, arrays=arrays, batch=batch, stop_gradient=False))(params)
+    for name in ("penultimate", "final"):
+        close(kls[f"cls_{name}"], arrays[f"{batch}/kl_cls_{name}"], LOGITS, what=name)
+        theirs = arrays[f"{batch}/kl_avg_{name}"]
+        if batch == "nopad":
+            close(kls[f"mean_{name}"], theirs, LOGITS, what=name)
+        else:
+            assert abs(float(kls[f"mean_{name}"]) / float(theirs) - 1) > 1e-3
+
+
+@pytest.mark.parametrize("stop_gradient", [False, True])
+def test_sctd_paper_objective_and_the_gradient_of_every_parameter(sctd, stop_gradient):
+    config, params, arrays = sctd
+    name = "paper_align_detached_target" if stop_gradient else "paper_align"
+    objective = functools.partial(sctd_objective, config, arrays=arrays, batch="pad", stop_gradient=stop_gradient)
+    (loss, _), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(jax.tree.map(jnp.asarray, params))
+    close(loss, arrays[f"pad/{name}/loss"], LOGITS)
+    theirs = sctd_tree(f"pad/{name}/grad/", arrays)
+    compare_gradients(grads, theirs, skip=("segment",))
+
+
+def test_sctd_importance_update(sctd):
+    """Equal for unique ids, and its allow list stays where it is, as ours does."""
+    config, _, arrays = sctd
+    beta, frozen = config.dropping.importance_beta, (0, 1, 2, 119)
+    for case in ("unique", "allow_list"):
+        ours, _ = moved_table(arrays, case, beta, frozen)
+        close(ours, arrays[f"importance/{case}/after"], TABLE, what=case)
+    ours, ids = moved_table(arrays, "duplicates", beta, frozen)
+    repeated = [v for v in set(ids.tolist()) if (ids == v).sum() > 1 and v not in frozen]
+    assert repeated
+    assert (np.abs(ours - arrays["importance/duplicates/after"])[repeated] > 1e-3).any()  # SPEC 7.4
