@@ -130,7 +130,9 @@ class Config:
 
     @property
     def drop_layers(self) -> tuple[int, int]:
-        """(first, last) dropping layer."""
+        """(first, last) dropping layer; (0, 0) where nothing is dropped."""
+        if self.dropping.method == "full":
+            return 0, 0
         first, last = self.dropping.first_layer, self.dropping.last_layer
         layers = self.model.num_layers
         return layers // 2 - 1 if first < 0 else first, layers - 2 if last < 0 else last
@@ -300,6 +302,12 @@ def _check_dropping(config: Config) -> None:
         f"{dropping.drop_rate} keeps K = {config.num_kept} of N = {config.data.seq_len} tokens, but [CLS], [SEP] "
         f"and P = {config.num_predicted} masked positions need {config.num_predicted + 2}: lower drop_rate or "
         f"masking.rate",
+    )
+    _require(
+        config.selector != "importance+random" or config.num_predicted + 2 <= config.num_top,
+        "dropping.random_share",
+        f"{dropping.random_share} leaves {config.num_top} tokens to importance, but [CLS], [SEP] and "
+        f"P = {config.num_predicted} masked positions need {config.num_predicted + 2}: lower it",
     )
 
 

@@ -1,9 +1,38 @@
-"""The one exception that is meant for the person at the terminal. A leaf: anyone may import it."""
+"""What ends a command: the exception that is meant for the person at the terminal. A leaf: anyone may import it."""
+
+import signal
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
     """Bad config, data, checkpoint or topology.
 
-    The message names the field or file, what was found and what is expected; `main` prints it
-    without a traceback and exits with status 2.
+    The message names the field or file, what was found and what is expected; the commands print it
+    without a traceback and exit with status 2.
     """
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Exit status of a command: its own, 2 after a `UserError`, 128 + the signal after SIGTERM or Ctrl-C.
+
+    SIGTERM becomes an exception like Ctrl-C, so that temporary files are removed on the way out; the training
+    loop puts its own handlers in the place of both.
+    """
+    received = [signal.SIGINT]
+
+    def interrupt(signum, frame):
+        received.append(signum)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped by signal {received[-1]}; what was saved before is there", file=sys.stderr)
+        return 128 + received[-1]
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sctd_jax.config import from_dict
-from sctd_jax.errors import UserError
+from sctd_jax.errors import run_command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
@@ -40,11 +40,7 @@ def _main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.ERROR)  # Orbax reports every file it touches
-    try:
-        return _dispatch()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(_dispatch)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, run_command
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
 
@@ -24,7 +24,7 @@ def curve(lines: list[dict[str, Any]], name: str) -> list[tuple[int, float, floa
     """
     points: dict[int, tuple[float, float]] = {}
     for line in lines:
-        if name in line:
+        if line.get(name) is not None:
             points[line["step"]] = (line["seconds"], line[name])
     return [(step, *points[step]) for step in sorted(points)]
 
@@ -56,8 +56,12 @@ def draw(workdirs: list[Path], out: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("loss (nats per predicted token)")
     axes[0].legend(fontsize=8)
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
+    try:
+        figure.savefig(out, dpi=120)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}") from error
+    finally:
+        plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,13 +70,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("workdirs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("loss.png"))
     args = parser.parse_args(argv)
-    try:
+
+    def command() -> int:
         draw(args.workdirs, args.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(args.out)
-    return 0
+        print(args.out)
+        return 0
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

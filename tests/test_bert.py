@@ -79,6 +79,15 @@ def test_keeping_every_token_is_plain_bert(setting):
     np.testing.assert_allclose(logits_of(model, params, ids, mask, kept_BK=every), plain, atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_full_training_of_a_model_too_shallow_to_drop_runs_every_layer_once(layers):
+    config = helpers.config(dropping__method="full", model__num_layers=layers)
+    model, ids = Bert(config.model, *config.drop_layers), helpers.random_rows(2)
+    params = jax.jit(model.init)(jax.random.key(0), ids, ids > 0)["params"]
+    _, states = encode(model, params, ids, ids > 0)
+    assert len(states) == layers
+
+
 def test_padding_does_not_change_real_tokens(setting):
     _, model, params, ids, mask, _ = setting
     other = jnp.where(mask, ids, 77)

@@ -11,7 +11,7 @@ import pytest
 
 from sctd_jax.errors import UserError
 from sctd_jax.train import checkpoint
-from sctd_jax.train.checkpoint import Checkpoints, claim_workdir
+from sctd_jax.train.checkpoint import Checkpoints, check_rows, check_workdir, claim_workdir
 from sctd_jax.train.state import initial_state
 from tests import helpers
 
@@ -83,6 +83,14 @@ def test_the_last_two_and_the_best_are_kept(tmp_path, state):
     assert_same(best, at(state, 2))
 
 
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path, state):
+    save(tmp_path, state, {1: 2.0, 2: float("nan"), 3: 1.0, 4: float("nan"), 5: float("inf"), 6: 4.0})
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    assert checkpoints.steps() == [3, 5, 6]
+    assert checkpoints.best_step() == 3
+    checkpoints.close()
+
+
 def largest_file(folder):
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
@@ -117,10 +125,9 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, state,
     DAMAGE[damage](tmp_path / "checkpoints" / "6")
     restored, messages = restore(tmp_path, state)
     assert_same(restored, at(state, 3))
-    if damage != "emptied":
-        assert len(messages) == 1
-        assert str(tmp_path / "checkpoints" / "6") in messages[0]
-        assert "damaged" in messages[0]
+    assert len(messages) == 1
+    assert str(tmp_path / "checkpoints" / "6") in messages[0]
+    assert "damaged" in messages[0]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -191,7 +198,10 @@ except UserError as error:
 
 
 def claim(workdir, rows, **overrides):
-    claim_workdir(workdir, helpers.config(**overrides), rows)
+    config = helpers.config(**overrides)
+    check_workdir(workdir, config)
+    check_rows(workdir, rows)
+    claim_workdir(workdir, config, rows)
 
 
 def test_a_workdir_holds_config_tokenizer_and_row_metadata(tmp_path, rows):
@@ -231,3 +241,21 @@ def test_a_workdir_that_is_a_file(tmp_path, rows):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"workdir .*file"):
         claim(tmp_path / "file", rows)
+
+
+def test_a_kill_while_the_workdir_is_claimed_leaves_it_usable(tmp_path, rows):
+    shutil.copy(rows / "tokenizer.model", tmp_path / "tokenizer.model")
+    (tmp_path / ".claim-config.json-1").write_text("{")
+    (tmp_path / "checkpoints").mkdir()
+    claim(tmp_path, rows)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_damaged_config_or_metadata_file_is_named(tmp_path, rows):
+    claim(tmp_path, rows)
+    (tmp_path / "prepared.json").write_text("{}")
+    with pytest.raises(UserError, match=r"prepared.json is damaged"):
+        claim(tmp_path, rows)
+    (tmp_path / "config.json").write_text("")
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        claim(tmp_path, rows)

@@ -199,3 +199,52 @@ def test_the_fingerprint_changes_with_the_file(tmp_path):
     assert before == corpus.fingerprint(corpus.Source(str(path)))
     path.write_text("three")
     assert before != corpus.fingerprint(corpus.Source(str(path)))
+
+
+def test_text_that_no_encoding_can_write_is_replaced_and_counted(tmp_path):
+    """Half a surrogate pair is legal in JSON, and common in scraped text."""
+    (tmp_path / "x.jsonl").write_text('{"text": "a \\ud83d b"}\n{"text": "\\ud83d\\ude00"}\n')
+    texts, counts = read(tmp_path / "x.jsonl")
+    assert texts == ["a \ufffd b", "\U0001f600"]
+    assert counts.replaced == 1
+
+
+def test_invalid_utf8_in_parquet_and_dictionary_columns(tmp_path):
+    broken = pyarrow.array([b"gut", b"b\xffse"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "x.parquet")
+    texts, counts = read(tmp_path / "x.parquet")
+    assert texts == ["gut", "b\ufffdse"]
+    assert counts.replaced == 1
+    column = pyarrow.array(["a", "b", "a", None]).dictionary_encode()
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "y.parquet")
+    texts, counts = read(tmp_path / "y.parquet")
+    assert texts == ["a", "b", "a"]
+    assert counts.empty == 1
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfhello")
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "hello"}\n')
+    assert read(tmp_path / "x.txt")[0] == read(tmp_path / "x.jsonl")[0] == ["hello"]
+    (tmp_path / "short.txt").write_bytes(b"ab")
+    assert read(tmp_path / "short.txt")[0] == ["ab"]
+
+
+def test_a_file_name_may_hold_glob_characters(tmp_path):
+    (tmp_path / "a[1].txt").write_text("hello")
+    assert read(tmp_path / "a[1].txt")[0] == ["hello"]
+
+
+@pytest.mark.parametrize("line", ['{"text": ' + "9" * 5000 + "}", "[" * 100_000])
+def test_json_that_python_refuses_is_named_by_line(tmp_path, line):
+    (tmp_path / "x.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"x.jsonl, line 1: not JSON"):
+        read(tmp_path / "x.jsonl")
+
+
+def test_the_highest_version_of_a_tfds_dataset_is_taken(tmp_path, monkeypatch):
+    for version in ("1.9.0", "1.10.0"):
+        (tmp_path / "x" / version).mkdir(parents=True)
+        (tmp_path / "x" / version / "dataset_info.json").write_text('{"fileFormat": "array_record"}')
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert corpus.find_sources(["tfds:x"])[0].path.endswith("1.10.0")

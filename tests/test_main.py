@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,7 +74,9 @@ def test_a_run_trains_evaluates_saves_and_says_so(finished):
 
 def test_evaluation_alone_gives_the_same_numbers(finished, rows):
     workdir, _ = finished
-    done = run(workdir, rows, "--mode=eval", *DROPOUT)
+    before = (workdir / "config.json").read_bytes()
+    done = run(workdir, rows, "--mode=eval", "--config.train.steps=7", *DROPOUT)
+    assert (workdir / "config.json").read_bytes() == before
     last = [record for record in lines(workdir) if "eval/loss" in record][-1]
     assert f"eval at step 6: held-out loss {last['eval/loss']:.3f}" in done.stdout
     assert len([record for record in lines(workdir) if record["step"] == 6 and "eval/loss" in record]) == 1
@@ -163,6 +166,33 @@ def test_too_many_bad_steps_stop_the_run_with_the_last_good_state_saved(rows, tm
     step = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
     state = saved(tmp_path / "run", step)
     assert all(np.isfinite(x).all() for name, x in state.items() if "params" in name)
+    # The message says to lower the rate and run again here: that works.
+    again = run(tmp_path / "run", rows, "--config.optimizer.learning_rate=1e-5", f"--config.train.steps={step}")
+    assert f"resuming at step {step}" in again.stdout
+
+
+def test_a_full_disk_ends_the_run_with_one_message_and_older_checkpoints_stay(finished, rows, tmp_path):
+    """A limit on the size of files stands in for a disk that is full."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+from absl import app
+from sctd_jax import main
+app.run(main._main)
+"""
+    arguments = [f"--workdir={workdir}", SMALL, f"--config.data.rows={rows}", *DROPOUT, "--config.train.steps=40"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=helpers.environment(), cwd=helpers.ROOT, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "error: " in done.stderr
+    assert str(workdir) in done.stderr
+    assert "can be resumed: [" in done.stderr
+    assert int(saved(workdir, 6)["['step']"]) == 6
 
 
 def test_rows_are_prepared_when_they_are_missing(speeches, tmp_path):
@@ -219,9 +249,9 @@ def test_bad_input_is_one_message_before_any_work(rows, tmp_path, args, words):
 def test_a_workdir_of_another_config_is_refused_and_left_alone(finished, rows):
     workdir, _ = finished
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-    done = run(workdir, rows, "--config.optimizer.learning_rate=0.5", code=2)
+    done = run(workdir, rows, "--config.optimizer.weight_decay=0.5", code=2)
     assert "belongs to another config" in done.stderr
-    assert "optimizer.learning_rate (0.001 there, 0.5 now)" in done.stderr
+    assert "optimizer.weight_decay (0.01 there, 0.5 now)" in done.stderr
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 

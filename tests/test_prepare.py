@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -236,3 +237,54 @@ sys.exit(main(sys.argv[1:]))
     assert "error: cannot write prepared rows" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seq_len": 2}, "seq_len must be at least 8, found 2"),
+        ({"vocab_size": 3}, "vocab_size must be at least 6, found 3"),
+        ({"seed": -1}, "seed must be at least 0, found -1"),
+        ({"heldout_share": 1.0}, "heldout_share must be .* below 1, found 1.0"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_work(settings, tmp_path, changes, words):
+    lines = []
+    with pytest.raises(UserError, match=words):
+        prepare.prepare(dataclasses.replace(settings, **changes), tmp_path / "rows", lines.append)
+    assert lines == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(settings, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write prepared rows to .*file/rows"):
+        prepare.prepare(settings, tmp_path / "file" / "rows", **QUIET)
+
+
+def test_sigterm_while_preparing_leaves_nothing_behind(speeches, tmp_path):
+    args = ["--out", str(tmp_path / "rows"), "--vocab-size", "8000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sctd_jax.data.prepare", *args], env=helpers.environment(), cwd=helpers.ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for line in process.stdout:
+            if line.startswith("reading"):
+                process.terminate()
+                break
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + 15
+    assert "stopped by signal 15" in errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_lost_a_shard_are_one_message(rows, tmp_path):
+    shutil.copytree(rows, tmp_path / "rows")
+    shard = next((tmp_path / "rows").glob("*train*array_record*"))
+    shard.write_bytes(shard.read_bytes()[:5000])
+    data = Rows(tmp_path / "rows", TRAIN)
+    with pytest.raises(UserError, match="cannot be read"):
+        data.read(range(len(data)))

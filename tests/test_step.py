@@ -127,10 +127,16 @@ def test_shared_prefix_has_the_loss_and_gradient_of_two_passes():
 
 
 def test_two_passes_draw_their_own_dropout():
-    apart = helpers.config(dropping__sc_share_prefix=False, dropping__drop_rate=0.0, **helpers.DROPOUT)
-    params, tokens = start(apart, scale=0.1).params, helpers.random_rows(4)
-    (sums, _), _ = sums_of(apart, params, tokens, "consistency", jax.random.key(0))
-    assert float(sums.sc_local) > 0  # nothing is dropped: only the masks of dropout differ
+    """Dropout in the embeddings alone: with a shared prefix both passes see the same, without it they differ."""
+    values = {}
+    for share in (True, False):
+        config = helpers.config(
+            dropping__sc_share_prefix=share, dropping__drop_rate=0.0, dropping__first_layer=2, **helpers.DROPOUT
+        )
+        params, tokens = start(config, scale=0.1).params, helpers.random_rows(4)
+        (sums, _), _ = sums_of(config, params, tokens, "consistency", jax.random.key(0))
+        values[share] = float(sums.sc_local)
+    assert values[False] > 1.5 * values[True] > 0
 
 
 def test_stop_gradient_detaches_the_full_pass_from_the_kl_alone():
@@ -268,7 +274,7 @@ def test_every_step_has_other_masks_and_dropout_but_a_step_repeats_itself():
 
 
 def test_the_head_sees_the_predicted_rows_only():
-    """SPEC 7.8: no [B, N, V] logits anywhere in the program, nor [B, N, F] in the last layer of a P+1-row step."""
+    """SPEC 7.8: no [B, N, V] logits anywhere in the program."""
     config = helpers.config(model__vocab_size=509)
     lowered = jax.jit(make_train_step(config, helpers.SPECIAL, "consistency")).lower(
         start(config), helpers.random_rows(8, vocab_size=509)

@@ -4,6 +4,7 @@ Every source is a stream of `Chunk`s: consecutive pieces of at most CHUNK_CHARS 
 number of their document, so that one huge document costs no more memory than many small ones.
 """
 
+import codecs
 import dataclasses
 import glob
 import gzip
@@ -21,6 +22,7 @@ from sctd_jax.errors import UserError
 CHUNK_CHARS = 1 << 18
 EMBEDDED = "sotu"
 _TEXT, _JSONL, _PARQUET = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz"), (".parquet",)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 SUFFIXES = _TEXT + _JSONL + _PARQUET
 
 
@@ -113,7 +115,9 @@ def _embedded() -> list[Source]:
 
 
 def _files(text: str) -> list[str]:
-    if os.path.isdir(text):
+    if os.path.isfile(text):  # first: its name may hold characters that a glob reads otherwise
+        paths = [text]
+    elif os.path.isdir(text):
         paths = [str(path) for path in sorted(Path(text).rglob("*")) if path.is_file()]
         paths = [path for path in paths if path.endswith(SUFFIXES)]
     else:
@@ -138,8 +142,9 @@ def _tfds_source(text: str) -> Source:
             f"input {text}: no prepared dataset under {os.path.join(root, name)} (TFDS_DATA_DIR names the root); "
             f"prepare it first with file_format='array_record'"
         )
-    folder = str(folders[-1].parent)  # the highest version
-    file_format = json.loads(folders[-1].read_text()).get("fileFormat")
+    newest = max(folders, key=lambda path: [int(part) for part in re.findall(r"\d+", path.parent.name)])
+    folder = str(newest.parent)
+    file_format = json.loads(newest.read_text()).get("fileFormat")
     if file_format != "array_record":
         raise UserError(
             f"input {text}: {folder} is stored as {file_format}, which needs tensorflow to read; prepare it with "
@@ -158,7 +163,7 @@ def _pieces(source: Source, text_field: str, documents: str, counts: Counts) -> 
     elif source.path.endswith(_JSONL):
         texts = _jsonl_texts(source.path, text_field, counts)
     else:
-        texts = _parquet_texts(source.path, text_field)
+        texts = _parquet_texts(source.path, text_field, counts)
     for text in texts:
         yield from ((piece, False) for piece in split_text(text))
         yield "", True
@@ -188,10 +193,17 @@ def _decode(raw: bytes, counts: Counts) -> str:
         return text
 
 
+def _without_surrogates(text: str, counts: Counts) -> str:
+    """JSON may escape halves of a surrogate pair alone, which no encoding can write."""
+    text, found = _SURROGATE.subn("\ufffd", text)
+    counts.replaced += found
+    return text
+
+
 def _blocks(path: str, counts: Counts) -> Iterator[str]:
     """A text file in decoded pieces that end at white space (a piece without any is passed on as it is)."""
-    rest = b""
     with _open(path) as file:
+        rest = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
         while block := file.read(CHUNK_CHARS):
             block = rest + block
             end = max(block.rfind(white) for white in (b" ", b"\n", b"\t")) + 1
@@ -236,28 +248,31 @@ def _jsonl_texts(path: str, text_field: str, counts: Counts) -> Iterator[str]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(_decode(line, counts))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from error
+                record = json.loads(_decode(line.removeprefix(codecs.BOM_UTF8), counts))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error})") from error
             if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
                 raise UserError(f"{path}, line {number}: no text in the field {text_field!r} (data.text_field)")
-            yield record[text_field]
+            yield _without_surrogates(record[text_field], counts)
 
 
-def _parquet_texts(path: str, text_field: str) -> Iterator[str]:
+def _parquet_texts(path: str, text_field: str, counts: Counts) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
         schema = file.schema_arrow
-        kinds = (pyarrow.string(), pyarrow.large_string())
-        if text_field not in schema.names or schema.field(text_field).type not in kinds:
+        kind = schema.field(text_field).type if text_field in schema.names else None
+        kind = getattr(kind, "value_type", kind)  # of a dictionary-encoded column
+        if kind not in (pyarrow.string(), pyarrow.large_string()):
             columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise UserError(f"{path}: no string column {text_field!r} (data.text_field), found {columns}")
         for batch in file.iter_batches(batch_size=256, columns=[text_field]):
-            for text in batch.column(0).to_pylist():
-                yield text or ""
+            column = batch.column(0)
+            column = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+            for raw in column.cast(pyarrow.large_binary()).to_pylist():
+                yield _decode(raw or b"", counts)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
@@ -273,4 +288,8 @@ def _tfds_texts(source: Source, text_field: str, counts: Counts) -> Iterator[str
         raise UserError(f"{source.path}: no feature {text_field!r} (data.text_field); its features are {names}")
     for record in builder.as_data_source(split=source.split):
         text = record[text_field]
+        if not isinstance(text, bytes | str):
+            raise UserError(
+                f"{source.path}: the feature {text_field!r} (data.text_field) is no text, found {text!r:.80}"
+            )
         yield _decode(text, counts) if isinstance(text, bytes) else text

@@ -21,19 +21,21 @@ class Loader:
     def __init__(self, rows: Rows, *, batch_size: int, seed: int, host_rows: slice = slice(None)):
         self._rows, self._batch_size, self._seed = rows, batch_size, seed
         self._mine = np.arange(batch_size)[host_rows]
-        # The current epoch's index and, where a batch straddles two, the next one's.
-        self._permutation = functools.lru_cache(maxsize=2)(self._compute_permutation)
+        self._permutation = functools.lru_cache(maxsize=1)(self._compute_permutation)
 
     def batch(self, step: int) -> np.ndarray:
         """This host's rows i32[B / hosts, N] of update number `step`."""
         positions = step * self._batch_size + self._mine
         epochs, offsets = np.divmod(positions, len(self._rows))
-        indices = [self._permutation(int(e))[o] for e, o in zip(epochs, offsets, strict=True)]
-        return self._rows.read(indices)
+        # Epoch by epoch, so that one index is in memory at a time even where a batch straddles two.
+        indices = [self._permutation(int(epoch))[offsets[epochs == epoch]] for epoch in np.unique(epochs)]
+        return self._rows.read(np.concatenate(indices))
 
     def _compute_permutation(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
-        return rng.permutation(np.arange(len(self._rows), dtype=np.uint32))
+        index = np.arange(len(self._rows), dtype=np.uint32)
+        rng.shuffle(index)
+        return index
 
 
 def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Iterator[Any]:

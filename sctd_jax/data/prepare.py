@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,13 @@ from tqdm import tqdm
 from sctd_jax.config import Config
 from sctd_jax.data import corpus, tokenizer
 from sctd_jax.data.packing import Packer
-from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TOKENIZER_FILE, TRAIN, Metadata, Rows, RowWriter
-from sctd_jax.errors import UserError
+from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TOKENIZER_FILE, TRAIN, Metadata, Rows, RowWriter, read_metadata
+from sctd_jax.errors import UserError, run_command
 
 MIN_HELDOUT_ROWS = 64
 _SAMPLE_BYTES = 16 << 20  # text that the tokenizer is trained on
 _CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must hold
-_BATCH_CHARS = 16 << 20  # text that is tokenised in one call, over all cores
+_BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,23 +99,46 @@ def prepare(settings: Settings, out: Path, log: Callable[[str], None]) -> Metada
     """
     if out.exists():
         raise UserError(f"{out} exists already; choose another folder or remove it")
+    _check(settings)
     sources = corpus.find_sources(settings.input)
-    if settings.tokenizer:
-        tokenizer.load(settings.tokenizer)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{out.name}.incomplete-", dir=out.parent))
+    work = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{out.name}.incomplete-", dir=out.parent))
         metadata = _prepare_into(work, settings, sources, log)
         work.chmod(0o755)
         work.rename(out)
     except OSError as error:
         if (out / METADATA_FILE).is_file():  # another run has prepared the same rows meanwhile
-            return metadata
+            return read_metadata(out)
         raise UserError(f"cannot write prepared rows to {out}: {error}") from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
     log(f"prepared rows: {out}")
     return metadata
+
+
+def _check(settings: Settings) -> None:
+    for name, value, least in (
+        ("seq_len", settings.seq_len, 8),
+        ("vocab_size", settings.vocab_size, 6),
+        ("seed", settings.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"{name} must be at least {least}, found {value}")
+    if not 0 <= settings.heldout_share < 1:
+        raise UserError(f"heldout_share must be at least 0 and below 1, found {settings.heldout_share}")
+    if settings.tokenizer:
+        _check_size(tokenizer.load(settings.tokenizer), settings)
+
+
+def _check_size(processor, settings: Settings) -> None:
+    if processor.get_piece_size() != settings.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {settings.vocab_size}, but the tokenizer {settings.tokenizer} "
+            f"has {processor.get_piece_size()} pieces; set it to that"
+        )
 
 
 def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], log: Callable) -> Metadata:
@@ -135,11 +159,6 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
         log(f"training a {settings.tokenizer_type} tokenizer of {settings.vocab_size:,} pieces")
         model_path.write_bytes(tokenizer.train(survey.sample, settings.vocab_size, settings.tokenizer_type))
     processor = tokenizer.load(str(model_path))
-    if processor.get_piece_size() != settings.vocab_size:
-        raise UserError(
-            f"model.vocab_size is {settings.vocab_size}, but the tokenizer {settings.tokenizer or 'that was trained'} "
-            f"has {processor.get_piece_size()} pieces; set it to that"
-        )
     threshold = _heldout_threshold(settings, survey, processor)
     counts = corpus.Counts()
     writer, heldout_documents, tokens = _write_rows(work, settings, sources, processor, threshold, counts, survey)
@@ -254,18 +273,34 @@ def _write_rows(work: Path, settings: Settings, sources, processor, threshold: f
     heldout_documents = tokens = 0
     unit = {"unit": "char", "unit_scale": True, "desc": "tokenising", "disable": None}
     with tqdm(total=survey.counts.characters, **unit) as progress:
-        for batch in _with_ends(_batches(chunks)):
-            encoded = processor.encode([chunk.text for chunk, _ in batch], num_threads=os.cpu_count() or 1)
+        for batch, encoded in _encode_ahead(processor, _with_ends(_batches(chunks))):
             for (chunk, ends), piece_ids in zip(batch, encoded, strict=True):
                 split = HELD_OUT if heldout_draw(settings.seed, chunk.document) <= threshold else TRAIN
                 heldout_documents += ends and split == HELD_OUT
                 tokens += len(piece_ids)
-                writer.add(split, packers[split].add(np.array(piece_ids, np.int32), ends))
+                writer.add(split, packers[split].add(piece_ids, ends))
                 progress.update(len(chunk.text))
     for split, packer in packers.items():
         writer.add(split, packer.finish())
     writer.close()
     return writer, heldout_documents, tokens
+
+
+def _encode_ahead(processor, batches: Iterator[list]) -> Iterator[tuple[list, list[np.ndarray]]]:
+    """Each batch with its ids; SentencePiece works on all cores while the batch before is packed and written."""
+
+    def encode(batch):
+        lists = processor.encode([chunk.text for chunk, _ in batch], num_threads=os.cpu_count() or 1)
+        return batch, [np.array(ids, np.int32) for ids in lists]
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending = None
+        for batch in batches:
+            following = pool.submit(encode, batch)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        yield pending.result()
 
 
 def _batches(chunks: Iterator[corpus.Chunk]) -> Iterator[list[corpus.Chunk]]:
@@ -310,12 +345,12 @@ def main(argv: list[str] | None = None) -> int:
         tuple(args.input), args.text_field, args.documents, args.seq_len, args.vocab_size, args.tokenizer,
         args.tokenizer_type, args.heldout_share, args.seed,
     )  # fmt: skip
-    try:
+
+    def command() -> int:
         prepare(settings, args.out, print)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

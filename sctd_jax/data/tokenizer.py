@@ -88,6 +88,8 @@ def load(path: str) -> spm.SentencePieceProcessor:
         raise UserError(f"data.tokenizer {path}: no such file")
     try:
         processor = spm.SentencePieceProcessor(model_proto=Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
     except RuntimeError as error:
         raise UserError(f"data.tokenizer {path}: not a SentencePiece model") from error
     special_ids(processor, path)

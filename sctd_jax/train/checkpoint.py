@@ -6,6 +6,8 @@ A workdir is all that is needed later: `config.json`, `tokenizer.model`, `prepar
 
 import dataclasses
 import json
+import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -23,43 +25,79 @@ from sctd_jax.errors import UserError
 from sctd_jax.train.state import TrainState
 
 CONFIG_FILE = "config.json"
-# What a rerun may change without being another run. A longer run needs other `steps`.
+# What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
+# learning rate.
 _MAY_CHANGE = {
     "train.steps", "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.max_bad_steps", "train.accumulation", "data.rows", "data.prepared_dir", "data.input",
-    "data.tokenizer", "data.text_field", "data.documents", "mesh.data",
+    "train.log_every", "train.max_bad_steps", "train.accumulation", "optimizer.learning_rate",
+    "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
+    "data.documents", "mesh.data",
 }  # fmt: skip
 
 
-def claim_workdir(workdir: Path, config: Config, rows: Path) -> None:
-    """Make `workdir` this config's: write config, tokenizer and row metadata, or check those it has.
+def check_workdir(workdir: Path, config: Config) -> None:
+    """Check before any long work that `workdir` is new or this config's.
 
     Raises:
-      UserError: it belongs to another config or to rows of another tokenizer, or cannot be written.
+      UserError: it belongs to another config or to something else, or cannot be written.
     """
-    mine = dataclasses.asdict(config)
     try:
         if (workdir / CONFIG_FILE).exists():
-            _same_run(workdir, mine, rows)
-        elif workdir.exists() and any(workdir.iterdir()):
+            _same_config(workdir, dataclasses.asdict(config))
+        elif workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
             raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: {error}") from error
+
+
+def _ours(path: Path) -> bool:
+    """What a kill inside `claim_workdir` can leave."""
+    return path.name in (TOKENIZER_FILE, METADATA_FILE, "checkpoints") or path.name.startswith(".claim-")
+
+
+def check_rows(workdir: Path, rows: Path) -> None:
+    """Check that the steps in `workdir` were trained on these rows.
+
+    Raises:
+      UserError: they were trained on others.
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return
+    there, now = read_metadata(workdir), read_metadata(rows)
+    for field in ("tokenizer_sha256", "rows", "tokens"):
+        if getattr(there, field) != getattr(now, field):
+            raise UserError(
+                f"workdir {workdir} was trained on other rows than {rows}: {field} is {getattr(there, field)} there "
+                f"and {getattr(now, field)} here; choose another --workdir"
+            )
+
+
+def claim_workdir(workdir: Path, config: Config, rows: Path) -> None:
+    """Write tokenizer, row metadata and config, the last one last: it says that the workdir is a run's.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
         for name in (TOKENIZER_FILE, METADATA_FILE):
-            if not (workdir / name).exists():
-                _write(workdir / name, (rows / name).read_bytes())
-        _write(workdir / CONFIG_FILE, json.dumps(mine, indent=2).encode())
+            _write(workdir / name, (rows / name).read_bytes())
+        _write(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2).encode())
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".claim-{path.name}-{os.getpid()}")
     temporary.write_bytes(content)
     temporary.rename(path)
 
 
-def _same_run(workdir: Path, mine: dict, rows: Path) -> None:
-    theirs = json.loads((workdir / CONFIG_FILE).read_text())
+def _same_config(workdir: Path, mine: dict) -> None:
+    try:
+        theirs = json.loads((workdir / CONFIG_FILE).read_text())
+    except ValueError as error:
+        raise UserError(f"{workdir / CONFIG_FILE} is damaged ({error}); choose another --workdir") from error
     other = [
         f"{section}.{field} ({theirs.get(section, {}).get(field)!r} there, {value!r} now)"
         for section, fields in mine.items()
@@ -68,13 +106,6 @@ def _same_run(workdir: Path, mine: dict, rows: Path) -> None:
     ]
     if other:
         raise UserError(f"workdir {workdir} belongs to another config: {', '.join(other)}; choose another --workdir")
-    there, now = read_metadata(workdir), read_metadata(rows)
-    for field in ("tokenizer_sha256", "rows", "tokens"):
-        if getattr(there, field) != getattr(now, field):
-            raise UserError(
-                f"workdir {workdir} was trained on other rows than {rows}: {field} is {getattr(there, field)} there "
-                f"and {getattr(now, field)} here; choose another --workdir"
-            )
 
 
 def _heldout_loss(metrics: dict[str, float]) -> float:
@@ -115,6 +146,8 @@ class Checkpoints:
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start saving `state` under its step, unless that step is there already.
 
+        A checkpoint without `metrics`, or whose held-out loss is not finite, is never the best.
+
         Raises:
           UserError: this or the save before it failed (a full disk, say); older checkpoints are untouched.
         """
@@ -123,6 +156,8 @@ class Checkpoints:
             return
         digest = {"digest": int(_digest(state))}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), check=ocp.args.JsonSave(digest))
+        if metrics is not None and not math.isfinite(_heldout_loss(metrics)):
+            metrics = None
         self._guard(step, lambda: self._manager.save(step, args=arguments, metrics=metrics, force=True))
 
     def wait(self) -> None:
@@ -134,8 +169,11 @@ class Checkpoints:
         self._guard(None, self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Release Orbax's threads."""
-        self._manager.close()
+        """Release Orbax's threads. A save that failed is reported by `save` and `wait`, which come before."""
+        try:
+            self._manager.close()
+        except Exception as error:  # must not hide the exception that ended the run
+            logging.getLogger(__name__).debug("closing Orbax: %s", error)
 
     def restore(self, shape: TrainState, log: Callable[[str], None], step: int | None = None) -> TrainState | None:
         """The newest checkpoint that is whole (or that of `step`); None if there is none at all.
@@ -175,6 +213,7 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # background errors surface as many kinds, ENOSPC as ValueError too
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax abandons futures that then complain
             reason = str(error).splitlines()[0][:300] if str(error) else repr(error)
             what = "the last checkpoint" if step is None else f"checkpoint {step} (or the one before it)"
             raise UserError(

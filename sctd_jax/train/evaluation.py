@@ -75,7 +75,7 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
     loss = sums["loss"] / predictions
     metrics = {
         "eval/loss": loss,
-        "eval/perplexity": math.exp(loss),
+        "eval/perplexity": math.exp(min(loss, 700.0)),
         "eval/accuracy": sums["correct"] / predictions,
     }
     if "drop_loss" in sums:

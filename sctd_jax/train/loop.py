@@ -3,17 +3,19 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data.loader import prefetch
 from sctd_jax.errors import UserError
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train import report, setup
-from sctd_jax.train.checkpoint import Checkpoints, claim_workdir
+from sctd_jax.train.checkpoint import Checkpoints, check_rows, check_workdir, claim_workdir
 from sctd_jax.train.flops import peak_flops, step_flops
 from sctd_jax.train.metrics import Console, Speed, Writer, read_metrics
 from sctd_jax.train.signals import stop_requests
@@ -38,21 +40,20 @@ def train_and_evaluate(config: Config, workdir: str | Path, log: Callable[[str],
     """
     workdir = Path(workdir)
     mesh = meshes.make_mesh(config)
+    check_workdir(workdir, config)
     data = setup.open_data(config, log)
-    claim_workdir(workdir, config, data.folder)
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
-    try:
+    check_rows(workdir, data.folder)
+    with closing(Checkpoints(workdir, config.train.keep_checkpoints)) as checkpoints:
         state = _restore(config, data, mesh, checkpoints, log)
+        claim_workdir(workdir, config, data.folder)
         for line in report.start_table(config, mesh, data, state):
             log(line)
         started = time.monotonic()
         with stop_requests() as stop:
             result = _loop(config, workdir, mesh, data, checkpoints, state, stop, log)
-        for line in _end(config, workdir, data, result, time.monotonic() - started):
+        for line in _end(config, workdir, data, checkpoints, result, time.monotonic() - started):
             log(line)
         return result
-    finally:
-        checkpoints.close()
 
 
 def _restore(config: Config, data: setup.Data, mesh, checkpoints: Checkpoints, log: Callable) -> TrainState:
@@ -82,7 +83,7 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
     loader = setup.train_loader(config, data, mesh)
     batches = prefetch(lambda step: meshes.put_batch(mesh, loader.batch(step)), start, steps)
     writer, console = Writer(workdir, start), Console(start, steps)
-    train = _TrainMetrics(config, writer, console)
+    train = _TrainMetrics(config, mesh, writer, console)
     try:
         for step in range(start, steps + 1):
             # The order is fixed: eval -> checkpoint -> next batch -> dispatch -> metrics of the step before.
@@ -93,10 +94,11 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
                 evaluated = evaluate(state)
                 writer.write(step, evaluated)
                 console.log(report.evaluation_line(step, evaluated))
-            if (step % config.train.checkpoint_every == 0 or last or stopping) and step > start:
+            if stopping or ((step % config.train.checkpoint_every == 0 or last) and step > start):
                 train.flush()
                 checkpoints.save(state, evaluated)
             if last or stopping:
+                train.flush()
                 break
             tokens = next(batches)
             state, metrics = step_fns[variant_at(config, step)](state, tokens)
@@ -105,20 +107,23 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
                 _give_up(config, checkpoints, state, train.bad_streak)
         checkpoints.wait()
         return Result(step, stop.signum if step < steps else None, state)
+    except OSError as error:  # a full disk shows in the metrics first
+        raise UserError(
+            f"workdir {workdir}: {error}; checkpoints that can be resumed: {checkpoints.steps()}"
+        ) from error
     finally:
         batches.close()
-        train.flush()
-        writer.close()
         console.close()
+        writer.close()
 
 
 class _TrainMetrics:
     """Reads the metrics of a step after the next one is dispatched, so that the device never waits."""
 
-    def __init__(self, config: Config, writer: Writer, console: Console):
+    def __init__(self, config: Config, mesh: Mesh, writer: Writer, console: Console):
         peak = peak_flops(jax.devices()[0].device_kind)
         self._config, self._writer, self._console = config, writer, console
-        self._speed = Speed(config.train.batch_size * config.data.seq_len, peak and peak * jax.device_count())
+        self._speed = Speed(config.train.batch_size * config.data.seq_len, peak and peak * mesh.size)
         self._unread: tuple[int, Mapping[str, jax.Array]] | None = None
         self._window: dict[str, list[float]] = {}
         self.bad_streak = 0
@@ -168,17 +173,19 @@ def _give_up(config: Config, checkpoints: Checkpoints, state: TrainState, streak
     raise UserError(
         f"{streak} steps in a row had a non-finite loss or gradient (train.max_bad_steps); their updates were left "
         f"out, and the last good parameters are saved as step {int(state.step)}. Lower optimizer.learning_rate "
-        f"({config.optimizer.learning_rate}) or lengthen the warm-up"
+        f"({config.optimizer.learning_rate}) or lengthen the warm-up, and run again in this workdir"
     )
 
 
-def _end(config: Config, workdir: Path, data: setup.Data, result: Result, seconds: float) -> list[str]:
+def _end(
+    config: Config, workdir: Path, data: setup.Data, checkpoints: Checkpoints, result: Result, seconds: float
+) -> list[str]:
     if result.stopped_by is not None:
         return [f"stopped by signal {result.stopped_by} after step {result.step}; saved in {workdir}. "
                 "Run the same command to resume"]  # fmt: skip
-    evaluations = [line for line in read_metrics(workdir) if "eval/loss" in line]
+    evaluations = [line for line in read_metrics(workdir) if line.get("eval/loss") is not None]
     return [
-        *report.summary(config, workdir, evaluations, result.state, seconds),
+        *report.summary(config, workdir, evaluations, checkpoints.best_step(), result.state, seconds),
         *report.fill_mask_examples(config, data, result.state),
     ]
 
@@ -193,10 +200,11 @@ def evaluate_workdir(config: Config, workdir: str | Path, log: Callable[[str], N
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
     mesh = meshes.make_mesh(config)
+    check_workdir(workdir, config)
     data = setup.open_data(config, log)
-    claim_workdir(workdir, config, data.folder)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    state = checkpoints.restore(setup.state_shape(config, data, mesh), log)
+    check_rows(workdir, data.folder)
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        state = checkpoints.restore(setup.state_shape(config, data, mesh), log)
     if state is None:
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
     metrics = setup.make_evaluate(config, data, mesh)(state)

@@ -1,6 +1,7 @@
 """Writers of metrics (console, JSONL, TensorBoard), and speed."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -31,7 +32,9 @@ class Writer:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record values under the number of updates done."""
         seconds = round(time.monotonic() - self._began, 3)
-        self._jsonl.write(json.dumps({"step": step, "seconds": seconds, **values}) + "\n")
+        # JSON knows no NaN and no infinity.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._jsonl.write(json.dumps({"step": step, "seconds": seconds, **finite}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -43,8 +46,8 @@ class Writer:
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics file; one that a kill cut short is left out."""
-    lines = []
-    for line in (workdir / METRICS_FILE).read_text().splitlines():
+    lines, path = [], workdir / METRICS_FILE
+    for line in path.read_text().splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

@@ -99,7 +99,12 @@ def evaluation_line(step: int, metrics: dict[str, float]) -> str:
 
 
 def summary(
-    config: Config, workdir: Path, evaluations: list[dict[str, Any]], state: TrainState, seconds: float
+    config: Config,
+    workdir: Path,
+    evaluations: list[dict[str, Any]],
+    best_step: int | None,
+    state: TrainState,
+    seconds: float,
 ) -> list[str]:
     """Lines for the end of a run."""
     lines = [f"done: {int(state.step):,} steps, {duration(seconds)} in this run"]
@@ -111,7 +116,8 @@ def summary(
         )
     if int(state.skipped):
         lines.append(f"{int(state.skipped):,} steps were skipped for non-finite numbers")
-    lines.append(f"checkpoint: {workdir / 'checkpoints' / str(int(state.step))}")
+    best = "" if best_step is None else f" (lowest held-out loss: step {best_step})"
+    lines.append(f"checkpoint: {workdir / 'checkpoints' / str(int(state.step))}{best}")
     lines.append(f"curves: python -m sctd_jax.plot {workdir}")
     if int(state.step) == config.train.steps:
         lines.append(f"to train longer, repeat the command with --config.train.steps above {config.train.steps}")
