@@ -80,8 +80,9 @@ def claim_workdir(workdir: Path, config: Config, rows: Path) -> None:
       UserError: it cannot be written.
     """
     try:
-        for name in (TOKENIZER_FILE, METADATA_FILE):
-            _write(workdir / name, (rows / name).read_bytes())
+        if not (workdir / CONFIG_FILE).exists():
+            for name in (TOKENIZER_FILE, METADATA_FILE):
+                _write(workdir / name, (rows / name).read_bytes())
         _write(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2).encode())
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
