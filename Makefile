@@ -2,13 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint venv
+.PHONY: demo interop lint test venv
 
 demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
 
 test: venv
 	$(BIN)/python -m pytest -q
+
+interop: .venv-interop/installed  ## torch and transformers, for tests/test_interop.py alone
+
+.venv-interop/installed: tests/requirements-interop.txt
+	$(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-interop.txt
+	touch $@
 
 lint: venv
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from pathlib import Path
 # Orbax and TFDS import it eagerly in places; nothing here computes with it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from sctd_jax.config import from_dict
@@ -39,7 +39,6 @@ def _dispatch() -> int:
 def _main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.ERROR)  # Orbax reports every file it touches
     return run_command(_dispatch)
 
 

@@ -31,6 +31,7 @@ ALLOWED = {
     "data.prepare": ["config", "data"],
     "parallel.mesh": ["config"],
     "train": ["config", "model", "objective", "parallel.mesh", "data", "train"],
+    "interop": ["config", "data", "interop", "train"],
     "plot": ["train.metrics"],
     "main": ["config", "train"],
 }

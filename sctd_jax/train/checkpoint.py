@@ -1,7 +1,7 @@
 """Saving and restoring a run; the only file that knows Orbax.
 
-A workdir is all that is needed later: `config.json`, `tokenizer.model`, `prepared.json` (about the rows) and
-`checkpoints/STEP/` with the whole TrainState, importance table included.
+A workdir is all that is needed later: `config.json`, `command.txt`, `tokenizer.model`, `prepared.json` (about the
+rows) and `checkpoints/STEP/` with the whole TrainState, importance table included.
 """
 
 import dataclasses
@@ -9,6 +9,8 @@ import json
 import logging
 import math
 import os
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from orbax.checkpoint import checkpoint_managers as policies
 
 from sctd_jax.config import Config
@@ -24,7 +27,7 @@ from sctd_jax.data.rows import METADATA_FILE, TOKENIZER_FILE, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.train.state import TrainState
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, COMMAND_FILE = "config.json", "command.txt"
 # What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
 # learning rate.
 _MAY_CHANGE = {
@@ -53,7 +56,7 @@ def check_workdir(workdir: Path, config: Config) -> None:
 
 def _ours(path: Path) -> bool:
     """What a kill inside `claim_workdir` can leave."""
-    return path.name in (TOKENIZER_FILE, METADATA_FILE, "checkpoints") or path.name.startswith(".claim-")
+    return path.name in (TOKENIZER_FILE, METADATA_FILE, COMMAND_FILE, "checkpoints") or path.name.startswith(".claim-")
 
 
 def check_rows(workdir: Path, rows: Path) -> None:
@@ -74,7 +77,7 @@ def check_rows(workdir: Path, rows: Path) -> None:
 
 
 def claim_workdir(workdir: Path, config: Config, rows: Path) -> None:
-    """Write tokenizer, row metadata and config, the last one last: it says that the workdir is a run's.
+    """Write tokenizer, row metadata, command and config, the last one last: it says that the workdir is a run's.
 
     Raises:
       UserError: it cannot be written.
@@ -83,6 +86,7 @@ def claim_workdir(workdir: Path, config: Config, rows: Path) -> None:
         if not (workdir / CONFIG_FILE).exists():
             for name in (TOKENIZER_FILE, METADATA_FILE):
                 _write(workdir / name, (rows / name).read_bytes())
+        _write(workdir / COMMAND_FILE, shlex.join(["python", *sys.orig_argv[1:]]).encode())
         _write(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2).encode())
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
@@ -117,6 +121,7 @@ class Checkpoints:
     """The checkpoints of one run: the last k and the best by held-out loss, saved in the background."""
 
     def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file it touches
         self._folder = (workdir / "checkpoints").absolute()
         # `reverse`: Orbax keeps the end of the sorted list, and the lowest loss shall be there.
         best = policies.BestN(

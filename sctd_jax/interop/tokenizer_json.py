@@ -1,0 +1,53 @@
+"""SentencePiece model -> `tokenizer.json` of Hugging Face `tokenizers`, with the same ids for the same text."""
+
+import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+_UNIGRAM = 1  # TrainerSpec.ModelType
+
+
+def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
+    """A fast tokenizer that adds [CLS] and [SEP] and gives segment ids for pairs.
+
+    Args:
+      model: a serialised SentencePiece model.
+      special: ids by role, from `data.tokenizer.special_ids`.
+    """
+    proto = sentencepiece_model.ModelProto.FromString(model)
+    names = {role: proto.pieces[i].piece for role, i in special.items()}
+    tokenizer = Tokenizer(_unigram(proto) if proto.trainer_spec.model_type == _UNIGRAM else _bpe(proto))
+    steps = [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip(left=False, right=True)]
+    if proto.normalizer_spec.precompiled_charsmap:
+        steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    # [MASK] takes the space before it: the model has seen it in the place of a piece that begins with one.
+    tokenizer.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False, lstrip=role == "mask") for role, name in names.items()]
+    )
+    cls, sep = names["cls"], names["sep"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(cls, special["cls"]), (sep, special["sep"])],
+    )
+    return tokenizer
+
+
+def _unigram(proto) -> models.Unigram:
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    return models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id, byte_fallback=proto.trainer_spec.byte_fallback)
+
+
+def _bpe(proto) -> models.BPE:
+    vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    merges = []
+    # SentencePiece keeps no merges but the order in which pieces arose: the score.
+    for piece in sorted(scores, key=scores.get, reverse=True):
+        cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        cuts = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
+        merges += sorted(cuts, key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
+    unknown = proto.pieces[proto.trainer_spec.unk_id].piece
+    return models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=proto.trainer_spec.byte_fallback)
