@@ -8,7 +8,7 @@ demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two C
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
 
 test: venv
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 interop: .venv-interop/installed  ## torch and transformers, for tests/test_interop.py alone
 

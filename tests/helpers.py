@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 # Tests and the programs that they start share compiled code; most of the suite's time is XLA's compiler.
 FAST_COMPILER = "--xla_backend_optimization_level=0"
 COMPILATION_CACHE = {
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+    # One for each worker of pytest-xdist: nobody reads what another is writing.
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / f"jax-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
 }
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
