@@ -6,6 +6,7 @@ python -m sctd_jax.data.prepare --input 'books/**/*.txt' --input tfds:NAME --out
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import heapq
 import itertools
@@ -347,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
 
     def command() -> int:
-        prepare(settings, args.out, print)
+        prepare(settings, args.out, functools.partial(print, flush=True))
         return 0
 
     return run_command(command)
