@@ -30,7 +30,7 @@ from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TOKENIZER_FILE, TRAIN, M
 from sctd_jax.errors import UserError, run_command
 
 MIN_HELDOUT_ROWS = 64
-_SAMPLE_BYTES = 16 << 20  # text that the tokenizer is trained on
+_SAMPLE_BYTES = 40 << 20  # text that the tokenizer is trained on: under 1 GB of memory
 _CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must hold
 _BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 

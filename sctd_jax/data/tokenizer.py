@@ -53,9 +53,10 @@ def train(texts: Iterable[str], vocab_size: int, model_type: str) -> bytes:
             minloglevel=2,
         )  # fmt: skip
     except (RuntimeError, OSError) as error:
+        said = " ".join(str(error).split())[-200:]
         raise UserError(
-            f"model.vocab_size {vocab_size}: the text supports no {model_type} vocabulary of that size; lower it or "
-            f"give more text (SentencePiece says: {' '.join(str(error).split())[-200:]})"
+            f"model.vocab_size {vocab_size}: the text supports no {model_type} vocabulary of that size; lower it, "
+            f"give more text or use another data.tokenizer_type (SentencePiece says: {said})"
         ) from error
     return model.getvalue()
 
