@@ -248,3 +248,11 @@ def test_the_highest_version_of_a_tfds_dataset_is_taken(tmp_path, monkeypatch):
         (tmp_path / "x" / version / "dataset_info.json").write_text('{"fileFormat": "array_record"}')
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert corpus.find_sources(["tfds:x"])[0].path.endswith("1.10.0")
+
+
+def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
+    """By asking the system, which root may not be refused."""
+    (tmp_path / "x.txt").write_text("hello")
+    monkeypatch.setattr(corpus.os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"x.txt: no permission"):
+        corpus.find_sources([str(tmp_path)])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sctd_jax.errors import UserError
 from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.objective import losses
@@ -195,6 +196,19 @@ def test_one_and_eight_devices_agree_after_five_steps(method):
     copies = [np.asarray(shard.data) for shard in eight.importance_V.addressable_shards]
     assert len(copies) == 8
     assert all((copy == copies[0]).all() for copy in copies)  # SPEC 7.1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train__batch_size": 12}, r"batch_size / accumulation \(12 rows\) must be divisible by the 8 devices"),
+        ({"train__accumulation": 2}, r"\(4 rows\) must be divisible by the 8 devices"),
+        ({"mesh__data": 9}, r"config.mesh.data is 9, but there are 8 devices"),
+    ],
+)
+def test_a_batch_or_mesh_that_does_not_fit_the_devices_is_refused(overrides, words):
+    with pytest.raises(UserError, match=words):
+        meshes.make_mesh(helpers.config(**overrides))
 
 
 def test_masks_are_the_same_for_one_two_and_eight_devices():
