@@ -131,15 +131,12 @@ def _check(settings: Settings) -> None:
     if not 0 <= settings.heldout_share < 1:
         raise UserError(f"heldout_share must be at least 0 and below 1, found {settings.heldout_share}")
     if settings.tokenizer:
-        _check_size(tokenizer.load(settings.tokenizer), settings)
-
-
-def _check_size(processor, settings: Settings) -> None:
-    if processor.get_piece_size() != settings.vocab_size:
-        raise UserError(
-            f"model.vocab_size is {settings.vocab_size}, but the tokenizer {settings.tokenizer} "
-            f"has {processor.get_piece_size()} pieces; set it to that"
-        )
+        pieces = tokenizer.load(settings.tokenizer).get_piece_size()
+        if pieces != settings.vocab_size:
+            raise UserError(
+                f"model.vocab_size is {settings.vocab_size}, but the tokenizer {settings.tokenizer} "
+                f"has {pieces} pieces; set it to that"
+            )
 
 
 def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], log: Callable) -> Metadata:

@@ -9,7 +9,7 @@ from sctd_jax.config import Config
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds, row_keys
 from sctd_jax.train.state import TrainState, make_model
-from sctd_jax.train.step import mask_batch, select
+from sctd_jax.train.step import loss_rows, mask_batch, select
 
 # Masks of the evaluation: the same for every run, method and seed, so that curves compare.
 _EVAL_SEED = 20230524
@@ -27,7 +27,7 @@ def make_eval_step(config: Config, special: SpecialIds, word_start_V: jax.Array 
         key = jax.random.key(_EVAL_SEED)
         batch = mask_batch(config, special, key, tokens_BN, word_start_V, rows_B)
         weights_BP = batch.weights_BP * valid_B[:, None]
-        rows_BR = jnp.concatenate([jnp.zeros_like(batch.positions_BP[:, :1]), batch.positions_BP], axis=1)
+        rows_BR = loss_rows(batch)
         kept_BK = None
         if dropping:
             kept_BK = select(config, state.importance_V, batch, row_keys(jax.random.fold_in(key, 1), rows_B))

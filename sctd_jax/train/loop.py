@@ -39,10 +39,7 @@ def train_and_evaluate(config: Config, workdir: str | Path, log: Callable[[str],
       UserError: anything a person can put right; checkpoints that were saved stay.
     """
     workdir = Path(workdir)
-    mesh = meshes.make_mesh(config)
-    check_workdir(workdir, config)
-    data = setup.open_data(config, log)
-    check_rows(workdir, data.folder)
+    mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, config.train.keep_checkpoints)) as checkpoints:
         state = _restore(config, data, mesh, checkpoints, log)
         claim_workdir(workdir, config, data.folder)
@@ -54,6 +51,15 @@ def train_and_evaluate(config: Config, workdir: str | Path, log: Callable[[str],
         for line in _end(config, workdir, data, checkpoints, result, time.monotonic() - started):
             log(line)
         return result
+
+
+def _open(config: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Mesh, setup.Data]:
+    """Mesh and rows of a run, each check before the longer work that follows it."""
+    mesh = meshes.make_mesh(config)
+    check_workdir(workdir, config)
+    data = setup.open_data(config, log)
+    check_rows(workdir, data.folder)
+    return mesh, data
 
 
 def _restore(config: Config, data: setup.Data, mesh, checkpoints: Checkpoints, log: Callable) -> TrainState:
@@ -199,10 +205,7 @@ def evaluate_workdir(config: Config, workdir: str | Path, log: Callable[[str], N
     workdir = Path(workdir)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
-    mesh = meshes.make_mesh(config)
-    check_workdir(workdir, config)
-    data = setup.open_data(config, log)
-    check_rows(workdir, data.folder)
+    mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         state = checkpoints.restore(setup.state_shape(config, data, mesh), log)
     if state is None:

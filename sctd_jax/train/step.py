@@ -123,6 +123,12 @@ def select(config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: 
     return token_dropping.keep_highest(score_BN, batch.mask_BN, config.num_kept)
 
 
+def loss_rows(batch: MaskedBatch) -> jax.Array:
+    """Rows i32[B, P + 1] at which the loss reads the last layer: [CLS], then the predicted positions (SPEC 5)."""
+    cls_B1 = jnp.zeros_like(batch.positions_BP[:, :1])
+    return jnp.concatenate([cls_B1, batch.positions_BP], axis=1)
+
+
 def forward_sums(
     config: Config,
     model: Bert,
@@ -146,9 +152,7 @@ def forward_sums(
       dropout_key: None for no dropout.
       selection_keys_B: a key per row, for selectors that draw.
     """
-    # The loss reads the last layer at [CLS] and the P predicted positions only (SPEC 5).
-    cls_B1 = jnp.zeros_like(batch.positions_BP[:, :1])
-    rows_BR = jnp.concatenate([cls_B1, batch.positions_BP], axis=1)
+    rows_BR = loss_rows(batch)
     all_rows = variant == "consistency" and config.dropping.sc_pool == "mean"
     kept_BK = None if variant == "full" else select(config, importance_V, batch, selection_keys_B)
 
