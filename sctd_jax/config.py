@@ -71,8 +71,8 @@ class DataConfig:
     rows: str  # a folder written by data.prepare; '' prepares `input` under prepared_dir
     prepared_dir: str
     seq_len: int
-    tokenizer: str  # an existing SentencePiece .model; '' trains one
-    tokenizer_type: str  # 'unigram' or 'bpe'
+    tokenizer: str  # an existing SentencePiece model, tokenizer.json or vocab.txt; '' trains one
+    tokenizer_type: str  # of the one that is trained: 'unigram' or 'bpe'
     heldout_share: float  # of the documents
     seed: int
 
@@ -98,6 +98,7 @@ class TrainConfig:
     """The loop."""
 
     seed: int
+    init: str  # a workdir whose newest parameters training starts from; '': random weights
     steps: int
     batch_size: int  # rows in the global batch
     accumulation: int  # microbatches per step

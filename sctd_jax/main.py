@@ -11,7 +11,7 @@ from pathlib import Path
 # Orbax and TFDS import it eagerly in places; nothing here computes with it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sctd_jax.config import from_dict
@@ -26,6 +26,7 @@ def _dispatch() -> int:
     # After flag parsing, so that `--help` and a bad config answer without loading JAX.
     from sctd_jax.train.loop import evaluate_workdir, train_and_evaluate
 
+    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
     config = from_dict(_CONFIG.value.to_dict())
     workdir = Path(_WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem))
     log = functools.partial(print, flush=True)
@@ -52,7 +53,8 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, KeyError, AttributeError, FileNotFoundError, TypeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # An error inside a recipe arrives as a traceback in the message; its last line says what is wrong.
+        print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 import torch
 import transformers
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 
@@ -53,6 +54,12 @@ def main(folder: str, expected_path: str) -> None:
     guesses = [guess["token"] for guess in fill(str(expected["prompt"]))]
     print(f"fill-mask: {[tokenizer.convert_ids_to_tokens(g) for g in guesses]}")
     assert guesses == expected["top5"].tolist(), (guesses, expected["top5"].tolist())
+
+    texts = expected["lines"].tolist()[:3]
+    ours = [model.bert(**tokenizer(text, return_tensors="pt"))[0][0].mean(0).detach().numpy() for text in texts]
+    deviation = np.abs(SentenceTransformer(folder).encode(texts) - np.stack(ours)).max()
+    print(f"sentence-transformers' embeddings and the mean of the token vectors: largest deviation {deviation:.2e}")
+    assert deviation < 1e-4
     print(f"interop with transformers {transformers.__version__}: ok")
 
 

@@ -1,6 +1,7 @@
 import ast
 import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,22 @@ CONFIGS = sorted(path for path in (helpers.ROOT / "configs").rglob("*.py") if pa
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_loads_and_passes_its_checks(path):
+def test_every_config_loads_and_passes_its_checks(path, tmp_path):
     spec = importlib.util.spec_from_file_location("recipe", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = from_dict(module.get_config().to_dict())
+    arguments = []
+    if path.stem == "continued":  # starts from a workdir
+        model = dataclasses.asdict(helpers.config(model__max_positions=40).model)
+        (tmp_path / "config.json").write_text(json.dumps({"model": model}))
+        (tmp_path / "tokenizer.json").touch()
+        arguments = [str(tmp_path)]
+    config = from_dict(module.get_config(*arguments).to_dict())
     assert isinstance(config, Config)
+    if arguments:
+        assert dataclasses.asdict(config.model) == model
+        assert (config.train.init, config.data.tokenizer) == (str(tmp_path), str(tmp_path / "tokenizer.json"))
+        assert config.data.seq_len == 40
     assert f"--config=configs/{path.relative_to(helpers.ROOT / 'configs')}" in module.__doc__
 
 

@@ -24,6 +24,7 @@ ALLOWED = {
     "objective.losses": [],
     "train.metrics": [],
     "data.tokenizer": [],
+    "data.sentencepiece_trainer": [],
     "data.corpus": [],
     "data.packing": [],
     "data.rows": [],
@@ -31,7 +32,7 @@ ALLOWED = {
     "data.prepare": ["config", "data"],
     "parallel.mesh": ["config"],
     "train": ["config", "model", "objective", "parallel.mesh", "data", "train"],
-    "interop": ["config", "data", "interop", "train"],
+    "interop": ["config", "data", "interop", "objective", "train"],
     "plot": ["train.metrics"],
     "main": ["config", "train"],
 }

@@ -1,4 +1,7 @@
-"""Export, seen from our side and, in an environment of its own, from `transformers`' (tests/interop_check.py)."""
+"""Export and import, seen from our side and, in an environment of its own, from `transformers`'.
+
+There tests/interop_check.py loads what we export, and tests/interop_create.py makes what we import.
+"""
 
 import itertools
 import json
@@ -12,10 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sctd_jax.data import corpus, prepare
+from sctd_jax.data import corpus, prepare, tokenizer
+from sctd_jax.interop import importing
+from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import make_model
-from tests import helpers
+from tests import helpers, small
 
 # Made by .ci/run or `make interop`; a Python that has torch and transformers.
 PEER = Path(os.environ.get("SCTD_INTEROP_PYTHON", helpers.ROOT / ".venv-interop" / "bin" / "python"))
@@ -79,6 +84,7 @@ def test_the_tensors_are_the_parameters_bit_for_bit(exported, workdir):
     assert sum(x.size for x in tensors.values()) == sum(x.size for x in jax.tree.leaves(params))
 
 
+@pytest.mark.parametrize("workdir", ["unigram"], indirect=True)
 def test_an_existing_folder_is_replaced_only_by_force(exported, workdir, tmp_path):
     out = tmp_path / "model"
     export(workdir, out)
@@ -91,6 +97,7 @@ def test_an_existing_folder_is_replaced_only_by_force(exported, workdir, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("workdir", ["unigram"], indirect=True)
 def test_a_step_that_is_not_there_and_a_folder_that_is_no_run(workdir, tmp_path):
     missing = export(workdir, tmp_path / "x", "--step=7", code=2)
     assert "no checkpoint of step 7, found [30]" in missing.stderr
@@ -98,26 +105,28 @@ def test_a_step_that_is_not_there_and_a_folder_that_is_no_run(workdir, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def real_lines(count):
+    """The first paragraphs of the trial corpus, as lines."""
+    chunks = corpus.read(corpus.find_sources([]), text_field="", documents="paragraph", counts=corpus.Counts())
+    return [" ".join(chunk.text.split())[:400] for chunk in itertools.islice(chunks, count)]
+
+
 def expectations(workdir, path):
     """What our side says of real lines, a padded batch with two segments, and a prompt."""
     run = load_run(workdir, None, print)
-    counts, texts = corpus.Counts(), []
-    for chunk in corpus.read(corpus.find_sources([]), text_field="", documents="paragraph", counts=counts):
-        texts.append(" ".join(chunk.text.split())[:400])
-        if len(texts) == 2000:
-            break
-    ids = run.processor.encode(texts)
+    texts = real_lines(2000)
+    ids = run.tokenizer.encode(texts)
+    special, mask_piece = run.tokenizer.special, run.tokenizer.pieces[run.tokenizer.special["mask"]]
     flat = list(itertools.chain.from_iterable(ids))
-    batch = np.full((4, 32), run.special["pad"])
+    batch = np.full((4, 32), special["pad"])
     segments = np.zeros((4, 32), np.int64)
     for row, length in enumerate((32, 25, 18, 9)):
-        batch[row, :length] = [run.special["cls"], *flat[100 * row :][: length - 2], run.special["sep"]]
+        batch[row, :length] = [special["cls"], *flat[100 * row :][: length - 2], special["sep"]]
         segments[row, length // 2 : length] = 1
-    prompt = f"The {run.processor.id_to_piece(run.special['mask'])} of the United States"
-    before, after = prompt.split(" " + run.processor.id_to_piece(run.special["mask"]))
-    prompt_ids = [run.special["cls"], *run.processor.encode(before), run.special["mask"]]
-    at = len(prompt_ids) - 1
-    prompt_ids += [*run.processor.encode(after), run.special["sep"]]
+    prompt = f"The {mask_piece} of the United States"
+    before, after = run.tokenizer.encode(prompt.split(" " + mask_piece))
+    prompt_ids = [special["cls"], *before, special["mask"], *after, special["sep"]]
+    at = 1 + len(before)
 
     @jax.jit
     def logits(ids, mask, segments):
@@ -126,7 +135,7 @@ def expectations(workdir, path):
 
         return make_model(run.config).apply({"params": run.state.params}, method=network)
 
-    mask = batch != run.special["pad"]
+    mask = batch != special["pad"]
     prompt_row = jnp.array([prompt_ids])
     scores = logits(prompt_row, prompt_row >= 0, jnp.zeros_like(prompt_row))[0, at]
     np.savez(
@@ -136,13 +145,106 @@ def expectations(workdir, path):
     )  # fmt: skip
 
 
-@pytest.mark.skipif(not PEER.exists(), reason="no environment with transformers: make interop")
-def test_transformers_sees_the_same_model(exported, workdir, tmp_path):
-    expectations(workdir, tmp_path / "expected.npz")
+needs_peer = pytest.mark.skipif(not PEER.exists(), reason="no environment with transformers: make interop")
+
+
+def run_peer(script, *args):
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(
-        [PEER, helpers.ROOT / "tests" / "interop_check.py", exported, tmp_path / "expected.npz"],
-        env={**environment, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, cwd=tmp_path,
+        [PEER, helpers.ROOT / "tests" / script, *args],
+        env={**environment, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
+
+
+@needs_peer
+def test_transformers_sees_the_same_model(exported, workdir, tmp_path):
+    expectations(workdir, tmp_path / "expected.npz")
+    run_peer("interop_check.py", exported, tmp_path / "expected.npz")
+
+
+def test_an_export_comes_back_bit_for_bit(exported, workdir, tmp_path):
+    recipe = small.get_config().to_dict()
+    again = tmp_path / "again"
+    importing.import_model(exported, again, tokenizer_file=None, recipe=recipe, log=print)
+    before, after = load_run(workdir, None, print), load_run(again, None, print)
+    jax.tree.map(np.testing.assert_array_equal, after.state.params, before.state.params)
+    assert after.config.model == before.config.model
+    assert after.tokenizer.pieces == before.tokenizer.pieces
+    assert tokenizer.digest(tokenizer.find(again)) == tokenizer.digest(tokenizer.find(workdir))
+    export(again, tmp_path / "model")
+    assert "Training: none by sctd_jax" in (tmp_path / "model" / "README.md").read_text()
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("workdir", ["unigram"], indirect=True)
+def test_training_continues_from_an_import(exported, workdir, tmp_path):
+    """Text -> run -> export -> import -> ScTD from there: the first evaluation is the last one of the run before."""
+    done = helpers.run_module(
+        "sctd_jax.interop.huggingface", "import", f"--from={exported}", f"--workdir={tmp_path / 'start'}",
+        "--config=tests/small.py",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before = json.loads((workdir / "config.json").read_text())
+    changes = {"train.steps": 2, "train.eval_every": 2, "train.checkpoint_every": 2, "train.batch_size": 8}
+    changes |= {
+        "train.eval_rows": 20,
+        "model.dtype": "float32",
+        "data.rows": before["data"]["rows"],
+        "data.seq_len": 32,
+        "dropping.sc_interval": 3,
+    }
+    done = helpers.run_module(
+        "sctd_jax.main", f"--config=configs/continued.py:{tmp_path / 'start'}", f"--workdir={tmp_path / 'run'}",
+        *(f"--config.{name}={value}" for name, value in changes.items()),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"starting from the parameters of {tmp_path / 'start'} at step 0" in done.stdout
+    theirs = [line["eval/loss"] for line in read_metrics(workdir) if "eval/loss" in line]
+    ours = [line["eval/loss"] for line in read_metrics(tmp_path / "run") if "eval/loss" in line]
+    assert theirs[0] > theirs[-1] + 0.1
+    assert ours[0] == pytest.approx(theirs[-1], rel=1e-5)
+    export(tmp_path / "run", tmp_path / "model")
+    assert f"Started from: {tmp_path / 'start'}" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def created(tmp_path_factory):
+    """What `transformers` made: models, and what it says of 2,000 lines and a batch."""
+    out = tmp_path_factory.mktemp("created")
+    (out / "lines.txt").write_text("\n".join(real_lines(2000)))
+    run_peer("interop_create.py", out, out / "lines.txt")
+    return out
+
+
+@needs_peer
+@pytest.mark.parametrize("name", ["masked_lm", "encoder", "minilm"])
+def test_models_of_transformers_come_in(created, name, tmp_path):
+    source = (created / "minilm.txt").read_text() if name == "minilm" else created / name
+    recipe = small.get_config().to_dict()
+    importing.import_model(Path(source), tmp_path / "run", tokenizer_file=None, recipe=recipe, log=print)
+    run = load_run(tmp_path / "run", None, print)
+    expected = np.load(created / ("minilm.npz" if name == "minilm" else "masked_lm.npz"), allow_pickle=False)
+    ids = run.tokenizer.encode((created / "lines.txt").read_text().splitlines())
+    assert [len(line) for line in ids] == expected["line_lengths"].tolist()
+    np.testing.assert_array_equal(np.concatenate(ids), expected["line_ids"])
+    assert run.tokenizer.special["pad"] == (0 if name == "minilm" else 3)
+
+    @jax.jit
+    def network(ids, mask, segments):
+        def states_and_logits(bert):
+            embedded = bert.encoder.embeddings(ids, segments, True)
+            output, states = bert.encoder(ids, mask, segments)
+            return jnp.stack([embedded, *states]), bert.mlm_logits(output)
+
+        return make_model(run.config).apply({"params": run.state.params}, method=states_and_logits)
+
+    mask = expected["mask"]
+    hidden, logits = network(*(jnp.asarray(expected[key]) for key in ("ids", "mask", "segments")))
+    deviations = {"hidden states": np.abs(hidden - expected["hidden"])[:, mask].max()}
+    assert hidden.shape[0] == run.config.model.num_layers + 1
+    if name == "masked_lm":
+        deviations["logits"] = np.abs(logits - expected["logits"])[mask].max()
+    print(f"{name}: largest deviations {deviations}")
+    assert max(deviations.values()) < 1e-4

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -17,6 +18,16 @@ from sctd_jax.objective import losses
 
 GOLDEN = Path(__file__).parent / "golden"
 FORWARD, LOGITS, TABLE = 2e-5, 1e-4, 1e-4  # relative tolerances of the recordings
+LARGEST = {}  # deviation and its tolerance by test
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table():
+    """`pytest -s tests/test_parity.py` prints the largest deviation of each fixture."""
+    yield
+    print("\nlargest deviation, relative to the largest number of its array (tolerance):")
+    for test, (deviation, tolerance) in LARGEST.items():
+        print(f"  {deviation:.1e} ({tolerance:.0e})  {test}")
 
 
 @functools.cache
@@ -31,6 +42,8 @@ def close(ours, theirs, tolerance, mask=None, what=""):
     if mask is not None:
         ours, theirs = ours[np.asarray(mask)], theirs[np.asarray(mask)]
     deviation = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].removesuffix(" (call)")
+    LARGEST[test] = max(LARGEST.get(test, (0.0, tolerance)), (float(deviation), tolerance))
     assert deviation < tolerance, f"{what}: {deviation:.2e}"
 
 

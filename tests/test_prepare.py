@@ -3,10 +3,12 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tokenizers
 
 from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
@@ -35,9 +37,8 @@ def test_rows_read_back_without_tensorflow_and_agree_with_the_metadata(rows):
 
 
 def texts_of(rows, split):
-    processor = tokenizer.load(str(rows / "tokenizer.model"))
     ids = Rows(rows, split).read(range(len(Rows(rows, split)))).ravel()
-    return processor.decode([int(i) for i in ids if i > 4])
+    return tokenizer.load(rows / "tokenizer.model").decode(ids[ids > 4])
 
 
 def test_the_text_is_all_there_and_the_splits_share_no_document(rows, speeches):
@@ -46,9 +47,9 @@ def test_the_text_is_all_there_and_the_splits_share_no_document(rows, speeches):
     held, train = [], []
     metadata = read_metadata(rows)
     both = {TRAIN: texts_of(rows, TRAIN), HELD_OUT: texts_of(rows, HELD_OUT)}
-    processor = tokenizer.load(str(rows / "tokenizer.model"))
+    pieces = tokenizer.load(rows / "tokenizer.model")
     for chunk in chunks:
-        words = processor.decode([i for i in processor.encode(chunk.text) if i > 4])[:60]
+        words = pieces.decode([i for i in pieces.encode([chunk.text])[0] if i > 4])[:60]
         if len(words) < 60:
             continue
         (held if words in both[HELD_OUT] else train).append(chunk.document)
@@ -84,8 +85,7 @@ def test_one_huge_document_is_tokenised_as_a_whole(tmp_path):
     path.write_text("\n".join(lines))
     settings = prepare.Settings((str(path),), "text", "file", 32, 300, "", "bpe", 0.01, 1)
     prepare.prepare(settings, tmp_path / "rows", **QUIET)
-    processor = tokenizer.load(str(tmp_path / "rows" / "tokenizer.model"))
-    expected = processor.encode(" ".join(words))
+    (expected,) = tokenizer.load(tmp_path / "rows" / "tokenizer.model").encode([" ".join(words)])
     data = Rows(tmp_path / "rows", TRAIN)
     got = data.read(range(len(expected) // 30 + 1)).ravel()
     got = got[got > 4][: len(expected)]
@@ -100,6 +100,29 @@ def test_an_existing_tokenizer_is_used_and_its_size_checked(settings, tmp_path, 
     with pytest.raises(UserError, match=r"model.vocab_size is 600, but the tokenizer .* has 512 pieces"):
         prepare.prepare(dataclasses.replace(again, vocab_size=600), tmp_path / "b", **QUIET)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_a_wordpiece_vocabulary_prepares_rows_with_its_own_special_ids(speeches, tmp_path):
+    pieces = tokenizers.BertWordPieceTokenizer()
+    text = [Path(path).read_text() for path in speeches[:12]]
+    special = ["[SEP]", "[MASK]", "[UNK]", "[CLS]", "[PAD]"]
+    pieces.train_from_iterator(text, vocab_size=700, special_tokens=special, show_progress=False)
+    pieces.save_model(str(tmp_path))
+    done = helpers.run_module(
+        "sctd_jax.data.prepare", *(f"--input={path}" for path in speeches[:12]), "--documents=paragraph",
+        f"--out={tmp_path / 'rows'}", "--seq-len=32", "--heldout-share=0.02", f"--tokenizer={tmp_path / 'vocab.txt'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert read_metadata(tmp_path / "rows").vocab_size == 700
+    loaded = tokenizer.load(tokenizer.find(tmp_path / "rows"))
+    data = Rows(tmp_path / "rows", TRAIN).read(range(100))
+    assert (data[:, 0] == 3).all()
+    assert (data[:, -1] == 0).all()
+    assert not (data == 1).any()
+    assert (data == 2).mean() < 0.01
+    known = " ".join(" ".join(text).lower().split())
+    words = loaded.decode(data[5][1:-1]).split(" ")
+    assert sum(word in known for word in words) > 0.9 * len(words)
 
 
 def test_identity_differs_by_text_tokenizer_and_length(settings, speeches, tmp_path, rows):
@@ -165,6 +188,7 @@ def prepare_and_measure(out, *args):
     """(what the command printed, its peak memory in MB), in a process of its own."""
     code = """
 import sys
+from pathlib import Path
 from sctd_jax.data.prepare import main
 status = main(sys.argv[1:])
 # Not getrusage: its maximum begins with what the process that started us had.

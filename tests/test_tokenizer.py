@@ -1,10 +1,13 @@
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece as spm
+import tokenizers
 
-from sctd_jax.data import corpus, tokenizer
+from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
 from sctd_jax.errors import UserError
 
 
@@ -15,31 +18,32 @@ def texts(speeches):
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_specials_have_ids_0_to_4_and_training_is_deterministic(texts, model_type, tmp_path):
-    model = tokenizer.train(texts, 600, model_type)
-    assert model == tokenizer.train(texts, 600, model_type)
+    model = sentencepiece_trainer.train(texts, 600, model_type)
+    assert model == sentencepiece_trainer.train(texts, 600, model_type)
     path = tmp_path / "x.model"
     path.write_bytes(model)
-    processor = tokenizer.load(str(path))
-    assert [processor.id_to_piece(i) for i in range(5)] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    assert processor.get_piece_size() == 600
-    assert tokenizer.special_ids(processor, "") == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    loaded = tokenizer.load(path)
+    assert loaded.pieces[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    assert len(loaded.pieces) == 600
+    assert loaded.special == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     text = "the Congress of the United States"
-    assert processor.decode(processor.encode(text)) == text
+    (ids,) = loaded.encode([text])
+    assert loaded.decode(ids) == text
     # Text never produces a special id by spelling it.
-    assert not set(processor.encode("a [MASK] or [CLS] of [PAD] here")) & {0, 2, 3, 4}
+    assert not set(loaded.encode(["a [MASK] or [CLS] of [PAD] here"])[0]) & {0, 2, 3, 4}
 
 
 def test_lines_longer_than_the_trainer_takes_are_cut_between_words():
-    pieces = list(tokenizer._sentences(["word " * 5000 + "\nshort"]))
+    pieces = list(sentencepiece_trainer._sentences(["word " * 5000 + "\nshort"]))
     assert all(len(piece.encode()) <= 4096 for piece in pieces)
     assert " ".join(pieces).split() == ["word"] * 5000 + ["short"]
 
 
 def test_a_vocabulary_larger_than_the_text_supports_is_refused(texts):
     with pytest.raises(UserError, match=r"model.vocab_size 60000: the text supports no unigram .* <= \d+"):
-        tokenizer.train(texts[:1], 60_000, "unigram")
+        sentencepiece_trainer.train(texts[:1], 60_000, "unigram")
     with pytest.raises(UserError, match=r"model.vocab_size 3"):
-        tokenizer.train(texts[:1], 3, "unigram")
+        sentencepiece_trainer.train(texts[:1], 3, "unigram")
 
 
 def test_existing_models_with_other_ids_and_names(texts, tmp_path):
@@ -49,8 +53,7 @@ def test_existing_models_with_other_ids_and_names(texts, tmp_path):
         input=str(tmp_path / "text"), model_prefix=prefix, vocab_size=600, minloglevel=2, max_sentence_length=100_000,
         unk_id=0, bos_id=1, eos_id=2, pad_id=3, user_defined_symbols=["<mask>"],
     )  # fmt: skip
-    processor = tokenizer.load(prefix + ".model")
-    assert tokenizer.special_ids(processor, "") == {"pad": 3, "unk": 0, "cls": 1, "sep": 2, "mask": 4}
+    assert tokenizer.load(prefix + ".model").special == {"pad": 3, "unk": 0, "cls": 1, "sep": 2, "mask": 4}
     spm.SentencePieceTrainer.train(
         input=str(tmp_path / "text"), model_prefix=prefix, vocab_size=600, minloglevel=2, max_sentence_length=100_000
     )
@@ -68,24 +71,117 @@ def test_files_that_are_no_model(tmp_path):
 
 def test_word_starts(texts, tmp_path):
     path = tmp_path / "x.model"
-    path.write_bytes(tokenizer.train(texts, 600, "unigram"))
-    processor = tokenizer.load(str(path))
-    starts = tokenizer.word_starts(processor)
-    ids = processor.encode("internationalization of the")
+    path.write_bytes(sentencepiece_trainer.train(texts, 600, "unigram"))
+    loaded = tokenizer.load(path)
+    starts = loaded.word_start_V
+    (ids,) = loaded.encode(["internationalization of the"])
     assert starts.dtype == bool
     assert starts[ids[0]]
     assert starts[ids].sum() == 3
     assert not starts[:5].any()
-    assert np.array_equal(starts, tokenizer.word_starts(processor))
+    assert loaded.word(ids[-1]) == "the"
 
 
 def test_rare_letters_are_in_the_vocabulary():
     """SentencePiece's own coverage leaves K, Q, X, Y and Z of the trial corpus unknown."""
     texts = [Path(source.path).read_text() for source in corpus.find_sources([])]
-    processor = spm.SentencePieceProcessor(model_proto=tokenizer.train(texts, 2000, "bpe"))
+    processor = spm.SentencePieceProcessor(model_proto=sentencepiece_trainer.train(texts, 2000, "bpe"))
     unknown = processor.unk_id()
     assert not [
         c
         for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789$%()"
         if unknown in processor.encode(c)
     ]
+
+
+VOCAB = [
+    "[unused0]",
+    "the",
+    "##s",
+    "[PAD]",
+    "state",
+    "of",
+    "union",
+    "[MASK]",
+    "[UNK]",
+    "un",
+    "##ion",
+    "[SEP]",
+    "[CLS]",
+    "[",
+]
+VOCAB += ["]", "mask", "a", "##b"]
+
+
+@pytest.fixture
+def vocab(tmp_path):
+    """BERT's `vocab.txt`, with the specials at odd places."""
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(VOCAB) + "\n")
+    return path
+
+
+def test_a_wordpiece_vocabulary(vocab):
+    loaded = tokenizer.load(vocab)
+    assert loaded.pieces == tuple(VOCAB)
+    assert loaded.special == {"pad": 3, "unk": 8, "cls": 12, "sep": 11, "mask": 7}
+    lists = loaded.encode(["The states of  the UNION", "", "ab zzz"])
+    assert [ids.tolist() for ids in lists] == [[1, 4, 2, 5, 1, 6], [], [16, 17, 8]]
+    assert all(ids.dtype == np.int32 for ids in lists)
+    assert loaded.decode(lists[0]) == "the states of the union"
+    # Whole words begin where no "##" is; the special pieces are nobody's words.
+    assert loaded.word_start_V.tolist() == [
+        not p.startswith("##") and i not in {3, 7, 8, 11, 12} for i, p in enumerate(VOCAB)
+    ]
+    # Text never produces a special id by spelling it.
+    assert loaded.encode(["[MASK]"])[0].tolist() == [13, 15, 14]
+
+
+def test_a_cased_vocabulary_keeps_case(vocab):
+    vocab.write_text(vocab.read_text().replace("union", "Union"))
+    assert tokenizer.load(vocab).encode(["Union The"])[0].tolist() == [6, 8]
+    # What is said beside it counts more than what the pieces look like.
+    (vocab.parent / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    assert tokenizer.load(vocab).encode(["The"])[0].tolist() == [1]
+
+
+def test_truncation_and_padding_of_a_json_are_left_out(vocab, tmp_path):
+    """Sentence-embedding models are published with both baked in."""
+    inner = tokenizers.Tokenizer.from_buffer(tokenizer.canonical(vocab)[1])
+    inner.enable_truncation(4)
+    inner.enable_padding(length=4, pad_id=3)
+    path = tmp_path / "tokenizer.json"
+    inner.save(str(path))
+    loaded = tokenizer.load(path)
+    assert [len(ids) for ids in loaded.encode(["the " * 9, "the"])] == [9, 1]
+    assert loaded.special == tokenizer.load(vocab).special
+    # Kept under one form: the same vocabulary is the same tokenizer, however it came.
+    assert tokenizer.digest(path) == tokenizer.digest(vocab)
+    name, content = tokenizer.canonical(path)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / name).write_bytes(content)
+    assert tokenizer.find(tmp_path / "kept") == tmp_path / "kept" / "tokenizer.json"
+    assert tokenizer.digest(tmp_path / "kept" / name) == tokenizer.digest(path)
+
+
+def test_byte_level_bpe_by_its_own_names(tmp_path, texts):
+    inner = tokenizers.ByteLevelBPETokenizer(add_prefix_space=True)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    inner.train_from_iterator(texts[:1], vocab_size=500, special_tokens=special, show_progress=False)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    loaded = tokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.special == {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}
+    (ids,) = loaded.encode(["the Congress of the States"])
+    assert loaded.word_start_V[ids].sum() == 5
+    assert loaded.word(ids[0]) == "the"
+
+
+def test_json_and_vocabularies_that_are_no_tokenizer(vocab, tmp_path):
+    vocab.write_text(vocab.read_text().replace("[MASK]", "[mask]"))
+    with pytest.raises(UserError, match=r"vocab.txt: no special piece \[MASK\] or <mask>"):
+        tokenizer.load(vocab)
+    shutil.copy(vocab, tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer.json: not a tokenizer"):
+        tokenizer.load(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match=r"holds no tokenizer \(tokenizer.model or tokenizer.json\)"):
+        tokenizer.find(tmp_path / "none")

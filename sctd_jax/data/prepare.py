@@ -1,7 +1,7 @@
 """Documents -> packed rows on disk, once per text, tokenizer and length.
 
 python -m sctd_jax.data.prepare --input 'books/**/*.txt' --input tfds:NAME --out DIR \
-    --vocab-size 30522 --seq-len 512 [--tokenizer existing.model]
+    --vocab-size 30522 --seq-len 512 [--tokenizer existing.model|tokenizer.json|vocab.txt]
 """
 
 import argparse
@@ -11,7 +11,6 @@ import hashlib
 import heapq
 import itertools
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -24,9 +23,9 @@ import numpy as np
 from tqdm import tqdm
 
 from sctd_jax.config import Config
-from sctd_jax.data import corpus, tokenizer
+from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
 from sctd_jax.data.packing import Packer
-from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TOKENIZER_FILE, TRAIN, Metadata, Rows, RowWriter, read_metadata
+from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, read_metadata
 from sctd_jax.errors import UserError, run_command
 
 MIN_HELDOUT_ROWS = 64
@@ -131,7 +130,7 @@ def _check(settings: Settings) -> None:
     if not 0 <= settings.heldout_share < 1:
         raise UserError(f"heldout_share must be at least 0 and below 1, found {settings.heldout_share}")
     if settings.tokenizer:
-        pieces = tokenizer.load(settings.tokenizer).get_piece_size()
+        pieces = len(tokenizer.load(settings.tokenizer).pieces)
         if pieces != settings.vocab_size:
             raise UserError(
                 f"model.vocab_size is {settings.vocab_size}, but the tokenizer {settings.tokenizer} "
@@ -150,16 +149,17 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     if counts.replaced:
         log(f"warning: {counts.replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
 
-    model_path = work / TOKENIZER_FILE
     if settings.tokenizer:
-        shutil.copyfile(settings.tokenizer, model_path)
+        name, model = tokenizer.canonical(settings.tokenizer)
     else:
         log(f"training a {settings.tokenizer_type} tokenizer of {settings.vocab_size:,} pieces")
-        model_path.write_bytes(tokenizer.train(survey.sample, settings.vocab_size, settings.tokenizer_type))
-    processor = tokenizer.load(str(model_path))
-    threshold = _heldout_threshold(settings, survey, processor)
+        model = sentencepiece_trainer.train(survey.sample, settings.vocab_size, settings.tokenizer_type)
+        name = tokenizer.SENTENCEPIECE_FILE
+    (work / name).write_bytes(model)
+    pieces = tokenizer.load(work / name)
+    threshold = _heldout_threshold(settings, survey, pieces)
     counts = corpus.Counts()
-    writer, heldout_documents, tokens = _write_rows(work, settings, sources, processor, threshold, counts, survey)
+    writer, heldout_documents, tokens = _write_rows(work, settings, sources, pieces, threshold, counts, survey)
     rows, heldout = writer.counts[TRAIN], writer.counts[HELD_OUT]
     if heldout < MIN_HELDOUT_ROWS or rows < MIN_HELDOUT_ROWS:
         raise UserError(
@@ -170,7 +170,7 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     metadata = Metadata(
         seq_len=settings.seq_len,
         vocab_size=settings.vocab_size,
-        tokenizer_sha256=tokenizer.digest(str(model_path)),
+        tokenizer_sha256=tokenizer.digest(work / name),
         rows=rows,
         heldout_rows=heldout,
         tokens=tokens,
@@ -248,10 +248,10 @@ def heldout_draw(seed: int, document: int) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def _heldout_threshold(settings: Settings, survey: _Survey, processor) -> float:
+def _heldout_threshold(settings: Settings, survey: _Survey, pieces: tokenizer.Tokenizer) -> float:
     """Documents that draw at most this are held out: `heldout_share`, more if that gives too few rows."""
     text = "\n".join(survey.sample[:1000])[:100_000]
-    per_token = len(text) / max(len(processor.encode(text)), 1) if text else _CHARS_PER_TOKEN
+    per_token = len(text) / max(len(pieces.encode([text])[0]), 1) if text else _CHARS_PER_TOKEN
     # A quarter more than the sample suggests, and one row for the cut at the end.
     needed = 1.25 * per_token * (MIN_HELDOUT_ROWS + 1) * settings.seq_len
     total, threshold = 0, settings.heldout_share
@@ -263,15 +263,17 @@ def _heldout_threshold(settings: Settings, survey: _Survey, processor) -> float:
     return threshold
 
 
-def _write_rows(work: Path, settings: Settings, sources, processor, threshold: float, counts, survey: _Survey):
-    ids = tokenizer.special_ids(processor, TOKENIZER_FILE)
+def _write_rows(
+    work: Path, settings: Settings, sources, pieces: tokenizer.Tokenizer, threshold: float, counts, survey: _Survey
+):
+    ids = pieces.special
     packers = {split: Packer(settings.seq_len, ids["cls"], ids["sep"], ids["pad"]) for split in (TRAIN, HELD_OUT)}
     writer = RowWriter(work, settings.seq_len)
     chunks = corpus.read(sources, text_field=settings.text_field, documents=settings.documents, counts=counts)
     heldout_documents = tokens = 0
     unit = {"unit": "char", "unit_scale": True, "desc": "tokenising", "disable": None}
     with tqdm(total=survey.counts.characters, **unit) as progress:
-        for batch, encoded in _encode_ahead(processor, _with_ends(_batches(chunks))):
+        for batch, encoded in _encode_ahead(pieces, _with_ends(_batches(chunks))):
             for (chunk, ends), piece_ids in zip(batch, encoded, strict=True):
                 split = HELD_OUT if heldout_draw(settings.seed, chunk.document) <= threshold else TRAIN
                 heldout_documents += ends and split == HELD_OUT
@@ -284,12 +286,11 @@ def _write_rows(work: Path, settings: Settings, sources, processor, threshold: f
     return writer, heldout_documents, tokens
 
 
-def _encode_ahead(processor, batches: Iterator[list]) -> Iterator[tuple[list, list[np.ndarray]]]:
-    """Each batch with its ids; SentencePiece works on all cores while the batch before is packed and written."""
+def _encode_ahead(pieces: tokenizer.Tokenizer, batches: Iterator[list]) -> Iterator[tuple[list, list[np.ndarray]]]:
+    """Each batch with its ids; the tokenizer works on all cores while the batch before is packed and written."""
 
     def encode(batch):
-        lists = processor.encode([chunk.text for chunk, _ in batch], num_threads=os.cpu_count() or 1)
-        return batch, [np.array(ids, np.int32) for ids in lists]
+        return batch, pieces.encode([chunk.text for chunk, _ in batch])
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = None
@@ -330,21 +331,27 @@ def main(argv: list[str] | None = None) -> int:
     sources = "file, folder, glob or tfds:NAME[/CONFIG][@SPLIT]; repeatable; none: the embedded trial corpus"
     add("--input", action="append", default=[], metavar="SOURCE", help=sources)
     add("--out", required=True, type=Path, help="folder to write, which must not exist")
-    add("--vocab-size", type=int, default=30522)
+    add("--vocab-size", type=int, help="default that of --tokenizer, or 30522")
     add("--seq-len", type=int, default=512)
-    add("--tokenizer", default="", metavar="MODEL", help="existing SentencePiece model; none: train one")
+    add(
+        "--tokenizer",
+        default="",
+        metavar="MODEL",
+        help="SentencePiece model, tokenizer.json or vocab.txt; none: train one",
+    )
     add("--tokenizer-type", choices=("unigram", "bpe"), default="unigram")
     add("--text-field", default="text", help="of JSONL, Parquet and TFDS sources")
     add("--documents", choices=("file", "paragraph", "line"), default="file", help="a document in .txt files")
     add("--heldout-share", type=float, default=0.01)
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    settings = Settings(
-        tuple(args.input), args.text_field, args.documents, args.seq_len, args.vocab_size, args.tokenizer,
-        args.tokenizer_type, args.heldout_share, args.seed,
-    )  # fmt: skip
 
     def command() -> int:
+        vocab_size = args.vocab_size or (len(tokenizer.load(args.tokenizer).pieces) if args.tokenizer else 30522)
+        settings = Settings(
+            tuple(args.input), args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
+            args.tokenizer_type, args.heldout_share, args.seed,
+        )  # fmt: skip
         prepare(settings, args.out, functools.partial(print, flush=True))
         return 0
 

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from sctd_jax.errors import UserError
 
 TRAIN, HELD_OUT = "train", "validation"
-TOKENIZER_FILE, METADATA_FILE = "tokenizer.model", "prepared.json"
+METADATA_FILE = "prepared.json"
 _ROWS_PER_SHARD, _ROWS_PER_WRITE = 1 << 17, 1 << 10
 
 

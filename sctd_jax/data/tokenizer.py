@@ -1,120 +1,175 @@
-"""Train and load SentencePiece models that carry BERT's five special pieces."""
+"""One view of SentencePiece models and of Hugging Face `tokenizers` files: what packing, masking and reports need."""
 
+import dataclasses
 import hashlib
-import io
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import sentencepiece as spm
+import tokenizers
 
 from sctd_jax.errors import UserError
 
-WORD_START = "\u2581"  # SentencePiece's mark of a space before a piece
-# Special pieces by role: ours first, then the names that other SentencePiece models use.
-SPECIAL_PIECES = {
+# How a tokenizer is kept in a folder of rows or a workdir: as a SentencePiece model or as `tokenizers` JSON.
+SENTENCEPIECE_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
+_VOCAB_SUFFIX = ".txt"  # BERT's vocab.txt, one WordPiece a line
+# Special pieces by role: BERT's names first, then RoBERTa's.
+_SPECIAL_PIECES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
-_MAX_SENTENCE_BYTES = 4096  # the trainer skips longer ones
-# Fixed, because the trainer's float sums, and so its pieces, depend on the number of threads.
-_TRAINER_THREADS = 16
-# Of the sample's characters; the trainer's own 0.9995 makes K, Q, X, Y and Z unknown in 12 MB of English.
-_CHARACTER_COVERAGE = 0.99999
+_WORD_MARKS = ("\u2581", "\u0120")  # a space before the piece: of SentencePiece, of byte-level BPE
+_ENCODE_TEXTS = 256  # of `tokenizers` at a time: its encodings take a hundred times the memory of the ids
 
 
-def train(texts: Iterable[str], vocab_size: int, model_type: str) -> bytes:
-    """A serialised SentencePiece model with ids 0-4 = [PAD] [UNK] [CLS] [SEP] [MASK].
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A vocabulary of V pieces and how text becomes ids and back."""
 
-    Args:
-      texts: the sample, in any cut.
-      vocab_size: V, specials included.
-      model_type: 'unigram' or 'bpe'.
+    pieces: tuple[str, ...]  # by id
+    special: dict[str, int]  # ids by role: pad, unk, cls, sep, mask
+    word_start_V: np.ndarray  # bool[V]: the piece begins a word
+    encode: Callable[[Sequence[str]], list[np.ndarray]]  # on all cores; never gives a special id but unk
+    decode: Callable[[Sequence[int]], str]
 
-    Raises:
-      UserError: the text is too little for the vocabulary.
-    """
-    model = io.BytesIO()
-    try:
-        spm.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
-            model_writer=model,
-            model_type=model_type,
-            vocab_size=vocab_size,
-            pad_id=0, unk_id=1, bos_id=2, eos_id=3,
-            pad_piece="[PAD]", unk_piece="[UNK]", bos_piece="[CLS]", eos_piece="[SEP]",
-            control_symbols=["[MASK]"],
-            character_coverage=_CHARACTER_COVERAGE,
-            max_sentence_length=2 * _MAX_SENTENCE_BYTES,
-            num_threads=_TRAINER_THREADS,
-            minloglevel=2,
-        )  # fmt: skip
-    except (RuntimeError, OSError) as error:
-        said = " ".join(str(error).split())[-200:]
-        raise UserError(
-            f"model.vocab_size {vocab_size}: the text supports no {model_type} vocabulary of that size; lower it, "
-            f"give more text or use another data.tokenizer_type (SentencePiece says: {said})"
-        ) from error
-    return model.getvalue()
+    def word(self, piece_id: int) -> str:
+        """A piece as a person reads it, without the mark of a word's beginning."""
+        piece = self.pieces[piece_id]
+        return piece[1:] if piece.startswith(_WORD_MARKS) else piece
 
 
-def _sentences(texts: Iterable[str]) -> Iterable[str]:
-    for text in texts:
-        for line in text.splitlines():
-            yield from _cut(line)
+def load(path: str | Path) -> Tokenizer:
+    """Load a SentencePiece model, a `tokenizer.json` or a WordPiece `vocab.txt`.
 
-
-def _cut(line: str) -> Iterable[str]:
-    words, size = [], 0
-    for word in line.split():
-        size += 1 + len(word.encode("utf-8", "replace"))
-        if size > _MAX_SENTENCE_BYTES and words:
-            yield " ".join(words)
-            words, size = [], len(word)
-        words.append(word)
-    if words:
-        yield " ".join(words)
-
-
-def load(path: str) -> spm.SentencePieceProcessor:
-    """Load a model and check that it has the five special pieces.
+    Special ids are read from the vocabulary by name. Truncation and padding that a `tokenizer.json` asks for are left
+    out: rows are packed.
 
     Raises:
-      UserError: no such file, not a SentencePiece model, or a special piece is missing.
+      UserError: no such file, not a tokenizer, or a special piece is missing.
     """
-    if not Path(path).is_file():
+    name, content = canonical(path)
+    return (_sentencepiece if name == SENTENCEPIECE_FILE else _hugging_face)(content, path)
+
+
+def canonical(path: str | Path) -> tuple[str, bytes]:
+    """File name and content with which a tokenizer is kept; the same for what tokenizes alike.
+
+    Raises:
+      UserError: no such file, or not a tokenizer.
+    """
+    path = Path(path)
+    if not path.is_file():
         raise UserError(f"data.tokenizer {path}: no such file")
     try:
-        processor = spm.SentencePieceProcessor(model_proto=Path(path).read_bytes())
+        if path.suffix == _VOCAB_SUFFIX:
+            return JSON_FILE, _wordpiece(path).to_str().encode()
+        if path.suffix != ".json":
+            return SENTENCEPIECE_FILE, path.read_bytes()
+        content = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
+    except Exception as error:  # `tokenizers` raises plain Exception on JSON it does not understand
+        raise UserError(f"data.tokenizer {path}: not a tokenizer ({error})") from error
+    content.no_truncation()
+    content.no_padding()
+    return JSON_FILE, content.to_str().encode()
+
+
+def find(folder: Path) -> Path:
+    """The tokenizer kept in a folder.
+
+    Raises:
+      UserError: there is none.
+    """
+    for name in (SENTENCEPIECE_FILE, JSON_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder} holds no tokenizer ({SENTENCEPIECE_FILE} or {JSON_FILE})")
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of the tokenizer as it is kept."""
+    return hashlib.sha256(canonical(path)[1]).hexdigest()
+
+
+def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
+    try:
+        processor = spm.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
-        raise UserError(f"data.tokenizer {path}: not a SentencePiece model") from error
-    special_ids(processor, path)
-    return processor
+        raise UserError(
+            f"data.tokenizer {path}: not a SentencePiece model (nor a .json of `tokenizers` or a vocab.txt)"
+        ) from error
+    pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(ids, np.int32) for ids in processor.encode(list(texts), num_threads=os.cpu_count() or 1)]
+
+    def decode(ids: Sequence[int]) -> str:
+        return processor.decode([int(i) for i in ids])
+
+    return Tokenizer(pieces, _special_ids(pieces, path), _marked(pieces), encode, decode)
 
 
-def special_ids(processor: spm.SentencePieceProcessor, path: str) -> dict[str, int]:
-    """Ids by role (pad, unk, cls, sep, mask), read from the model rather than assumed."""
-    pieces = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+def _hugging_face(content: bytes, path: str | Path) -> Tokenizer:
+    inner = tokenizers.Tokenizer.from_buffer(content)
+    # Off while text is read: a document that spells "[MASK]" must not get the special id.
+    inner.encode_special_tokens = True
+    ids = inner.get_vocab(with_added_tokens=True)
+    pieces = [""] * (max(ids.values()) + 1)
+    for piece, i in ids.items():
+        pieces[i] = piece
+    special = _special_ids(pieces, path)
+    model = json.loads(content)["model"]
+    if model["type"] == "WordPiece":
+        prefix = model["continuing_subword_prefix"]
+        word_start_V = np.array([not piece.startswith(prefix) for piece in pieces])
+        word_start_V[list(special.values())] = False
+    else:
+        word_start_V = _marked(pieces)
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        found = []
+        for start in range(0, len(texts), _ENCODE_TEXTS):
+            part = inner.encode_batch_fast(list(texts[start : start + _ENCODE_TEXTS]), add_special_tokens=False)
+            found += [np.array(encoding.ids, np.int32) for encoding in part]
+        return found
+
+    def decode(ids: Sequence[int]) -> str:
+        return inner.decode([int(i) for i in ids])
+
+    return Tokenizer(tuple(pieces), special, word_start_V, encode, decode)
+
+
+def _wordpiece(path: Path) -> tokenizers.Tokenizer:
+    """BERT's tokenizer from its `vocab.txt`; whether it keeps case is said beside it, or seen in the pieces."""
+    pieces = path.read_text(encoding="utf-8").split("\n")
+    vocab = {piece.rstrip("\r"): i for i, piece in enumerate(pieces) if piece.strip()}
+    said = path.with_name("tokenizer_config.json")
+    options = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
+    cased = any(piece != piece.lower() for piece in vocab if not piece.startswith("["))
+    return tokenizers.BertWordPieceTokenizer(
+        vocab,
+        lowercase=options.get("do_lower_case", not cased),
+        strip_accents=options.get("strip_accents"),
+        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
+    )._tokenizer
+
+
+def _special_ids(pieces: Sequence[str], path: str | Path) -> dict[str, int]:
     ids = {}
-    for role, names in SPECIAL_PIECES.items():
-        found = [pieces[name] for name in names if name in pieces]
+    for role, names in _SPECIAL_PIECES.items():
+        found = [pieces.index(name) for name in names if name in pieces]
         if not found:
             raise UserError(f"data.tokenizer {path}: no special piece {' or '.join(names)}")
         ids[role] = found[0]
     return ids
 
 
-def word_starts(processor: spm.SentencePieceProcessor) -> np.ndarray:
-    """bool[V]: ids whose piece begins a word, for whole-word masking."""
-    pieces = (processor.id_to_piece(i) for i in range(processor.get_piece_size()))
-    return np.array([piece.startswith(WORD_START) for piece in pieces])
-
-
-def digest(path: str) -> str:
-    """SHA-256 of a model file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _marked(pieces: Sequence[str]) -> np.ndarray:
+    return np.array([piece.startswith(_WORD_MARKS) for piece in pieces])

@@ -1,43 +1,96 @@
 """Our parameter tree <-> the names and layouts of `transformers`' BertForMaskedLM."""
 
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
 
 from sctd_jax.config import ModelConfig
 
+WORD_EMBEDDINGS, OUTPUT_BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
+_HEAD = "cls.predictions."
+
 
 def to_bert(config: ModelConfig, params: Mapping) -> dict[str, np.ndarray]:
-    """Tensors by name, as `BertForMaskedLM` has them; the tied decoder is left to `transformers`."""
-    encoder, head = params["encoder"], params["mlm_head"]
-    embeddings = encoder["embeddings"]
-    tensors = {
-        "bert.embeddings.word_embeddings.weight": embeddings["word"],
-        "bert.embeddings.position_embeddings.weight": embeddings["position"],
-        "bert.embeddings.token_type_embeddings.weight": embeddings["segment"],
-        **_norm("bert.embeddings.LayerNorm", embeddings["norm"]),
-        **_dense("cls.predictions.transform.dense", head["dense"], config.hidden_size),
-        **_norm("cls.predictions.transform.LayerNorm", head["norm"]),
-        "cls.predictions.bias": head["bias"],
+    """Tensors f32 by name, as `BertForMaskedLM` has them; the tied decoder is left to `transformers`."""
+    tensors = {}
+    for name, path in names(config).items():
+        leaf = np.asarray(_leaf(params, path), np.float32)
+        shape = shape_in_bert(config, path, leaf.shape)
+        # Torch keeps (out, in); attention's [D, H, d] and [H, d, D] are flattened.
+        tensors[name] = np.ascontiguousarray(
+            leaf.reshape(shape[::-1]).T if path[-1] == "kernel" else leaf.reshape(shape)
+        )
+    return tensors
+
+
+def from_bert(config: ModelConfig, tensors: Mapping[str, np.ndarray], initial: Mapping) -> dict:
+    """The inverse of `to_bert`.
+
+    Args:
+      config: of the model.
+      tensors: by name, of the shapes that `shape_in_bert` gives; the MLM head's may be missing.
+      initial: a parameter tree that gives shapes, and the MLM head where `tensors` has none.
+    """
+    paths = {path: name for name, path in names(config).items()}
+
+    def leaf(key_path, value):
+        path = tuple(key.key for key in key_path)
+        if (tensor := tensors.get(paths[path])) is None:
+            return value
+        tensor = np.asarray(tensor, np.float32)
+        return (tensor.T if path[-1] == "kernel" else tensor).reshape(value.shape)
+
+    return jax.tree_util.tree_map_with_path(leaf, initial)
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor belongs to the MLM head."""
+    return name.startswith(_HEAD)
+
+
+def shape_in_bert(config: ModelConfig, path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of our leaf as torch keeps it."""
+    if path[-1] == "kernel":
+        inputs = config.intermediate_size if path[-3:-1] == ("mlp", "output") else config.hidden_size
+        return int(np.prod(shape)) // inputs, inputs
+    return (int(np.prod(shape)),) if path[-1] == "bias" else tuple(shape)
+
+
+def names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """The path of our leaf by the name in `transformers`."""
+    embeddings = ("encoder", "embeddings")
+    table = {
+        WORD_EMBEDDINGS: (*embeddings, "word"),
+        "bert.embeddings.position_embeddings.weight": (*embeddings, "position"),
+        "bert.embeddings.token_type_embeddings.weight": (*embeddings, "segment"),
+        **_norm("bert.embeddings.LayerNorm", *embeddings, "norm"),
+        **_dense(_HEAD + "transform.dense", "mlm_head", "dense"),
+        **_norm(_HEAD + "transform.LayerNorm", "mlm_head", "norm"),
+        OUTPUT_BIAS: ("mlm_head", "bias"),
     }
     for i in range(config.num_layers):
-        layer, name = encoder[f"layer_{i}"], f"bert.encoder.layer.{i}"
-        attention, mlp = layer["attention"], layer["mlp"]
+        layer, name = ("encoder", f"layer_{i}"), f"bert.encoder.layer.{i}"
         for part in ("query", "key", "value"):
-            tensors |= _dense(f"{name}.attention.self.{part}", attention[part], config.hidden_size)
-        tensors |= _dense(f"{name}.attention.output.dense", attention["output"], config.hidden_size)
-        tensors |= _norm(f"{name}.attention.output.LayerNorm", layer["attention_norm"])
-        tensors |= _dense(f"{name}.intermediate.dense", mlp["intermediate"], config.hidden_size)
-        tensors |= _dense(f"{name}.output.dense", mlp["output"], config.intermediate_size)
-        tensors |= _norm(f"{name}.output.LayerNorm", layer["output_norm"])
-    return {name: np.ascontiguousarray(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}
+            table |= _dense(f"{name}.attention.self.{part}", *layer, "attention", part)
+        table |= _dense(f"{name}.attention.output.dense", *layer, "attention", "output")
+        table |= _norm(f"{name}.attention.output.LayerNorm", *layer, "attention_norm")
+        table |= _dense(f"{name}.intermediate.dense", *layer, "mlp", "intermediate")
+        table |= _dense(f"{name}.output.dense", *layer, "mlp", "output")
+        table |= _norm(f"{name}.output.LayerNorm", *layer, "output_norm")
+    return table
 
 
-def _dense(name: str, leaf: Mapping, inputs: int) -> dict[str, np.ndarray]:
-    """Torch keeps (out, in); attention's [D, H, d] and [H, d, D] are flattened first."""
-    kernel = np.asarray(leaf["kernel"])
-    return {f"{name}.weight": kernel.reshape(inputs, -1).T, f"{name}.bias": np.asarray(leaf["bias"]).reshape(-1)}
+def _dense(name: str, *path: str) -> dict[str, tuple[str, ...]]:
+    return {f"{name}.weight": (*path, "kernel"), f"{name}.bias": (*path, "bias")}
 
 
-def _norm(name: str, leaf: Mapping) -> dict[str, np.ndarray]:
-    return {f"{name}.weight": leaf["scale"], f"{name}.bias": leaf["bias"]}
+def _norm(name: str, *path: str) -> dict[str, tuple[str, ...]]:
+    return {f"{name}.weight": (*path, "scale"), f"{name}.bias": (*path, "bias")}
+
+
+def _leaf(params: Mapping, path: tuple[str, ...]) -> Any:
+    for key in path:
+        params = params[key]
+    return params

@@ -1,6 +1,6 @@
 """Saving and restoring a run; the only file that knows Orbax.
 
-A workdir is all that is needed later: `config.json`, `command.txt`, `tokenizer.model`, `prepared.json` (about the
+A workdir is all that is needed later: `config.json`, `command.txt`, the tokenizer, `prepared.json` (about the
 rows) and `checkpoints/STEP/` with the whole TrainState, importance table included.
 """
 
@@ -23,7 +23,8 @@ from absl import logging as absl_logging
 from orbax.checkpoint import checkpoint_managers as policies
 
 from sctd_jax.config import Config
-from sctd_jax.data.rows import METADATA_FILE, TOKENIZER_FILE, read_metadata
+from sctd_jax.data import tokenizer
+from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.train.state import TrainState
 
@@ -42,10 +43,15 @@ def check_workdir(workdir: Path, config: Config) -> None:
     """Check before any long work that `workdir` is new or this config's.
 
     Raises:
-      UserError: it belongs to another config or to something else, or cannot be written.
+      UserError: it belongs to another config, to an imported model or to something else, or cannot be written.
     """
     try:
         if (workdir / CONFIG_FILE).exists():
+            if not (workdir / METADATA_FILE).exists():
+                raise UserError(
+                    f"workdir {workdir} holds an imported model, which stays as it is: train in another --workdir, "
+                    f"starting from this one: --config=configs/continued.py:{workdir}"
+                )
             _same_config(workdir, dataclasses.asdict(config))
         elif workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
             raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
@@ -56,7 +62,8 @@ def check_workdir(workdir: Path, config: Config) -> None:
 
 def _ours(path: Path) -> bool:
     """What a kill inside `claim_workdir` can leave."""
-    return path.name in (TOKENIZER_FILE, METADATA_FILE, COMMAND_FILE, "checkpoints") or path.name.startswith(".claim-")
+    names = (tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, "checkpoints")
+    return path.name in names or path.name.startswith(".claim-")
 
 
 def check_rows(workdir: Path, rows: Path) -> None:
@@ -84,12 +91,17 @@ def claim_workdir(workdir: Path, config: Config, rows: Path) -> None:
     """
     try:
         if not (workdir / CONFIG_FILE).exists():
-            for name in (TOKENIZER_FILE, METADATA_FILE):
-                _write(workdir / name, (rows / name).read_bytes())
-        _write(workdir / COMMAND_FILE, shlex.join(["python", *sys.orig_argv[1:]]).encode())
-        _write(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2).encode())
+            for path in (tokenizer.find(rows), rows / METADATA_FILE):
+                _write(workdir / path.name, path.read_bytes())
+        write_config(workdir, config)
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
+
+
+def write_config(workdir: Path, config: Config) -> None:
+    """Write the running command, then the config, which makes the folder a run's."""
+    _write(workdir / COMMAND_FILE, shlex.join(["python", *sys.orig_argv[1:]]).encode())
+    _write(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2).encode())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -18,6 +18,7 @@ from sctd_jax.train import report, setup
 from sctd_jax.train.checkpoint import Checkpoints, check_rows, check_workdir, claim_workdir
 from sctd_jax.train.flops import peak_flops, step_flops
 from sctd_jax.train.metrics import Console, Speed, Writer, read_metrics
+from sctd_jax.train.run import check_init
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import variant_at
@@ -57,6 +58,8 @@ def _open(config: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Me
     """Mesh and rows of a run, each check before the longer work that follows it."""
     mesh = meshes.make_mesh(config)
     check_workdir(workdir, config)
+    if config.train.init:
+        check_init(config)
     data = setup.open_data(config, log)
     check_rows(workdir, data.folder)
     return mesh, data
@@ -65,7 +68,7 @@ def _open(config: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Me
 def _restore(config: Config, data: setup.Data, mesh, checkpoints: Checkpoints, log: Callable) -> TrainState:
     state = checkpoints.restore(setup.state_shape(config, data, mesh), log)
     if state is None:
-        return setup.new_state(config, data, mesh)
+        return setup.new_state(config, data, mesh, log)
     step = int(state.step)
     checkpoints.set_aside(after_step=step)
     if step > config.train.steps:

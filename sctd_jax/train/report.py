@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
-from sctd_jax.data.tokenizer import WORD_START
 from sctd_jax.parallel.mesh import describe
 from sctd_jax.train.flops import mean_step_flops, plain_step_flops, step_flops
 from sctd_jax.train.metrics import duration
@@ -146,23 +145,15 @@ def fill_mask_examples(config: Config, data: Data, state: TrainState) -> list[st
     scores, ids = predict(state.params, jnp.asarray(hidden_BN), jnp.asarray(positions[:, None]))
     lines = ["fill-mask on held-out text (the model's guesses, and the word that was hidden):"]
     for row, position, guesses, chances in zip(tokens_BN, positions, np.asarray(ids), np.asarray(scores), strict=True):
-        left = data.processor.decode(row[max(position - _CONTEXT, 1) : position].tolist())
-        right = data.processor.decode(row[position + 1 : position + 1 + _CONTEXT].tolist())
-        words = " | ".join(f"{_word(data, i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
-        lines.append(f"  ... {left} [MASK] {right} ...\n      {words}   (was: {_word(data, row[position])})")
+        left = data.tokenizer.decode(row[max(position - _CONTEXT, 1) : position])
+        right = data.tokenizer.decode(row[position + 1 : position + 1 + _CONTEXT])
+        words = " | ".join(f"{data.tokenizer.word(i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
+        lines.append(f"  ... {left} [MASK] {right} ...\n      {words}   (was: {data.tokenizer.word(row[position])})")
     return lines
-
-
-def _word(data: Data, piece_id: int) -> str:
-    return data.processor.id_to_piece(int(piece_id)).replace(WORD_START, "")
 
 
 def _a_word(row: np.ndarray, data: Data) -> int | None:
     """The position nearest to the middle of the row that holds a whole word."""
-    pieces = [data.processor.id_to_piece(int(i)) for i in row]
-    words = [
-        i
-        for i in range(1, len(row) - 1)
-        if pieces[i].startswith(WORD_START) and pieces[i + 1].startswith(WORD_START) and pieces[i][1:].isalpha()
-    ]
+    starts = data.tokenizer.word_start_V[row]
+    words = [i for i in range(1, len(row) - 1) if starts[i] and starts[i + 1] and data.tokenizer.word(row[i]).isalpha()]
     return min(words, key=lambda i: abs(i - len(row) // 2)) if words else None

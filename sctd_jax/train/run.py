@@ -1,4 +1,4 @@
-"""A workdir read back: what export, import and later use of a run begin with."""
+"""A workdir read back: what export and a run that starts from it begin with."""
 
 import dataclasses
 import json
@@ -6,15 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import sentencepiece
 
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
-from sctd_jax.data.rows import TOKENIZER_FILE, Metadata, read_metadata
+from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, Checkpoints
 from sctd_jax.train.state import TrainState, initial_state
+
+# Of the model, by a run that starts from another one's parameters.
+_FREE_TO_CHANGE = ("hidden_dropout", "attention_dropout", "initializer_range", "dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +24,9 @@ class Run:
     """Everything in a workdir that does not need the rows."""
 
     config: Config
-    metadata: Metadata
-    processor: sentencepiece.SentencePieceProcessor
-    special: dict[str, int]  # ids by role
-    command: str  # the last one that trained here
+    metadata: Metadata | None  # of the rows; None where an imported model has not been trained yet
+    tokenizer: tokenizer.Tokenizer
+    command: str  # the last one that wrote here
     state: TrainState
 
 
@@ -40,22 +41,54 @@ def load_run(workdir: Path, step: int | None, log: Callable[[str], None]) -> Run
     Raises:
       UserError: not a run's workdir, or no such checkpoint.
     """
-    if not (workdir / CONFIG_FILE).is_file():
-        raise UserError(f"{workdir} is not the workdir of a run (no {CONFIG_FILE})")
-    config = from_dict(json.loads((workdir / CONFIG_FILE).read_text()))
-    path = str(workdir / TOKENIZER_FILE)
-    processor = tokenizer.load(path)
-    special = tokenizer.special_ids(processor, path)
+    config = _read_config(workdir)
+    pieces = tokenizer.load(tokenizer.find(workdir))
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         steps = checkpoints.steps()
         if not steps or step not in (None, *steps):
             raise UserError(f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}, found {steps}")
-        shape = jax.eval_shape(lambda: initial_state(config, SpecialIds(**special)))
+        shape = jax.eval_shape(lambda: initial_state(config, SpecialIds(**pieces.special)))
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shape = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), shape)
         state = checkpoints.restore(shape, log, step)
     finally:
         checkpoints.close()
     command = (workdir / COMMAND_FILE).read_text().strip()
-    return Run(config, read_metadata(workdir), processor, special, command, state)
+    metadata = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
+    return Run(config, metadata, pieces, command, state)
+
+
+def check_init(config: Config) -> None:
+    """Check before any long work that a config can start from its `train.init`.
+
+    Raises:
+      UserError: that is no run's workdir, or has another network or tokenizer.
+    """
+    init = Path(config.train.init)
+    theirs = dataclasses.asdict(_read_config(init).model)
+    other = [
+        f"model.{field} ({theirs[field]!r} there, {value!r} now)"
+        for field, value in dataclasses.asdict(config.model).items()
+        if field not in _FREE_TO_CHANGE and theirs[field] != value
+    ]
+    if other:
+        raise UserError(f"config.train.init {init} is another network: {', '.join(other)}")
+    kept = tokenizer.find(init)
+    if config.data.rows:
+        same = read_metadata(config.data.rows).tokenizer_sha256 == tokenizer.digest(kept)
+    else:
+        same = config.data.tokenizer and tokenizer.digest(config.data.tokenizer) == tokenizer.digest(kept)
+    if not same:
+        where = f"config.data.rows {config.data.rows} were prepared" if config.data.rows else "rows would be prepared"
+        raise UserError(f"{where} with another tokenizer than that of config.train.init: use data.tokenizer={kept}")
+
+
+def _read_config(workdir: Path) -> Config:
+    path = workdir / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{workdir} is not the workdir of a run (no {CONFIG_FILE})")
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error

@@ -9,18 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sentencepiece
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.loader import Loader
 from sctd_jax.data.prepare import ensure_rows
-from sctd_jax.data.rows import HELD_OUT, TOKENIZER_FILE, TRAIN, Metadata, Rows, read_metadata
+from sctd_jax.data.rows import HELD_OUT, TRAIN, Metadata, Rows, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train.evaluation import make_eval_step, summarize
+from sctd_jax.train.run import load_run
 from sctd_jax.train.state import TrainState, initial_state
 from sctd_jax.train.step import Variant, make_train_step, variants
 
@@ -31,7 +31,7 @@ class Data:
 
     folder: Path
     metadata: Metadata
-    processor: sentencepiece.SentencePieceProcessor
+    tokenizer: tokenizer.Tokenizer
     special: SpecialIds
     word_start_V: np.ndarray | None  # for whole-word masking
 
@@ -50,14 +50,14 @@ def open_data(config: Config, log: Callable[[str], None]) -> Data:
     ):
         if have != want:
             raise UserError(f"config.{field} is {want}, but the rows in {folder} were prepared with {have}")
-    path = str(folder / TOKENIZER_FILE)
+    path = tokenizer.find(folder)
     if tokenizer.digest(path) != metadata.tokenizer_sha256:
         raise UserError(f"{path} is not the tokenizer that the rows beside it were made with")
-    processor = tokenizer.load(path)
-    word_start_V = tokenizer.word_starts(processor) if config.masking.whole_word else None
+    pieces = tokenizer.load(path)
+    word_start_V = pieces.word_start_V if config.masking.whole_word else None
     if word_start_V is not None and not word_start_V.any():
         raise UserError("config.masking.whole_word: no piece of the vocabulary begins a word")
-    return Data(folder, metadata, processor, SpecialIds(**tokenizer.special_ids(processor, path)), word_start_V)
+    return Data(folder, metadata, pieces, SpecialIds(**pieces.special), word_start_V)
 
 
 def state_shape(config: Config, data: Data, mesh: Mesh) -> TrainState:
@@ -67,9 +67,14 @@ def state_shape(config: Config, data: Data, mesh: Mesh) -> TrainState:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shape)
 
 
-def new_state(config: Config, data: Data, mesh: Mesh) -> TrainState:
-    """The state before the first step, on the mesh."""
-    return meshes.jit_init(mesh, lambda: initial_state(config, data.special))()
+def new_state(config: Config, data: Data, mesh: Mesh, log: Callable[[str], None]) -> TrainState:
+    """The state before the first step, on the mesh; its parameters are those of `train.init` if that is given."""
+    state = meshes.jit_init(mesh, lambda: initial_state(config, data.special))()
+    if not config.train.init:
+        return state
+    run = load_run(Path(config.train.init), None, log)
+    log(f"starting from the parameters of {config.train.init} at step {int(run.state.step)}")
+    return state.replace(params=jax.device_put(run.state.params, meshes.replicated(mesh)))
 
 
 def compile_steps(config: Config, data: Data, mesh: Mesh) -> Mapping[Variant, Callable]:

@@ -1,0 +1,33 @@
+r"""Continued pretraining by ScTD, from a BERT that was imported or from another run.
+
+    python -m sctd_jax.interop.huggingface import --from bert-base-uncased --workdir runs/bert
+    python -m sctd_jax.main --config=configs/continued.py:runs/bert --workdir=runs/mine \
+        --config.data.input='corpus/**/*.txt'
+
+The argument after the colon is the workdir to start from: its network, its tokenizer, its newest parameters; a new
+optimizer and a new importance table. A tenth of base.py's steps at half its learning rate: our choice, not a paper's,
+to be set by what your text needs. Hardware: as base.py. Its full-length result has not been measured by us.
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(init: str = "") -> ConfigDict:
+    """The recipe for a workdir to start from."""
+    found = Path(init, "config.json")
+    if not init or not found.is_file():
+        raise ValueError(f"--config=configs/continued.py:WORKDIR wants the workdir to start from, found {init!r}")
+    config = base.get_config()
+    config.model.update(json.loads(found.read_text())["model"])
+    config.train.init = init
+    tokenizers = [str(path) for name in ("tokenizer.model", "tokenizer.json") if (path := Path(init, name)).is_file()]
+    config.data.tokenizer = tokenizers[0]
+    config.data.seq_len = min(config.data.seq_len, config.model.max_positions)
+    config.optimizer.update(learning_rate=5e-5, warmup_steps=1_000)
+    config.train.steps = 25_000
+    return config

@@ -1,0 +1,113 @@
+"""A run -> a folder for Hugging Face `transformers`; needs neither torch nor transformers."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from sctd_jax.data import tokenizer
+from sctd_jax.errors import UserError
+from sctd_jax.interop import bert_config, tokenizer_json, weights
+from sctd_jax.train.metrics import read_metrics
+from sctd_jax.train.run import Run, load_run
+
+
+def export(workdir: Path, out: Path, *, step: int | None, force: bool, log: Callable[[str], None]) -> None:
+    """Write `out` with what `AutoModelForMaskedLM` and `AutoTokenizer` load; it appears only when complete.
+
+    Args:
+      workdir: of a run.
+      out: a folder that does not exist, unless `force`.
+      step: of the checkpoint; None for the newest.
+      force: replace `out`.
+      log: receives progress lines.
+
+    Raises:
+      UserError: no such checkpoint, or `out` exists or cannot be written.
+    """
+    if out.exists() and not force:
+        raise UserError(f"{out} exists already; --force replaces it")
+    run = load_run(workdir, step, log)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{out.name}.incomplete-", dir=out.parent) as temporary:
+            ready = Path(temporary, "export")
+            ready.mkdir()
+            _write(ready, workdir, run)
+            if out.exists():
+                out.rename(Path(temporary, "replaced"))
+            ready.rename(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}") from error
+    log(f"exported step {int(run.state.step)} of {workdir} to {out}")
+
+
+def _write(folder: Path, workdir: Path, run: Run) -> None:
+    special = run.tokenizer.special
+    names = {role: run.tokenizer.pieces[i] for role, i in special.items()}
+    tokens = {f"{role}_token": name for role, name in names.items()}
+    save_file(
+        weights.to_bert(run.config.model, run.state.params), folder / "model.safetensors", metadata={"format": "pt"}
+    )
+    (folder / "model.safetensors").chmod(0o644)
+    name, content = tokenizer.canonical(tokenizer.find(workdir))
+    (folder / name).write_bytes(content)
+    if name == tokenizer.SENTENCEPIECE_FILE:
+        tokenizer_json.convert(content, special).save(str(folder / tokenizer.JSON_FILE))
+    _write_json(folder / "config.json", bert_config.to_json(run.config.model, special["pad"]))
+    _write_json(folder / "special_tokens_map.json", tokens)
+    # Without the class transformers 5 builds a BertTokenizer from the model type, and gets every sentence wrong.
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": run.config.model.max_positions,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        **tokens,
+    }
+    _write_json(folder / "tokenizer_config.json", tokenizer_config)
+    (folder / "README.md").write_text(_card(workdir, run))
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _card(workdir: Path, run: Run) -> str:
+    config = run.config
+    facts = [f"Model: {config.model.num_layers} layers x {config.model.hidden_size}, "
+             f"vocabulary {config.model.vocab_size:,}"]  # fmt: skip
+    facts += _training_facts(workdir, run) if run.metadata else ["Training: none by sctd_jax; imported as it was"]
+    facts.append(f"Command: `{run.command}`")
+    lines = "\n".join(f"- {fact}" for fact in facts)
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+---
+
+# {workdir.name}
+
+A BERT encoder, pretrained with sctd_jax.
+
+{lines}
+"""
+
+
+def _training_facts(workdir: Path, run: Run) -> list[str]:
+    config, metadata, step = run.config, run.metadata, int(run.state.step)
+    losses = [line for line in read_metrics(workdir) if line.get("eval/loss") is not None and line["step"] <= step]
+    held_out = (
+        f"{losses[0]['eval/loss']:.3f} (step {losses[0]['step']}) to {losses[-1]['eval/loss']:.3f} "
+        f"(step {losses[-1]['step']})"
+        if losses
+        else "not measured"
+    )
+    text = config.data.input or ("rows prepared before" if config.data.rows else "the embedded trial corpus (sotu)")
+    return [
+        f"Method: `{config.dropping.method}`, {config.num_kept} of {config.data.seq_len} tokens in the dropping layers",
+        f"Started from: {config.train.init or 'random weights'}",
+        f"Data: {text}; {metadata.documents:,} documents, {metadata.tokens:,} tokens, rows of {metadata.seq_len}",
+        f"Steps: {step:,} of {config.train.batch_size} rows",
+        f"Held-out MLM loss of the full model: {held_out}",
+    ]

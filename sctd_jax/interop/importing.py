@@ -1,0 +1,204 @@
+"""A BERT checkpoint in `transformers`' format -> a workdir that later runs start from."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from sctd_jax.config import Config, from_dict
+from sctd_jax.data import tokenizer
+from sctd_jax.errors import UserError
+from sctd_jax.interop import bert_config, weights
+from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.train.checkpoint import Checkpoints, write_config
+from sctd_jax.train.state import TrainState, initial_state
+
+_WEIGHTS_FILE, _CONFIG_FILE = "model.safetensors", "config.json"
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.txt")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# In BERT checkpoints, but not in this network: the next-sentence task's, and an index that is always 0, 1, 2 ...
+_LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids")
+_DECODER, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_ROWS_TO_SPARE = 128  # that a checkpoint may have above its tokenizer's pieces: sizes are rounded up for speed
+_LISTED = 12
+
+
+def import_model(
+    source: Path, workdir: Path, *, tokenizer_file: Path | None, recipe: Mapping, log: Callable[[str], None]
+) -> None:
+    """Make `workdir` a run at step 0 with the parameters of a `BertForMaskedLM` or `BertModel` checkpoint.
+
+    Args:
+      source: a folder with `model.safetensors`, `config.json` and a tokenizer, or the safetensors file in it.
+      workdir: a folder that does not exist yet; it appears only when complete.
+      tokenizer_file: instead of the one beside the weights.
+      recipe: sections of a config; its model section is replaced.
+      log: receives what was left out or initialised, and the next command.
+
+    Raises:
+      UserError: something is missing or does not fit; nothing is written then.
+    """
+    if workdir.exists():
+        raise UserError(f"{workdir} exists already; choose another --workdir")
+    checkpoint = _find_weights(source)
+    folder = checkpoint.parent
+    pieces_file = tokenizer_file or _find_tokenizer(folder)
+    pieces = tokenizer.load(pieces_file)
+    model = bert_config.from_json(_read_json(folder / _CONFIG_FILE), str(folder / _CONFIG_FILE))
+    rows = model["vocab_size"]
+    model["vocab_size"] = _vocab_size(rows, len(pieces.pieces), pieces_file)
+    config = _config(model, recipe)
+    state = jax.jit(lambda: initial_state(config, SpecialIds(**pieces.special)))()
+    tensors, left_out = _read_tensors(checkpoint, config, rows, state.params)
+    state = state.replace(params=jax.device_put(weights.from_bert(config.model, tensors, state.params)))
+    _write(workdir, config, state, pieces_file)
+    log(f"imported {len(tensors)} tensors of {checkpoint} to {workdir}: {model['num_layers']} layers x "
+        f"{model['hidden_size']}, vocabulary {model['vocab_size']:,}")  # fmt: skip
+    if left_out:
+        log(f"left out, which this network has not: {_listed(left_out)}")
+    if rows > model["vocab_size"]:
+        log(f"left out: the last {rows - model['vocab_size']} rows of the embeddings, which no piece uses")
+    if not any(weights.is_head(name) for name in tensors):
+        log("there is no MLM head in it: the head starts from random weights, which pretraining trains")
+    log(f"pretrain on: python -m sctd_jax.main --config=configs/continued.py:{workdir} "
+        "--config.data.input='folder/**/*.txt' --workdir=runs/continued")  # fmt: skip
+
+
+def _find_weights(source: Path) -> Path:
+    path = source / _WEIGHTS_FILE if source.is_dir() else source
+    # pytorch_model.bin first, if it is there: training_args.bin and the like are no weights.
+    pickles = sorted(
+        (p.name for p in path.parent.glob("*") if p.suffix in _PICKLES), key=lambda name: not name.startswith("pytorch")
+    )
+    if path.suffix in _PICKLES or (not path.is_file() and pickles):
+        raise UserError(
+            f"{path if path.suffix in _PICKLES else path.parent / pickles[0]} is a pickle, which can run any code and "
+            f'is never loaded; convert it where you trust it: python -c "from transformers import AutoModelForMaskedLM '
+            f"as M; M.from_pretrained('{path.parent}').save_pretrained('{path.parent}')\""
+        )
+    if not path.is_file():
+        raise UserError(
+            f"--from {source}: no {_WEIGHTS_FILE} there" if source.is_dir() else f"--from {source}: no such file"
+        )
+    return path
+
+
+def _find_tokenizer(folder: Path) -> Path:
+    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"{folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); name one with --tokenizer")
+    return found[0]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; it says what the network looks like") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _vocab_size(rows: int, pieces: int, path: Path) -> int:
+    if not pieces <= rows < pieces + _ROWS_TO_SPARE:
+        raise UserError(f"the tokenizer {path} has {pieces} pieces, but the checkpoint's config.json says {rows}")
+    return pieces
+
+
+def _config(model: Mapping[str, Any], recipe: Mapping) -> Config:
+    sections = {name: dict(values) for name, values in recipe.items()}
+    sections["model"] |= model
+    # Nothing has been trained here: what later runs do is their configs' matter.
+    sections["dropping"]["method"] = "full"
+    sections["data"]["seq_len"] = min(sections["data"]["seq_len"], model["max_positions"])
+    return from_dict(sections)
+
+
+def _read_tensors(path: Path, config: Config, rows: int, initial: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Tensors by their present names, and the names that were left out."""
+    try:
+        with safe_open(path, framework="np") as file:
+            found = {_present_name(name): name for name in file.keys()}  # noqa: SIM118, not a mapping
+            left_out = [name for name in found if name.startswith(_LEFT_OUT)]
+            for name in left_out:
+                del found[name]
+            if weights.OUTPUT_BIAS not in found and _DECODER_BIAS in found:
+                found[weights.OUTPUT_BIAS] = found[_DECODER_BIAS]
+            found.pop(_DECODER_BIAS, None)
+            decoder = found.pop(_DECODER, None)
+            _check_fit(path, file, found, config, rows, initial)
+            tensors = {name: file.get_tensor(theirs) for name, theirs in found.items()}
+            if decoder and not np.array_equal(file.get_tensor(decoder), tensors[weights.WORD_EMBEDDINGS]):
+                raise UserError(f"{path}: {_DECODER} differs from the word embeddings, but this network ties the two")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a safetensors file that can be read: {error}") from error
+    broken = [name for name, tensor in tensors.items() if not np.isfinite(np.asarray(tensor, np.float32)).all()]
+    if broken:
+        raise UserError(f"{path}: numbers that are not finite in {_listed(broken)}")
+    for name in {weights.WORD_EMBEDDINGS, weights.OUTPUT_BIAS} & set(tensors):
+        tensors[name] = tensors[name][: config.model.vocab_size]
+    return tensors, left_out
+
+
+def _present_name(name: str) -> str:
+    """BertForMaskedLM's name: BertModel saves without the prefix, old checkpoints call LayerNorm's leaves otherwise."""
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        name = name.replace(old, new)
+    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+
+
+def _check_fit(path: Path, file, found: Mapping[str, str], config: Config, rows: int, initial: Mapping) -> None:
+    shapes = {tuple(key.key for key in at): leaf.shape for at, leaf in jax.tree_util.tree_leaves_with_path(initial)}
+    expected = {
+        name: weights.shape_in_bert(config.model, ours, shapes[ours])
+        for name, ours in weights.names(config.model).items()
+    }
+    for name in (weights.WORD_EMBEDDINGS, weights.OUTPUT_BIAS):
+        expected[name] = (rows, *expected[name][1:])
+    has_head = any(weights.is_head(name) for name in found)
+    missing = [name for name in expected if name not in found and (has_head or not weights.is_head(name))]
+    unknown = [theirs for name, theirs in found.items() if name not in expected]
+    misfits = []
+    for name in expected.keys() & found.keys():
+        part = file.get_slice(found[name])
+        shape, kind = tuple(part.get_shape()), part.get_dtype()
+        if shape != expected[name] or kind not in _FLOATS:
+            misfits.append(f"{found[name]} is {kind} {shape}, expected a float {expected[name]}")
+    problems = [
+        f"{title}: {_listed(sorted(items))}"
+        for title, items in (("missing", missing), ("unknown", unknown), ("of another shape", misfits))
+        if items
+    ]
+    if problems:
+        raise UserError(f"{path} does not fit the BERT of its config.json; {'; '.join(problems)}")
+
+
+def _listed(items: list[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
+
+
+def _write(workdir: Path, config: Config, state: TrainState, pieces_file: Path) -> None:
+    try:
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{workdir.name}.incomplete-", dir=workdir.parent) as temporary:
+            ready = Path(temporary, "workdir")
+            ready.mkdir()
+            name, content = tokenizer.canonical(pieces_file)
+            (ready / name).write_bytes(content)
+            checkpoints = Checkpoints(ready)
+            try:
+                checkpoints.save(state, None)
+                checkpoints.wait()
+            finally:
+                checkpoints.close()
+            write_config(ready, config)
+            ready.rename(workdir)
+    except OSError as error:
+        raise UserError(f"cannot write {workdir}: {error}") from error
