@@ -20,13 +20,16 @@ from configs import base
 def get_config(init: str = "") -> ConfigDict:
     """The recipe for a workdir to start from."""
     found = Path(init, "config.json")
-    if not init or not found.is_file():
-        raise ValueError(f"--config=configs/continued.py:WORKDIR wants the workdir to start from, found {init!r}")
+    model = json.loads(found.read_text()).get("model") if init and found.is_file() else None
+    tokenizers = [path for name in ("tokenizer.model", "tokenizer.json") if (path := Path(init, name)).is_file()]
+    if not isinstance(model, dict) or not tokenizers:
+        raise ValueError(
+            f"--config=configs/continued.py:WORKDIR wants the workdir of a run or an import, found {init!r}"
+        )
     config = base.get_config()
-    config.model.update(json.loads(found.read_text())["model"])
+    config.model.update(model)
     config.train.init = init
-    tokenizers = [str(path) for name in ("tokenizer.model", "tokenizer.json") if (path := Path(init, name)).is_file()]
-    config.data.tokenizer = tokenizers[0]
+    config.data.tokenizer = str(tokenizers[0])
     config.data.seq_len = min(config.data.seq_len, config.model.max_positions)
     config.optimizer.update(learning_rate=5e-5, warmup_steps=1_000)
     config.train.steps = 25_000

@@ -55,7 +55,7 @@ def main(folder: str, expected_path: str) -> None:
     print(f"fill-mask: {[tokenizer.convert_ids_to_tokens(g) for g in guesses]}")
     assert guesses == expected["top5"].tolist(), (guesses, expected["top5"].tolist())
 
-    texts = expected["lines"].tolist()[:3]
+    texts = [line[:40] for line in expected["lines"].tolist()[:3]]  # the model takes 32 tokens
     ours = [model.bert(**tokenizer(text, return_tensors="pt"))[0][0].mean(0).detach().numpy() for text in texts]
     deviation = np.abs(SentenceTransformer(folder).encode(texts) - np.stack(ours)).max()
     print(f"sentence-transformers' embeddings and the mean of the token vectors: largest deviation {deviation:.2e}")

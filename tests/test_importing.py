@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from sctd_jax.data import prepare, tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.interop import bert_config, huggingface, importing, weights
 from sctd_jax.train.loop import train_and_evaluate
@@ -98,7 +99,7 @@ def test_an_encoder_without_prefix_and_head(source, params):
     found, said = imported(source)
     assert_same(found["encoder"], params["encoder"])
     assert "there is no MLM head in it: the head starts from random weights" in said
-    assert "left out, which this network has not: bert.embeddings.position_ids, bert.pooler.dense.weight" in said
+    assert "left out, which this network has not: embeddings.position_ids, pooler.dense.weight" in said
     assert 0 < np.std(found["mlm_head"]["dense"]["kernel"]) < 0.05
     assert (found["mlm_head"]["norm"]["scale"] == 1).all()
 
@@ -133,10 +134,10 @@ def test_rows_that_no_piece_uses_are_left_out(source, params):
     change(source, tensors, vocab_size=135)
     found, said = imported(source)
     assert_same(found, params)
-    assert "the last 7 rows of the embeddings, which no piece uses" in said
+    assert "warning: the checkpoint has 135 embedding rows and the tokenizer 128 pieces" in said
     shutil.rmtree(source.parent / "run")
-    change(source, tensors, vocab_size=1000)
-    refused(source, r"vocab.txt has 128 pieces, but the checkpoint's config.json says 1000")
+    change(source, tensors, vocab_size=100)
+    refused(source, r"vocab.txt has 128 pieces, but the checkpoint's config.json says 100")
 
 
 def test_every_misfit_is_listed_in_one_message(source):
@@ -162,7 +163,15 @@ def test_every_misfit_is_listed_in_one_message(source):
 def test_a_decoder_of_its_own_is_refused(source):
     tensors = load_file(source / WEIGHTS)
     change(source, tensors | {"cls.predictions.decoder.weight": tensors[WORD] + 1})
-    refused(source, "cls.predictions.decoder.weight differs from the word embeddings")
+    refused(source, f"cls.predictions.decoder.weight differs from {WORD}, but this network ties the two")
+    change(source, tensors | {"cls.predictions.decoder.bias": tensors["cls.predictions.bias"] + 1})
+    refused(source, "cls.predictions.decoder.bias differs from cls.predictions.bias")
+
+
+def test_a_tensor_under_two_names_is_refused(source):
+    tensors = load_file(source / WEIGHTS)
+    change(source, tensors | {"bert.embeddings.LayerNorm.gamma": np.ones(32, np.float32)})
+    refused(source, r"holds bert.embeddings.LayerNorm.weight twice, as bert.* and as bert")
 
 
 def test_numbers_that_are_not_finite(source):
@@ -177,8 +186,9 @@ def test_other_networks_are_refused_with_every_reason(source):
     message = refused(source, r"config.json: no BERT that can be imported")
     for part in ("hidden_size is missing", "model_type is 'roberta'", "position_embedding_type is 'rel", "hidden_act"):
         assert part in message
-    (source / "config.json").write_text("{")
-    refused(source, r"config.json cannot be read")
+    for text in ("{", "[]"):
+        (source / "config.json").write_text(text)
+        refused(source, r"config.json cannot be read")
     (source / "config.json").unlink()
     refused(source, r"config.json: no such file")
 
@@ -198,17 +208,39 @@ def test_no_pickle_is_ever_loaded(source):
     (source / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch loaded'\ntR.")
     for path in (source, source / "pytorch_model.bin"):
         message = refused(source, r"pytorch_model.bin is a pickle, which can run any code", path=path)
-        assert f"from_pretrained('{source}').save_pretrained('{source}')\"" in message
+        assert f"import BertForMaskedLM as M; M.from_pretrained('{source}').save_pretrained('{source}'" in message
+    # An encoder must not come back from the conversion with a random head.
+    change(source, architectures=["BertModel"])
+    assert "import BertModel as M" in refused(source, r"is a pickle")
+    (source / "pytorch_model.bin").unlink()
+    (source / "model.safetensors.index.json").write_text("{}")
+    assert "import BertModel as M" in refused(source, r"holds shards, and one model.safetensors is expected; join them")
 
 
 def test_files_that_are_not_there_or_damaged(source):
-    refused(source, r"--from .*none: no such file", path=source / "none")
+    (source.parent / "bert" / "notes.pt").touch()  # not a checkpoint, and not to be mentioned
+    refused(source, r"--from .*none: no such file or folder", path=source / "none")
+    (source / "notes.pt").unlink()
     (source / WEIGHTS).write_bytes(b"hello")
     refused(source, r"model.safetensors is not a safetensors file that can be read")
     (source / "vocab.txt").unlink()
     refused(source, r"holds no tokenizer \(tokenizer.model, tokenizer.json, vocab.txt\); name one with --tokenizer")
     (source / WEIGHTS).unlink()
     refused(source, r"no model.safetensors there")
+
+
+def test_an_import_that_fails_midway_leaves_nothing(source, monkeypatch):
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(importing.Checkpoints, "wait", full)
+    refused(source, r"cannot write .*run: .*No space left")
+
+
+def test_a_config_without_a_model_type_is_a_bert(source, params):
+    """As in the first checkpoints on the Hub; `transformers` fills it in."""
+    change(source, model_type="gone")
+    assert_same(imported(source)[0], params)
 
 
 def test_a_workdir_that_exists_is_left_alone(source, tmp_path):
@@ -220,6 +252,9 @@ def test_the_command_says_what_to_do_in_one_line(source, tmp_path, capsys):
     arguments = ["import", f"--from={source}", f"--workdir={tmp_path / 'run'}", "--config=none.py"]
     assert huggingface.main(arguments) == 2
     assert "--config none.py: no such file" in capsys.readouterr().err
+    (tmp_path / "broken.py").write_text("def get_config():\n    return {}[1]\n")
+    assert huggingface.main([*arguments[:-1], f"--config={tmp_path / 'broken.py'}"]) == 2
+    assert "broken.py is no recipe that can be read: KeyError(1)" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +273,11 @@ def continued(start, **changes):
 def test_a_config_that_cannot_start_from_it_fails_before_any_work(start, rows, tmp_path):
     for changes, match in (
         ({"model__num_layers": 5}, r"is another network: model.num_layers \(4 there, 5 now\)"),
-        ({"data__tokenizer": ""}, r"rows would be prepared with another tokenizer .* use data.tokenizer=.*json"),
-        ({"data__rows": str(rows)}, r"were prepared with another tokenizer than that of config.train.init"),
+        (
+            {"data__tokenizer": ""},
+            r"data.input would be prepared with another tokenizer .* use --config.data.tokenizer=.*json",
+        ),
+        ({"data__rows": str(rows)}, r"rows .* were prepared with another tokenizer than that of config.train.init"),
         ({"train__init": "none"}, r"none is not the workdir of a run"),
     ):
         with pytest.raises(UserError, match=match):
@@ -252,8 +290,39 @@ def test_the_imported_workdir_stays_as_it_is(start):
         train_and_evaluate(continued(start), start, print)
 
 
-def test_the_recipe_takes_network_and_tokenizer_from_the_workdir(start, tmp_path):
-    done = helpers.run_module("sctd_jax.main", "--config=configs/continued.py", f"--workdir={tmp_path}")
+@pytest.mark.parametrize("init", ["", ":BERT"])
+def test_the_recipe_wants_a_workdir(original, init, tmp_path):
+    recipe = "--config=configs/continued.py" + init.replace("BERT", str(original))
+    done = helpers.run_module("sctd_jax.main", recipe, f"--workdir={tmp_path}")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("wants the workdir to start from, found ''")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "wants the workdir of a run or an import, found " in line
     assert "Traceback" not in done.stderr
+
+
+def test_training_from_wordpiece_without_a_head_and_on_after_the_start_has_moved(original, speeches, tmp_path):
+    """The rows come from the vocab.txt itself; what a run started from is not needed once it has a checkpoint."""
+    source = shutil.copytree(original, tmp_path / "bert")
+    change(source, {name: x for name, x in load_file(source / WEIGHTS).items() if "cls." not in name})
+    start = tmp_path / "run"
+    _, said = imported(source)
+    assert "the head starts from random weights" in said
+    rows = prepare.Settings(
+        tuple(speeches[:12]), "text", "paragraph", 32, len(PIECES), str(source / "vocab.txt"), "bpe", 0.02, 0
+    )
+    prepare.prepare(rows, tmp_path / "rows", lambda line: None)
+    config = continued(start, data__rows=str(tmp_path / "rows"), train__steps=3, mesh__data=1)
+    log = []
+    result = train_and_evaluate(config, tmp_path / "mine", log.append)
+    assert any(line.startswith(f"starting from the parameters of {start} at step 0") for line in log)
+    assert result.step == 3
+    word = np.asarray(result.state.params["encoder"]["embeddings"]["word"])
+    started = load_file(source / WEIGHTS)[WORD]
+    assert 0 < np.abs(word - started).max() < 0.05
+    huggingface.main(["export", f"--workdir={tmp_path / 'mine'}", f"--out={tmp_path / 'out'}"])
+    assert tokenizer.load(tmp_path / "out" / "tokenizer.json").pieces == tuple(PIECES)
+    assert not (tmp_path / "out" / "tokenizer.model").exists()
+    start.rename(tmp_path / "moved")
+    again = train_and_evaluate(config, tmp_path / "mine", log.append)
+    assert again.step == 3
+    assert "resuming at step 3" in log

@@ -6,6 +6,7 @@ There tests/interop_check.py loads what we export, and tests/interop_create.py m
 import itertools
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from sctd_jax.data import corpus, prepare, tokenizer
-from sctd_jax.interop import importing
+from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.errors import UserError
+from sctd_jax.interop import exporting, importing
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import make_model
@@ -34,7 +37,7 @@ def workdir(request, speeches, tmp_path_factory):
     prepare.prepare(settings, folder / "rows", lambda line: None)
     where = ["--config=tests/small.py", f"--workdir={folder / 'run'}", f"--config.data.rows={folder / 'rows'}"]
     changes = {"model.vocab_size": 2000, "optimizer.learning_rate": 0.01}
-    changes |= {f"train.{name}": 30 for name in ("steps", "eval_every", "checkpoint_every")}
+    changes |= {f"train.{name}": 15 for name in ("eval_every", "checkpoint_every")} | {"train.steps": 30}
     done = helpers.run_module("sctd_jax.main", *where, *(f"--config.{k}={v}" for k, v in changes.items()))
     assert done.returncode == 0, done.stderr
     return folder / "run"
@@ -88,19 +91,54 @@ def test_the_tensors_are_the_parameters_bit_for_bit(exported, workdir):
 def test_an_existing_folder_is_replaced_only_by_force(exported, workdir, tmp_path):
     out = tmp_path / "model"
     export(workdir, out)
-    (out / "mine.txt").write_text("keep")
     refused = export(workdir, out, code=2)
-    assert "exists already" in refused.stderr
-    assert (out / "mine.txt").exists()
+    assert "exists already; --force replaces it" in refused.stderr
+    (out / "README.md").write_text("mine")
     export(workdir, out, "--force")
-    assert not (out / "mine.txt").exists()
+    assert (out / "README.md").read_text() != "mine"
+    (out / "mine.txt").write_text("keep")
+    export(workdir, out, "--force", code=2)
+    assert (out / "mine.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("workdir", ["unigram"], indirect=True)
+def test_an_older_step(exported, workdir, tmp_path):
+    export(workdir, tmp_path / "older", "--step=15")
+    assert "Steps: 15 of 8 rows" in (tmp_path / "older" / "README.md").read_text()
+    older, newer = (load_file(folder / "model.safetensors") for folder in (tmp_path / "older", exported))
+    params = load_run(workdir, 15, print).state.params
+    np.testing.assert_array_equal(older["cls.predictions.bias"], params["mlm_head"]["bias"])
+    assert (older["cls.predictions.bias"] != newer["cls.predictions.bias"]).any()
+
+
+@pytest.mark.parametrize("workdir", ["unigram"], indirect=True)
+def test_force_replaces_nothing_but_an_export(workdir, tmp_path):
+    before = sorted(workdir.rglob("*"))
+    refused = export(workdir, workdir, "--force", code=2)
+    assert "is not just an export, so that --force does not replace it" in refused.stderr
+    assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize("workdir", ["unigram"], indirect=True)
+def test_an_export_that_fails_midway_leaves_the_old_one(exported, workdir, tmp_path, monkeypatch):
+    out = shutil.copytree(exported, tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporting, "_card", full)
+    for folder in (out, tmp_path / "new"):
+        with pytest.raises(UserError, match=r"cannot write .* No space left"):
+            exporting.export(workdir, folder, step=None, force=True, log=print)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_step_that_is_not_there_and_a_folder_that_is_no_run(workdir, tmp_path):
     missing = export(workdir, tmp_path / "x", "--step=7", code=2)
-    assert "no checkpoint of step 7, found [30]" in missing.stderr
+    assert "no checkpoint of step 7, found [15, 30]" in missing.stderr
     assert "not the workdir of a run" in export(tmp_path, tmp_path / "x", code=2).stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -108,7 +146,30 @@ def test_a_step_that_is_not_there_and_a_folder_that_is_no_run(workdir, tmp_path)
 def real_lines(count):
     """The first paragraphs of the trial corpus, as lines."""
     chunks = corpus.read(corpus.find_sources([]), text_field="", documents="paragraph", counts=corpus.Counts())
-    return [" ".join(chunk.text.split())[:400] for chunk in itertools.islice(chunks, count)]
+    return [chunk.text[:400] for chunk in itertools.islice(chunks, count)]
+
+
+def mlm_logits(run, ids, mask, segments):
+    """Logits [B, N, V] of a run's full model."""
+
+    @jax.jit
+    def network(ids, mask, segments):
+        def logits(bert):
+            return bert.mlm_logits(bert.encoder(ids, mask, segments)[0])
+
+        return make_model(run.config).apply({"params": run.state.params}, method=logits)
+
+    return network(*map(jnp.asarray, (ids, mask, segments)))
+
+
+def fill_mask_prompt(run):
+    """A text with a hidden word, and our five best ids for it."""
+    special, mask_piece = run.tokenizer.special, run.tokenizer.pieces[run.tokenizer.special["mask"]]
+    prompt = f"The {mask_piece} of the United States"
+    before, after = run.tokenizer.encode(prompt.split(" " + mask_piece))
+    ids = np.array([[special["cls"], *before, special["mask"], *after, special["sep"]]])
+    scores = mlm_logits(run, ids, ids >= 0, np.zeros_like(ids))[0, 1 + len(before)]
+    return prompt, np.argsort(-np.asarray(scores), kind="stable")[:5]
 
 
 def expectations(workdir, path):
@@ -116,32 +177,20 @@ def expectations(workdir, path):
     run = load_run(workdir, None, print)
     texts = real_lines(2000)
     ids = run.tokenizer.encode(texts)
-    special, mask_piece = run.tokenizer.special, run.tokenizer.pieces[run.tokenizer.special["mask"]]
+    special = run.tokenizer.special
     flat = list(itertools.chain.from_iterable(ids))
     batch = np.full((4, 32), special["pad"])
     segments = np.zeros((4, 32), np.int64)
+    heldout = Rows(run.config.data.rows, HELD_OUT).read(range(4))
     for row, length in enumerate((32, 25, 18, 9)):
-        batch[row, :length] = [special["cls"], *flat[100 * row :][: length - 2], special["sep"]]
+        batch[row, :length] = [*heldout[row, : length - 1], special["sep"]]
         segments[row, length // 2 : length] = 1
-    prompt = f"The {mask_piece} of the United States"
-    before, after = run.tokenizer.encode(prompt.split(" " + mask_piece))
-    prompt_ids = [special["cls"], *before, special["mask"], *after, special["sep"]]
-    at = 1 + len(before)
-
-    @jax.jit
-    def logits(ids, mask, segments):
-        def network(bert):
-            return bert.mlm_logits(bert.encoder(ids, mask, segments)[0])
-
-        return make_model(run.config).apply({"params": run.state.params}, method=network)
-
     mask = batch != special["pad"]
-    prompt_row = jnp.array([prompt_ids])
-    scores = logits(prompt_row, prompt_row >= 0, jnp.zeros_like(prompt_row))[0, at]
+    prompt, top5 = fill_mask_prompt(run)
     np.savez(
         path, lines=texts, line_ids=np.array(flat), line_lengths=[len(x) for x in ids], ids=batch, mask=mask,
-        segments=segments, logits=logits(jnp.asarray(batch), jnp.asarray(mask), jnp.asarray(segments)), prompt=prompt,
-        top5=np.argsort(-np.asarray(scores), kind="stable")[:5],
+        segments=segments, logits=mlm_logits(run, batch, mask, segments), prompt=prompt,
+        top5=top5,
     )  # fmt: skip
 
 
@@ -213,7 +262,7 @@ def test_training_continues_from_an_import(exported, workdir, tmp_path):
 def created(tmp_path_factory):
     """What `transformers` made: models, and what it says of 2,000 lines and a batch."""
     out = tmp_path_factory.mktemp("created")
-    (out / "lines.txt").write_text("\n".join(real_lines(2000)))
+    (out / "lines.txt").write_text("\n".join(" ".join(line.split()) for line in real_lines(2000)))
     run_peer("interop_create.py", out, out / "lines.txt")
     return out
 
@@ -248,3 +297,13 @@ def test_models_of_transformers_come_in(created, name, tmp_path):
         deviations["logits"] = np.abs(logits - expected["logits"])[mask].max()
     print(f"{name}: largest deviations {deviations}")
     assert max(deviations.values()) < 1e-4
+    if name == "masked_lm":  # and back, with its tokenizer.json
+        export(tmp_path / "run", tmp_path / "back")
+        lines = (created / "lines.txt").read_text().splitlines()
+        flat, lengths = np.concatenate(ids), [len(line) for line in ids]
+        prompt, top5 = fill_mask_prompt(run)
+        arrays = {key: expected[key] for key in ("ids", "mask", "segments", "logits")}
+        np.savez(
+            tmp_path / "back.npz", lines=lines, line_ids=flat, line_lengths=lengths, prompt=prompt, top5=top5, **arrays
+        )
+        run_peer("interop_check.py", tmp_path / "back", tmp_path / "back.npz")

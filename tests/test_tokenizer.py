@@ -9,6 +9,7 @@ import tokenizers
 
 from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
 from sctd_jax.errors import UserError
+from sctd_jax.interop import tokenizer_json
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ VOCAB = [
     "[CLS]",
     "[",
 ]
-VOCAB += ["]", "mask", "a", "##b"]
+VOCAB += ["]", "mask", "a", "##b", *(f"[unused{i}]" for i in range(1, 120))]
 
 
 @pytest.fixture
@@ -138,7 +139,11 @@ def test_a_wordpiece_vocabulary(vocab):
 
 
 def test_a_cased_vocabulary_keeps_case(vocab):
-    vocab.write_text(vocab.read_text().replace("union", "Union"))
+    words = vocab.read_text()
+    # Capitals of special pieces alone make no cased vocabulary.
+    vocab.write_text(words + "\n".join(f"word{i}" for i in range(200)))
+    assert tokenizer.load(vocab).encode(["Union The"])[0].tolist() == [6, 1]
+    vocab.write_text(words.replace("union", "Union") + "\n".join(f"Word{i}" for i in range(200)))
     assert tokenizer.load(vocab).encode(["Union The"])[0].tolist() == [6, 8]
     # What is said beside it counts more than what the pieces look like.
     (vocab.parent / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
@@ -155,8 +160,7 @@ def test_truncation_and_padding_of_a_json_are_left_out(vocab, tmp_path):
     loaded = tokenizer.load(path)
     assert [len(ids) for ids in loaded.encode(["the " * 9, "the"])] == [9, 1]
     assert loaded.special == tokenizer.load(vocab).special
-    # Kept under one form: the same vocabulary is the same tokenizer, however it came.
-    assert tokenizer.digest(path) == tokenizer.digest(vocab)
+    assert loaded.pieces == tokenizer.load(vocab).pieces
     name, content = tokenizer.canonical(path)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / name).write_bytes(content)
@@ -185,3 +189,54 @@ def test_json_and_vocabularies_that_are_no_tokenizer(vocab, tmp_path):
         tokenizer.load(tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match=r"holds no tokenizer \(tokenizer.model or tokenizer.json\)"):
         tokenizer.find(tmp_path / "none")
+
+
+def test_text_never_becomes_a_special_id_whatever_the_model(texts, tmp_path):
+    """In these three the specials are found in text as ordinary pieces are."""
+    text = "a [MASK] or [CLS] of [PAD] and [SEP] here"
+    model = sentencepiece_trainer.train(texts, 600, "unigram")
+    (tmp_path / "x.model").write_bytes(model)
+    converted = tokenizer_json.convert(model, tokenizer.load(tmp_path / "x.model").special)
+    converted.save(str(tmp_path / "unigram.json"))
+    plain = json.loads(converted.to_str())
+    plain["added_tokens"] = [{**token, "special": False} for token in plain["added_tokens"]]
+    (tmp_path / "plain.json").write_text(json.dumps(plain))
+    (tmp_path / "text").write_text("\n".join(texts))
+    spm.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "user"), vocab_size=600, minloglevel=2,
+        max_sentence_length=100_000, pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece="[PAD]", bos_piece="[CLS]",
+        eos_piece="[SEP]", unk_piece="[UNK]", user_defined_symbols=["[MASK]"],
+    )  # fmt: skip
+    for name in ("unigram.json", "plain.json", "user.model"):
+        (ids,) = tokenizer.load(tmp_path / name).encode([text])
+        assert not set(ids.tolist()) & {0, 2, 3, 4}, name
+        assert len(ids) > 8
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"add_dummy_prefix": False}, "add_dummy_prefix=false"),
+        ({"remove_extra_whitespaces": False}, "remove_extra_whitespaces=false"),
+        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix=true"),
+        ({"model_type": "word"}, "model_type=word"),
+    ],
+)
+def test_models_that_transformers_could_not_read_alike_are_refused(texts, tmp_path, option, said):
+    (tmp_path / "text").write_text("\n".join(texts))
+    options = {"vocab_size": 600, "minloglevel": 2, "max_sentence_length": 100_000, "control_symbols": ["[MASK]"]}
+    spm.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "x"), pad_id=3, **options, **option
+    )
+    with pytest.raises(UserError, match=f"trained with {said}: exported"):
+        tokenizer.load(tmp_path / "x.model")
+
+
+def test_what_stands_beside_a_vocabulary_is_heeded(vocab):
+    beside = vocab.parent / "tokenizer_config.json"
+    beside.write_text(json.dumps({"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}))
+    with pytest.raises(UserError, match=r"tokenizer_config.json: tokenizer_class is 'BertJapaneseTokenizer'"):
+        tokenizer.load(vocab)
+    beside.write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer_config.json cannot be read"):
+        tokenizer.load(vocab)

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece as spm
+import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 import tokenizers
 
 from sctd_jax.errors import UserError
 
 # How a tokenizer is kept in a folder of rows or a workdir: as a SentencePiece model or as `tokenizers` JSON.
 SENTENCEPIECE_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
-_VOCAB_SUFFIX = ".txt"  # BERT's vocab.txt, one WordPiece a line
+_VOCAB_SUFFIX, _OPTIONS_FILE = ".txt", "tokenizer_config.json"  # BERT's vocab.txt, one WordPiece a line
+_WORDPIECE_CLASSES = (None, "BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast")
+_CASED_SHARE = 0.05  # of pieces with a capital: special pieces alone are far below, cased vocabularies far above
+_EXPORTABLE = (1, 2, 4)  # SentencePiece's unigram, bpe and char
 # Special pieces by role: BERT's names first, then RoBERTa's.
 _SPECIAL_PIECES = {
     "pad": ("[PAD]", "<pad>"),
@@ -54,11 +58,18 @@ def load(path: str | Path) -> Tokenizer:
       UserError: no such file, not a tokenizer, or a special piece is missing.
     """
     name, content = canonical(path)
-    return (_sentencepiece if name == SENTENCEPIECE_FILE else _hugging_face)(content, path)
+    loaded = (_sentencepiece if name == SENTENCEPIECE_FILE else _hugging_face)(content, path)
+    # Some models have their specials among the ordinary pieces, and a document may spell one.
+    special_ids = [i for role, i in loaded.special.items() if role != "unk"]
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.where(np.isin(ids, special_ids), loaded.special["unk"], ids) for ids in loaded.encode(texts)]
+
+    return dataclasses.replace(loaded, encode=encode)
 
 
 def canonical(path: str | Path) -> tuple[str, bytes]:
-    """File name and content with which a tokenizer is kept; the same for what tokenizes alike.
+    """File name and content with which a tokenizer is kept in a folder of rows or a workdir.
 
     Raises:
       UserError: no such file, or not a tokenizer.
@@ -68,10 +79,12 @@ def canonical(path: str | Path) -> tuple[str, bytes]:
         raise UserError(f"data.tokenizer {path}: no such file")
     try:
         if path.suffix == _VOCAB_SUFFIX:
-            return JSON_FILE, _wordpiece(path).to_str().encode()
+            return JSON_FILE, _wordpiece(path, _options(path.with_name(_OPTIONS_FILE))).to_str().encode()
         if path.suffix != ".json":
             return SENTENCEPIECE_FILE, path.read_bytes()
         content = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
     except Exception as error:  # `tokenizers` raises plain Exception on JSON it does not understand
@@ -105,6 +118,7 @@ def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
         raise UserError(
             f"data.tokenizer {path}: not a SentencePiece model (nor a .json of `tokenizers` or a vocab.txt)"
         ) from error
+    _check_exportable(content, path)
     pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
@@ -114,6 +128,26 @@ def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
         return processor.decode([int(i) for i in ids])
 
     return Tokenizer(pieces, _special_ids(pieces, path), _marked(pieces), encode, decode)
+
+
+def _check_exportable(content: bytes, path: str | Path) -> None:
+    """Refuse what `interop` could not give to transformers, before a run rather than after it."""
+    proto = sentencepiece_model.ModelProto.FromString(content)
+    kinds = {value: name.lower() for name, value in sentencepiece_model.TrainerSpec.ModelType.items()}
+    wrong = [
+        text
+        for text, found in (
+            (f"model_type={kinds[proto.trainer_spec.model_type]}", proto.trainer_spec.model_type not in _EXPORTABLE),
+            ("add_dummy_prefix=false", not proto.normalizer_spec.add_dummy_prefix),
+            ("remove_extra_whitespaces=false", not proto.normalizer_spec.remove_extra_whitespaces),
+            ("treat_whitespace_as_suffix=true", proto.trainer_spec.treat_whitespace_as_suffix),
+        )
+        if found
+    ]
+    if wrong:
+        raise UserError(
+            f"data.tokenizer {path}: trained with {', '.join(wrong)}: exported, transformers would tokenise otherwise"
+        )
 
 
 def _hugging_face(content: bytes, path: str | Path) -> Tokenizer:
@@ -146,13 +180,24 @@ def _hugging_face(content: bytes, path: str | Path) -> Tokenizer:
     return Tokenizer(tuple(pieces), special, word_start_V, encode, decode)
 
 
-def _wordpiece(path: Path) -> tokenizers.Tokenizer:
-    """BERT's tokenizer from its `vocab.txt`; whether it keeps case is said beside it, or seen in the pieces."""
+def _options(path: Path) -> dict:
+    """The `tokenizer_config.json` beside a vocabulary, if there is one."""
+    if not path.is_file():
+        return {}
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if (found := options.get("tokenizer_class")) not in _WORDPIECE_CLASSES:
+        raise UserError(f"{path}: tokenizer_class is {found!r}, supported are BertTokenizer and BertTokenizerFast")
+    return options
+
+
+def _wordpiece(path: Path, options: dict) -> tokenizers.Tokenizer:
+    """BERT's tokenizer from its `vocab.txt`; where nothing says whether it keeps case, the pieces show it."""
     pieces = path.read_text(encoding="utf-8").split("\n")
-    vocab = {piece.rstrip("\r"): i for i, piece in enumerate(pieces) if piece.strip()}
-    said = path.with_name("tokenizer_config.json")
-    options = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
-    cased = any(piece != piece.lower() for piece in vocab if not piece.startswith("["))
+    vocab = {piece: i for i, piece in enumerate(pieces) if piece.strip()}
+    cased = sum(piece != piece.lower() for piece in vocab) > _CASED_SHARE * len(vocab)
     return tokenizers.BertWordPieceTokenizer(
         vocab,
         lowercase=options.get("do_lower_case", not cased),

@@ -30,7 +30,7 @@ _OPTIONAL = {
 }
 # What would make it another network than ours, with the values that do not.
 _REQUIRED = {
-    "model_type": ("bert",),
+    "model_type": (None, "bert"),
     "position_embedding_type": (None, "absolute"),
     "is_decoder": (None, False),
     "add_cross_attention": (None, False),
@@ -63,7 +63,7 @@ def from_json(found: Mapping[str, Any], path: str) -> dict[str, Any]:
         if found.get(name) not in choices:
             wrong.append(f"{name} is {found.get(name)!r}, supported is {choices[-1]!r}")
     activation = found.get("hidden_act", "gelu")
-    if activation not in _ACTIVATIONS_BACK:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS_BACK:
         wrong.append(f"hidden_act is {activation!r}, supported are {', '.join(_ACTIVATIONS_BACK)}")
     if wrong:
         raise UserError(f"{path}: no BERT that can be imported: {'; '.join(wrong)}")

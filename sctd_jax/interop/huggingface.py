@@ -47,7 +47,10 @@ def main(argv: list[str] | None = None) -> int:
 def _recipe(path: Path) -> Mapping:
     if not path.is_file():
         raise UserError(f"--config {path}: no such file (the default is found in the root of the repository)")
-    return runpy.run_path(str(path))["get_config"]().to_dict()
+    try:
+        return runpy.run_path(str(path))["get_config"]().to_dict()
+    except Exception as error:  # a file of the user's can raise anything
+        raise UserError(f"--config {path} is no recipe that can be read: {error!r}") from error
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from sctd_jax.train.state import TrainState, initial_state
 
 _WEIGHTS_FILE, _CONFIG_FILE = "model.safetensors", "config.json"
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.txt")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLES, _SHARDS = (".bin", ".pt", ".pth", ".ckpt"), "model.safetensors.index.json"
 # In BERT checkpoints, but not in this network: the next-sentence task's, and an index that is always 0, 1, 2 ...
 _LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids")
-_DECODER, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
+_DECODER_BIAS = "cls.predictions.decoder.bias"
+# Saved a second time by some versions, and what they are tied to.
+_TIED = {"cls.predictions.decoder.weight": weights.WORD_EMBEDDINGS, _DECODER_BIAS: weights.OUTPUT_BIAS}
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_ROWS_TO_SPARE = 128  # that a checkpoint may have above its tokenizer's pieces: sizes are rounded up for speed
 _LISTED = 12
 
 
@@ -63,7 +64,8 @@ def import_model(
     if left_out:
         log(f"left out, which this network has not: {_listed(left_out)}")
     if rows > model["vocab_size"]:
-        log(f"left out: the last {rows - model['vocab_size']} rows of the embeddings, which no piece uses")
+        log(f"warning: the checkpoint has {rows:,} embedding rows and the tokenizer {model['vocab_size']:,} pieces; "
+            "the rows above, which no piece uses, are left out")  # fmt: skip
     if not any(weights.is_head(name) for name in tensors):
         log("there is no MLM head in it: the head starts from random weights, which pretraining trains")
     log(f"pretrain on: python -m sctd_jax.main --config=configs/continued.py:{workdir} "
@@ -71,22 +73,33 @@ def import_model(
 
 
 def _find_weights(source: Path) -> Path:
+    if not source.exists():
+        raise UserError(f"--from {source}: no such file or folder")
     path = source / _WEIGHTS_FILE if source.is_dir() else source
-    # pytorch_model.bin first, if it is there: training_args.bin and the like are no weights.
-    pickles = sorted(
-        (p.name for p in path.parent.glob("*") if p.suffix in _PICKLES), key=lambda name: not name.startswith("pytorch")
+    if path.is_file() and path.suffix not in _PICKLES:
+        return path
+    pickles = [path] if path.is_file() else sorted(path.parent.glob("pytorch_model*.bin"))
+    sharded = (path.parent / _SHARDS).is_file()
+    if not pickles and not sharded:
+        raise UserError(f"--from {source}: no {_WEIGHTS_FILE} there")
+    said = (
+        f"{path.parent} holds shards, and one {_WEIGHTS_FILE} is expected; join them"
+        if sharded
+        else f"{pickles[0]} is a pickle, which can run any code and is never loaded; convert it where you trust it"
     )
-    if path.suffix in _PICKLES or (not path.is_file() and pickles):
-        raise UserError(
-            f"{path if path.suffix in _PICKLES else path.parent / pickles[0]} is a pickle, which can run any code and "
-            f'is never loaded; convert it where you trust it: python -c "from transformers import AutoModelForMaskedLM '
-            f"as M; M.from_pretrained('{path.parent}').save_pretrained('{path.parent}')\""
-        )
-    if not path.is_file():
-        raise UserError(
-            f"--from {source}: no {_WEIGHTS_FILE} there" if source.is_dir() else f"--from {source}: no such file"
-        )
-    return path
+    load, folder = _class_of(path.parent), path.parent
+    raise UserError(
+        f'{said}: python -c "from transformers import {load} as M; '
+        f"M.from_pretrained('{folder}').save_pretrained('{folder}', max_shard_size='99GB')\""
+    )
+
+
+def _class_of(folder: Path) -> str:
+    """The class that loads a folder's weights and invents none: an encoder must not get a random MLM head."""
+    path = folder / _CONFIG_FILE
+    said = _read_json(path).get("architectures") if path.is_file() else None
+    with_head = bool(said) and str(said[0]).endswith(("ForMaskedLM", "ForPreTraining"))
+    return "BertForMaskedLM" if with_head else "BertModel"
 
 
 def _find_tokenizer(folder: Path) -> Path:
@@ -98,15 +111,18 @@ def _find_tokenizer(folder: Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; it says what the network looks like") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} cannot be read: expected an object with fields, found a {type(found).__name__}")
+    return found
 
 
 def _vocab_size(rows: int, pieces: int, path: Path) -> int:
-    if not pieces <= rows < pieces + _ROWS_TO_SPARE:
+    if pieces > rows:
         raise UserError(f"the tokenizer {path} has {pieces} pieces, but the checkpoint's config.json says {rows}")
     return pieces
 
@@ -124,18 +140,15 @@ def _read_tensors(path: Path, config: Config, rows: int, initial: Mapping) -> tu
     """Tensors by their present names, and the names that were left out."""
     try:
         with safe_open(path, framework="np") as file:
-            found = {_present_name(name): name for name in file.keys()}  # noqa: SIM118, not a mapping
-            left_out = [name for name in found if name.startswith(_LEFT_OUT)]
-            for name in left_out:
-                del found[name]
-            if weights.OUTPUT_BIAS not in found and _DECODER_BIAS in found:
-                found[weights.OUTPUT_BIAS] = found[_DECODER_BIAS]
-            found.pop(_DECODER_BIAS, None)
-            decoder = found.pop(_DECODER, None)
+            found, left_out = _by_present_name(path, file.keys())
+            decoders = {name: found.pop(name) for name in _TIED if name in found}
+            if weights.OUTPUT_BIAS not in found and _DECODER_BIAS in decoders:
+                found[weights.OUTPUT_BIAS] = decoders.pop(_DECODER_BIAS)
             _check_fit(path, file, found, config, rows, initial)
             tensors = {name: file.get_tensor(theirs) for name, theirs in found.items()}
-            if decoder and not np.array_equal(file.get_tensor(decoder), tensors[weights.WORD_EMBEDDINGS]):
-                raise UserError(f"{path}: {_DECODER} differs from the word embeddings, but this network ties the two")
+            for name, theirs in decoders.items():
+                if not np.array_equal(file.get_tensor(theirs), tensors.get(_TIED[name])):
+                    raise UserError(f"{path}: {theirs} differs from {_TIED[name]}, but this network ties the two")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a safetensors file that can be read: {error}") from error
     broken = [name for name, tensor in tensors.items() if not np.isfinite(np.asarray(tensor, np.float32)).all()]
@@ -144,6 +157,20 @@ def _read_tensors(path: Path, config: Config, rows: int, initial: Mapping) -> tu
     for name in {weights.WORD_EMBEDDINGS, weights.OUTPUT_BIAS} & set(tensors):
         tensors[name] = tensors[name][: config.model.vocab_size]
     return tensors, left_out
+
+
+def _by_present_name(path: Path, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """The file's names by their present ones, and those that this network has no use for."""
+    found, left_out = {}, []
+    for theirs in names:
+        name = _present_name(theirs)
+        if name in found:
+            raise UserError(f"{path} holds {name} twice, as {found[name]} and as {theirs}")
+        if name.startswith(_LEFT_OUT):
+            left_out.append(theirs)
+        else:
+            found[name] = theirs
+    return found, left_out
 
 
 def _present_name(name: str) -> str:

@@ -26,13 +26,25 @@ def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
     tokenizer.add_special_tokens(
         [AddedToken(name, special=True, normalized=False, lstrip=role == "mask") for role, name in names.items()]
     )
+    tokenizer.post_processor = _template(names, special)
+    return tokenizer
+
+
+def completed(content: bytes, names: dict[str, str], special: dict[str, int]) -> Tokenizer:
+    """A `tokenizer.json` that adds [CLS] and [SEP], as the rows have them, whether it did so before or not."""
+    tokenizer = Tokenizer.from_buffer(content)
+    if tokenizer.encode("").ids != [special["cls"], special["sep"]]:
+        tokenizer.post_processor = _template(names, special)
+    return tokenizer
+
+
+def _template(names: dict[str, str], special: dict[str, int]) -> processors.TemplateProcessing:
     cls, sep = names["cls"], names["sep"]
-    tokenizer.post_processor = processors.TemplateProcessing(
+    return processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
         special_tokens=[(cls, special["cls"]), (sep, special["sep"])],
     )
-    return tokenizer
 
 
 def _unigram(proto) -> models.Unigram:

@@ -28,14 +28,14 @@ from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.train.state import TrainState
 
-CONFIG_FILE, COMMAND_FILE = "config.json", "command.txt"
+CONFIG_FILE, COMMAND_FILE, _CHECKPOINTS = "config.json", "command.txt", "checkpoints"
 # What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
-# learning rate.
+# learning rate, and what a run started from may have been moved since.
 _MAY_CHANGE = {
     "train.steps", "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
     "train.log_every", "train.max_bad_steps", "train.accumulation", "optimizer.learning_rate",
     "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
-    "data.documents", "mesh.data",
+    "data.documents", "mesh.data", "train.init",
 }  # fmt: skip
 
 
@@ -62,8 +62,13 @@ def check_workdir(workdir: Path, config: Config) -> None:
 
 def _ours(path: Path) -> bool:
     """What a kill inside `claim_workdir` can leave."""
-    names = (tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, "checkpoints")
+    names = (tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, _CHECKPOINTS)
     return path.name in names or path.name.startswith(".claim-")
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether anything was saved in `workdir`."""
+    return any((workdir / _CHECKPOINTS).glob("[0-9]*"))
 
 
 def check_rows(workdir: Path, rows: Path) -> None:
@@ -134,7 +139,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file it touches
-        self._folder = (workdir / "checkpoints").absolute()
+        self._folder = (workdir / _CHECKPOINTS).absolute()
         # `reverse`: Orbax keeps the end of the sorted list, and the lowest loss shall be there.
         best = policies.BestN(
             get_metric_fn=_heldout_loss,

@@ -4,7 +4,7 @@ Letters as in SPEC: N sequence length, K kept tokens, P predicted positions, D w
 """
 
 from sctd_jax.config import Config
-from sctd_jax.train.step import Variant
+from sctd_jax.train.step import Variant, needs_all_rows
 
 # Dense bf16 peak of one JAX device, FLOP/s, from the vendors' data sheets. A v4 or later TPU device is a chip.
 _PEAK_BF16 = {
@@ -39,7 +39,7 @@ def forward_flops(config: Config, variant: Variant) -> float:
     """Forward FLOPs of one row in one variant, with the savings of SPEC 5."""
     length, kept, last = config.data.seq_len, config.num_kept, config.model.num_layers - 1
     rows = config.num_predicted + 1
-    if variant == "consistency" and config.dropping.sc_pool == "mean":
+    if needs_all_rows(config, variant):
         rows = length
     first_drop, last_drop = config.drop_layers
     prefix = first_drop * _layer(config, length, length)

@@ -15,7 +15,7 @@ from sctd_jax.data.loader import prefetch
 from sctd_jax.errors import UserError
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train import report, setup
-from sctd_jax.train.checkpoint import Checkpoints, check_rows, check_workdir, claim_workdir
+from sctd_jax.train.checkpoint import Checkpoints, check_rows, check_workdir, claim_workdir, has_checkpoints
 from sctd_jax.train.flops import peak_flops, step_flops
 from sctd_jax.train.metrics import Console, Speed, Writer, read_metrics
 from sctd_jax.train.run import check_init
@@ -58,7 +58,7 @@ def _open(config: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Me
     """Mesh and rows of a run, each check before the longer work that follows it."""
     mesh = meshes.make_mesh(config)
     check_workdir(workdir, config)
-    if config.train.init:
+    if config.train.init and not has_checkpoints(workdir):
         check_init(config)
     data = setup.open_data(config, log)
     check_rows(workdir, data.folder)

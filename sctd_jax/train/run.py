@@ -54,7 +54,7 @@ def load_run(workdir: Path, step: int | None, log: Callable[[str], None]) -> Run
         state = checkpoints.restore(shape, log, step)
     finally:
         checkpoints.close()
-    command = (workdir / COMMAND_FILE).read_text().strip()
+    command = (workdir / COMMAND_FILE).read_text().strip() if (workdir / COMMAND_FILE).is_file() else "not recorded"
     metadata = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
     return Run(config, metadata, pieces, command, state)
 
@@ -75,13 +75,14 @@ def check_init(config: Config) -> None:
     if other:
         raise UserError(f"config.train.init {init} is another network: {', '.join(other)}")
     kept = tokenizer.find(init)
-    if config.data.rows:
-        same = read_metadata(config.data.rows).tokenizer_sha256 == tokenizer.digest(kept)
-    else:
-        same = config.data.tokenizer and tokenizer.digest(config.data.tokenizer) == tokenizer.digest(kept)
-    if not same:
-        where = f"config.data.rows {config.data.rows} were prepared" if config.data.rows else "rows would be prepared"
-        raise UserError(f"{where} with another tokenizer than that of config.train.init: use data.tokenizer={kept}")
+    rows = config.data.rows
+    path = tokenizer.find(Path(rows)) if rows else config.data.tokenizer
+    # The pieces, not the file: a vocab.txt and a tokenizer.json of one model give the same ids.
+    if not path or tokenizer.load(path).pieces != tokenizer.load(kept).pieces:
+        raise UserError(
+            f"config.data.{f'rows {rows} were' if rows else 'input would be'} prepared with another tokenizer than "
+            f"that of config.train.init: use --config.data.tokenizer={kept}"
+        )
 
 
 def _read_config(workdir: Path) -> Config:

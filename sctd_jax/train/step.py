@@ -129,6 +129,11 @@ def loss_rows(batch: MaskedBatch) -> jax.Array:
     return jnp.concatenate([cls_B1, batch.positions_BP], axis=1)
 
 
+def needs_all_rows(config: Config, variant: Variant) -> bool:
+    """Whether the loss reads every row of the last layer rather than `loss_rows`."""
+    return variant == "consistency" and config.dropping.sc_pool == "mean"
+
+
 def forward_sums(
     config: Config,
     model: Bert,
@@ -153,7 +158,7 @@ def forward_sums(
       selection_keys_B: a key per row, for selectors that draw.
     """
     rows_BR = loss_rows(batch)
-    all_rows = variant == "consistency" and config.dropping.sc_pool == "mean"
+    all_rows = needs_all_rows(config, variant)
     kept_BK = None if variant == "full" else select(config, importance_V, batch, selection_keys_B)
 
     def network(bert: Bert):
