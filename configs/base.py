@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
                 "method": "sctd",
                 "selector": "importance",
                 "drop_rate": 0.5,
+                "keep_schedule": "",
                 "random_share": 0.5,
                 "first_layer": -1,
                 "last_layer": -1,

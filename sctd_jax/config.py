@@ -5,6 +5,7 @@ field fails by name. Sizes are named by SPEC's letters: N sequence length, K kep
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,11 +35,14 @@ class ModelConfig:
 class DroppingConfig:
     """Which tokens skip which layers, and the semantic-consistency steps (SPEC 2 to 4)."""
 
-    method: str  # 'full', 'drop', 'sctd', or 'random' = 'drop' with the random selector
+    method: str  # 'full', 'drop', 'sctd', 'random' = 'drop' by the random selector, or 'random_ltd'
     selector: str  # for 'drop' and 'sctd': a key of model.token_dropping.SELECTORS
     drop_rate: float
+    keep_schedule: (
+        str  # 'STEP:K,...': K kept tokens from that step on, instead of drop_rate's; '': drop_rate throughout
+    )
     random_share: float  # of the kept tokens, with the selector 'importance+random'
-    first_layer: int  # first layer with K queries; -1: L/2 - 1
+    first_layer: int  # first layer with K queries; -1: L/2 - 1 (random_ltd: 1)
     last_layer: int  # last layer without the dropped tokens; -1: L - 2
     importance_init: float
     importance_beta: float
@@ -136,12 +140,29 @@ class Config:
             return 0, 0
         first, last = self.dropping.first_layer, self.dropping.last_layer
         layers = self.model.num_layers
-        return layers // 2 - 1 if first < 0 else first, layers - 2 if last < 0 else last
+        default = 1 if self.dropping.method == "random_ltd" else layers // 2 - 1
+        return default if first < 0 else first, layers - 2 if last < 0 else last
 
     @property
     def num_kept(self) -> int:
         """K, tokens of a row that the dropping layers see."""
         return round(self.data.seq_len * (1 - self.dropping.drop_rate))
+
+    @property
+    def keep_stages(self) -> tuple[tuple[int, int], ...]:
+        """(first step, K) of each stage of `keep_schedule`, ascending."""
+        if not self.dropping.keep_schedule:
+            return ((0, self.num_kept),)
+        pairs = (part.split(":") for part in self.dropping.keep_schedule.split(","))
+        return tuple((int(step), int(kept)) for step, kept in pairs)
+
+    def at(self, step: int) -> "Config":
+        """The config of one step: its stage's K, and no schedule."""
+        if not self.dropping.keep_schedule:
+            return self
+        kept = [kept for first, kept in self.keep_stages if first <= step][-1]
+        dropping = dataclasses.replace(self.dropping, keep_schedule="", drop_rate=1 - kept / self.data.seq_len)
+        return dataclasses.replace(self, dropping=dropping)
 
     @property
     def num_predicted(self) -> int:
@@ -151,7 +172,7 @@ class Config:
     @property
     def selector(self) -> str:
         """Key of `SELECTORS` that this method uses."""
-        return "random" if self.dropping.method == "random" else self.dropping.selector
+        return "random" if self.dropping.method in ("random", "random_ltd") else self.dropping.selector
 
     @property
     def num_top(self) -> int:
@@ -162,7 +183,7 @@ class Config:
 _CHOICES = {
     "model.activation": ("gelu", "gelu_tanh"),
     "model.dtype": ("float32", "bfloat16"),
-    "dropping.method": ("full", "drop", "sctd", "random"),
+    "dropping.method": ("full", "drop", "sctd", "random", "random_ltd"),
     "dropping.selector": ("importance", "random", "importance+random"),
     "dropping.sc_pool": ("cls", "mean"),
     "data.documents": ("file", "paragraph", "line"),
@@ -171,6 +192,7 @@ _CHOICES = {
     "optimizer.schedule": ("linear", "cosine"),
     "optimizer.decay": ("kernels", "all"),
 }
+_MAX_STAGES = 6  # of keep_schedule: each is compiled
 # Half-open shares [0, 1) where 1 would leave nothing, and plain shares [0, 1].
 _BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "dropping.drop_rate", "data.heldout_share",
               "optimizer.beta1", "optimizer.beta2")  # fmt: skip
@@ -297,18 +319,33 @@ def _check_dropping(config: Config) -> None:
         f"and last_layer must be in order and before the last layer (0 <= first <= last <= {layers - 2}), "
         f"found {first} and {last}",
     )
-    _require(
-        config.num_predicted + 2 <= config.num_kept,
-        "dropping.drop_rate",
-        f"{dropping.drop_rate} keeps K = {config.num_kept} of N = {config.data.seq_len} tokens, but [CLS], [SEP] "
-        f"and P = {config.num_predicted} masked positions need {config.num_predicted + 2}: lower drop_rate or "
-        f"masking.rate",
-    )
+    _check_schedule(config)
+    for field, kept in [("drop_rate", config.num_kept), *(("keep_schedule", kept) for _, kept in config.keep_stages)]:
+        _require(
+            config.num_predicted + 2 <= kept <= config.data.seq_len,
+            f"dropping.{field}",
+            f"{getattr(dropping, field)} keeps K = {kept} of N = {config.data.seq_len} tokens, but [CLS], [SEP] "
+            f"and P = {config.num_predicted} masked positions need {config.num_predicted + 2}: change it or lower "
+            "masking.rate",
+        )
     _require(
         config.selector != "importance+random" or config.num_predicted + 2 <= config.num_top,
         "dropping.random_share",
         f"{dropping.random_share} leaves {config.num_top} tokens to importance, but [CLS], [SEP] and "
         f"P = {config.num_predicted} masked positions need {config.num_predicted + 2}: lower it",
+    )
+
+
+def _check_schedule(config: Config) -> None:
+    schedule = config.dropping.keep_schedule
+    if not schedule:
+        return
+    pattern = rf"0:\d+(,\d+:\d+){{0,{_MAX_STAGES - 1}}}"
+    starts = [step for step, _ in config.keep_stages] if re.fullmatch(pattern, schedule) else []
+    _require(
+        bool(starts) and starts == sorted(set(starts)),
+        "dropping.keep_schedule",
+        f"must be STEP:K,STEP:K,... with at most {_MAX_STAGES} ascending steps from 0 on, found {schedule!r}",
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sctd_jax.model.bert import Bert
-from sctd_jax.model.token_dropping import keep_highest
+from sctd_jax.model.token_dropping import gather, keep_highest
 from tests import helpers, reference
 
 BATCH = 5
@@ -70,6 +70,34 @@ def test_other_drop_layers_match_the_reference(setting, layers):
     )
     for state, value in zip(states, expected, strict=True):
         np.testing.assert_allclose(state[row], value, rtol=2e-5, atol=2e-5)
+
+
+def test_random_ltd_layers_see_their_own_tokens_and_the_others_go_around(setting):
+    """random-LTD (Yao et al., 2022): each layer runs on its kept rows alone and leaves the others as they were."""
+    _, model, params, ids, mask, kept = setting
+    other = keep_highest(jax.random.normal(jax.random.key(9), ids.shape), mask, kept.shape[1])
+    assert (np.asarray(other) != np.asarray(kept)).any()
+    sets = (kept, other, kept)
+
+    @jax.jit
+    def run(params):
+        def network(bert):
+            _, states = bert.encoder(ids, mask, kept_BK=sets)
+            alone = [
+                bert.encoder.layer[i](gather(states[i - 1], at), gather(mask, at), None, True)
+                for i, at in enumerate(sets, start=1)
+            ]
+            return states, alone
+
+        return model.apply({"params": params}, method=network)
+
+    states, alone = run(params)
+    assert [state.shape[1] for state in states] == [32] * 5
+    for i, (at, expected) in enumerate(zip(sets, alone, strict=True), start=1):
+        np.testing.assert_allclose(gather(states[i], at), expected, atol=1e-5)
+        dropped = np.ones(ids.shape, bool)
+        np.put_along_axis(dropped, np.asarray(at), False, axis=1)
+        np.testing.assert_array_equal(np.asarray(states[i])[dropped], np.asarray(states[i - 1])[dropped])
 
 
 def test_keeping_every_token_is_plain_bert(setting):

@@ -67,6 +67,18 @@ def test_derived_sizes():
     assert (bert.num_kept, bert.num_predicted, bert.drop_layers) == (256, 77, (5, 10))
     chosen = helpers.config(model__num_layers=12, dropping__first_layer=2, dropping__last_layer=7)
     assert chosen.drop_layers == (2, 7)
+    # random-LTD drops in all layers but the first and the last.
+    assert helpers.config(model__num_layers=12, dropping__method="random_ltd").drop_layers == (1, 10)
+
+
+def test_the_kept_tokens_of_a_step_follow_the_schedule():
+    config = helpers.config(dropping__keep_schedule="0:12,10:20,30:32")
+    assert config.keep_stages == ((0, 12), (10, 20), (30, 32))
+    assert [config.at(step).num_kept for step in (0, 9, 10, 29, 30, 10_000)] == [12, 12, 20, 20, 32, 32]
+    assert config.num_kept == 16  # of the evaluation, so that its curve does not jump
+    plain = helpers.config()
+    assert plain.keep_stages == ((0, 16),)
+    assert plain.at(7) is plain
 
 
 @pytest.mark.parametrize(
@@ -79,6 +91,12 @@ def test_derived_sizes():
         ({"model__dtype": "float16"}, ["model.dtype", "float32, bfloat16", "'float16'"]),
         ({"data__seq_len": 64}, ["data.seq_len", "(64)", "max_positions (32)"]),
         ({"dropping__drop_rate": 0.9}, ["dropping.drop_rate", "K = 3", "P = 5", "need 7"]),
+        ({"dropping__keep_schedule": "0:6"}, ["dropping.keep_schedule", "K = 6", "P = 5", "need 7"]),
+        ({"dropping__keep_schedule": "0:16,5:33"}, ["dropping.keep_schedule", "K = 33", "N = 32"]),
+        ({"dropping__keep_schedule": "1:16"}, ["dropping.keep_schedule", "STEP:K", "from 0 on", "'1:16'"]),
+        ({"dropping__keep_schedule": "0:16,9:20,9:24"}, ["dropping.keep_schedule", "ascending"]),
+        ({"dropping__keep_schedule": "0:16;9:20"}, ["dropping.keep_schedule", "'0:16;9:20'"]),
+        ({"dropping__keep_schedule": ",".join(f"{i}:16" for i in range(7))}, ["at most 6 ascending steps"]),
         ({"dropping__method": "dropp"}, ["dropping.method", "full, drop, sctd, random"]),
         ({"dropping__selector": "best"}, ["dropping.selector", "'best'"]),
         (

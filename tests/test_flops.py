@@ -8,14 +8,20 @@ from sctd_jax.train.step import variant_at
 from tests import helpers
 
 
-@pytest.mark.parametrize("drop", [False, True])
-def test_the_formula_is_xlas_count_of_the_matrix_products(drop):
+@pytest.mark.parametrize("method", ["full", "drop", "random_ltd"])
+def test_the_formula_is_xlas_count_of_the_matrix_products(method):
     """On a wide small model, where everything that is no product is little."""
-    config = helpers.config(model__hidden_size=768, model__intermediate_size=3072, model__vocab_size=4096)
+    config = helpers.config(
+        model__hidden_size=768, model__intermediate_size=3072, model__vocab_size=4096, dropping__method=method
+    )
     model, ids = make_model(config), helpers.random_rows(2)
     shape = jax.eval_shape(model.init, jax.random.key(0), ids, ids > 0)["params"]
     rows = jnp.tile(jnp.arange(config.num_predicted + 1)[None], (2, 1))
-    kept = jnp.tile(jnp.arange(config.num_kept)[None], (2, 1)) if drop else None
+    kept = {
+        "full": None,
+        "drop": (every := jnp.tile(jnp.arange(config.num_kept)[None], (2, 1))),
+        "random_ltd": (every, every),
+    }[method]
 
     def forward(params):
         def network(bert):
@@ -25,19 +31,21 @@ def test_the_formula_is_xlas_count_of_the_matrix_products(drop):
         return model.apply({"params": params}, method=network)
 
     counted = jax.jit(forward).lower(shape).compile().cost_analysis()["flops"]
-    assert 2 * forward_flops(config, "drop" if drop else "full") == pytest.approx(counted, rel=0.02)
+    assert 2 * forward_flops(config, "full" if method == "full" else "drop") == pytest.approx(counted, rel=0.02)
 
 
-@pytest.mark.parametrize("method", ["full", "drop", "sctd"])
+@pytest.mark.parametrize("keep_schedule", ["", "0:12,4:20,11:32"])
+@pytest.mark.parametrize("method", ["full", "drop", "sctd", "random_ltd"])
 @pytest.mark.parametrize(
     ("first", "last", "steps", "interval"), [(0, 0, 20, 10), (3, 2, 23, 5), (7, 0, 20, 3), (0, 5, 6, 4)]
 )
-def test_the_mean_over_the_schedule_is_the_mean_of_its_steps(method, first, last, steps, interval):
+def test_the_mean_over_the_schedule_is_the_mean_of_its_steps(keep_schedule, method, first, last, steps, interval):
     config = helpers.config(
+        dropping__keep_schedule=keep_schedule,
         dropping__method=method, dropping__full_steps_first=first, dropping__full_steps_last=last,
         dropping__sc_interval=interval, train__steps=steps,
     )  # fmt: skip
-    expected = sum(step_flops(config, variant_at(config, step)) for step in range(steps)) / steps
+    expected = sum(step_flops(config.at(step), variant_at(config, step)) for step in range(steps)) / steps
     assert mean_step_flops(config) == pytest.approx(expected, rel=1e-12)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sctd_jax.errors import UserError
+from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.objective import losses
@@ -13,8 +14,18 @@ from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train import setup
 from sctd_jax.train.evaluation import make_eval_step, summarize
+from sctd_jax.train.loop import train_and_evaluate
 from sctd_jax.train.state import initial_state, make_model
-from sctd_jax.train.step import forward_sums, make_train_step, mask_batch, select, variant_at, variants
+from sctd_jax.train.step import (
+    forward_sums,
+    make_train_step,
+    mask_batch,
+    select,
+    step_name,
+    steps_needed,
+    variant_at,
+    variants,
+)
 from tests import helpers
 
 METHODS = {
@@ -60,6 +71,29 @@ def test_variants_are_those_that_the_schedule_meets(method):
             train__steps=steps, dropping__sc_interval=interval,
         )  # fmt: skip
         assert set(variants(config)) == {variant_at(config, s) for s in range(steps)}
+
+
+def test_a_keep_schedule_compiles_each_of_its_sizes_once():
+    config = helpers.config(
+        train__steps=20, dropping__keep_schedule="0:12,7:24,15:32", dropping__sc_interval=4, dropping__full_steps_last=3
+    )
+    names = [step_name(config, step) for step in range(20)]
+    assert names[3:9] == [
+        "drop of 12",
+        "consistency of 12",
+        "drop of 12",
+        "drop of 12",
+        "drop of 24",
+        "consistency of 24",
+    ]
+    assert names[15:] == ["drop of 32", "consistency of 32", "full", "full", "full"]
+    needed = steps_needed(config)
+    assert set(needed) == set(names)
+    for step, name in enumerate(names):
+        stage, variant = needed[name]
+        assert variant == variant_at(config, step)
+        assert variant == "full" or f"of {stage.num_kept}" in name
+    assert next(iter(needed)) == "full"
 
 
 # The loss.
@@ -303,6 +337,30 @@ def test_every_selector_trains(selector):
     config = helpers.config(dropping__selector=selector)
     _, metrics = one_step(config, start(config), helpers.random_rows(8, pad=True))
     assert np.isfinite(float(metrics["loss"]))
+
+
+def test_random_ltd_draws_a_set_for_each_layer_and_trains():
+    config = helpers.config(dropping__method="random_ltd", model__num_layers=5)
+    batch = mask_batch(config, helpers.SPECIAL, jax.random.key(1), helpers.random_rows(4, pad=True))
+    keys_B = jax.random.split(jax.random.key(2), 4)
+    sets = select(config, jnp.zeros(512), batch, keys_B)
+    assert [kept.shape for kept in sets] == [(4, 16)] * 3
+    assert len({np.asarray(kept).tobytes() for kept in sets}) == 3
+    for kept in sets:
+        assert (kept[:, 0] == 0).all()
+        assert token_dropping.gather(batch.mask_BN, kept)[0].all()
+    _, metrics = one_step(config, start(config), helpers.random_rows(8, pad=True))
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def test_a_run_goes_through_its_keep_schedule(rows, tmp_path):
+    config = helpers.config(
+        dropping__method="drop", dropping__keep_schedule="0:12,2:24", train__steps=3, data__rows=str(rows), mesh__data=1
+    )
+    log = []
+    assert train_and_evaluate(config, tmp_path / "run", log.append).step == 3
+    assert any(line.startswith("compiled drop of 12, drop of 24 in") for line in log)
+    assert any("12, then 24 from step 2 of 32 in layers 1 to 2" in line for line in log)
 
 
 def test_training_lowers_the_loss():

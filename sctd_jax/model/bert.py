@@ -118,12 +118,17 @@ class Block(nn.Module):
         return _layer_norm(config, "output_norm")(h_BRD + dropout(m_BRD)).astype(config.dtype)
 
 
+# Positions i32[B, K] for all dropping layers, or one such array for each of them (random-LTD).
+Kept = jax.Array | tuple[jax.Array, ...]
+
+
 class Encoder(nn.Module):
     """BERT encoder whose layers first_drop..last_drop may run on the kept tokens only.
 
     Layer `first_drop` takes its queries from the kept tokens and its keys and values from all N; the
     layers after it up to `last_drop` see the kept tokens alone; after `last_drop` kept and dropped
-    tokens are merged in text order (Hou et al., section 3.2; SPEC 3).
+    tokens are merged in text order (Hou et al., section 3.2; SPEC 3). With kept tokens of its own each
+    layer sees those alone, and the others go around it (random-LTD, Yao et al., 2022, section 3).
     """
 
     config: ModelConfig
@@ -141,7 +146,7 @@ class Encoder(nn.Module):
         mask_BN: jax.Array,
         segment_ids_BN: jax.Array | None = None,
         *,
-        kept_BK: jax.Array | None = None,
+        kept_BK: Kept | None = None,
         rows_BR: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -157,7 +162,7 @@ class Encoder(nn.Module):
 
         Returns:
           output [B, N or R, D], and one state per layer: N rows, K rows in layers first_drop..last_drop
-          when dropping, R rows in the last layer.
+          when they drop the same tokens, R rows in the last layer.
         """
         x_BND, prefix = self.prefix(input_ids_BN, mask_BN, segment_ids_BN, deterministic=deterministic)
         output, suffix = self.suffix(x_BND, mask_BN, kept_BK=kept_BK, rows_BR=rows_BR, deterministic=deterministic)
@@ -182,7 +187,7 @@ class Encoder(nn.Module):
         x_BND: jax.Array,
         mask_BN: jax.Array,
         *,
-        kept_BK: jax.Array | None = None,
+        kept_BK: Kept | None = None,
         rows_BR: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -190,6 +195,15 @@ class Encoder(nn.Module):
         last = self.config.num_layers - 1
         if kept_BK is None:
             x_BND, states = self._run(range(self.first_drop, last), x_BND, mask_BN, deterministic)
+        elif isinstance(kept_BK, tuple):
+            states = ()
+            for i, layer_kept_BK in enumerate(kept_BK, start=self.first_drop):
+                x_BKD, kept_mask_BK = (token_dropping.gather(x, layer_kept_BK) for x in (x_BND, mask_BN))
+                x_BKD = self.layer[i](x_BKD, kept_mask_BK, None, deterministic)
+                x_BND = token_dropping.merge(x_BND, x_BKD, layer_kept_BK)
+                states = (*states, x_BND)
+            after = range(self.last_drop + 1, last)
+            x_BND, states = self._run(after, x_BND, mask_BN, deterministic, states=states)
         else:
             kept_mask_BK = token_dropping.gather(mask_BN, kept_BK)
             x_BKD = self.layer[self.first_drop](x_BND, mask_BN, kept_BK, deterministic)

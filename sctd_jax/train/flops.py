@@ -45,8 +45,9 @@ def forward_flops(config: Config, variant: Variant) -> float:
     prefix = first_drop * _layer(config, length, length)
     top = _layer(config, rows, length) + _head(config)
     full_middle = (last - first_drop) * _layer(config, length, length)
+    first_context = kept if config.dropping.method == "random_ltd" else length
     drop_middle = (
-        _layer(config, kept, length)
+        _layer(config, kept, first_context)
         + (last_drop - first_drop) * _layer(config, kept, kept)
         + (last - 1 - last_drop) * _layer(config, length, length)
     )
@@ -65,15 +66,26 @@ def step_flops(config: Config, variant: Variant) -> float:
 
 def mean_step_flops(config: Config) -> float:
     """FLOPs of a step averaged over the run's schedule."""
-    steps, dropping = config.train.steps, config.dropping
-    full = steps if dropping.method == "full" else min(steps, dropping.full_steps_first + dropping.full_steps_last)
-    counts = {"full": full, "drop": steps - full, "consistency": 0}
+    steps, stages = config.train.steps, config.keep_stages
+    ends = [start for start, _ in stages[1:]] + [steps]
+    total = 0.0
+    for (start, _), end in zip(stages, ends, strict=True):
+        counts = _counts(config, min(start, steps), min(end, steps))
+        total += sum(count * step_flops(config.at(start), variant) for variant, count in counts.items())
+    return total / steps
+
+
+def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
+    """How many of the steps start .. end - 1 run each variant."""
+    dropping = config.dropping
+    if dropping.method == "full":
+        return {"full": end - start}
+    first = min(max(start, dropping.full_steps_first), end)
+    last = max(first, min(end, config.train.steps - dropping.full_steps_last))
+    consistency = 0
     if dropping.method == "sctd":
-        middle = range(dropping.full_steps_first, steps - dropping.full_steps_last)
-        interval = dropping.sc_interval
-        counts["consistency"] = -(-middle.stop // interval) - -(-middle.start // interval) if middle else 0
-        counts["drop"] -= counts["consistency"]
-    return sum(count * step_flops(config, variant) for variant, count in counts.items()) / steps
+        consistency = -(-last // dropping.sc_interval) - -(-first // dropping.sc_interval)
+    return {"full": end - start - (last - first), "drop": last - first - consistency, "consistency": consistency}
 
 
 def plain_step_flops(config: Config) -> float:

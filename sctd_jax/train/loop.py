@@ -21,7 +21,7 @@ from sctd_jax.train.metrics import Console, Speed, Writer, read_metrics
 from sctd_jax.train.run import check_init
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
-from sctd_jax.train.step import variant_at
+from sctd_jax.train.step import step_name, variant_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
                 train.flush()
                 break
             tokens = next(batches)
-            state, metrics = step_fns[variant_at(config, step)](state, tokens)
+            state, metrics = step_fns[step_name(config, step)](state, tokens)
             train.take(step, metrics)
             if train.bad_streak >= config.train.max_bad_steps:
                 _give_up(config, checkpoints, state, train.bad_streak)
@@ -152,7 +152,7 @@ class _TrainMetrics:
 
     def _read(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        self._speed.step(step_flops(self._config, variant_at(self._config, step)))
+        self._speed.step(step_flops(self._config.at(step), variant_at(self._config, step)))
         skipped = values["skipped"] > 0
         self.bad_streak = self.bad_streak + 1 if skipped else 0
         if skipped:

@@ -16,7 +16,7 @@ from sctd_jax.train.flops import mean_step_flops, plain_step_flops, step_flops
 from sctd_jax.train.metrics import duration
 from sctd_jax.train.setup import Data, matmul_flops_per_second
 from sctd_jax.train.state import TrainState, make_model
-from sctd_jax.train.step import variants
+from sctd_jax.train.step import steps_needed
 
 _SLOW_STEP_SECONDS = 5.0
 _EXAMPLES, _CANDIDATES, _CONTEXT = 6, 3, 12
@@ -41,7 +41,9 @@ def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> li
     ]  # fmt: skip
     if dropping.method != "full":
         first, last = config.drop_layers
-        kept = f"{config.num_kept} of {config.data.seq_len} in layers {first} to {last}, selector {config.selector}"
+        stages = config.keep_stages
+        counts = ", then ".join(str(kept) + (f" from step {start:,}" if start else "") for start, kept in stages)
+        kept = f"{counts} of {config.data.seq_len} in layers {first} to {last}, selector {config.selector}"
         rows.append(("kept tokens", kept))
     rows.append(("FLOPs", f"{mean_step_flops(config):.3g} a step, {ratio:.2f} of plain full-token BERT"))
     lines = [f"{name:>12}  {text}" for name, text in rows]
@@ -59,6 +61,7 @@ def _method(config: Config) -> str:
         "full": "full-token training",
         "drop": "token dropping",
         "random": "random token dropping",
+        "random_ltd": "random-LTD, random tokens of its own for each layer",
         "sctd": f"ScTD, a consistency step every {dropping.sc_interval}, lambda {dropping.sc_weight:g}",
     }[dropping.method]
     if dropping.method != "full" and (dropping.full_steps_first or dropping.full_steps_last):
@@ -72,11 +75,12 @@ def cpu_warning(config: Config) -> list[str]:
         return []
     rate = matmul_flops_per_second()
     # A whole step reaches about half of the rate of one large product.
-    seconds = {variant: step_flops(config, variant) / (0.5 * rate) for variant in variants(config)}
+    needed = steps_needed(config).items()
+    seconds = {name: step_flops(stage, variant) / (0.5 * rate) for name, (stage, variant) in needed}
     slowest = max(seconds.values())
     if slowest < _SLOW_STEP_SECONDS:
         return []
-    steps = ", ".join(f"{variant} {duration(value)}" for variant, value in seconds.items())
+    steps = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     return [
         f"warning: on this CPU ({rate / 1e9:.0f} GFLOP/s) a step will take about {steps} (minutes:seconds). "
         "configs/tiny.py is made for CPUs; this config wants a TPU or GPU"

@@ -22,7 +22,7 @@ from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train.evaluation import make_eval_step, summarize
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import TrainState, initial_state
-from sctd_jax.train.step import Variant, make_train_step, variants
+from sctd_jax.train.step import make_train_step, steps_needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +77,16 @@ def new_state(config: Config, data: Data, mesh: Mesh, log: Callable[[str], None]
     return state.replace(params=jax.device_put(run.state.params, meshes.replicated(mesh)))
 
 
-def compile_steps(config: Config, data: Data, mesh: Mesh) -> Mapping[Variant, Callable]:
-    """Every variant that the run needs, compiled: nothing compiles in the middle of a run."""
+def compile_steps(config: Config, data: Data, mesh: Mesh) -> Mapping[str, Callable]:
+    """Every step that the run needs by its `step_name`, compiled: nothing compiles in the middle of a run."""
     shape = state_shape(config, data, mesh)
     tokens = jax.ShapeDtypeStruct(
         (config.train.batch_size, config.data.seq_len), jnp.int32, sharding=meshes.batch_sharding(mesh)
     )
     compiled = {}
-    for variant in variants(config):
-        step_fn = make_train_step(config, data.special, variant, data.word_start_V)
-        compiled[variant] = meshes.jit_train_step(mesh, step_fn).lower(shape, tokens).compile()
+    for name, (stage, variant) in steps_needed(config).items():
+        step_fn = make_train_step(stage, data.special, variant, data.word_start_V)
+        compiled[name] = meshes.jit_train_step(mesh, step_fn).lower(shape, tokens).compile()
     return compiled
 
 

@@ -13,7 +13,7 @@ import optax
 
 from sctd_jax.config import Config
 from sctd_jax.model import token_dropping
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.bert import Bert, Kept
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import MaskedBatch, SpecialIds, mask_tokens, row_keys
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
@@ -21,6 +21,7 @@ from sctd_jax.train.state import TrainState, make_model
 
 Variant = Literal["full", "drop", "consistency"]
 Metrics = dict[str, jax.Array]
+_ORDER = ("full", "drop", "consistency")
 
 # Independent random streams of a step.
 _MASKING, _DROPOUT, _SELECTION = range(3)
@@ -38,12 +39,26 @@ def variant_at(config: Config, step: int) -> Variant:
 
 
 def variants(config: Config) -> tuple[Variant, ...]:
-    """Every variant that a run of this config may need, without walking its steps."""
-    dropping, steps = config.dropping, config.train.steps
-    first, last = dropping.full_steps_first, steps - dropping.full_steps_last
-    probes = {0, steps - 1, *range(first, min(last, first + dropping.sc_interval + 1))}
-    found = {variant_at(config, step) for step in probes}
-    return tuple(v for v in ("full", "drop", "consistency") if v in found)
+    """Every variant that a run of this config may need."""
+    return tuple(dict.fromkeys(variant for _, variant in steps_needed(config).values()))
+
+
+def step_name(config: Config, step: int) -> str:
+    """Which compiled step update number `step` runs: its variant, and K where a schedule changes it."""
+    variant = variant_at(config, step)
+    one = variant == "full" or len(config.keep_stages) == 1
+    return variant if one else f"{variant} of {config.at(step).num_kept}"
+
+
+def steps_needed(config: Config) -> dict[str, tuple[Config, Variant]]:
+    """By `step_name`, the config and variant of every step that a run may need, without walking its steps."""
+    first, last = config.dropping.full_steps_first, config.train.steps - config.dropping.full_steps_last
+    needed = {}
+    for start, _ in config.keep_stages:
+        start = max(start, first)
+        probes = {0, config.train.steps - 1, *range(start, min(last, start + config.dropping.sc_interval + 1))}
+        needed |= {step_name(config, step): (config.at(step), variant_at(config, step)) for step in probes}
+    return {name: needed[name] for name in sorted(needed, key=lambda name: _ORDER.index(name.split()[0]))}
 
 
 def make_train_step(
@@ -116,11 +131,23 @@ def mask_batch(
     )
 
 
-def select(config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array) -> jax.Array:
-    """Positions i32[B, K] that dropping keeps, by the config's selector on the masked input."""
+def select(config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array) -> Kept:
+    """Positions i32[B, K] that dropping keeps, by the config's selector on the masked input.
+
+    For random-LTD one such array for each dropping layer, drawn by itself.
+    """
     selector = token_dropping.SELECTORS[config.selector]
-    score_BN = selector(importance_V, batch.input_ids_BN, batch.mask_BN, keys_B, config.num_top)
-    return token_dropping.keep_highest(score_BN, batch.mask_BN, config.num_kept)
+
+    def positions(keys_B):
+        score_BN = selector(importance_V, batch.input_ids_BN, batch.mask_BN, keys_B, config.num_top)
+        return token_dropping.keep_highest(score_BN, batch.mask_BN, config.num_kept)
+
+    if config.dropping.method != "random_ltd":
+        return positions(keys_B)
+    first, last = config.drop_layers
+    return tuple(
+        positions(jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B)) for i in range(first, last + 1)
+    )
 
 
 def loss_rows(batch: MaskedBatch) -> jax.Array:
