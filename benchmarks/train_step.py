@@ -1,99 +1,329 @@
-"""Seconds and tokens/s of full, drop, consistency and averaged ScTD steps, interleaved in one run.
+"""Seconds, tokens/s, FLOP/s and memory of a training step of each kind, interleaved in one run.
 
-python benchmarks/train_step.py [--config configs/tiny.py] [--repeats 7]
+python benchmarks/train_step.py [--config configs/tiny.py] [--repeats 7] [--peer pytorch] [--out DIR]
 
-Without --config: 12 layers x 256, 4 heads, FFN 1024, V 8192, N 128, K 64, P 19, batch 16, dropout 0.1, f32. Rows are
-random ids on one device. Medians, with the spread; only ratios within one run count, absolute times drift.
+Without --config: 12 layers x 256 (V 8192, N 128, K 64, P 19, batch 16, dropout 0.1, f32), then BERT-base, the time to
+compile configs/base.py, and the table of targets in docs/performance.md. Rows are random ids on one device. Medians,
+with the spread; only ratios within one run count, absolute times drift. --peer needs `make peer`.
 """
 
 import argparse
+import dataclasses
 import importlib.util
+import json
+import os
+import platform
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import base
 from sctd_jax.config import Config, from_dict
+from sctd_jax.data.tokenizer import Tokenizer
+from sctd_jax.huge_pages import restart_with_huge_pages
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train import setup, step
 from sctd_jax.train.flops import plain_step_flops, step_flops
 from sctd_jax.train.state import initial_state
-from sctd_jax.train.step import make_train_step
 
+ROOT = Path(__file__).parents[1]
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
-VARIANTS = ("full", "drop", "consistency")
+PLAIN, FULL, DROP, CONSISTENCY, AVERAGE, PEER = "plain full", "full", "drop", "consistency", "ScTD average", "PyTorch"
+OURS = (PLAIN, FULL, DROP, CONSISTENCY)
 
 
-def default_config():
-    """The 12 x 256 setting of docs and issues."""
-    config = base.get_config()
-    config.model.update(
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One setting's figures."""
+
+    title: str
+    config: Config
+    seconds: dict[str, np.ndarray]  # by kind of step, one per repeat
+    flops: dict[str, float]
+    memory: dict[str, int]  # bytes
+    peer: str  # its versions, or ''
+
+    def ratio(self, kind: str, reference: str) -> tuple[float, float, float]:
+        """Median, lowest and highest ratio within a repeat."""
+        ratios = self.seconds[kind] / self.seconds[reference]
+        return float(np.median(ratios)), float(ratios.min()), float(ratios.max())
+
+
+def small_config() -> Config:
+    """12 x 256: the setting in which the peers were seen."""
+    values = base.get_config()
+    values.model.update(
         vocab_size=8192, hidden_size=256, num_heads=4, intermediate_size=1024, max_positions=128, dtype="float32"
     )
-    config.data.seq_len = 128
-    config.train.batch_size = 16
-    return config
+    values.data.seq_len = 128
+    values.train.batch_size = 16
+    return one_device(values)
 
 
-def load_config(path: str | None) -> Config:
-    """A config file, on one device, or the default setting; always with ScTD, so that all variants exist."""
-    if path is None:
-        values = default_config()
-    else:
-        spec = importlib.util.spec_from_file_location("recipe", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        values = module.get_config()
+def base_config() -> Config:
+    """BERT-base, two rows of 512."""
+    values = base.get_config()
+    values.model.dtype = "float32"
+    values.train.batch_size = 2
+    return one_device(values)
+
+
+def file_config(path: str) -> Config:
+    """A recipe's; always with ScTD, so that every kind of step exists."""
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return one_device(module.get_config())
+
+
+def one_device(values) -> Config:
+    """A recipe's ConfigDict as an ScTD run on the first device."""
     values.mesh.data = 1
     values.dropping.method = "sctd"
     return from_dict(values.to_dict())
 
 
-def measure(config: Config, repeats: int) -> dict[str, np.ndarray]:
-    """Seconds f64[repeats] per variant; every repeat times each variant once, on a state of its own."""
+def step_shapes(config: Config, mesh):
+    """State and batch as shapes on the mesh."""
+    state = jax.eval_shape(lambda: initial_state(config, SPECIAL))
+    state = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=meshes.replicated(mesh)), state)
+    shape = (config.train.batch_size, config.data.seq_len)
+    return state, jax.ShapeDtypeStruct(shape, np.int32, sharding=meshes.batch_sharding(mesh))
+
+
+def compile_step(config: Config, mesh, kind: str) -> jax.stages.Compiled:
+    """One kind of step; the plain one computes all rows of the last layer, as BERT implementations do."""
+    variant = FULL if kind == PLAIN else kind
+    with mock.patch.object(step, "needs_all_rows", (lambda *_: True) if kind == PLAIN else step.needs_all_rows):
+        step_fn = step.make_train_step(config, SPECIAL, variant)
+        return meshes.jit_train_step(mesh, step_fn).lower(*step_shapes(config, mesh)).compile()
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """What XLA allocates for a call: arguments, results and temporaries, donated buffers once."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+
+
+class Peer:
+    """benchmarks/peer_pytorch.py on a config's shapes, asleep between its steps."""
+
+    def __init__(self, config: Config, python: Path):
+        sizes = dataclasses.asdict(config.model) | {
+            "batch_size": config.train.batch_size,
+            "seq_len": config.data.seq_len,
+            "num_predicted": config.num_predicted,
+        }
+        command = [python, ROOT / "benchmarks" / "peer_pytorch.py", json.dumps(sizes)]
+        # As a user of PyTorch would start it: without our setting of the allocator, which does not help it.
+        environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.versions = self._read()
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def _read(self) -> str:
+        if not (line := self._process.stdout.readline()):
+            sys.exit(f"the peer ended with status {self._process.wait()}")
+        return line.strip()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, peer_python: Path | None) -> Timing:
+    """Every repeat times each kind of step once, on a state of its own."""
     mesh = meshes.make_mesh(config)
     rng = np.random.default_rng(0)
     rows = rng.integers(5, config.model.vocab_size, (config.train.batch_size, config.data.seq_len), dtype=np.int32)
     rows[:, 0], rows[:, -1] = SPECIAL.cls, SPECIAL.sep
     tokens = meshes.put_batch(mesh, rows)
-    steps = {v: meshes.jit_train_step(mesh, make_train_step(config, SPECIAL, v)) for v in VARIANTS}
+    compiled = {kind: compile_step(config, mesh, kind) for kind in kinds}
     new_state = meshes.jit_init(mesh, lambda: initial_state(config, SPECIAL))
-    states = {variant: new_state() for variant in VARIANTS}
-    seconds = {variant: [] for variant in VARIANTS}
-    for repeat in range(-1, repeats):  # the first round compiles
-        for variant in VARIANTS:
-            started = time.perf_counter()
-            states[variant], metrics = steps[variant](states[variant], tokens)
-            jax.block_until_ready((states[variant].params, metrics))
-            if repeat >= 0:
-                seconds[variant].append(time.perf_counter() - started)
-    return {variant: np.array(values) for variant, values in seconds.items()}
+    states = {kind: new_state() for kind in kinds}
+    peer = Peer(config, peer_python) if peer_python else None
+
+    def ours(kind: str) -> float:
+        started = time.perf_counter()
+        states[kind], metrics = compiled[kind](states[kind], tokens)
+        jax.block_until_ready((states[kind].params, metrics))
+        return time.perf_counter() - started
+
+    runs: dict[str, Callable[[], float]] = {kind: lambda kind=kind: ours(kind) for kind in kinds}
+    if peer:
+        runs[PEER] = peer.step
+    for run in runs.values():
+        run()
+    found = [{kind: run() for kind, run in runs.items()} for _ in range(repeats)]
+    if peer:
+        peer.close()
+    seconds = {kind: np.array([values[kind] for values in found]) for kind in runs}
+    flops = {kind: plain_step_flops(config) if kind == PLAIN else step_flops(config, kind) for kind in kinds}
+    interval = config.dropping.sc_interval
+    for values in (seconds, flops):
+        values[AVERAGE] = ((interval - 1) * values[DROP] + values[CONSISTENCY]) / interval
+    flops[PEER] = plain_step_flops(config)
+    memory = {kind: peak_bytes(compiled[kind]) for kind in kinds}
+    return Timing(title, config, seconds, flops, memory, peer.versions if peer else "")
+
+
+def seconds_to_compile(config: Config) -> float:
+    """All variants of a config, as `main` compiles them, tracing included."""
+    special = dataclasses.asdict(SPECIAL)
+    data = setup.Data(Path(), None, Tokenizer((), special, None, None, None), SPECIAL, None)
+    started = time.perf_counter()
+    setup.compile_steps(config, data, meshes.make_mesh(config))
+    return time.perf_counter() - started
+
+
+def print_timing(timing: Timing, matmul: float) -> None:
+    """A table of one setting; `matmul` is the measured FLOP/s of a plain product."""
+    config, plain = timing.config, plain_step_flops(timing.config)
+    tokens = config.train.batch_size * config.data.seq_len
+    print(f"\n{timing.title}" + (f"; peer: {timing.peer}" if timing.peer else ""))
+    heads = ("step", "seconds", "spread", "of plain", "by FLOPs", "tokens/s", "GFLOP/s", "of matmul", "MiB")
+    print("{:>14} {:>8} {:>13} {:>8} {:>8} {:>9} {:>8} {:>9} {:>7}".format(*heads))
+    for kind, values in timing.seconds.items():
+        median, rate = float(np.median(values)), timing.flops[kind] / float(np.median(values))
+        of_plain = f"{timing.ratio(kind, PLAIN)[0]:.2f}" if PLAIN in timing.seconds else ""
+        memory = f"{timing.memory[kind] / 2**20:,.0f}" if kind in timing.memory else ""
+        print(
+            f"{kind:>14} {median:8.3f} {f'{values.min():.3f}-{values.max():.3f}':>13} {of_plain:>8} "
+            f"{timing.flops[kind] / plain:8.2f} {tokens / median:9,.0f} {rate / 1e9:8.0f} {rate / matmul:9.2f} "
+            f"{memory:>7}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table of targets."""
+
+    what: str
+    found: float
+    spread: tuple[float, float] | None
+    flops: float | None  # the same ratio by the formula
+    target: float
+
+
+def targets(small: Timing, large: Timing | None, compile_seconds: float | None) -> list[Row]:
+    """The rows that were measured."""
+
+    def row(what: str, timing: Timing, kind: str, reference: str, target: float) -> Row:
+        median, low, high = timing.ratio(kind, reference)
+        return Row(what, median, (low, high), timing.flops[kind] / timing.flops[reference], target)
+
+    rows = [
+        row("drop step / own plain full step", small, DROP, PLAIN, 0.66),
+        row("ScTD average step / own plain full step", small, AVERAGE, PLAIN, 0.76),
+    ]
+    if PEER in small.seconds:
+        rows.append(row("own full step / PyTorch full step", small, FULL, PEER, 1.0))
+        rows.append(row("ScTD average step / PyTorch full step", small, AVERAGE, PEER, 0.75))
+    if large and PEER in large.seconds:
+        rows.append(row("the same for BERT-base, batch 2", large, AVERAGE, PEER, 0.80))
+    if compile_seconds is not None:
+        rows.append(Row("seconds to compile all variants of base.py", compile_seconds, None, None, 60.0))
+    memory = small.memory[CONSISTENCY] / small.memory[FULL]
+    rows.append(Row("peak memory of the consistency step / full step", memory, None, None, 1.35))
+    return rows
+
+
+def print_targets(rows: list[Row]) -> None:
+    """The table of targets."""
+    print("\n{:<48} {:>7} {:>13} {:>9} {:>7}".format("what", "found", "spread", "by FLOPs", "target"))
+    for row in rows:
+        spread = f"{row.spread[0]:.2f}-{row.spread[1]:.2f}" if row.spread else ""
+        flops = f"{row.flops:.2f}" if row.flops else ""
+        met = "met" if row.found <= row.target else "missed"
+        print(f"{row.what:<48} {row.found:7.2f} {spread:>13} {flops:>9} {row.target:7.2f} {met}")
+
+
+def write(folder: Path, timings: list[Timing], rows: list[Row], machine: dict) -> None:
+    """`train_step.json` and `train_step.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = [
+        {
+            "title": timing.title,
+            "peer": timing.peer,
+            "config": dataclasses.asdict(timing.config),
+            "seconds": {kind: values.tolist() for kind, values in timing.seconds.items()},
+            "flops": timing.flops,
+            "peak_bytes": timing.memory,
+        }
+        for timing in timings
+    ]
+    content = {"machine": machine, "settings": settings, "targets": [dataclasses.asdict(row) for row in rows]}
+    (folder / "train_step.json").write_text(json.dumps(content, indent=2) + "\n")
+    figure = Figure(figsize=(5.5 * len(timings), 3.6), layout="tight")
+    axes = figure.subplots(1, len(timings), squeeze=False)
+    for axis, timing in zip(axes[0], timings, strict=True):
+        kinds = list(timing.seconds)
+        medians = np.array([np.median(timing.seconds[kind]) for kind in kinds])
+        low = medians - [timing.seconds[kind].min() for kind in kinds]
+        high = [timing.seconds[kind].max() for kind in kinds] - medians
+        colors = ["tab:gray" if kind == PEER else "tab:blue" for kind in kinds]
+        axis.barh(kinds, medians, xerr=(low, high), color=colors, capsize=3)
+        axis.invert_yaxis()
+        axis.set_xlabel("seconds a step (median, lowest and highest)")
+        axis.set_title(timing.title, fontsize=9)
+    figure.savefig(folder / "train_step.png", dpi=120)
+    print(f"\nwritten: {folder / 'train_step.json'}, {folder / 'train_step.png'}")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config")
+    parser.add_argument("--config", help="a recipe; default: the settings of the table of targets")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--peer", choices=("pytorch",), help="measure it too, interleaved")
+    parser.add_argument("--peer-python", type=Path, default=ROOT / ".venv-peer" / "bin" / "python")
+    parser.add_argument("--out", type=Path, help="folder for a JSON and a PNG")
     args = parser.parse_args()
-    config = load_config(args.config)
-    seconds = measure(config, args.repeats)
-    interval = config.dropping.sc_interval
-    seconds["ScTD average"] = ((interval - 1) * seconds["drop"] + seconds["consistency"]) / interval
-    flops = {variant: step_flops(config, variant) for variant in VARIANTS}
-    flops["ScTD average"] = ((interval - 1) * flops["drop"] + flops["consistency"]) / interval
-    tokens, plain = config.train.batch_size * config.data.seq_len, plain_step_flops(config)
-    print(f"{'step':>14} {'seconds':>8} {'spread':>15} {'tokens/s':>9} {'of full':>8} {'FLOPs of plain':>15}")
-    for name, values in seconds.items():
-        median, spread = np.median(values), f"{values.min():.3f}-{values.max():.3f}"
-        ratio = np.median(values / seconds["full"])
-        print(f"{name:>14} {median:8.3f} {spread:>15} {tokens / median:9,.0f} {ratio:8.2f} {flops[name] / plain:15.2f}")
+    peer = args.peer_python if args.peer else None
+    if peer and not peer.is_file():
+        sys.exit(f"error: {peer}: no such file; `make peer` makes that environment")
+    matmul = setup.matmul_flops_per_second()
+    device = jax.devices()[0].device_kind
+    machine = {"jax": jax.__version__, "device": device, "cpus": os.cpu_count(), "processor": platform.processor()}
+    print(f"jax {jax.__version__} on {device}, {os.cpu_count()} CPUs; a 1024^3 f32 product: {matmul / 1e9:.0f} GFLOP/s")
+    if args.config:
+        timings = [measure(args.config, file_config(args.config), OURS, args.repeats, peer)]
+        print_timing(timings[0], matmul)
+        rows = []
+    else:
+        compile_seconds = seconds_to_compile(one_device(base.get_config()))
+        title = "12 layers x 256, batch 16, N 128, K 64, P 19, V 8192, dropout 0.1"
+        timings = [measure(title, small_config(), OURS, args.repeats, peer)]
+        print_timing(timings[0], matmul)
+        if peer:
+            title = "BERT-base, batch 2, N 512, K 256, P 77, V 30522, dropout 0.1"
+            repeats = max(args.repeats // 2, 1)
+            timings.append(measure(title, base_config(), (DROP, CONSISTENCY), repeats, peer))
+            print_timing(timings[1], matmul)
+        rows = targets(timings[0], timings[1] if peer else None, compile_seconds)
+        print_targets(rows)
+    if args.out:
+        write(args.out, timings, rows, machine)
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as sctd_jax.main does
     main()

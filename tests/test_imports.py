@@ -19,7 +19,8 @@ ALLOWED = {
     "config": [],
     "errors": [],
     "model.token_dropping": [],
-    "model.bert": ["config", "model.token_dropping"],
+    "model.elementwise": [],
+    "model.bert": ["config", "model.elementwise", "model.token_dropping"],
     "objective.masking": [],
     "objective.losses": [],
     "train.metrics": [],
@@ -34,7 +35,8 @@ ALLOWED = {
     "train": ["config", "model", "objective", "parallel.mesh", "data", "train"],
     "interop": ["config", "data", "interop", "objective", "train"],
     "plot": ["train.metrics"],
-    "main": ["config", "train"],
+    "huge_pages": [],
+    "main": ["config", "huge_pages", "train"],
 }
 
 

@@ -264,3 +264,15 @@ def test_a_missing_config_file(tmp_path):
     assert done.returncode != 0
     assert "--config" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_main_starts_again_with_huge_pages_unless_told_otherwise():
+    """The variable is read by glibc when a process starts; what a user has set stays."""
+    code = "import os; from sctd_jax import huge_pages as h; h.restart_with_huge_pages(); "
+    code += "print(os.environ['GLIBC_TUNABLES'])"
+    environment = {name: value for name, value in helpers.environment().items() if name != "GLIBC_TUNABLES"}
+    for given, expected in (({}, "glibc.malloc.hugetlb=1"), ({"GLIBC_TUNABLES": ""}, "")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment | given, cwd=helpers.ROOT, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == expected, done.stderr

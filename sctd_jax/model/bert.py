@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from sctd_jax.config import ModelConfig
 from sctd_jax.model import token_dropping
+from sctd_jax.model.elementwise import ACTIVATIONS, Dropout
 
 
 def _kernel_init(config: ModelConfig):
@@ -27,10 +28,6 @@ def _layer_norm(config: ModelConfig, name: str | None = None) -> nn.LayerNorm:
     return nn.LayerNorm(config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
-def _activation(config: ModelConfig, x: jax.Array) -> jax.Array:
-    return nn.gelu(x, approximate=config.activation == "gelu_tanh")
-
-
 class Embeddings(nn.Module):
     """Token + learned position + segment embeddings, LayerNorm, dropout."""
 
@@ -43,7 +40,7 @@ class Embeddings(nn.Module):
         self.position = self.param("position", init, (config.max_positions, config.hidden_size))
         self.segment = self.param("segment", init, (config.type_vocab_size, config.hidden_size))
         self.norm = _layer_norm(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def __call__(self, input_ids_BN: jax.Array, segment_ids_BN: jax.Array, deterministic: bool) -> jax.Array:
         """Embeddings [B, N, D]."""
@@ -52,11 +49,11 @@ class Embeddings(nn.Module):
         x_BND += self.position[None, : input_ids_BN.shape[1]]
         x_BND += jnp.take(self.segment, segment_ids_BN, axis=0, mode="clip")
         x_BND = self.norm(x_BND).astype(self.config.dtype)
-        return self.dropout(x_BND, deterministic=deterministic)
+        return self.dropout(x_BND, deterministic)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `query` over `context`, in the layout [B, H, N, D/H]."""
+    """Multi-head attention of `query` over `context`."""
 
     config: ModelConfig
 
@@ -68,23 +65,23 @@ class Attention(nn.Module):
         config = self.config
         heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
 
-        def project(name: str, x: jax.Array, shape: tuple[int, ...], einsum: str) -> jax.Array:
-            dense = nn.Einsum(shape, einsum, dtype=config.dtype, kernel_init=_kernel_init(config), name=name)
-            return dense(x)
+        def project(name: str, x: jax.Array, features: int | tuple[int, int], axis: int | tuple[int, int]) -> jax.Array:
+            # Heads after tokens, as products give them: asked for the other order, XLA on CPU multiplies transposed.
+            init = _kernel_init(config)
+            return nn.DenseGeneral(features, axis=axis, dtype=config.dtype, kernel_init=init, name=name)(x)
 
-        split = (config.hidden_size, heads, head_dim)
-        query_BHRd = project("query", query_BRD, split, "brd,dhk->bhrk")
-        key_BHNd = project("key", context_BND, split, "bnd,dhk->bhnk")
-        value_BHNd = project("value", context_BND, split, "bnd,dhk->bhnk")
+        query_BRHd = project("query", query_BRD, (heads, head_dim), -1)
+        key_BNHd = project("key", context_BND, (heads, head_dim), -1)
+        value_BNHd = project("value", context_BND, (heads, head_dim), -1)
         scores_BHRN = jnp.einsum(
-            "bhrk,bhnk->bhrn", query_BHRd * head_dim**-0.5, key_BHNd, preferred_element_type=jnp.float32
+            "brhd,bnhd->bhrn", query_BRHd * head_dim**-0.5, key_BNHd, preferred_element_type=jnp.float32
         )
         # Finite, so that a row of padding alone is uniform instead of NaN.
         scores_BHRN = jnp.where(mask_BN[:, None, None, :], scores_BHRN, -1e9)
         weights_BHRN = nn.softmax(scores_BHRN).astype(config.dtype)
-        weights_BHRN = nn.Dropout(config.attention_dropout)(weights_BHRN, deterministic=deterministic)
-        out_BHRd = jnp.einsum("bhrn,bhnk->bhrk", weights_BHRN, value_BHNd)
-        return project("output", out_BHRd, (heads, head_dim, config.hidden_size), "bhrk,hkd->brd")
+        weights_BHRN = Dropout(config.attention_dropout)(weights_BHRN, deterministic)
+        out_BRHd = jnp.einsum("bhrn,bnhd->brhd", weights_BHRN, value_BNHd)
+        return project("output", out_BRHd, config.hidden_size, (-2, -1))
 
 
 class Mlp(nn.Module):
@@ -96,7 +93,8 @@ class Mlp(nn.Module):
     def __call__(self, x_BRD: jax.Array) -> jax.Array:
         """[B, R, D] -> [B, R, D]."""
         h_BRF = _dense(self.config, self.config.intermediate_size, "intermediate")(x_BRD)
-        return _dense(self.config, self.config.hidden_size, "output")(_activation(self.config, h_BRF))
+        h_BRF = ACTIVATIONS[self.config.activation](h_BRF)
+        return _dense(self.config, self.config.hidden_size, "output")(h_BRF)
 
 
 class Block(nn.Module):
@@ -110,12 +108,12 @@ class Block(nn.Module):
     ) -> jax.Array:
         """Layer output [B, R, D], all N rows if `rows_BR` is None."""
         config = self.config
-        dropout = nn.Dropout(config.hidden_dropout, deterministic=deterministic)
+        dropout = Dropout(config.hidden_dropout)
         query_BRD = x_BND if rows_BR is None else token_dropping.gather(x_BND, rows_BR)
         a_BRD = Attention(config, name="attention")(query_BRD, x_BND, mask_BN, deterministic)
-        h_BRD = _layer_norm(config, "attention_norm")(query_BRD + dropout(a_BRD)).astype(config.dtype)
+        h_BRD = _layer_norm(config, "attention_norm")(query_BRD + dropout(a_BRD, deterministic)).astype(config.dtype)
         m_BRD = Mlp(config, name="mlp")(h_BRD)
-        return _layer_norm(config, "output_norm")(h_BRD + dropout(m_BRD)).astype(config.dtype)
+        return _layer_norm(config, "output_norm")(h_BRD + dropout(m_BRD, deterministic)).astype(config.dtype)
 
 
 # Positions i32[B, K] for all dropping layers, or one such array for each of them (random-LTD).
@@ -233,7 +231,7 @@ class MlmHead(nn.Module):
     def __call__(self, x_BPD: jax.Array, word_VD: jax.Array) -> jax.Array:
         """Logits f32[B, P, V]."""
         config = self.config
-        h_BPD = _activation(config, _dense(config, config.hidden_size, "dense")(x_BPD))
+        h_BPD = ACTIVATIONS[config.activation](_dense(config, config.hidden_size, "dense")(x_BPD))
         h_BPD = _layer_norm(config, "norm")(h_BPD).astype(config.dtype)
         bias_V = self.param("bias", nn.initializers.zeros_init(), (config.vocab_size,))
         logits_BPV = jnp.einsum("bpd,vd->bpv", h_BPD, word_VD.astype(config.dtype), preferred_element_type=jnp.float32)

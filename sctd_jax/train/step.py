@@ -271,16 +271,17 @@ def _update(
     """
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     rate = learning_rate(config, state.step)
-    params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-    importance_V = token_dropping.update_importance(
-        state.importance_V, *importance, config.dropping.importance_beta, special.frozen
-    )
+
+    def updated(params, opt_state, importance_V):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+        beta, frozen = config.dropping.importance_beta, special.frozen
+        return params, opt_state, token_dropping.update_importance(importance_V, *importance, beta, frozen)
+
+    # A branch, not a choice between old and new leaf by leaf: that one copies both moments of every parameter.
     old = (state.params, state.opt_state, state.importance_V)
-    params, opt_state, importance_V = jax.tree.map(
-        lambda new, kept: jnp.where(finite, new, kept), (params, opt_state, importance_V), old
-    )
+    params, opt_state, importance_V = jax.lax.cond(finite, updated, lambda *kept: kept, *old)
     new_state = state.replace(
         step=state.step + 1,
         params=params,
