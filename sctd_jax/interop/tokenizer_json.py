@@ -11,7 +11,7 @@ def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
 
     Args:
       model: a serialised SentencePiece model.
-      special: ids by role, from `data.tokenizer.special_ids`.
+      special: ids by role, as `data.tokenizer.Tokenizer.special` has them.
     """
     proto = sentencepiece_model.ModelProto.FromString(model)
     names = {role: proto.pieces[i].piece for role, i in special.items()}

@@ -38,11 +38,6 @@ def variant_at(config: Config, step: int) -> Variant:
     return "drop"
 
 
-def variants(config: Config) -> tuple[Variant, ...]:
-    """Every variant that a run of this config may need."""
-    return tuple(dict.fromkeys(variant for _, variant in steps_needed(config).values()))
-
-
 def step_name(config: Config, step: int) -> str:
     """Which compiled step update number `step` runs: its variant, and K where a schedule changes it."""
     variant = variant_at(config, step)
