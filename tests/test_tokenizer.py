@@ -237,6 +237,7 @@ def test_what_stands_beside_a_vocabulary_is_heeded(vocab):
     beside.write_text(json.dumps({"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}))
     with pytest.raises(UserError, match=r"tokenizer_config.json: tokenizer_class is 'BertJapaneseTokenizer'"):
         tokenizer.load(vocab)
-    beside.write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer_config.json cannot be read"):
-        tokenizer.load(vocab)
+    for text in ("{", "[]"):
+        beside.write_text(text)
+        with pytest.raises(UserError, match=r"tokenizer_config.json cannot be read"):
+            tokenizer.load(vocab)

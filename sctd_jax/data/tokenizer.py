@@ -187,6 +187,8 @@ def _options(path: Path) -> dict:
         options = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(options, dict):
+        raise UserError(f"{path} cannot be read: expected an object with fields")
     if (found := options.get("tokenizer_class")) not in _WORDPIECE_CLASSES:
         raise UserError(f"{path}: tokenizer_class is {found!r}, supported are BertTokenizer and BertTokenizerFast")
     return options
