@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
                 "layer_norm_eps": 1e-12,
                 "initializer_range": 0.02,
                 "dtype": "bfloat16",
+                "attention": "auto",
+                "remat": "auto",
             },
             "dropping": {
                 "method": "sctd",

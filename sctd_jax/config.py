@@ -29,6 +29,8 @@ class ModelConfig:
     layer_norm_eps: float
     initializer_range: float
     dtype: str  # compute type; parameters are float32
+    attention: str  # 'plain', 'splash' (a TPU kernel, for attention_dropout 0) or 'auto': splash where it can be
+    remat: str  # recomputed in the backward pass: 'none', 'attention', 'block' (layers), 'auto': attention on TPUs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +183,8 @@ class Config:
 _CHOICES = {
     "model.activation": ("gelu", "gelu_tanh"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "plain", "splash"),
+    "model.remat": ("auto", "none", "attention", "block"),
     "dropping.method": ("full", "drop", "sctd", "random", "random_ltd"),
     "dropping.selector": ("importance", "random", "importance+random"),
     "dropping.sc_pool": ("cls", "mean"),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sctd_jax.config import ModelConfig
-from sctd_jax.model import token_dropping
+from sctd_jax.model import attention, token_dropping
 from sctd_jax.model.elementwise import ACTIVATIONS, Dropout
 
 
@@ -56,6 +56,7 @@ class Attention(nn.Module):
     """Multi-head attention of `query` over `context`."""
 
     config: ModelConfig
+    attend: attention.Attend
 
     @nn.compact
     def __call__(
@@ -70,17 +71,12 @@ class Attention(nn.Module):
             init = _kernel_init(config)
             return nn.DenseGeneral(features, axis=axis, dtype=config.dtype, kernel_init=init, name=name)(x)
 
-        query_BRHd = project("query", query_BRD, (heads, head_dim), -1)
+        query_BRHd = project("query", query_BRD, (heads, head_dim), -1) * head_dim**-0.5
         key_BNHd = project("key", context_BND, (heads, head_dim), -1)
         value_BNHd = project("value", context_BND, (heads, head_dim), -1)
-        scores_BHRN = jnp.einsum(
-            "brhd,bnhd->bhrn", query_BRHd * head_dim**-0.5, key_BNHd, preferred_element_type=jnp.float32
-        )
-        # Finite, so that a row of padding alone is uniform instead of NaN.
-        scores_BHRN = jnp.where(mask_BN[:, None, None, :], scores_BHRN, -1e9)
-        weights_BHRN = nn.softmax(scores_BHRN).astype(config.dtype)
-        weights_BHRN = Dropout(config.attention_dropout)(weights_BHRN, deterministic)
-        out_BRHd = jnp.einsum("bhrn,bnhd->brhd", weights_BHRN, value_BNHd)
+        rate = 0.0 if deterministic else config.attention_dropout
+        dropout_key = self.make_rng("dropout") if rate else None
+        out_BRHd = self.attend(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key)
         return project("output", out_BRHd, config.hidden_size, (-2, -1))
 
 
@@ -101,6 +97,7 @@ class Block(nn.Module):
     """One post-LN layer. With `rows_BR`, only those rows are computed, over keys and values from all N."""
 
     config: ModelConfig
+    attend: attention.Attend
 
     @nn.compact
     def __call__(
@@ -110,7 +107,7 @@ class Block(nn.Module):
         config = self.config
         dropout = Dropout(config.hidden_dropout)
         query_BRD = x_BND if rows_BR is None else token_dropping.gather(x_BND, rows_BR)
-        a_BRD = Attention(config, name="attention")(query_BRD, x_BND, mask_BN, deterministic)
+        a_BRD = Attention(config, self.attend, name="attention")(query_BRD, x_BND, mask_BN, deterministic)
         h_BRD = _layer_norm(config, "attention_norm")(query_BRD + dropout(a_BRD, deterministic)).astype(config.dtype)
         m_BRD = Mlp(config, name="mlp")(h_BRD)
         return _layer_norm(config, "output_norm")(h_BRD + dropout(m_BRD, deterministic)).astype(config.dtype)
@@ -132,11 +129,14 @@ class Encoder(nn.Module):
     config: ModelConfig
     first_drop: int
     last_drop: int
+    attend: attention.Attend = attention.plain
+    remat_layers: bool = False
 
     def setup(self):
         """Embeddings and `layer_0` .. `layer_{L-1}`."""
         self.embeddings = Embeddings(self.config)
-        self.layer = [Block(self.config) for _ in range(self.config.num_layers)]
+        block = nn.remat(Block, static_argnums=4) if self.remat_layers else Block
+        self.layer = [block(self.config, self.attend) for _ in range(self.config.num_layers)]
 
     def __call__(
         self,
@@ -244,10 +244,12 @@ class Bert(nn.Module):
     config: ModelConfig
     first_drop: int
     last_drop: int
+    attend: attention.Attend = attention.plain
+    remat_layers: bool = False  # keep only each layer's input for the backward pass
 
     def setup(self):
         """`encoder` and `mlm_head`."""
-        self.encoder = Encoder(self.config, self.first_drop, self.last_drop)
+        self.encoder = Encoder(self.config, self.first_drop, self.last_drop, self.attend, self.remat_layers)
         self.mlm_head = MlmHead(self.config)
 
     def __call__(self, input_ids_BN: jax.Array, mask_BN: jax.Array, **kwargs) -> jax.Array:

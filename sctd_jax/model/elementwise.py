@@ -30,6 +30,11 @@ def _mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
+def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+    """Each element 0 with probability `rate`, scaled by 1 / (1 - rate) otherwise."""
+    return jnp.where(keep_mask(key, x.shape, rate), x / (1 - rate), jnp.zeros_like(x))
+
+
 class Dropout(nn.Module):
     """`flax.linen.Dropout` with `keep_mask`; draws from the `dropout` rng."""
 
@@ -37,11 +42,10 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        """Each element 0 with probability `rate`, scaled by 1 / (1 - rate) otherwise."""
+        """`dropout`, or x itself."""
         if deterministic or self.rate == 0:
             return x
-        keep = keep_mask(self.make_rng("dropout"), x.shape, self.rate)
-        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+        return dropout(self.make_rng("dropout"), x, self.rate)
 
 
 def _saving_the_slope(value_and_slope: Callable) -> Callable:

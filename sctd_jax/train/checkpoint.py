@@ -36,6 +36,7 @@ _MAY_CHANGE = {
     "train.log_every", "train.max_bad_steps", "train.accumulation", "optimizer.learning_rate",
     "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
     "data.documents", "mesh.data", "train.init",
+    "model.attention", "model.remat",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.objective import losses
@@ -15,12 +16,14 @@ from sctd_jax.train.step import loss_rows, mask_batch, select
 _EVAL_SEED = 20230524
 
 
-def make_eval_step(config: Config, special: SpecialIds, word_start_V: jax.Array | None = None):
+def make_eval_step(
+    config: Config, special: SpecialIds, word_start_V: jax.Array | None = None, mesh: Mesh | None = None
+):
     """(state, tokens_BN, rows_B, valid_B) -> sums, for `summarize`.
 
     `rows_B` are held-out row numbers (they fix the masks); rows with `valid_B` False count nothing.
     """
-    model = make_model(config)
+    model = make_model(config, mesh)
     dropping = config.dropping.method != "full"
 
     def eval_step(state: TrainState, tokens_BN: jax.Array, rows_B: jax.Array, valid_B: jax.Array):

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.data.loader import prefetch
 from sctd_jax.errors import UserError
+from sctd_jax.model import attention
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train import report, setup
 from sctd_jax.train.checkpoint import Checkpoints, check_rows, check_workdir, claim_workdir, has_checkpoints
@@ -57,6 +58,7 @@ def train_and_evaluate(config: Config, workdir: str | Path, log: Callable[[str],
 def _open(config: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Mesh, setup.Data]:
     """Mesh and rows of a run, each check before the longer work that follows it."""
     mesh = meshes.make_mesh(config)
+    attention.choose(config, mesh.devices.flat[0].platform)  # an impossible one ends the run here
     check_workdir(workdir, config)
     if config.train.init and not has_checkpoints(workdir):
         check_init(config)

@@ -16,7 +16,7 @@ from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, Checkpoints
 from sctd_jax.train.state import TrainState, initial_state
 
 # Of the model, by a run that starts from another one's parameters.
-_FREE_TO_CHANGE = ("hidden_dropout", "attention_dropout", "initializer_range", "dtype")
+_FREE_TO_CHANGE = ("hidden_dropout", "attention_dropout", "initializer_range", "dtype", "attention", "remat")
 
 
 @dataclasses.dataclass(frozen=True)

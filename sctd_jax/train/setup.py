@@ -85,7 +85,7 @@ def compile_steps(config: Config, data: Data, mesh: Mesh) -> Mapping[str, Callab
     )
     compiled = {}
     for name, (stage, variant) in steps_needed(config).items():
-        step_fn = make_train_step(stage, data.special, variant, data.word_start_V)
+        step_fn = make_train_step(stage, data.special, variant, data.word_start_V, mesh)
         compiled[name] = meshes.jit_train_step(mesh, step_fn).lower(shape, tokens).compile()
     return compiled
 
@@ -102,7 +102,7 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
     rows = Rows(data.folder, HELD_OUT)
     count, batch_size = min(config.train.eval_rows, len(rows)), config.train.batch_size // config.train.accumulation
     mine = meshes.host_rows(mesh, batch_size)
-    eval_step = meshes.jit_eval_step(mesh, make_eval_step(config, data.special, data.word_start_V))
+    eval_step = meshes.jit_eval_step(mesh, make_eval_step(config, data.special, data.word_start_V, mesh))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         totals: dict[str, Any] = {}

@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.model import attention
 from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import initial_importance
 from sctd_jax.objective.masking import SpecialIds
@@ -25,10 +27,16 @@ class TrainState:
     skipped: jax.Array  # i32: steps left out because the loss or a gradient was not finite
 
 
-def make_model(config: Config) -> Bert:
-    """The network of a config."""
+def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
+    """The network of a config, computed as its devices need it; without a mesh by plain attention."""
     first, last = config.drop_layers
-    return Bert(config.model, first, last)
+    if mesh is None:
+        return Bert(config.model, first, last)
+    choice = attention.choose(config, mesh.devices.flat[0].platform)
+    attend = attention.recomputed if choice.remat == "attention" else attention.plain
+    if choice.attention == "splash":
+        attend = attention.splash(mesh, otherwise=attend)
+    return Bert(config.model, first, last, attend, remat_layers=choice.remat == "block")
 
 
 def initial_state(config: Config, special: SpecialIds) -> TrainState:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.model import token_dropping
@@ -57,7 +58,11 @@ def steps_needed(config: Config) -> dict[str, tuple[Config, Variant]]:
 
 
 def make_train_step(
-    config: Config, special: SpecialIds, variant: Variant, word_start_V: jax.Array | None = None
+    config: Config,
+    special: SpecialIds,
+    variant: Variant,
+    word_start_V: jax.Array | None = None,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The step (state, tokens_BN) -> (state, metrics) of one variant; pure, for the caller to jit.
 
@@ -66,8 +71,9 @@ def make_train_step(
       special: special ids of the tokenizer.
       variant: which passes and which loss (SPEC 4).
       word_start_V: bool[V] for whole-word masking, or None.
+      mesh: that it will run on; decides how attention is computed (`make_model`).
     """
-    model, optimizer = make_model(config), make_optimizer(config.optimizer)
+    model, optimizer = make_model(config, mesh), make_optimizer(config.optimizer)
 
     def step_fn(state: TrainState, tokens_BN: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)

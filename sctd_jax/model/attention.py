@@ -1,0 +1,125 @@
+"""How attention is computed: plain, plain but recomputed in the backward pass, or by a TPU kernel.
+
+The probabilities [B, H, R, N] of plain attention are what fills a TPU's memory first. Attention dropout acts on
+them, so a kernel that never writes them can only be used without it.
+Shapes: B batch, R query rows, N context rows, H heads, d width of a head. Queries come scaled by d**-0.5.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import Mesh, PartitionSpec
+
+from sctd_jax.config import Config
+from sctd_jax.errors import UserError
+from sctd_jax.model.elementwise import dropout
+
+# (query_BRHd, key_BNHd, value_BNHd, mask_BN, dropout rate, dropout key) -> out_BRHd
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, float, jax.Array | None], jax.Array]
+_LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What `model.attention` and `model.remat` mean for a config on a platform."""
+
+    attention: str  # 'plain' or 'splash'
+    remat: str  # 'none', 'attention' or 'block'
+    text: str  # for a person
+
+
+def choose(config: Config, platform: str) -> Choice:
+    """The attention of a run on devices of a platform ('cpu', 'gpu', 'tpu').
+
+    Raises:
+      UserError: the config asks for a kernel that cannot be used.
+    """
+    model, obstacle = config.model, _splash_obstacle(config, platform)
+    if model.attention == "splash" and obstacle:
+        raise UserError(f"config.model.attention is splash, but {obstacle}; auto takes what is possible")
+    splash = model.attention != "plain" and not obstacle
+    remat = model.remat
+    if remat == "auto":
+        remat = "attention" if platform == "tpu" and not splash else "none"
+    text = "splash, a TPU kernel that keeps no probabilities" if splash else "plain"
+    text += {"none": "", "attention": "; its probabilities are recomputed in the backward pass",
+             "block": "; whole layers are recomputed in the backward pass"}[remat]  # fmt: skip
+    if platform == "tpu" and obstacle:
+        text += f" (no splash: {obstacle})"
+    return Choice("splash" if splash else "plain", remat, text)
+
+
+def _splash_obstacle(config: Config, platform: str) -> str | None:
+    lengths = [("data.seq_len", config.data.seq_len)]
+    if config.dropping.method != "full":
+        lengths += [("K, the kept tokens,", kept) for _, kept in config.keep_stages]
+    if platform != "tpu":
+        return f"it runs on TPUs, and the devices are {platform.upper()}s"
+    if config.model.attention_dropout:
+        return f"it has no dropout, and model.attention_dropout is {config.model.attention_dropout}"
+    for name, length in lengths:
+        if length % _LANES:
+            return f"{name} must be a multiple of {_LANES} for it, found {length}"
+    return None
+
+
+def plain(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key) -> jax.Array:
+    """Softmax attention with its probabilities in memory."""
+    scores_BHRN = jnp.einsum("brhd,bnhd->bhrn", query_BRHd, key_BNHd, preferred_element_type=jnp.float32)
+    # Finite, so that a row of padding alone is uniform instead of NaN.
+    scores_BHRN = jnp.where(mask_BN[:, None, None, :], scores_BHRN, -1e9)
+    weights_BHRN = jax.nn.softmax(scores_BHRN).astype(value_BNHd.dtype)
+    if rate:
+        weights_BHRN = dropout(dropout_key, weights_BHRN, rate)
+    return jnp.einsum("bhrn,bnhd->brhd", weights_BHRN, value_BNHd)
+
+
+# The projections are outside: only scores and probabilities are computed a second time.
+recomputed: Attend = jax.checkpoint(plain, static_argnums=4)
+
+
+def splash(mesh: Mesh, otherwise: Attend) -> Attend:
+    """Splash attention on a mesh, batch and heads sharded; numbers of rows that the kernel cannot take go elsewhere.
+
+    Those are the last layer's, where only the rows of the loss are computed: a sixth of the others' memory.
+    On a CPU mesh the kernel is interpreted, for tests.
+    """
+    rows, heads = ("data", "fsdp"), "tensor"
+    interpret = mesh.devices.flat[0].platform == "cpu"
+
+    def local(query_BRHd, key_BNHd, value_BNHd, mask_BN):
+        kernel = _splash_kernel(query_BRHd.shape[2], query_BRHd.shape[1], key_BNHd.shape[1], interpret)
+
+        def one_row(query_RHd, key_NHd, value_NHd, mask_N):
+            ids = splash_attention.SegmentIds(jnp.ones(query_RHd.shape[0], jnp.int32), mask_N.astype(jnp.int32))
+            out_HRd = kernel(*(x.swapaxes(0, 1) for x in (query_RHd, key_NHd, value_NHd)), segment_ids=ids)
+            return out_HRd.swapaxes(0, 1)
+
+        return jax.vmap(one_row)(query_BRHd, key_BNHd, value_BNHd, mask_BN)
+
+    spec = PartitionSpec(rows, None, heads, None)
+    sharded = jax.shard_map(
+        local, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec(rows, None)), out_specs=spec, check_vma=False
+    )
+
+    def attend(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key):
+        if query_BRHd.shape[1] % _LANES or key_BNHd.shape[1] % _LANES:
+            return otherwise(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key)
+        return sharded(query_BRHd, key_BNHd, value_BNHd, mask_BN)
+
+    return attend
+
+
+def _splash_kernel(heads: int, rows: int, context: int, interpret: bool):
+    block_q, block_kv = (max(size for size in (128, 256, 512) if n % size == 0) for n in (rows, context))
+    sizes = splash_attention.BlockSizes(
+        block_q=min(block_q, 256), block_kv=block_kv, block_q_dkv=min(block_q, 256), block_kv_dkv=block_kv,
+        use_fused_bwd_kernel=True,
+    )  # fmt: skip
+    mask = splash_attention.MultiHeadMask([splash_attention.FullMask((rows, context))] * heads)
+    return splash_attention.make_splash_mha(
+        mask=mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
