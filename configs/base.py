@@ -89,6 +89,6 @@ def get_config() -> ConfigDict:
                 "log_every": 50,
                 "max_bad_steps": 20,
             },
-            "mesh": {"data": -1},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         }
     )

@@ -116,9 +116,11 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along the mesh axis 'data'."""
+    """Devices along the mesh axes."""
 
-    data: int  # -1: all devices
+    data: int  # batch; -1: all devices that the others leave
+    fsdp: int  # batch, and the layers' parameters and moments by width
+    tensor: int  # heads, FFN width and vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +205,7 @@ _AT_LEAST_ONE = (
     "model.vocab_size", "model.num_layers", "model.hidden_size", "model.num_heads", "model.intermediate_size",
     "model.type_vocab_size", "dropping.sc_interval", "train.batch_size", "train.accumulation",
     "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.max_bad_steps", "train.steps",
+    "train.log_every", "train.max_bad_steps", "train.steps", "mesh.fsdp", "mesh.tensor",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "dropping.sc_weight", "dropping.full_steps_first", "dropping.full_steps_last", "optimizer.warmup_steps",

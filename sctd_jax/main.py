@@ -1,6 +1,7 @@
 """The command.
 
 python -m sctd_jax.main --config=configs/base.py [--workdir=runs/base] [--config.x.y=value] [--mode=train|eval]
+python -m sctd_jax.main --mode=compile --topology=v5e:2x4 --config=configs/base.py
 """
 
 import functools
@@ -20,14 +21,25 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sctd_jax.config import from_dict
-from sctd_jax.errors import run_command
+from sctd_jax.errors import UserError, run_command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "compile"], "What to do.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "With --mode=compile: a TPU slice, such as v5e:2x4.")
+# Read when JAX is imported: the compiler shall look for neither chips nor a TPU VM's metadata server.
+_WITHOUT_CHIPS = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any: without one libtpu looks for it, and complains
+}
 
 
 def _dispatch() -> int:
+    if _MODE.value == "compile":
+        return _compile()
     # After flag parsing, so that `--help` and a bad config answer without loading JAX.
     from sctd_jax.train.loop import evaluate_workdir, train_and_evaluate
 
@@ -40,6 +52,16 @@ def _dispatch() -> int:
         return 0
     result = train_and_evaluate(config, workdir, log)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def _compile() -> int:
+    if not _TOPOLOGY.value:
+        raise UserError("--mode=compile needs --topology, such as --topology=v5e:2x4")
+    config = from_dict(_CONFIG.value.to_dict())
+    os.environ.update(_WITHOUT_CHIPS)
+    from sctd_jax.parallel.aot import compile_for
+
+    return 0 if compile_for(config, _TOPOLOGY.value, functools.partial(print, flush=True)) else 1
 
 
 def _main(argv: list[str]) -> int:

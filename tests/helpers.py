@@ -15,7 +15,7 @@ from tests import small
 
 ROOT = Path(__file__).parents[1]
 # Tests and the programs that they start share compiled code; most of the suite's time is XLA's compiler.
-FAST_COMPILER = "--xla_backend_optimization_level=0"
+FAST_COMPILER = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 COMPILATION_CACHE = {
     # One for each worker of pytest-xdist: nobody reads what another is writing.
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / f"jax-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
@@ -52,11 +52,11 @@ def moved(params, scale: float, seed: int = 5):
     return jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape).astype(np.float32), params)
 
 
-def run_module(module: str, *args: str, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
+def run_module(module: str, *args: str, cwd: Path = ROOT, env=None, **kwargs) -> subprocess.CompletedProcess:
     """`python -m module args` as a user would, on one CPU device."""
     return subprocess.run(
-        [sys.executable, "-m", module, *args], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300,
-        **kwargs,
+        [sys.executable, "-m", module, *args], cwd=cwd, env=env or environment(), capture_output=True, text=True,
+        timeout=300, **kwargs,
     )  # fmt: skip
 
 

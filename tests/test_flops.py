@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sctd_jax.train.flops import forward_flops, mean_step_flops, peak_flops, plain_step_flops, step_flops
+from sctd_jax.parallel import chips
+from sctd_jax.train.flops import forward_flops, mean_step_flops, plain_step_flops, step_flops
 from sctd_jax.train.state import make_model
 from sctd_jax.train.step import variant_at
 from tests import helpers
@@ -59,7 +60,7 @@ def test_ratios_of_the_12_layer_model_of_the_performance_issue():
 
 
 def test_peaks_by_device_kind():
-    assert peak_flops("TPU v5 lite") == 197e12
-    assert peak_flops("TPU v5p") == 459e12
-    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert peak_flops("cpu") is None
+    assert chips.find("TPU v5 lite").flops == 197e12
+    assert chips.find("TPU v5p").flops == 459e12
+    assert chips.find("NVIDIA H100 80GB HBM3").flops == 989e12
+    assert chips.find("cpu") is None

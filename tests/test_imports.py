@@ -33,11 +33,14 @@ ALLOWED = {
     "data.loader": ["data"],
     "data.prepare": ["config", "data"],
     "parallel.mesh": ["config"],
-    "train": ["config", "model", "objective", "parallel.mesh", "data", "train"],
+    "parallel.sharding": [],
+    "parallel.chips": [],
+    "parallel.aot": ["config", "model", "objective", "parallel", "train"],
+    "train": ["config", "model", "objective", "parallel.chips", "parallel.mesh", "parallel.sharding", "data", "train"],
     "interop": ["config", "data", "interop", "objective", "train"],
     "plot": ["train.metrics"],
     "huge_pages": [],
-    "main": ["config", "huge_pages", "train"],
+    "main": ["config", "huge_pages", "parallel.aot", "train"],
 }
 
 

@@ -221,7 +221,7 @@ def test_rows_are_prepared_when_they_are_missing(speeches, tmp_path):
         (["--config.dropping.drop_rate=0.9"], ["config.dropping.drop_rate", "K = 3", "P = 5"]),
         (["--config.model.max_positions=64", "--config.data.seq_len=64"], ["config.data.seq_len is 64", "with 32"]),
         (["--config.model.vocab_size=600"], ["config.model.vocab_size is 600", "with 512"]),
-        (["--config.mesh.data=3"], ["config.mesh.data is 3", "1 devices"]),
+        (["--config.mesh.data=3"], ["config.mesh.data x fsdp x tensor is 3 x 1 x 1 = 3", "1 devices"]),
         (["--config.data.rows=/nowhere"], ["/nowhere", "prepared.json"]),
         (["--config.data.rows=", "--config.data.input=/nowhere/*.txt"], ["/nowhere/*.txt", "no file found"]),
         (["--config.data.rows=", "--config.data.tokenizer=/no.model"], ["data.tokenizer /no.model"]),

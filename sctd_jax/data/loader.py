@@ -18,7 +18,7 @@ class Loader:
     `host_rows` of it.
     """
 
-    def __init__(self, rows: Rows, *, batch_size: int, seed: int, host_rows: slice = slice(None)):
+    def __init__(self, rows: Rows, *, batch_size: int, seed: int, host_rows: np.ndarray | slice = slice(None)):
         self._rows, self._batch_size, self._seed = rows, batch_size, seed
         self._mine = np.arange(batch_size)[host_rows]
         self._permutation = functools.lru_cache(maxsize=1)(self._compute_permutation)

@@ -1,7 +1,8 @@
-"""The device mesh, the shardings of state and batch, and this host's rows."""
+"""The device mesh, the sharding of a batch, this host's rows, and jit with shardings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,32 +14,42 @@ from sctd_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(config: Config) -> Mesh:
-    """Mesh over ('data', 'fsdp', 'tensor'); data parallel, so the other two have size 1.
+def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh over ('data', 'fsdp', 'tensor') of these devices, by default all there are.
 
     Raises:
-      UserError: more devices asked for than there are, a number that leaves some of several hosts' devices
-        out, or a batch that does not divide.
+      UserError: other numbers of devices than there are, or sizes of the run that they do not divide.
     """
-    devices, data = jax.devices(), config.mesh.data
+    devices = jax.devices() if devices is None else devices
+    data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     if data == -1:
-        data = len(devices)
-    if data > len(devices):
-        raise UserError(f"config.mesh.data is {data}, but there are {len(devices)} devices; -1 takes all")
-    if jax.process_count() > 1 and data != len(devices):
-        raise UserError(f"config.mesh.data is {data}; with several hosts it must be {len(devices)} (or -1)")
-    microbatch = config.train.batch_size // config.train.accumulation
-    if microbatch % data:
-        raise UserError(
-            f"config.train.batch_size / accumulation ({microbatch} rows) must be divisible by the {data} devices "
-            "of mesh.data"
-        )
+        data = max(len(devices) // (fsdp * tensor), 1)
+    count = data * fsdp * tensor
+    product = f"config.mesh.data x fsdp x tensor is {data} x {fsdp} x {tensor} = {count}"
+    if count > len(devices):
+        raise UserError(f"{product}, but there are {len(devices)} devices")
+    if count < len(devices) and (jax.process_count() > 1 or config.mesh.data == -1):
+        raise UserError(f"{product}, but it must be all {len(devices)} devices")
+    _check_sizes(config, data, fsdp, tensor)
     # Auto axes: under Explicit ones Linen's lookups and scatters ask for output shardings.
-    return jax.make_mesh((data, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:data])
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+
+
+def _check_sizes(config: Config, data: int, fsdp: int, tensor: int) -> None:
+    model = config.model
+    microbatch = config.train.batch_size // config.train.accumulation
+    for what, size, by, axes in (
+        ("train.batch_size / accumulation", microbatch, data * fsdp, "mesh.data x fsdp"),
+        ("model.hidden_size", model.hidden_size, fsdp, "mesh.fsdp"),
+        ("model.num_heads", model.num_heads, tensor, "mesh.tensor"),
+        ("model.intermediate_size", model.intermediate_size, tensor, "mesh.tensor"),
+    ):
+        if size % by:
+            raise UserError(f"config.{what} ({size}) must be divisible by {axes} ({by})")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of the state and of scalars."""
+    """Sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -47,33 +58,44 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def host_rows(mesh: Mesh, batch_size: int) -> slice:
-    """This host's rows of a global batch of `batch_size`."""
+def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Numbers of this host's rows of a global batch, ascending; on a torus they need not be neighbours."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    starts, stops = zip(*(index[0].indices(batch_size)[:2] for index in indices), strict=True)
-    return slice(min(starts), max(stops))
+    return np.unique(np.concatenate([np.arange(batch_size)[index[0]] for index in indices]))
 
 
-def put_batch(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """This host's rows [B / hosts, ...] -> the global array [B, ...] on the mesh."""
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), rows)
+def put_batch(mesh: Mesh, batch_size: int, rows: np.ndarray) -> jax.Array:
+    """This host's `host_rows` of a global batch, [B / hosts, ...] -> the global array [B, ...] on the mesh."""
+    mine = host_rows(mesh, batch_size)
+
+    def part(index):
+        return rows[np.searchsorted(mine, np.arange(batch_size)[index[0]])]
+
+    return jax.make_array_from_callback((batch_size, *rows.shape[1:]), batch_sharding(mesh), part)
 
 
-def jit_init(mesh: Mesh, init: Callable):
-    """Jitted `init()`, its result laid out on the mesh."""
-    return jax.jit(init, out_shardings=replicated(mesh))
+def shardings(shapes: Any) -> Any:
+    """The shardings of a tree of arrays or of `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
 
-def jit_train_step(mesh: Mesh, step_fn: Callable):
+def jit_init(init: Callable, state: Any):
+    """Jitted `init()`, its result laid out as the shapes `state` say."""
+    return jax.jit(init, out_shardings=shardings(state))
+
+
+def jit_train_step(mesh: Mesh, step_fn: Callable, state: Any):
     """Jitted `(state, tokens) -> (state, metrics)` with explicit shardings; the state is donated."""
-    state, batch = replicated(mesh), batch_sharding(mesh)
-    return jax.jit(step_fn, in_shardings=(state, batch), out_shardings=(state, state), donate_argnums=0)
+    layout = shardings(state)
+    return jax.jit(
+        step_fn, in_shardings=(layout, batch_sharding(mesh)), out_shardings=(layout, replicated(mesh)), donate_argnums=0
+    )
 
 
-def jit_eval_step(mesh: Mesh, eval_fn: Callable):
+def jit_eval_step(mesh: Mesh, eval_fn: Callable, state: Any):
     """Jitted `(state, tokens, rows, valid) -> sums`."""
-    state, batch = replicated(mesh), batch_sharding(mesh)
-    return jax.jit(eval_fn, in_shardings=(state, batch, batch, batch), out_shardings=state)
+    batch = batch_sharding(mesh)
+    return jax.jit(eval_fn, in_shardings=(shardings(state), batch, batch, batch), out_shardings=replicated(mesh))
 
 
 def describe(mesh: Mesh) -> str:

@@ -35,7 +35,8 @@ _MAY_CHANGE = {
     "train.steps", "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
     "train.log_every", "train.max_bad_steps", "train.accumulation", "optimizer.learning_rate",
     "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
-    "data.documents", "mesh.data", "train.init",
+    "data.documents", "mesh.data", "mesh.fsdp", "mesh.tensor",
+    "train.init",
     "model.attention", "model.remat",
 }  # fmt: skip
 

@@ -1,25 +1,10 @@
-"""FLOPs of a step by formula (matrix products only, a multiply-add is 2), and the peaks they are held against.
+"""FLOPs of a step by formula (matrix products only, a multiply-add is 2).
 
 Letters as in SPEC: N sequence length, K kept tokens, P predicted positions, D width, F FFN width, V vocabulary.
 """
 
 from sctd_jax.config import Config
 from sctd_jax.train.step import Variant, needs_all_rows
-
-# Dense bf16 peak of one JAX device, FLOP/s, from the vendors' data sheets. A v4 or later TPU device is a chip.
-_PEAK_BF16 = {
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def _layer(config: Config, queries: int, context: int) -> float:
@@ -92,9 +77,3 @@ def plain_step_flops(config: Config) -> float:
     """FLOPs of BERT as published with its head on the P predicted rows: nothing dropped, all rows of the last layer."""
     length = config.data.seq_len
     return 3 * config.train.batch_size * (config.model.num_layers * _layer(config, length, length) + _head(config))
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """bf16 peak of one device, or None if this kind is not known."""
-    known = [name for name in _PEAK_BF16 if device_kind.startswith(name)]
-    return _PEAK_BF16[max(known, key=len)] if known else None

@@ -14,10 +14,12 @@ from sctd_jax.config import Config
 from sctd_jax.data.loader import prefetch
 from sctd_jax.errors import UserError
 from sctd_jax.model import attention
+from sctd_jax.parallel import chips
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train import report, setup
 from sctd_jax.train.checkpoint import Checkpoints, check_rows, check_workdir, claim_workdir, has_checkpoints
-from sctd_jax.train.flops import peak_flops, step_flops
+from sctd_jax.train.compiling import state_shape
+from sctd_jax.train.flops import step_flops
 from sctd_jax.train.metrics import Console, Speed, Writer, read_metrics
 from sctd_jax.train.run import check_init
 from sctd_jax.train.signals import stop_requests
@@ -68,7 +70,7 @@ def _open(config: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Me
 
 
 def _restore(config: Config, data: setup.Data, mesh, checkpoints: Checkpoints, log: Callable) -> TrainState:
-    state = checkpoints.restore(setup.state_shape(config, data, mesh), log)
+    state = checkpoints.restore(state_shape(config, data.special, mesh), log)
     if state is None:
         return setup.new_state(config, data, mesh, log)
     step = int(state.step)
@@ -92,7 +94,7 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
     log(f"compiled {', '.join(step_fns)} in {time.monotonic() - began:.0f} s")
 
     loader = setup.train_loader(config, data, mesh)
-    batches = prefetch(lambda step: meshes.put_batch(mesh, loader.batch(step)), start, steps)
+    batches = prefetch(lambda step: meshes.put_batch(mesh, config.train.batch_size, loader.batch(step)), start, steps)
     writer, console = Writer(workdir, start), Console(start, steps)
     train = _TrainMetrics(config, mesh, writer, console)
     try:
@@ -132,9 +134,9 @@ class _TrainMetrics:
     """Reads the metrics of a step after the next one is dispatched, so that the device never waits."""
 
     def __init__(self, config: Config, mesh: Mesh, writer: Writer, console: Console):
-        peak = peak_flops(jax.devices()[0].device_kind)
+        chip = chips.find(jax.devices()[0].device_kind)
         self._config, self._writer, self._console = config, writer, console
-        self._speed = Speed(config.train.batch_size * config.data.seq_len, peak and peak * mesh.size)
+        self._speed = Speed(config.train.batch_size * config.data.seq_len, chip and chip.flops * mesh.size)
         self._unread: tuple[int, Mapping[str, jax.Array]] | None = None
         self._window: dict[str, list[float]] = {}
         self.bad_streak = 0
@@ -212,7 +214,7 @@ def evaluate_workdir(config: Config, workdir: str | Path, log: Callable[[str], N
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
     mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        state = checkpoints.restore(setup.state_shape(config, data, mesh), log)
+        state = checkpoints.restore(state_shape(config, data.special, mesh), log)
     if state is None:
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
     metrics = setup.make_evaluate(config, data, mesh)(state)

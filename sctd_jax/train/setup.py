@@ -19,10 +19,11 @@ from sctd_jax.data.rows import HELD_OUT, TRAIN, Metadata, Rows, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train.compiling import compile_train_step, state_shape
 from sctd_jax.train.evaluation import make_eval_step, summarize
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import TrainState, initial_state
-from sctd_jax.train.step import make_train_step, steps_needed
+from sctd_jax.train.step import steps_needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,34 +61,23 @@ def open_data(config: Config, log: Callable[[str], None]) -> Data:
     return Data(folder, metadata, pieces, SpecialIds(**pieces.special), word_start_V)
 
 
-def state_shape(config: Config, data: Data, mesh: Mesh) -> TrainState:
-    """The state as a tree of `jax.ShapeDtypeStruct` with its shardings."""
-    shape = jax.eval_shape(lambda: initial_state(config, data.special))
-    sharding = meshes.replicated(mesh)
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shape)
-
-
 def new_state(config: Config, data: Data, mesh: Mesh, log: Callable[[str], None]) -> TrainState:
     """The state before the first step, on the mesh; its parameters are those of `train.init` if that is given."""
-    state = meshes.jit_init(mesh, lambda: initial_state(config, data.special))()
+    shape = state_shape(config, data.special, mesh)
+    state = meshes.jit_init(lambda: initial_state(config, data.special), shape)()
     if not config.train.init:
         return state
     run = load_run(Path(config.train.init), None, log)
     log(f"starting from the parameters of {config.train.init} at step {int(run.state.step)}")
-    return state.replace(params=jax.device_put(run.state.params, meshes.replicated(mesh)))
+    return state.replace(params=jax.device_put(run.state.params, meshes.shardings(shape.params)))
 
 
 def compile_steps(config: Config, data: Data, mesh: Mesh) -> Mapping[str, Callable]:
     """Every step that the run needs by its `step_name`, compiled: nothing compiles in the middle of a run."""
-    shape = state_shape(config, data, mesh)
-    tokens = jax.ShapeDtypeStruct(
-        (config.train.batch_size, config.data.seq_len), jnp.int32, sharding=meshes.batch_sharding(mesh)
-    )
-    compiled = {}
-    for name, (stage, variant) in steps_needed(config).items():
-        step_fn = make_train_step(stage, data.special, variant, data.word_start_V, mesh)
-        compiled[name] = meshes.jit_train_step(mesh, step_fn).lower(shape, tokens).compile()
-    return compiled
+    return {
+        name: compile_train_step(stage, data.special, variant, mesh, data.word_start_V)
+        for name, (stage, variant) in steps_needed(config).items()
+    }
 
 
 def train_loader(config: Config, data: Data, mesh: Mesh) -> Loader:
@@ -102,7 +92,8 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
     rows = Rows(data.folder, HELD_OUT)
     count, batch_size = min(config.train.eval_rows, len(rows)), config.train.batch_size // config.train.accumulation
     mine = meshes.host_rows(mesh, batch_size)
-    eval_step = meshes.jit_eval_step(mesh, make_eval_step(config, data.special, data.word_start_V, mesh))
+    eval_fn = make_eval_step(config, data.special, data.word_start_V, mesh)
+    eval_step = meshes.jit_eval_step(mesh, eval_fn, state_shape(config, data.special, mesh))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         totals: dict[str, Any] = {}
@@ -111,7 +102,7 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
             # The last batch is filled up with its own rows, which then do not count.
             tokens = rows.read(np.minimum(numbers, count - 1))
             inputs = (tokens, numbers.astype(np.int32), numbers < count)
-            sums = eval_step(state, *(meshes.put_batch(mesh, x) for x in inputs))
+            sums = eval_step(state, *(meshes.put_batch(mesh, batch_size, x) for x in inputs))
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         return summarize({name: float(value) for name, value in totals.items()})
 

@@ -1,0 +1,170 @@
+"""Compile a config's train steps for a TPU slice on a machine without one, and say whether they fit.
+
+`libtpu` holds the whole compiler: memory and collectives are those of the executable that the chips would run. What
+is computed from data sheets is called an estimate.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from sctd_jax.config import Config
+from sctd_jax.errors import UserError
+from sctd_jax.model.attention import choose
+from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.parallel import chips
+from sctd_jax.parallel.mesh import describe, make_mesh
+from sctd_jax.train.compiling import compile_train_step
+from sctd_jax.train.flops import step_flops
+from sctd_jax.train.step import Variant, steps_needed
+
+_SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+_GIB = 2**30
+_KINDS = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One train step as compiled for one chip of a slice. Sizes in bytes."""
+
+    name: str
+    seconds: float  # that compiling took
+    needed: int  # of HBM
+    state: int  # of these, parameters, moments and importance table
+    flops: float  # a step and chip, by formula
+    traffic: float  # bytes that its operations read and write, by XLA's count
+    collectives: dict[str, tuple[int, int]]  # kind -> (how many, bytes of their results on one chip)
+
+
+class DoesNotFitError(Exception):
+    """The compiler found no way to place a program in HBM; the message is its own."""
+
+
+def compile_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
+    """Compile every train step that a config needs for a slice such as 'v5e:2x4' and print what it takes.
+
+    Returns:
+      Whether all of them fit.
+
+    Raises:
+      UserError: no libtpu, no such slice, or a config that its devices do not divide.
+    """
+    devices = topology_devices(topology)
+    mesh = make_mesh(config, devices)
+    chip = chips.find(devices[0].device_kind)
+    batch = config.train.batch_size
+    log(f"{topology}: {mesh.size} x {devices[0].device_kind}, mesh {describe(mesh)}")
+    log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention "
+        f"{choose(config, 'tpu').text}")  # fmt: skip
+    fits = True
+    for name, (stage, variant) in steps_needed(config).items():
+        try:
+            lines = _describe(compile_program(stage, variant, mesh, name), chip)
+        except DoesNotFitError as error:
+            fits, lines = False, [f"  HBM          does not fit in {chip.hbm_gib} GiB: {error}"]
+        log(name)
+        for line in lines:
+            log(line)
+    return fits
+
+
+@functools.cache
+def topology_devices(topology: str) -> list[jax.Device]:
+    """The chips of a slice that is not here.
+
+    Raises:
+      UserError: no libtpu, or no such slice.
+    """
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        version = importlib.util.find_spec("jax") and jax.__version__
+        raise UserError(f"compiling for a TPU needs libtpu: pip install 'jax[tpu]=={version}'")
+    # A v4 chip's two cores are one device, as on the machines that are lent out; the others have no choice.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+    except Exception as error:  # libtpu's own, of several types
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--topology={topology}: {reason} (known are v4, v5e, v5p and v6e with the sizes of their slices, such as "
+            "v5e:2x4, v6e:4x4, v5p:2x2x2, v4:2x2x2)"
+        ) from error
+    return found
+
+
+def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, name: str) -> Program:
+    """One train step for the chips of a mesh.
+
+    Raises:
+      DoesNotFitError: it needs more HBM than a chip has.
+    """
+    word_start_V = np.ones(config.model.vocab_size, bool) if config.masking.whole_word else None
+    began = time.monotonic()
+    try:
+        compiled = compile_train_step(config, _SPECIAL, variant, mesh, word_start_V)
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error).strip().splitlines()[0]
+        if "RESOURCE_EXHAUSTED" not in message:
+            raise
+        raise DoesNotFitError(message.removeprefix("RESOURCE_EXHAUSTED: ")) from error
+    seconds = time.monotonic() - began
+    memory = compiled.memory_analysis()
+    needed = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    )  # fmt: skip
+    return Program(
+        name=name,
+        seconds=seconds,
+        needed=needed,
+        state=memory.argument_size_in_bytes,
+        flops=step_flops(config, variant) / mesh.size,
+        # XLA counts the body of a loop once.
+        traffic=compiled.cost_analysis().get("bytes accessed", 0.0) * config.train.accumulation,
+        collectives=collectives(compiled.as_text()),
+    )
+
+
+def collectives(hlo: str) -> dict[str, tuple[int, int]]:
+    """By kind, how many collectives an optimised program has, and the bytes of their results on one device."""
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for kind, size in _collectives(hlo):
+        counts[kind] += 1
+        sizes[kind] += size
+    return {kind: (counts[kind], sizes[kind]) for kind in _KINDS if counts[kind]}
+
+
+def _collectives(hlo: str) -> Iterator[tuple[str, int]]:
+    for result, kind, start in re.findall(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(", hlo):
+        shapes = [
+            _BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dims.split(",") if n], initial=1))
+            for dtype, dims in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", result)
+        ]
+        # An asynchronous all-gather or permutation lists its operand before its result.
+        halves = start and kind in ("all-gather", "collective-permute") and len(shapes) > 1
+        yield kind, max(shapes) if halves else sum(shapes)
+
+
+def _describe(program: Program, chip: chips.Chip) -> list[str]:
+    moved = ", ".join(f"{count} {kind} {size / 2**20:,.1f} MiB" for kind, (count, size) in program.collectives.items())
+    compute, memory = program.flops / chip.flops, program.traffic / chip.bandwidth
+    return [
+        f"  HBM          {program.needed / _GIB:.2f} of {chip.hbm_gib} GiB a chip: fits "
+        f"(state and batch {program.state / _GIB:.2f})",
+        f"  FLOPs        {program.flops:.3g} a chip and step",
+        f"  collectives  {moved or 'none'}",
+        f"  compiled     in {program.seconds:.0f} s",
+        f"  estimate     at least {1e3 * max(compute, memory):.1f} ms a step: a roofline from the chip's data sheet "
+        f"(matrix products {1e3 * compute:.1f} ms at {chip.flops / 1e12:g} TFLOP/s, memory traffic {1e3 * memory:.1f} "
+        f"ms at {chip.bandwidth / 1e9:g} GB/s)",
+    ]

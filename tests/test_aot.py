@@ -1,0 +1,85 @@
+"""Compiling for a TPU slice on a machine without one."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from sctd_jax.errors import UserError
+from sctd_jax.parallel import aot
+from tests import helpers
+
+# Made by .ci/run or `make tpu`.
+LIBTPU = Path(os.environ.get("TPU_LIBRARY_PATH", helpers.ROOT / ".venv-tpu" / "libtpu" / "libtpu.so"))
+with_libtpu = pytest.mark.skipif(not LIBTPU.is_file(), reason="no libtpu: `make tpu`")
+
+
+def compile_mode(*args):
+    environment = {**helpers.environment(), "TPU_LIBRARY_PATH": str(LIBTPU)}
+    return helpers.run_module("sctd_jax.main", "--mode=compile", "--config=tests/small.py", *args, env=environment)
+
+
+def test_collectives_are_counted_by_kind_and_the_bytes_of_their_results():
+    hlo = """
+  %all-reduce.1 = (f32[4,2]{1,0:T(8,128)}, bf16[8]{0}) all-reduce(%a, %b), channel_id=1, to_apply=%add
+  %all-gather-start.2 = (f32[2]{0}, f32[16]{0}) all-gather-start(%c), channel_id=2
+  %all-gather-done.2 = f32[16]{0} all-gather-done(%all-gather-start.2)
+  %ar = f32[] all-reduce-start(%d), channel_id=3
+  %fusion.3 = f32[4]{0} fusion(%all-reduce.1), calls=%all-reduce-scatter
+"""
+    assert aot.collectives(hlo) == {"all-gather": (1, 64), "all-reduce": (2, 4 * 8 + 2 * 8 + 4)}
+
+
+def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
+    with pytest.raises(UserError, match=r"compiling for a TPU needs libtpu: pip install 'jax\[tpu\]==0"):
+        aot.topology_devices("v5e:2x4")
+
+
+def test_a_slice_has_to_be_named():
+    result = compile_mode()
+    assert result.returncode == 2
+    assert "needs --topology, such as --topology=v5e:2x4" in result.stderr
+
+
+@pytest.mark.slow
+@with_libtpu
+def test_all_variants_compile_for_a_slice_and_fit():
+    result = compile_mode(
+        "--topology=v5e:2x2", "--config.dropping.full_steps_first=1", "--config.data.seq_len=256",
+        "--config.model.max_positions=256", "--config.mesh.tensor=2",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "v5e:2x2: 4 x TPU v5 lite, mesh data 2 x fsdp 1 x tensor 2" in result.stdout
+    assert "attention splash" in result.stdout
+    assert re.findall(r"^\w+$", result.stdout, re.MULTILINE) == ["full", "drop", "consistency"]
+    needed = [float(n) for n in re.findall(r"HBM +([\d.]+) of 15.75 GiB a chip: fits", result.stdout)]
+    assert len(needed) == 3
+    assert all(0 < n < 0.5 for n in needed)
+    assert len(re.findall(r"collectives  .*all-reduce [\d.]+ MiB", result.stdout)) == 3
+    assert len(re.findall(r"estimate     at least [\d.]+ ms", result.stdout)) == 3
+
+
+@pytest.mark.slow
+@with_libtpu
+def test_what_does_not_fit_is_said_and_ends_with_status_1():
+    result = compile_mode(
+        "--topology=v5e:2x2", "--config.dropping.method=full", "--config.train.batch_size=2097152",
+        "--config.model.remat=none",
+    )  # fmt: skip
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert re.search(r"HBM          does not fit in 15.75 GiB: .*\d", result.stdout)
+
+
+@with_libtpu
+@pytest.mark.parametrize("topology", ["v5e:3x7", "nonsense"])
+def test_an_unknown_slice_is_refused(topology):
+    result = compile_mode(f"--topology={topology}")
+    assert result.returncode == 2
+    assert f"--topology={topology}" in result.stderr
+    assert "such as v5e:2x4" in result.stderr
+    assert "Traceback" not in result.stderr

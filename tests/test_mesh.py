@@ -1,0 +1,194 @@
+"""Every mesh gives what one device gives, and the tokens' way through the drop layers costs no communication."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from sctd_jax.errors import UserError
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.parallel import sharding
+from sctd_jax.parallel.sharding import shard
+from sctd_jax.train import setup
+from sctd_jax.train.compiling import compile_train_step, state_shape
+from sctd_jax.train.state import initial_state
+from sctd_jax.train.step import mask_batch, variant_at
+from tests import helpers
+
+SHAPES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "2x2x2": (2, 2, 2), "4x2x1": (4, 2, 1)}
+METHODS = {
+    "full": {}, "drop": helpers.DROPOUT, "random": {}, "random_ltd": {},
+    "sctd": {"dropping__sc_interval": 2, **helpers.DROPOUT},
+}  # fmt: skip
+
+
+def config_on(shape, **overrides):
+    data, fsdp, tensor = shape
+    sizes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
+    return helpers.config(model__num_heads=8, model__intermediate_size=64, **sizes, **overrides)
+
+
+@jax.jit
+def start():
+    """Every mesh and method starts alike."""
+    return initial_state(config_on((1, 1, 1)), helpers.SPECIAL)
+
+
+def run(config, steps=5):
+    """State and metrics after some steps on the config's mesh."""
+    mesh = meshes.make_mesh(config)
+    state = jax.device_put(start(), meshes.shardings(state_shape(config, helpers.SPECIAL, mesh)))
+    # As the loop compiles them: ahead of time, so that nothing can compile twice.
+    fns = setup.compile_steps(config, setup.Data(None, None, None, helpers.SPECIAL, None), mesh)
+    history = []
+    for step in range(steps):
+        tokens = np.asarray(helpers.random_rows(config.train.batch_size, seed=step, pad=True))
+        state, metrics = fns[variant_at(config, step)](state, meshes.put_batch(mesh, len(tokens), tokens))
+        history.append({name: float(value) for name, value in metrics.items()})
+    return state, history
+
+
+@functools.cache
+def on_one_device(method):
+    state, history = run(config_on((1, 1, 1), dropping__method=method, **METHODS[method]))
+    return jax.tree.map(np.asarray, (state.params, state.importance_V)), history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
+    """Losses, parameters and importance table to 1e-5."""
+    (params, importance_V), expected = on_one_device(method)
+    state, history = run(config_on(SHAPES[shape], dropping__method=method, **METHODS[method]))
+    for a, b in zip(expected, history, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(x, np.asarray(y), rtol=1e-5, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+    np.testing.assert_allclose(importance_V, state.importance_V, rtol=1e-5, atol=1e-5)
+    copies = [np.asarray(piece.data) for piece in state.importance_V.addressable_shards]
+    assert len(copies) == 8
+    assert all((copy == copies[0]).all() for copy in copies)  # SPEC 7.1
+
+
+_COLLECTIVE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\((.*)"
+)
+
+
+def collectives(hlo):
+    """(kind, shapes, functions on the way to the source line) of every collective of an optimised program."""
+
+    def table(name):
+        block = re.search(rf"^{name}\n((?:\d+ .*\n)+)", hlo, re.MULTILINE)[1]
+        return {int(line.split()[0]): line for line in block.splitlines()}
+
+    names, locations, frames = table("FunctionNames"), table("FileLocations"), table("StackFrames")
+    functions = {number: line.split('"')[1].split(".")[-1] for number, line in names.items()}
+
+    def way(frame):
+        while frame > 0:
+            location, parent = map(int, re.findall(r"(?:file_location|parent_frame)_id=(\d+)", frames[frame]))
+            yield functions[int(re.search(r"function_name_id=(\d+)", locations[location])[1])]
+            frame = parent - 1  # counted from 1, and 0 is none
+
+    for shapes, kind, rest in _COLLECTIVE.findall(hlo):
+        frame = re.search(r"stack_frame_id=(\d+)", rest)
+        yield kind, re.findall(r"\w+\[([\d,]*)\]", shapes), list(way(int(frame[1]))) if frame else []
+
+
+@pytest.mark.parametrize("shape", ["8x1x1", "2x2x2"])
+def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape):
+    config = config_on(SHAPES[shape], dropping__method="drop")
+    mesh = meshes.make_mesh(config)
+    found = list(collectives(compile_train_step(config, helpers.SPECIAL, "drop", mesh).as_text()))
+    assert any("step_fn" in way for *_, way in found)
+    ours = {"select", "importance_scores", "keep_highest", "gather", "merge"}
+    assert not [entry for entry in found if ours & set(entry[2])]
+    if shape == "8x1x1":
+        # What is left: the sums of the gradients, of the importance table and of the metrics.
+        assert {kind for kind, *_ in found} == {"all-reduce"}
+        state = state_shape(config, helpers.SPECIAL, mesh)
+        allowed = {",".join(map(str, leaf.shape)) for leaf in jax.tree.leaves((state.params, state.importance_V))}
+        assert {shape for _, shapes, _ in found for shape in shapes} <= allowed | {""}
+
+
+def test_a_gather_that_would_cost_one_is_found():
+    mesh = meshes.make_mesh(config_on((8, 1, 1)))
+    batch = meshes.batch_sharding(mesh)
+
+    def gather(x, rows):
+        return x[jnp.arange(8)[:, None], rows]
+
+    x = jax.ShapeDtypeStruct((8, 32, 4), jnp.float32, sharding=batch)
+    rows = jax.ShapeDtypeStruct((8, 16), jnp.int32, sharding=batch)
+    hlo = jax.jit(gather, out_shardings=batch).lower(x, rows).compile().as_text()
+    assert any(any("gather" in name for name in way) for *_, way in collectives(hlo))
+
+
+def test_every_leaf_of_the_state_has_one_rule(monkeypatch):
+    config = config_on((2, 2, 2), optimizer__name="lamb")
+    mesh = meshes.make_mesh(config)
+    shapes = jax.eval_shape(lambda: initial_state(config, helpers.SPECIAL))
+    with pytest.raises(KeyError, match="0 sharding rules for params/pooler"):
+        shard(mesh, shapes.replace(params={**shapes.params, "pooler": jax.ShapeDtypeStruct((4,), jnp.float32)}))
+    monkeypatch.setitem(sharding.RULES, ".*/word", ())
+    with pytest.raises(KeyError, match="2 sharding rules for params/encoder/embeddings/word"):
+        shard(mesh, shapes)
+
+
+def test_parameters_and_moments_are_split_as_the_table_says():
+    config = config_on((2, 2, 2))
+    state = state_shape(config, helpers.SPECIAL, meshes.make_mesh(config))
+    for tree in (state.params, state.opt_state[1].mu):
+        layer = tree["encoder"]["layer_0"]
+        assert layer["attention"]["query"]["kernel"].sharding.spec == PartitionSpec("fsdp", "tensor", None)
+        assert layer["mlp"]["output"]["kernel"].sharding.spec == PartitionSpec("tensor", "fsdp")
+        assert tree["encoder"]["embeddings"]["word"].sharding.spec == PartitionSpec("tensor", None)
+    share = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state.params))
+    assert share < 0.5 * sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+
+
+def test_a_vocabulary_that_does_not_divide_is_on_every_device():
+    config = config_on((1, 1, 8), model__vocab_size=510)
+    word = state_shape(config, helpers.SPECIAL, meshes.make_mesh(config)).params["encoder"]["embeddings"]["word"]
+    assert word.sharding.spec == PartitionSpec(None, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train__batch_size": 12}, r"batch_size / accumulation (12) must be divisible by mesh.data x fsdp (8)"),
+        ({"train__accumulation": 2}, r"batch_size / accumulation (4) must be divisible by mesh.data x fsdp (8)"),
+        ({"mesh__data": 9}, r"mesh.data x fsdp x tensor is 9 x 1 x 1 = 9, but there are 8 devices"),
+        ({"mesh__fsdp": 3}, r"mesh.data x fsdp x tensor is 2 x 3 x 1 = 6, but it must be all 8 devices"),
+        ({"mesh__tensor": 16}, r"1 x 1 x 16 = 16, but there are 8 devices"),
+        ({"mesh__tensor": 8}, r"model.num_heads (4) must be divisible by mesh.tensor (8)"),
+        ({"mesh__tensor": 4, "model__intermediate_size": 66}, r"model.intermediate_size (66) must be divisible"),
+        ({"mesh__fsdp": 8, "model__hidden_size": 36}, r"model.hidden_size (36) must be divisible by mesh.fsdp (8)"),
+    ],
+)
+def test_a_batch_model_or_mesh_that_does_not_fit_the_devices_is_refused(overrides, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        meshes.make_mesh(helpers.config(**overrides))
+
+
+def test_masks_are_the_same_for_one_two_and_eight_devices():
+    tokens = np.asarray(helpers.random_rows(8))
+    batches = []
+    for devices in (1, 2, 8):
+        config = helpers.config(mesh__data=devices)
+        mesh = meshes.make_mesh(config)
+        masked = jax.jit(functools.partial(mask_batch, config, helpers.SPECIAL))(
+            jax.random.key(1), meshes.put_batch(mesh, len(tokens), tokens)
+        )
+        batches.append(jax.tree.map(np.asarray, masked))
+    for other in batches[1:]:
+        jax.tree.map(np.testing.assert_array_equal, batches[0], other)
