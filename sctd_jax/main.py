@@ -6,13 +6,15 @@ python -m sctd_jax.main --mode=compile --topology=v5e:2x4 --config=configs/base.
 
 import functools
 import os
+import signal
 import sys
+import traceback
 from pathlib import Path
 
-from sctd_jax.huge_pages import restart_with_huge_pages
+from sctd_jax.restart import restart
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # before the imports that take seconds
+    restart()  # before the imports that take seconds
 
 # Orbax and TFDS import it eagerly in places; nothing here computes with it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,6 +28,9 @@ from sctd_jax.errors import UserError, run_command
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "compile"], "What to do.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, told to all.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "With --mode=compile: a TPU slice, such as v5e:2x4.")
 # Read when JAX is imported: the compiler shall look for neither chips nor a TPU VM's metadata server.
 _WITHOUT_CHIPS = {
@@ -41,9 +46,11 @@ def _dispatch() -> int:
     if _MODE.value == "compile":
         return _compile()
     # After flag parsing, so that `--help` and a bad config answer without loading JAX.
+    from sctd_jax.parallel import hosts
     from sctd_jax.train.loop import evaluate_workdir, train_and_evaluate
 
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
+    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     config = from_dict(_CONFIG.value.to_dict())
     workdir = Path(_WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem))
     log = functools.partial(print, flush=True)
@@ -67,7 +74,24 @@ def _compile() -> int:
 def _main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    return run_command(_dispatch)
+    try:
+        status = run_command(_dispatch)
+    except Exception:
+        if not _joined_others():
+            raise
+        traceback.print_exc()
+        status = 1
+    stopped_together = status == 128 + signal.SIGTERM
+    if status and not stopped_together and _joined_others():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # at a normal exit JAX waits for the others, which would be in vain
+    return status
+
+
+def _joined_others() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -33,14 +33,25 @@ ALLOWED = {
     "data.loader": ["data"],
     "data.prepare": ["config", "data"],
     "parallel.mesh": ["config"],
+    "parallel.hosts": [],
     "parallel.sharding": [],
     "parallel.chips": [],
     "parallel.aot": ["config", "model", "objective", "parallel", "train"],
-    "train": ["config", "model", "objective", "parallel.chips", "parallel.mesh", "parallel.sharding", "data", "train"],
+    "train": [
+        "config",
+        "model",
+        "objective",
+        "parallel.chips",
+        "parallel.hosts",
+        "parallel.mesh",
+        "parallel.sharding",
+        "data",
+        "train",
+    ],
     "interop": ["config", "data", "interop", "objective", "train"],
     "plot": ["train.metrics"],
-    "huge_pages": [],
-    "main": ["config", "huge_pages", "parallel.aot", "train"],
+    "restart": [],
+    "main": ["config", "restart", "parallel.aot", "parallel.hosts", "train"],
 }
 
 

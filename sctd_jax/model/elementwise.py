@@ -20,7 +20,11 @@ def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
     """
     words_B2 = jax.random.bits(key, (shape[0], 2), jnp.uint32)
     first, second = (words_B2[:, i].reshape(-1, *[1] * (len(shape) - 1)) for i in range(2))
-    position = jax.lax.iota(jnp.uint32, math.prod(shape[1:])).reshape(1, *shape[1:])
+    # One iota for each axis: of a long one, reshaped, libtpu's compiler makes a slow program or none.
+    position, stride = jnp.zeros((1, *shape[1:]), jnp.uint32), 1
+    for axis in reversed(range(1, len(shape))):
+        position += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, position.shape, axis)
+        stride *= shape[axis]
     return _mix(_mix(position ^ first) ^ second) >= jnp.uint32(round(rate * 2**32))
 
 

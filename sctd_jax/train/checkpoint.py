@@ -5,6 +5,7 @@ rows) and `checkpoints/STEP/` with the whole TrainState, importance table includ
 """
 
 import dataclasses
+import gc
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +225,7 @@ class Checkpoints:
                 problem = "its numbers do not add up to what was saved"
             except Exception as error:  # Orbax and TensorStore raise many kinds, even Exception itself
                 problem = str(error).splitlines()[0][:200] if str(error) else repr(error)
+            _collect_abandoned()
             log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
         if candidates:
             raise UserError(f"no checkpoint in {self._folder} can be read (tried {candidates})")
@@ -244,6 +247,13 @@ class Checkpoints:
             raise UserError(
                 f"saving {what} to {self._folder} failed: {reason}; checkpoints that can be resumed: {self.steps()}"
             ) from error
+
+
+def _collect_abandoned() -> None:
+    # A restore that fails leaves coroutines that nobody awaits; Python would say so, one by one, at some later time.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        gc.collect()
 
 
 @jax.jit

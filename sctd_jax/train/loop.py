@@ -14,13 +14,13 @@ from sctd_jax.config import Config
 from sctd_jax.data.loader import prefetch
 from sctd_jax.errors import UserError
 from sctd_jax.model import attention
-from sctd_jax.parallel import chips
+from sctd_jax.parallel import chips, hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train import report, setup
 from sctd_jax.train.checkpoint import Checkpoints, check_rows, check_workdir, claim_workdir, has_checkpoints
 from sctd_jax.train.compiling import state_shape
 from sctd_jax.train.flops import step_flops
-from sctd_jax.train.metrics import Console, Speed, Writer, read_metrics
+from sctd_jax.train.metrics import Console, Silent, Speed, Writer, read_metrics
 from sctd_jax.train.run import check_init
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
@@ -42,17 +42,18 @@ def train_and_evaluate(config: Config, workdir: str | Path, log: Callable[[str],
     Raises:
       UserError: anything a person can put right; checkpoints that were saved stay.
     """
-    workdir = Path(workdir)
+    workdir, log = Path(workdir), hosts.only_first(log)
     mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, config.train.keep_checkpoints)) as checkpoints:
         state = _restore(config, data, mesh, checkpoints, log)
-        claim_workdir(workdir, config, data.folder)
+        with hosts.first_goes_first("claim"):
+            claim_workdir(workdir, config, data.folder)
         for line in report.start_table(config, mesh, data, state):
             log(line)
         started = time.monotonic()
         with stop_requests() as stop:
             result = _loop(config, workdir, mesh, data, checkpoints, state, stop, log)
-        for line in _end(config, workdir, data, checkpoints, result, time.monotonic() - started):
+        for line in _end(config, workdir, data, mesh, checkpoints, result, time.monotonic() - started):
             log(line)
         return result
 
@@ -66,6 +67,7 @@ def _open(config: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Me
         check_init(config)
     data = setup.open_data(config, log)
     check_rows(workdir, data.folder)
+    hosts.check_same({"the config": config, "the prepared rows": data.metadata})
     return mesh, data
 
 
@@ -74,7 +76,8 @@ def _restore(config: Config, data: setup.Data, mesh, checkpoints: Checkpoints, l
     if state is None:
         return setup.new_state(config, data, mesh, log)
     step = int(state.step)
-    checkpoints.set_aside(after_step=step)
+    with hosts.first_goes_first("damaged checkpoints"):
+        checkpoints.set_aside(after_step=step)
     if step > config.train.steps:
         raise UserError(f"config.train.steps is {config.train.steps}, but the workdir has trained {step} already")
     log(f"resuming at step {step}")
@@ -95,12 +98,12 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
 
     loader = setup.train_loader(config, data, mesh)
     batches = prefetch(lambda step: meshes.put_batch(mesh, config.train.batch_size, loader.batch(step)), start, steps)
-    writer, console = Writer(workdir, start), Console(start, steps)
+    writer, console = (Writer(workdir, start), Console(start, steps)) if hosts.is_first() else (Silent(), Silent())
     train = _TrainMetrics(config, mesh, writer, console)
     try:
         for step in range(start, steps + 1):
             # The order is fixed: eval -> checkpoint -> next batch -> dispatch -> metrics of the step before.
-            stopping, last = stop.signum is not None, step == steps
+            stopping, last = stop.at(step), step == steps
             evaluated = None
             if (step % config.train.eval_every == 0 or last) and (step > start or step == 0) and not stopping:
                 train.flush()
@@ -120,6 +123,13 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
                 _give_up(config, checkpoints, state, train.bad_streak)
         checkpoints.wait()
         return Result(step, stop.signum if step < steps else None, state)
+    except jax.errors.JaxRuntimeError as error:
+        if not hosts.several():
+            raise
+        raise UserError(
+            f"step {step} failed, probably because another process of this run ended ({str(error).splitlines()[0]}); "
+            f"checkpoints that can be resumed: {checkpoints.steps()}. Run the command again on all hosts"
+        ) from error
     except OSError as error:  # a full disk shows in the metrics first
         raise UserError(
             f"workdir {workdir}: {error}; checkpoints that can be resumed: {checkpoints.steps()}"
@@ -191,7 +201,13 @@ def _give_up(config: Config, checkpoints: Checkpoints, state: TrainState, streak
 
 
 def _end(
-    config: Config, workdir: Path, data: setup.Data, checkpoints: Checkpoints, result: Result, seconds: float
+    config: Config,
+    workdir: Path,
+    data: setup.Data,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    result: Result,
+    seconds: float,
 ) -> list[str]:
     if result.stopped_by is not None:
         return [f"stopped by signal {result.stopped_by} after step {result.step}; saved in {workdir}. "
@@ -199,7 +215,7 @@ def _end(
     evaluations = [line for line in read_metrics(workdir) if line.get("eval/loss") is not None]
     return [
         *report.summary(config, workdir, evaluations, checkpoints.best_step(), result.state, seconds),
-        *report.fill_mask_examples(config, data, result.state),
+        *report.fill_mask_examples(config, data, mesh, result.state),
     ]
 
 
@@ -209,7 +225,7 @@ def evaluate_workdir(config: Config, workdir: str | Path, log: Callable[[str], N
     Raises:
       UserError: there is none, or the workdir is another config's.
     """
-    workdir = Path(workdir)
+    workdir, log = Path(workdir), hosts.only_first(log)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
     mesh, data = _open(config, workdir, log)

@@ -44,6 +44,14 @@ class Writer:
         self._tensorboard.close()
 
 
+class Silent:
+    """In the place of `Writer` and `Console` in all processes but the first."""
+
+    def __getattr__(self, name: str):
+        """Any of their methods, doing nothing."""
+        return lambda *_: None
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics file; one that a kill cut short is left out."""
     lines, path = [], workdir / METRICS_FILE

@@ -1,18 +1,18 @@
 """What a person sees: the table at the start, evaluation lines, the summary, fill-mask examples."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.model.attention import choose
-from sctd_jax.parallel.mesh import describe
+from sctd_jax.parallel.mesh import describe, replicated
 from sctd_jax.train.flops import mean_step_flops, plain_step_flops, step_flops
 from sctd_jax.train.metrics import duration
 from sctd_jax.train.setup import Data, matmul_flops_per_second
@@ -129,7 +129,7 @@ def summary(
     return lines
 
 
-def fill_mask_examples(config: Config, data: Data, state: TrainState) -> list[str]:
+def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState) -> list[str]:
     """The full model's guesses for one hidden word in each of a few held-out rows."""
     rows = Rows(data.folder, HELD_OUT)
     step = max(len(rows) // _EXAMPLES, 1)
@@ -142,13 +142,13 @@ def fill_mask_examples(config: Config, data: Data, state: TrainState) -> list[st
     hidden_BN = tokens_BN.copy()
     hidden_BN[np.arange(len(found)), positions] = data.special.mask
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def predict(params, input_ids_BN, rows_BR):
         model = make_model(config)
         logits = model.apply({"params": params}, input_ids_BN, input_ids_BN != data.special.pad, rows_BR=rows_BR)
         return jax.lax.top_k(jax.nn.softmax(logits[:, 0]), _CANDIDATES)
 
-    scores, ids = predict(state.params, jnp.asarray(hidden_BN), jnp.asarray(positions[:, None]))
+    scores, ids = predict(state.params, hidden_BN, positions[:, None])
     lines = ["fill-mask on held-out text (the model's guesses, and the word that was hidden):"]
     for row, position, guesses, chances in zip(tokens_BN, positions, np.asarray(ids), np.asarray(scores), strict=True):
         left = data.tokenizer.decode(row[max(position - _CONTEXT, 1) : position])

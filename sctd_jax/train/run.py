@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.parallel.mesh import AXES
 from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, Checkpoints
-from sctd_jax.train.state import TrainState, initial_state
+from sctd_jax.train.compiling import state_shape
+from sctd_jax.train.state import TrainState
 
 # Of the model, by a run that starts from another one's parameters.
 _FREE_TO_CHANGE = ("hidden_dropout", "attention_dropout", "initializer_range", "dtype", "attention", "remat")
@@ -30,13 +34,14 @@ class Run:
     state: TrainState
 
 
-def load_run(workdir: Path, step: int | None, log: Callable[[str], None]) -> Run:
-    """Read a workdir, its state on the first device.
+def load_run(workdir: Path, step: int | None, log: Callable[[str], None], mesh: Mesh | None = None) -> Run:
+    """Read a workdir.
 
     Args:
       workdir: of a run.
       step: of the checkpoint; None for the newest that is whole.
       log: told of damaged checkpoints.
+      mesh: that its state shall be on; None for the first device.
 
     Raises:
       UserError: not a run's workdir, or no such checkpoint.
@@ -48,10 +53,8 @@ def load_run(workdir: Path, step: int | None, log: Callable[[str], None]) -> Run
         steps = checkpoints.steps()
         if not steps or step not in (None, *steps):
             raise UserError(f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}, found {steps}")
-        shape = jax.eval_shape(lambda: initial_state(config, SpecialIds(**pieces.special)))
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shape = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), shape)
-        state = checkpoints.restore(shape, log, step)
+        mesh = mesh or Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+        state = checkpoints.restore(state_shape(config, SpecialIds(**pieces.special), mesh), log, step)
     finally:
         checkpoints.close()
     command = (workdir / COMMAND_FILE).read_text().strip() if (workdir / COMMAND_FILE).is_file() else "not recorded"

@@ -18,6 +18,7 @@ from sctd_jax.data.prepare import ensure_rows
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Metadata, Rows, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train.compiling import compile_train_step, state_shape
 from sctd_jax.train.evaluation import make_eval_step, summarize
@@ -43,7 +44,8 @@ def open_data(config: Config, log: Callable[[str], None]) -> Data:
     Raises:
       UserError: they cannot be prepared, or do not fit the config.
     """
-    folder = ensure_rows(config, log)
+    with hosts.first_goes_first("rows"):
+        folder = ensure_rows(config, log)
     metadata = read_metadata(folder)
     for field, have, want in (
         ("data.seq_len", metadata.seq_len, config.data.seq_len),
@@ -67,9 +69,9 @@ def new_state(config: Config, data: Data, mesh: Mesh, log: Callable[[str], None]
     state = meshes.jit_init(lambda: initial_state(config, data.special), shape)()
     if not config.train.init:
         return state
-    run = load_run(Path(config.train.init), None, log)
+    run = load_run(Path(config.train.init), None, log, mesh)
     log(f"starting from the parameters of {config.train.init} at step {int(run.state.step)}")
-    return state.replace(params=jax.device_put(run.state.params, meshes.shardings(shape.params)))
+    return state.replace(params=run.state.params)
 
 
 def compile_steps(config: Config, data: Data, mesh: Mesh) -> Mapping[str, Callable]:

@@ -5,11 +5,19 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from sctd_jax.parallel import hosts
+
 
 class StopRequest:
     """`signum` is the signal that asked the run to stop, or None."""
 
     signum: int | None = None
+
+    def at(self, step: int) -> bool:
+        """Whether to stop before this step: the same answer in every process of the run."""
+        if hosts.stop_together(step):
+            self.signum = signal.SIGTERM
+        return self.signum is not None
 
     def __call__(self, signum: int, frame) -> None:
         """Python's signal handler."""
@@ -22,10 +30,11 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """While inside, SIGTERM and SIGINT set `signum` instead of killing; a second one interrupts.
 
-    Outside the main thread (a notebook's worker) Python delivers no signals, and none is handled.
+    Outside the main thread (a notebook's worker) Python delivers no signals, and none is handled. With several
+    processes SIGTERM is left to JAX, which tells the others.
     """
     request = StopRequest()
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = () if hosts.several() else (signal.SIGTERM, signal.SIGINT)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

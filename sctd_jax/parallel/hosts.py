@@ -1,0 +1,102 @@
+"""Several processes, one for each host: how they join, what only the first of them does, how they end together."""
+
+import contextlib
+import glob
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from sctd_jax.errors import UserError
+
+_HEARTBEAT_SECONDS = 60  # a process that is silent for so long counts as dead, and the others end
+_WAIT_SECONDS = 24 * 3600  # for the first process to prepare the rows
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Join the other processes of a run, before JAX is used; alone if nothing says that there are others.
+
+    Args:
+      coordinator: host:port of process 0; None for what the environment says (JAX_COORDINATOR_ADDRESS, Slurm, a TPU
+        slice).
+      num_processes: of the run; None as above.
+      process_id: of this one, from 0; None as above.
+
+    Raises:
+      UserError: some of the three are missing, or the others were not found.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given) and any(value is None for value in given):
+        raise UserError("--coordinator, --num_processes and --process_id go together, on every host")
+    if coordinator is None and not _others_detected():
+        return
+    try:
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the processes of this run did not find each other: {reason}") from error
+    print(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices", flush=True)
+
+
+def _others_detected() -> bool:
+    """A coordinator in the environment, a Slurm step of several tasks, or a TPU VM (which may be one of a slice)."""
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return True
+    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    tpu = os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+    return bool(chips) and tpu and importlib.util.find_spec("libtpu") is not None
+
+
+def is_first() -> bool:
+    """Whether this process writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def several() -> bool:
+    """Whether the run has more than one process."""
+    return jax.process_count() > 1
+
+
+def only_first(log: Callable[[str], None]) -> Callable[[str], None]:
+    """`log` in the first process, nothing in the others."""
+    return log if is_first() else lambda line: None
+
+
+@contextlib.contextmanager
+def first_goes_first(name: str) -> Iterator[None]:
+    """The first process runs the body, then the others: they find what it has written, where storage is shared."""
+    if several() and not is_first():
+        _barrier(name)
+    yield
+    if several() and is_first():
+        _barrier(name)
+
+
+def _barrier(name: str) -> None:
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * _WAIT_SECONDS)
+
+
+def check_same(what: Mapping[str, Any]) -> None:
+    """Check that these values are the same in every process.
+
+    Raises:
+      UserError: one differs, by name.
+    """
+    if not several():
+        return
+    digests = [hashlib.sha256(repr(value).encode()).digest()[:8] for value in what.values()]
+    everywhere = multihost_utils.process_allgather(np.stack([np.frombuffer(digest, np.uint32) for digest in digests]))
+    for i, name in enumerate(what):
+        if (everywhere[:, i] != everywhere[0, i]).any():
+            raise UserError(f"{name} differs between the processes of this run: start all with the same arguments")
+
+
+def stop_together(step: int) -> bool:
+    """Whether all processes stop at this step because one of them got SIGTERM; asked by all, at every step."""
+    return several() and multihost_utils.reached_preemption_sync_point(step)

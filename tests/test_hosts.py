@@ -1,0 +1,142 @@
+"""Two real processes on this machine: the same numbers as one, one set of checkpoints, one end."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from sctd_jax.errors import UserError
+from sctd_jax.parallel import hosts
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train.loop import train_and_evaluate
+from sctd_jax.train.run import load_run
+from tests import helpers
+
+pytestmark = pytest.mark.slow
+
+
+def start(workdir, rows, *args, each=lambda i: ()):
+    """Two processes of two devices each that train `tests/small.py`."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    environment = helpers.environment()
+    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
+    command = [
+        sys.executable, "-m", "sctd_jax.main", "--config=tests/small.py", f"--workdir={workdir}",
+        f"--config.data.rows={rows}", f"--coordinator=localhost:{port}", "--num_processes=2", *args,
+    ]  # fmt: skip
+    return [
+        subprocess.Popen(
+            [*command, f"--process_id={i}", *each(i)], cwd=helpers.ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def end(processes):
+    """(exit statuses, outputs)."""
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def until(process, words):
+    """Read a process's output up to a line with these words."""
+    for line in process.stdout:
+        if words in line:
+            return line
+    raise AssertionError(f"ended without {words!r}")
+
+
+def one(workdir, rows, **overrides):
+    """The same run in one process, on up to eight devices."""
+    sizes = {"mesh__data": 4, **overrides}
+    return train_and_evaluate(helpers.config(data__rows=str(rows), **sizes), workdir, lambda line: None)
+
+
+def assert_same_state(a, b, tolerance):
+    states = (jax.tree.map(np.asarray, (s.step, s.params, s.opt_state, s.importance_V)) for s in (a, b))
+    for x, y in zip(*(jax.tree.leaves(state) for state in states), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def alone(rows, tmp_path_factory):
+    """Workdir and end of an uninterrupted run in one process, with checkpoints at 3 and 6."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    return workdir, one(workdir, rows).state
+
+
+def test_two_processes_do_what_one_does_and_the_first_speaks_for_both(alone, rows, tmp_path):
+    statuses, (first, second) = end(start(tmp_path / "run", rows, "--config.mesh.tensor=2"))
+    assert statuses == [0, 0], first + second
+    assert_same_state(load_run(tmp_path / "run", 6, print).state, alone[1], 1e-6)
+    for words in ("process 0 of 2, 2 devices", "4 x cpu, 2 host(s)", "data 2 x fsdp 1 x tensor 2", "done: 6 steps"):
+        assert words in first
+    assert "process 1 of 2" in second
+    assert "step" not in second
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len((alone[0] / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_run_moves_from_one_process_to_two_and_back_on_other_meshes(alone, rows, tmp_path):
+    workdir, expected = alone
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    statuses, (first, second) = end(start(tmp_path / "run", rows, "--config.mesh.fsdp=4"))
+    assert statuses == [0, 0], first + second
+    assert "resuming at step 3" in first
+    moved = load_run(tmp_path / "run", 6, print).state
+    assert_same_state(moved, expected, 1e-5)
+    further = {"train__steps": 7, "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    assert one(tmp_path / "run", rows, **further).step == 7
+
+
+def test_a_signal_to_one_saves_on_all_and_a_killed_one_ends_the_others(rows, tmp_path):
+    arguments = ("--config.train.steps=100000", "--config.train.eval_every=20", "--config.train.checkpoint_every=20")
+    processes = start(tmp_path / "run", rows, *arguments)
+    until(processes[0], "step 30/")
+    processes[1].send_signal(signal.SIGTERM)
+    statuses, (first, second) = end(processes)
+    assert statuses == [128 + signal.SIGTERM] * 2, first + second
+    assert "stopped by signal 15 after step" in first
+    saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f"after step {saved};" in first
+
+    processes = start(tmp_path / "run", rows, *arguments)
+    assert f"resuming at step {saved}" in until(processes[0], "resuming")
+    until(processes[0], f"step {saved + 30 - saved % 2}/")
+    processes[0].kill()
+    began = time.monotonic()
+    statuses, outputs = end(processes)
+    assert time.monotonic() - began < 120
+    assert statuses[1] not in (0, None)
+    assert "another task died" in outputs[1] or "another process of this run ended" in outputs[1]
+    kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
+    assert kept >= saved
+    assert int(load_run(tmp_path / "run", None, print).state.step) == kept
+
+
+def test_processes_with_other_arguments_are_told_so(rows, tmp_path):
+    statuses, outputs = end(start(tmp_path / "run", rows, each=lambda i: [f"--config.train.seed={i}"]))
+    assert statuses == [2, 2], outputs
+    assert all("the config differs between the processes of this run" in output for output in outputs)
+
+
+def test_the_three_flags_go_together():
+    with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id go together"):
+        hosts.join("localhost:1234", None, 0)
+
+
+def test_rows_of_a_host_are_put_where_they_belong():
+    mesh = meshes.make_mesh(helpers.config(mesh__data=4, mesh__tensor=2))
+    rows = np.arange(24).reshape(8, 3)
+    np.testing.assert_array_equal(meshes.host_rows(mesh, 8), np.arange(8))
+    np.testing.assert_array_equal(meshes.put_batch(mesh, 8, rows), rows)
