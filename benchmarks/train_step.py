@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import base
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data.tokenizer import Tokenizer
+from sctd_jax.huge_pages import restart_with_huge_pages
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.restart import restart
 from sctd_jax.train import setup, step
 from sctd_jax.train.compiling import compile_train_step, state_shape
 from sctd_jax.train.flops import plain_step_flops, step_flops
@@ -317,5 +317,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart()  # as sctd_jax.main does
+    restart_with_huge_pages()  # as sctd_jax.main does
     main()

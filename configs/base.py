@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
                 "weight_decay": 0.01,
                 "decay": "kernels",
                 "clip_norm": 1.0,
+                "mu_dtype": "float32",
             },
             "train": {
                 "seed": 0,
@@ -82,6 +83,7 @@ def get_config() -> ConfigDict:
                 "steps": 250_000,
                 "batch_size": 256,
                 "accumulation": 1,
+                "consistency_accumulation": 0,
                 "eval_every": 2_500,
                 "eval_rows": 64,
                 "checkpoint_every": 2_500,

@@ -95,6 +95,7 @@ class OptimizerConfig:
     weight_decay: float
     decay: str  # 'kernels' (not biases and LayerNorm) or 'all'
     clip_norm: float  # global norm; 0: no clipping
+    mu_dtype: str  # of the first moments; the second ones are float32: bfloat16 would round their changes away
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,7 @@ class TrainConfig:
     steps: int
     batch_size: int  # rows in the global batch
     accumulation: int  # microbatches per step
+    consistency_accumulation: int  # those of a consistency step, which needs more memory; 0: as the others
     eval_every: int
     eval_rows: int  # at most; of the held-out rows
     checkpoint_every: int
@@ -166,6 +168,11 @@ class Config:
         dropping = dataclasses.replace(self.dropping, keep_schedule="", drop_rate=1 - kept / self.data.seq_len)
         return dataclasses.replace(self, dropping=dropping)
 
+    def microbatches(self, variant: str) -> int:
+        """How many microbatches a step of this variant has."""
+        own = self.train.consistency_accumulation if variant == "consistency" else 0
+        return own or self.train.accumulation
+
     @property
     def num_predicted(self) -> int:
         """P, prediction slots of a row."""
@@ -194,6 +201,7 @@ _CHOICES = {
     "data.tokenizer_type": ("unigram", "bpe"),
     "optimizer.name": ("adamw", "lamb"),
     "optimizer.schedule": ("linear", "cosine"),
+    "optimizer.mu_dtype": ("float32", "bfloat16"),
     "optimizer.decay": ("kernels", "all"),
 }
 _MAX_STAGES = 6  # of keep_schedule: each is compiled
@@ -210,6 +218,7 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = (
     "dropping.sc_weight", "dropping.full_steps_first", "dropping.full_steps_last", "optimizer.warmup_steps",
     "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm", "train.seed", "data.seed",
+    "train.consistency_accumulation",
 )  # fmt: skip
 _POSITIVE = ("model.layer_norm_eps", "model.initializer_range", "optimizer.eps")
 
@@ -355,11 +364,15 @@ def _check_schedule(config: Config) -> None:
 
 def _check_train(config: Config) -> None:
     train, dropping = config.train, config.dropping
-    _require(
-        train.batch_size % train.accumulation == 0,
-        "train.batch_size",
-        f"({train.batch_size}) must be divisible by train.accumulation ({train.accumulation})",
-    )
+    for field, count in [
+        ("train.accumulation", config.microbatches("drop")),
+        ("train.consistency_accumulation", config.microbatches("consistency")),
+    ]:
+        _require(
+            train.batch_size % count == 0,
+            "train.batch_size",
+            f"({train.batch_size}) must be divisible by {field} ({count})",
+        )
     _require(
         train.checkpoint_every % train.eval_every == 0,
         "train.checkpoint_every",

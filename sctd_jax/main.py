@@ -8,16 +8,19 @@ import functools
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
-from sctd_jax.restart import restart
+from sctd_jax.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
-    restart()  # before the imports that take seconds
+    restart_with_huge_pages()  # before the imports that take seconds
 
 # Orbax and TFDS import it eagerly in places; nothing here computes with it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Recomputed attention with dropout overflows the stacks that the compiler of libtpu 0.0.42 gives its threads.
+os.environ.setdefault("LIBTPU_INIT_ARGS", "--fibers_default_thread_stack_size=8388608")
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -40,18 +43,21 @@ _WITHOUT_CHIPS = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any: without one libtpu looks for it, and complains
 }
+_FAREWELL_SECONDS = 3
 
 
 def _dispatch() -> int:
     if _MODE.value == "compile":
         return _compile()
-    # After flag parsing, so that `--help` and a bad config answer without loading JAX.
+    if _TOPOLOGY.value:
+        raise UserError("--topology is for --mode=compile; a run takes the devices that it finds")
+    config = from_dict(_CONFIG.value.to_dict())
+    # After all that, so that `--help` and a bad config answer without loading JAX.
     from sctd_jax.parallel import hosts
     from sctd_jax.train.loop import evaluate_workdir, train_and_evaluate
 
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    config = from_dict(_CONFIG.value.to_dict())
     workdir = Path(_WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem))
     log = functools.partial(print, flush=True)
     if _MODE.value == "eval":
@@ -85,6 +91,8 @@ def _main(argv: list[str]) -> int:
     if status and not stopped_together and _joined_others():
         sys.stdout.flush()
         sys.stderr.flush()
+        if sys.modules["jax"].process_index() == 0:
+            time.sleep(_FAREWELL_SECONDS)  # its end is the others' end, who may have something to say yet
         os._exit(status)  # at a normal exit JAX waits for the others, which would be in vain
     return status
 

@@ -27,9 +27,13 @@ def test_collectives_are_counted_by_kind_and_the_bytes_of_their_results():
   %all-gather-start.2 = (f32[2]{0}, f32[16]{0}) all-gather-start(%c), channel_id=2
   %all-gather-done.2 = f32[16]{0} all-gather-done(%all-gather-start.2)
   %ar = f32[] all-reduce-start(%d), channel_id=3
+  %ag = ((f32[2]{0}, f32[4]{0}), (f32[16]{0}, f32[32]{0})) all-gather-start(%e, %f), channel_id=4
+  %cp = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%g), channel_id=5
   %fusion.3 = f32[4]{0} fusion(%all-reduce.1), calls=%all-reduce-scatter
 """
-    assert aot.collectives(hlo) == {"all-gather": (1, 64), "all-reduce": (2, 4 * 8 + 2 * 8 + 4)}
+    assert aot.collectives(hlo) == {
+        "all-gather": (2, 64 + 192), "all-reduce": (2, 4 * 8 + 2 * 8 + 4), "collective-permute": (1, 32)
+    }  # fmt: skip
 
 
 def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
@@ -61,7 +65,21 @@ def test_all_variants_compile_for_a_slice_and_fit():
     assert len(needed) == 3
     assert all(0 < n < 0.5 for n in needed)
     assert len(re.findall(r"collectives  .*all-reduce [\d.]+ MiB", result.stdout)) == 3
-    assert len(re.findall(r"estimate     at least [\d.]+ ms", result.stdout)) == 3
+    assert len(re.findall(r"estimate     about [\d.]+ ms", result.stdout)) == 3
+
+
+@pytest.mark.slow
+@with_libtpu
+def test_recomputed_attention_with_dropout_compiles():
+    """With the stacks that libtpu 0.0.42 gives its threads its compiler dies of it."""
+    result = compile_mode(
+        "--topology=v5e:2x2", "--config.dropping.method=full", "--config.model.num_layers=2",
+        "--config.data.seq_len=256", "--config.model.max_positions=256", "--config.model.hidden_size=256",
+        "--config.model.attention_dropout=0.1", "--config.model.dtype=bfloat16", "--config.train.batch_size=16",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "recomputed in the backward pass" in result.stdout
+    assert "a chip: fits" in result.stdout
 
 
 @pytest.mark.slow
@@ -76,10 +94,9 @@ def test_what_does_not_fit_is_said_and_ends_with_status_1():
 
 
 @with_libtpu
-@pytest.mark.parametrize("topology", ["v5e:3x7", "nonsense"])
+@pytest.mark.parametrize("topology", ["v5e:3x7", "nonsense", "v3:2x2"])
 def test_an_unknown_slice_is_refused(topology):
     result = compile_mode(f"--topology={topology}")
     assert result.returncode == 2
     assert f"--topology={topology}" in result.stderr
-    assert "such as v5e:2x4" in result.stderr
     assert "Traceback" not in result.stderr

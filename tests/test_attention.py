@@ -131,6 +131,13 @@ def test_what_auto_means(overrides, platform, expected):
     assert expected[0] in choice.text
 
 
+def test_one_choice_holds_for_all_stages_of_a_schedule():
+    config = long_config(dropping__keep_schedule="0:192,3:256")
+    assert attention.choose(config, "tpu").attention == "plain"
+    assert attention.choose(config.at(3), "tpu").attention == "splash"
+    assert attention.choose(attention.settled(config, "tpu").at(3), "tpu").attention == "plain"
+
+
 @pytest.mark.parametrize(
     ("overrides", "platform", "message"),
     [

@@ -110,6 +110,7 @@ def test_the_kept_tokens_of_a_step_follow_the_schedule():
         ({"masking__rate": 0.0}, ["masking.rate", "found 0.0"]),
         ({"masking__mask_share": 0.95}, ["masking.mask_share", "(0.95)", "(0.1)"]),
         ({"train__accumulation": 3}, ["train.batch_size", "(8)", "train.accumulation (3)"]),
+        ({"train__consistency_accumulation": 3}, ["train.batch_size", "(8)", "consistency_accumulation (3)"]),
         ({"train__checkpoint_every": 4}, ["train.checkpoint_every", "(4)", "train.eval_every (3)"]),
         ({"train__steps": "many"}, ["train.steps", "int", "'many'"]),
         ({"optimizer__eps": 0.0}, ["optimizer.eps", "positive"]),

@@ -68,35 +68,63 @@ def assert_same_state(a, b, tolerance):
 
 
 @pytest.fixture(scope="module")
+def pair(rows, tmp_path_factory):
+    """Workdir, exit statuses and outputs of the same run in two processes."""
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    return workdir, *end(start(workdir, rows, "--config.mesh.tensor=2"))
+
+
+@pytest.fixture(scope="module")
 def alone(rows, tmp_path_factory):
     """Workdir and end of an uninterrupted run in one process, with checkpoints at 3 and 6."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     return workdir, one(workdir, rows).state
 
 
-def test_two_processes_do_what_one_does_and_the_first_speaks_for_both(alone, rows, tmp_path):
-    statuses, (first, second) = end(start(tmp_path / "run", rows, "--config.mesh.tensor=2"))
+def test_two_processes_do_what_one_does_and_the_first_speaks_for_both(alone, pair):
+    workdir, statuses, (first, second) = pair
     assert statuses == [0, 0], first + second
-    assert_same_state(load_run(tmp_path / "run", 6, print).state, alone[1], 1e-6)
+    run = load_run(workdir, 6, print)
+    assert_same_state(run.state, alone[1], 1e-6)
+    assert "--process_id=0" in run.command
     for words in ("process 0 of 2, 2 devices", "4 x cpu, 2 host(s)", "data 2 x fsdp 1 x tensor 2", "done: 6 steps"):
         assert words in first
     assert "process 1 of 2" in second
     assert "step" not in second
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == len((alone[0] / "metrics.jsonl").read_text().splitlines())
 
 
-def test_a_run_moves_from_one_process_to_two_and_back_on_other_meshes(alone, rows, tmp_path):
+def half_done(workdir, copy):
+    """A copy of a finished run that knows of step 3 only."""
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / "checkpoints" / "6")
+
+
+def test_a_run_moves_from_one_process_to_two_on_another_mesh(alone, rows, tmp_path):
     workdir, expected = alone
-    shutil.copytree(workdir, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    half_done(workdir, tmp_path / "run")
     statuses, (first, second) = end(start(tmp_path / "run", rows, "--config.mesh.fsdp=4"))
     assert statuses == [0, 0], first + second
     assert "resuming at step 3" in first
-    moved = load_run(tmp_path / "run", 6, print).state
-    assert_same_state(moved, expected, 1e-5)
-    further = {"train__steps": 7, "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
-    assert one(tmp_path / "run", rows, **further).step == 7
+    assert_same_state(load_run(tmp_path / "run", 6, print).state, expected, 1e-6)
+
+
+def test_a_run_moves_from_two_processes_to_one_with_more_devices(alone, pair, rows, tmp_path):
+    half_done(pair[0], tmp_path / "run")
+    moved = one(tmp_path / "run", rows, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    assert_same_state(moved.state, alone[1], 1e-6)
+
+
+def test_two_processes_pass_over_a_damaged_checkpoint_together(alone, rows, tmp_path):
+    shutil.copytree(alone[0], tmp_path / "run")
+    files = [path for path in (tmp_path / "run" / "checkpoints" / "6").rglob("*") if path.is_file()]
+    max(files, key=lambda path: path.stat().st_size).unlink()
+    statuses, (first, second) = end(start(tmp_path / "run", rows))
+    assert statuses == [0, 0], first + second
+    assert "is damaged and passed over" in first
+    assert "resuming at step 3" in first
+    assert_same_state(load_run(tmp_path / "run", 6, print).state, alone[1], 1e-6)
 
 
 def test_a_signal_to_one_saves_on_all_and_a_killed_one_ends_the_others(rows, tmp_path):
@@ -121,7 +149,16 @@ def test_a_signal_to_one_saves_on_all_and_a_killed_one_ends_the_others(rows, tmp
     assert "another task died" in outputs[1] or "another process of this run ended" in outputs[1]
     kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
     assert kept >= saved
-    assert int(load_run(tmp_path / "run", None, print).state.step) == kept
+
+    processes = start(tmp_path / "run", rows, *arguments)
+    assert f"resuming at step {kept}" in until(processes[0], "resuming")
+    until(processes[0], f"step {kept + 10 - kept % 2}/")
+    processes[1].kill()
+    began = time.monotonic()
+    statuses, outputs = end(processes)
+    assert time.monotonic() - began < 120
+    assert statuses[0] not in (0, None)
+    assert "another process of this run ended" in outputs[0] or "task" in outputs[0]
 
 
 def test_processes_with_other_arguments_are_told_so(rows, tmp_path):
@@ -130,8 +167,15 @@ def test_processes_with_other_arguments_are_told_so(rows, tmp_path):
     assert all("the config differs between the processes of this run" in output for output in outputs)
 
 
+def test_the_environment_can_say_it_and_has_to_say_all(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(UserError, match="JAX_PROCESS_ID"):
+        hosts.join(None, None, None)
+
+
 def test_the_three_flags_go_together():
-    with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id go together"):
+    with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id"):
         hosts.join("localhost:1234", None, 0)
 
 

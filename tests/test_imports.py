@@ -50,8 +50,8 @@ ALLOWED = {
     ],
     "interop": ["config", "data", "interop", "objective", "train"],
     "plot": ["train.metrics"],
-    "restart": [],
-    "main": ["config", "restart", "parallel.aot", "parallel.hosts", "train"],
+    "huge_pages": [],
+    "main": ["config", "huge_pages", "parallel.aot", "parallel.hosts", "train"],
 }
 
 

@@ -268,19 +268,11 @@ def test_a_missing_config_file(tmp_path):
 
 def test_main_starts_again_with_huge_pages_unless_told_otherwise():
     """The variable is read by glibc when a process starts; what a user has set stays."""
-    code = "import os; from sctd_jax.restart import restart; restart(); print(os.environ['GLIBC_TUNABLES'])"
+    code = "import os; from sctd_jax import huge_pages as h; h.restart_with_huge_pages(); "
+    code += "print(os.environ['GLIBC_TUNABLES'])"
     environment = {name: value for name, value in helpers.environment().items() if name != "GLIBC_TUNABLES"}
     for given, expected in (({}, "glibc.malloc.hugetlb=1"), ({"GLIBC_TUNABLES": ""}, "")):
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment | given, cwd=helpers.ROOT, capture_output=True, text=True
         )
         assert done.stdout.strip() == expected, done.stderr
-
-
-def test_main_starts_again_with_a_deep_stack_where_libtpu_is():
-    code = "import os, resource as r; from sctd_jax.restart import restart; restart(); "
-    code += "print(r.getrlimit(r.RLIMIT_STACK)[0] == r.RLIM_INFINITY, repr(os.environ['GLIBC_TUNABLES']))"
-    command = ["bash", "-c", 'ulimit -S -s 8192; exec "$@"', "bash", sys.executable, "-c", code]
-    environment = helpers.environment() | {"GLIBC_TUNABLES": "", "TPU_LIBRARY_PATH": "/somewhere/libtpu.so"}
-    done = subprocess.run(command, env=environment, cwd=helpers.ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "True ''", done.stderr

@@ -167,6 +167,7 @@ def test_a_vocabulary_that_does_not_divide_is_on_every_device():
     [
         ({"train__batch_size": 12}, r"batch_size / accumulation (12) must be divisible by mesh.data x fsdp (8)"),
         ({"train__accumulation": 2}, r"batch_size / accumulation (4) must be divisible by mesh.data x fsdp (8)"),
+        ({"train__consistency_accumulation": 4}, "consistency_accumulation (2) must be divisible by mesh.data x fsdp"),
         ({"mesh__data": 9}, r"mesh.data x fsdp x tensor is 9 x 1 x 1 = 9, but there are 8 devices"),
         ({"mesh__fsdp": 3}, r"mesh.data x fsdp x tensor is 2 x 3 x 1 = 6, but it must be all 8 devices"),
         ({"mesh__tensor": 16}, r"1 x 1 x 16 = 16, but there are 8 devices"),

@@ -71,3 +71,18 @@ def test_clipping_scales_by_the_global_norm():
     _, state = optimizer.update({"kernel": jnp.array([30.0, 40.0])}, optimizer.init(params), params)
     moment = next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,))
     np.testing.assert_allclose(moment, 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
+
+
+def test_first_moments_in_bfloat16_give_nearly_the_same_update():
+    params = {"kernel": jax.random.normal(jax.random.key(0), (64, 64))}
+    grads = {"kernel": jax.random.normal(jax.random.key(1), (64, 64))}
+    updates = {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = make_optimizer(helpers.config(optimizer__mu_dtype=dtype, optimizer__clip_norm=0.0).optimizer)
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates[dtype], state = optimizer.update(grads, state, params)
+        assert state[0].mu["kernel"].dtype == dtype
+        assert state[0].nu["kernel"].dtype == jnp.float32
+    difference = jnp.linalg.norm(updates["float32"]["kernel"] - updates["bfloat16"]["kernel"])
+    assert 0 < difference < 0.01 * jnp.linalg.norm(updates["float32"]["kernel"])

@@ -216,15 +216,21 @@ def run(config, devices, steps=5, rows=None):
 def test_accumulation_changes_nothing_but_the_memory():
     """Rows of unequal numbers of predictions: means of microbatch means would differ."""
     results = []
-    for accumulation in (1, 4):
-        config = helpers.config(train__accumulation=accumulation, mesh__data=2, dropping__sc_interval=1)
+    for accumulation, of_consistency in ((1, 0), (4, 0), (1, 4)):
+        config = helpers.config(
+            train__accumulation=accumulation, train__consistency_accumulation=of_consistency, mesh__data=2,
+            dropping__sc_interval=1,
+        )  # fmt: skip
+        assert [config.microbatches(v) for v in ("full", "drop")] == [accumulation] * 2
+        assert config.microbatches("consistency") == (of_consistency or accumulation)
         results.append(run(config, 2, steps=2, rows="pad"))
-    (one, losses_one), (four, losses_four) = results
-    for a, b in zip(losses_one, losses_four, strict=True):
-        for name in a:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
-    assert_trees_close(one.params, four.params)
-    assert_trees_close(one.importance_V, four.importance_V)
+    (one, losses_one), *others = results
+    for four, losses_four in others:
+        for a, b in zip(losses_one, losses_four, strict=True):
+            for name in a:
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+        assert_trees_close(one.params, four.params)
+        assert_trees_close(one.importance_V, four.importance_V)
 
 
 def one_step(config, state, tokens, variant="drop"):

@@ -45,11 +45,19 @@ def choose(config: Config, platform: str) -> Choice:
     if remat == "auto":
         remat = "attention" if platform == "tpu" and not splash else "none"
     text = "splash, a TPU kernel that keeps no probabilities" if splash else "plain"
-    text += {"none": "", "attention": "; its probabilities are recomputed in the backward pass",
+    plain_layers = "the last layer's" if splash else "its"
+    text += {"none": "", "attention": f"; {plain_layers} probabilities are recomputed in the backward pass",
              "block": "; whole layers are recomputed in the backward pass"}[remat]  # fmt: skip
     if platform == "tpu" and obstacle:
         text += f" (no splash: {obstacle})"
     return Choice("splash" if splash else "plain", remat, text)
+
+
+def settled(config: Config, platform: str) -> Config:
+    """The config with its choice in the place of 'auto': one for all stages of a keep_schedule."""
+    choice = choose(config, platform)
+    model = dataclasses.replace(config.model, attention=choice.attention, remat=choice.remat)
+    return dataclasses.replace(config, model=model)
 
 
 def _splash_obstacle(config: Config, platform: str) -> str | None:

@@ -5,7 +5,6 @@ is computed from data sheets is called an estimate.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import os
 import re
@@ -19,7 +18,7 @@ from jax.experimental import topologies
 
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError
-from sctd_jax.model.attention import choose
+from sctd_jax.model.attention import choose, settled
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.mesh import describe, make_mesh
@@ -40,10 +39,11 @@ class Program:
     name: str
     seconds: float  # that compiling took
     needed: int  # of HBM
-    state: int  # of these, parameters, moments and importance table
+    state: int  # of these, parameters, moments, importance table and batch
     flops: float  # a step and chip, by formula
     traffic: float  # bytes that its operations read and write, by XLA's count
-    collectives: dict[str, tuple[int, int]]  # kind -> (how many, bytes of their results on one chip)
+    # Kind -> (how many, bytes of their results on one chip); those in the loop over microbatches count once.
+    collectives: dict[str, tuple[int, int]]
 
 
 class DoesNotFitError(Exception):
@@ -62,14 +62,19 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None]) -> bo
     devices = topology_devices(topology)
     mesh = make_mesh(config, devices)
     chip = chips.find(devices[0].device_kind)
+    if chip is None or not chip.hbm_gib:
+        raise UserError(f"--topology={topology}: nothing is known here of the HBM of a {devices[0].device_kind}")
+    text, config = choose(config, "tpu").text, settled(config, "tpu")
     batch = config.train.batch_size
     log(f"{topology}: {mesh.size} x {devices[0].device_kind}, mesh {describe(mesh)}")
     log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention "
-        f"{choose(config, 'tpu').text}")  # fmt: skip
+        f"{text}")  # fmt: skip
     fits = True
     for name, (stage, variant) in steps_needed(config).items():
         try:
-            lines = _describe(compile_program(stage, variant, mesh, name), chip)
+            program = compile_program(stage, variant, mesh, name)
+            fits &= program.needed <= chip.hbm_gib * _GIB
+            lines = _describe(program, chip)
         except DoesNotFitError as error:
             fits, lines = False, [f"  HBM          does not fit in {chip.hbm_gib} GiB: {error}"]
         log(name)
@@ -78,7 +83,6 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None]) -> bo
     return fits
 
 
-@functools.cache
 def topology_devices(topology: str) -> list[jax.Device]:
     """The chips of a slice that is not here.
 
@@ -86,8 +90,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
       UserError: no libtpu, or no such slice.
     """
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
-        version = importlib.util.find_spec("jax") and jax.__version__
-        raise UserError(f"compiling for a TPU needs libtpu: pip install 'jax[tpu]=={version}'")
+        raise UserError(f"compiling for a TPU needs libtpu: pip install 'jax[tpu]=={jax.__version__}'")
     # A v4 chip's two cores are one device, as on the machines that are lent out; the others have no choice.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
@@ -106,6 +109,7 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
 
     Raises:
       DoesNotFitError: it needs more HBM than a chip has.
+      UserError: the compiler failed for another reason.
     """
     word_start_V = np.ones(config.model.vocab_size, bool) if config.masking.whole_word else None
     began = time.monotonic()
@@ -113,8 +117,8 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
         compiled = compile_train_step(config, _SPECIAL, variant, mesh, word_start_V)
     except jax.errors.JaxRuntimeError as error:
         message = str(error).strip().splitlines()[0]
-        if "RESOURCE_EXHAUSTED" not in message:
-            raise
+        if not ("RESOURCE_EXHAUSTED" in message and "hbm" in message.lower()):
+            raise UserError(f"the TPU compiler failed on the {name} step: {message}") from error
         raise DoesNotFitError(message.removeprefix("RESOURCE_EXHAUSTED: ")) from error
     seconds = time.monotonic() - began
     memory = compiled.memory_analysis()
@@ -129,7 +133,7 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
         state=memory.argument_size_in_bytes,
         flops=step_flops(config, variant) / mesh.size,
         # XLA counts the body of a loop once.
-        traffic=compiled.cost_analysis().get("bytes accessed", 0.0) * config.train.accumulation,
+        traffic=compiled.cost_analysis().get("bytes accessed", 0.0) * config.microbatches(variant),
         collectives=collectives(compiled.as_text()),
     )
 
@@ -150,21 +154,24 @@ def _collectives(hlo: str) -> Iterator[tuple[str, int]]:
             _BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dims.split(",") if n], initial=1))
             for dtype, dims in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", result)
         ]
-        # An asynchronous all-gather or permutation lists its operand before its result.
-        halves = start and kind in ("all-gather", "collective-permute") and len(shapes) > 1
-        yield kind, max(shapes) if halves else sum(shapes)
+        if start and kind == "all-gather":  # operands, then results
+            shapes = shapes[len(shapes) // 2 :]
+        if start and kind == "collective-permute":  # operand, result, contexts
+            shapes = shapes[1:2]
+        yield kind, sum(shapes)
 
 
 def _describe(program: Program, chip: chips.Chip) -> list[str]:
     moved = ", ".join(f"{count} {kind} {size / 2**20:,.1f} MiB" for kind, (count, size) in program.collectives.items())
     compute, memory = program.flops / chip.flops, program.traffic / chip.bandwidth
     return [
-        f"  HBM          {program.needed / _GIB:.2f} of {chip.hbm_gib} GiB a chip: fits "
+        f"  HBM          {program.needed / _GIB:.2f} of {chip.hbm_gib} GiB a chip: "
+        f"{'fits' if program.needed <= chip.hbm_gib * _GIB else 'does not fit'} "
         f"(state and batch {program.state / _GIB:.2f})",
         f"  FLOPs        {program.flops:.3g} a chip and step",
         f"  collectives  {moved or 'none'}",
         f"  compiled     in {program.seconds:.0f} s",
-        f"  estimate     at least {1e3 * max(compute, memory):.1f} ms a step: a roofline from the chip's data sheet "
+        f"  estimate     about {1e3 * max(compute, memory):.1f} ms a step: a roofline from the chip's data sheet "
         f"(matrix products {1e3 * compute:.1f} ms at {chip.flops / 1e12:g} TFLOP/s, memory traffic {1e3 * memory:.1f} "
         f"ms at {chip.bandwidth / 1e9:g} GB/s)",
     ]

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,32 +23,49 @@ _WAIT_SECONDS = 24 * 3600  # for the first process to prepare the rows
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Join the other processes of a run, before JAX is used; alone if nothing says that there are others.
 
+    If the others do not come within five minutes, JAX ends the process. Joined, SIGTERM is JAX's: see `stop_together`.
+
     Args:
-      coordinator: host:port of process 0; None for what the environment says (JAX_COORDINATOR_ADDRESS, Slurm, a TPU
-        slice).
+      coordinator: host:port of process 0; None for what the environment says: JAX_COORDINATOR_ADDRESS with
+        JAX_NUM_PROCESSES and JAX_PROCESS_ID, Slurm, Open MPI or a TPU slice.
       num_processes: of the run; None as above.
       process_id: of this one, from 0; None as above.
 
     Raises:
-      UserError: some of the three are missing, or the others were not found.
+      UserError: some of the three are missing, or the environment's are not enough.
     """
     given = (coordinator, num_processes, process_id)
+    if given == (None, None, None) and "JAX_COORDINATOR_ADDRESS" in os.environ:
+        numbers = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        given = (os.environ["JAX_COORDINATOR_ADDRESS"], *(number and int(number) for number in numbers))
     if any(value is not None for value in given) and any(value is None for value in given):
-        raise UserError("--coordinator, --num_processes and --process_id go together, on every host")
-    if coordinator is None and not _others_detected():
+        raise UserError(
+            "--coordinator, --num_processes and --process_id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID) go together, on every host"
+        )
+    asked = given[0] is not None or _launched_as_several()
+    if not asked and not _on_tpu_vm():
         return
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
+        if not asked:  # a TPU VM that is none of a slice, in a container say
+            return
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the processes of this run did not find each other: {reason}") from error
+        raise UserError(f"the processes of this run cannot join: {reason}") from error
+    if not several():
+        signal.signal(signal.SIGTERM, handler)
+        return
     print(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices", flush=True)
 
 
-def _others_detected() -> bool:
-    """A coordinator in the environment, a Slurm step of several tasks, or a TPU VM (which may be one of a slice)."""
-    if os.environ.get("JAX_COORDINATOR_ADDRESS") or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return True
+def _launched_as_several() -> bool:
+    return any(int(os.environ.get(name, 1)) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+
+
+def _on_tpu_vm() -> bool:
+    """Which may be one of a slice."""
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     tpu = os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
     return bool(chips) and tpu and importlib.util.find_spec("libtpu") is not None
@@ -78,6 +96,19 @@ def first_goes_first(name: str) -> Iterator[None]:
         _barrier(name)
 
 
+def first_only(name: str, action: Callable[[], None]) -> None:
+    """The first process does it; the others go on when it is done."""
+    if is_first():
+        action()
+    if several():
+        _barrier(name)
+
+
+def all_say(yes: bool) -> bool:
+    """Whether every process says so."""
+    return bool(multihost_utils.process_allgather(np.array(yes)).all()) if several() else yes
+
+
 def _barrier(name: str) -> None:
     multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * _WAIT_SECONDS)
 
@@ -98,5 +129,8 @@ def check_same(what: Mapping[str, Any]) -> None:
 
 
 def stop_together(step: int) -> bool:
-    """Whether all processes stop at this step because one of them got SIGTERM; asked by all, at every step."""
+    """Whether all processes stop at this step because one of them got SIGTERM; asked by all, at every step.
+
+    JAX takes note of a SIGTERM that comes before the first step, and it counts from then on.
+    """
     return several() and multihost_utils.reached_preemption_sync_point(step)

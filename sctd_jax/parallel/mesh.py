@@ -37,9 +37,15 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
 
 def _check_sizes(config: Config, data: int, fsdp: int, tensor: int) -> None:
     model = config.model
-    microbatch = config.train.batch_size // config.train.accumulation
+    rows = config.train.batch_size
     for what, size, by, axes in (
-        ("train.batch_size / accumulation", microbatch, data * fsdp, "mesh.data x fsdp"),
+        ("train.batch_size / accumulation", rows // config.microbatches("drop"), data * fsdp, "mesh.data x fsdp"),
+        (
+            "train.batch_size / consistency_accumulation",
+            rows // config.microbatches("consistency"),
+            data * fsdp,
+            "mesh.data x fsdp",
+        ),
         ("model.hidden_size", model.hidden_size, fsdp, "mesh.fsdp"),
         ("model.num_heads", model.num_heads, tensor, "mesh.tensor"),
         ("model.intermediate_size", model.intermediate_size, tensor, "mesh.tensor"),

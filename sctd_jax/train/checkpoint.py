@@ -5,7 +5,6 @@ rows) and `checkpoints/STEP/` with the whole TrainState, importance table includ
 """
 
 import dataclasses
-import gc
 import json
 import logging
 import math
@@ -13,7 +12,6 @@ import os
 import shlex
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import UserError
+from sctd_jax.parallel import hosts
 from sctd_jax.train.state import TrainState
 
 CONFIG_FILE, COMMAND_FILE, _CHECKPOINTS = "config.json", "command.txt", "checkpoints"
@@ -35,7 +34,8 @@ CONFIG_FILE, COMMAND_FILE, _CHECKPOINTS = "config.json", "command.txt", "checkpo
 # learning rate, and what a run started from may have been moved since.
 _MAY_CHANGE = {
     "train.steps", "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.max_bad_steps", "train.accumulation", "optimizer.learning_rate",
+    "train.log_every", "train.max_bad_steps", "train.accumulation",
+    "train.consistency_accumulation", "optimizer.learning_rate",
     "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
     "data.documents", "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.init",
@@ -95,9 +95,17 @@ def check_rows(workdir: Path, rows: Path) -> None:
 def claim_workdir(workdir: Path, config: Config, rows: Path) -> None:
     """Write tokenizer, row metadata, command and config, the last one last: it says that the workdir is a run's.
 
+    With several hosts the first one writes.
+
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written, or another host does not see it.
     """
+    hosts.first_only("claim", lambda: _claim(workdir, config, rows))
+    if not hosts.all_say((workdir / CONFIG_FILE).exists()):
+        raise UserError(f"workdir {workdir} must be on storage that all hosts of the run share")
+
+
+def _claim(workdir: Path, config: Config, rows: Path) -> None:
     try:
         if not (workdir / CONFIG_FILE).exists():
             for path in (tokenizer.find(rows), rows / METADATA_FILE):
@@ -219,13 +227,15 @@ class Checkpoints:
             try:
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shape), check=ocp.args.JsonRestore())
                 restored = self._manager.restore(candidate, args=arguments)
-                state = restored["state"]
-                if int(_digest(state)) == restored["check"]["digest"]:
-                    return state
-                problem = "its numbers do not add up to what was saved"
             except Exception as error:  # Orbax and TensorStore raise many kinds, even Exception itself
                 problem = str(error).splitlines()[0][:200] if str(error) else repr(error)
-            _collect_abandoned()
+            # Before the digest, which all compute together.
+            if not hosts.all_say(problem is None):
+                problem = problem or "another host cannot read it"
+            elif int(_digest(restored["state"])) == restored["check"]["digest"]:
+                return restored["state"]
+            else:
+                problem = "its numbers do not add up to what was saved"
             log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
         if candidates:
             raise UserError(f"no checkpoint in {self._folder} can be read (tried {candidates})")
@@ -233,8 +243,12 @@ class Checkpoints:
 
     def set_aside(self, after_step: int) -> None:
         """Move damaged checkpoints newer than `after_step` out of the way, so that they can be saved again."""
-        for step in [s for s in self.steps() if s > after_step]:
-            (self._folder / str(step)).rename(self._folder.with_name(f"damaged-{step}-{time.time_ns()}"))
+
+        def move():
+            for step in [s for s in self.steps() if s > after_step]:
+                (self._folder / str(step)).rename(self._folder.with_name(f"damaged-{step}-{time.time_ns()}"))
+
+        hosts.first_only("damaged checkpoints", move)
         self._manager.reload()
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
@@ -247,13 +261,6 @@ class Checkpoints:
             raise UserError(
                 f"saving {what} to {self._folder} failed: {reason}; checkpoints that can be resumed: {self.steps()}"
             ) from error
-
-
-def _collect_abandoned() -> None:
-    # A restore that fails leaves coroutines that nobody awaits; Python would say so, one by one, at some later time.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        gc.collect()
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 """train_and_evaluate: set up, restore, loop."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -46,8 +47,7 @@ def train_and_evaluate(config: Config, workdir: str | Path, log: Callable[[str],
     mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, config.train.keep_checkpoints)) as checkpoints:
         state = _restore(config, data, mesh, checkpoints, log)
-        with hosts.first_goes_first("claim"):
-            claim_workdir(workdir, config, data.folder)
+        claim_workdir(workdir, config, data.folder)
         for line in report.start_table(config, mesh, data, state):
             log(line)
         started = time.monotonic()
@@ -76,8 +76,7 @@ def _restore(config: Config, data: setup.Data, mesh, checkpoints: Checkpoints, l
     if state is None:
         return setup.new_state(config, data, mesh, log)
     step = int(state.step)
-    with hosts.first_goes_first("damaged checkpoints"):
-        checkpoints.set_aside(after_step=step)
+    checkpoints.set_aside(after_step=step)
     if step > config.train.steps:
         raise UserError(f"config.train.steps is {config.train.steps}, but the workdir has trained {step} already")
     log(f"resuming at step {step}")
@@ -124,7 +123,7 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
         checkpoints.wait()
         return Result(step, stop.signum if step < steps else None, state)
     except jax.errors.JaxRuntimeError as error:
-        if not hosts.several():
+        if not hosts.several() or not re.search("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Gloo|Connection", str(error)):
             raise
         raise UserError(
             f"step {step} failed, probably because another process of this run ended ({str(error).splitlines()[0]}); "

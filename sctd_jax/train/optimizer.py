@@ -55,7 +55,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     So a skipped step moves the schedule on but not the moments, and no counter has to agree with another.
     """
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    steps.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps))
+    steps.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=config.mu_dtype))
     steps.append(optax.add_decayed_weights(config.weight_decay, lambda params: decay_mask(config, params)))
     if config.name == "lamb":
         steps.append(optax.scale_by_trust_ratio())

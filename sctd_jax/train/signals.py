@@ -31,7 +31,7 @@ def stop_requests() -> Iterator[StopRequest]:
     """While inside, SIGTERM and SIGINT set `signum` instead of killing; a second one interrupts.
 
     Outside the main thread (a notebook's worker) Python delivers no signals, and none is handled. With several
-    processes SIGTERM is left to JAX, which tells the others.
+    processes SIGTERM is left to JAX, which tells the others, and Ctrl-C ends this one without saving.
     """
     request = StopRequest()
     signals = () if hosts.several() else (signal.SIGTERM, signal.SIGINT)

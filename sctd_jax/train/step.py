@@ -96,7 +96,7 @@ def make_train_step(
             )
             return loss, (sums, importance)
 
-        grads, loss, (sums, importance) = _accumulate(loss_fn, state.params, batch, config.train.accumulation)
+        grads, loss, (sums, importance) = _accumulate(loss_fn, state.params, batch, config.microbatches(variant))
         new_state, finite, grad_norm = _update(config, optimizer, special, state, grads, loss, importance)
         metrics = {
             "loss": loss,
