@@ -1,0 +1,66 @@
+"""Launch scripts against recording stand-ins for the programs that they call."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests import helpers
+
+SBATCH = helpers.ROOT / "launch" / "slurm.sbatch"
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Run the Slurm script where srun and scontrol write down what they are called with; returns (result, calls)."""
+
+    def run(*args, srun_status=0, **environment):
+        calls = tmp_path / "calls"
+        for name, status in (("srun", srun_status), ("scontrol", 0)):
+            program = tmp_path / name
+            program.write_text(f'#!/bin/bash\nprintf "%q " {name} "$@" >> {calls}\necho >> {calls}\nexit {status}\n')
+            program.chmod(0o755)
+        environment = {"PYTHON": sys.executable, "SLURM_JOB_ID": "77"} | environment
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        result = subprocess.run(
+            ["bash", SBATCH, *args], env=path | environment, cwd=helpers.ROOT, capture_output=True, text=True
+        )
+        return result, [shlex.split(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+
+    return run
+
+
+ODD = ("--config=configs/base.py", "--workdir=/shared/my runs/a'b", "--config.data.input=text/**/*.txt")
+
+
+def test_every_task_of_the_job_runs_main_with_the_arguments_as_they_are(cluster):
+    result, calls = cluster(*ODD)
+    assert result.returncode == 0, result.stderr
+    assert calls == [["srun", "--kill-on-bad-exit=1", sys.executable, "-m", "sctd_jax.main", *ODD]]
+
+
+def test_a_run_that_has_stopped_and_saved_goes_back_into_the_queue(cluster):
+    result, calls = cluster("--config=configs/base.py", srun_status=143)
+    assert result.returncode == 0
+    assert calls[1:] == [["scontrol", "requeue", "77"]]
+
+
+def test_a_run_that_has_failed_does_not(cluster):
+    result, calls = cluster("--config=configs/base.py", srun_status=2)
+    assert result.returncode == 2
+    assert len(calls) == 1
+
+
+def test_a_dry_run_prints_the_command_and_runs_nothing(cluster):
+    result, calls = cluster(*ODD, DRY_RUN="1")
+    assert shlex.split(result.stdout) == ["srun", "--kill-on-bad-exit=1", sys.executable, "-m", "sctd_jax.main", *ODD]
+    assert not calls
+
+
+def test_a_missing_environment_is_said(cluster):
+    result, calls = cluster("--config=configs/base.py", PYTHON="/nowhere/python")
+    assert result.returncode == 2
+    assert "make venv" in result.stderr
+    assert not calls
