@@ -21,8 +21,8 @@ interop: .venv-interop/installed  ## torch, transformers and sentence-transforme
 tpu: .venv-tpu/installed  ## the TPU compiler, beside .venv: for the tests of --mode=compile
 
 # The version that jax[tpu] asks for.
-.venv-tpu/installed: requirements.txt
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-tpu libtpu==0.0.42.1
+.venv-tpu/installed: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv-tpu libtpu==0.0.42.1
 	touch $@
 
 lint: venv
