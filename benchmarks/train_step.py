@@ -33,7 +33,7 @@ from sctd_jax.huge_pages import restart_with_huge_pages
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train import setup, step
-from sctd_jax.train.compiling import compile_train_step, state_shape
+from sctd_jax.train.compiling import compile_train_step, peak_bytes, state_shape
 from sctd_jax.train.flops import plain_step_flops, step_flops
 from sctd_jax.train.state import initial_state
 
@@ -99,12 +99,6 @@ def compile_step(config: Config, mesh, kind: str) -> jax.stages.Compiled:
     variant = FULL if kind == PLAIN else kind
     with mock.patch.object(step, "needs_all_rows", (lambda *_: True) if kind == PLAIN else step.needs_all_rows):
         return compile_train_step(config, SPECIAL, variant, mesh)
-
-
-def peak_bytes(compiled: jax.stages.Compiled) -> int:
-    """What XLA allocates for a call: arguments, results and temporaries, donated buffers once."""
-    m = compiled.memory_analysis()
-    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
 
 
 class Peer:

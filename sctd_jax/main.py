@@ -82,7 +82,7 @@ def _main(argv: list[str]) -> int:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
         status = run_command(_dispatch)
-    except Exception:
+    except Exception:  # whatever it is, this process must not wait for the others, nor they for it
         if not _joined_others():
             raise
         traceback.print_exc()

@@ -118,7 +118,6 @@ DAMAGE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's abandoned coroutines
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, state, damage):
     save(tmp_path, state, {3: 2.0, 6: 1.0})
@@ -130,7 +129,6 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, state,
     assert "damaged" in messages[0]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_when_all_are_damaged_the_run_does_not_start_over(tmp_path, state):
     save(tmp_path, state, {3: 2.0})
     DAMAGE["cut short"](tmp_path / "checkpoints" / "3")
@@ -138,7 +136,6 @@ def test_when_all_are_damaged_the_run_does_not_start_over(tmp_path, state):
         restore(tmp_path, state)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_set_aside_and_its_step_can_be_saved_again(tmp_path, state):
     save(tmp_path, state, {3: 2.0, 6: 1.0})
     DAMAGE["other numbers"](tmp_path / "checkpoints" / "6")

@@ -22,7 +22,7 @@ from sctd_jax.model.attention import choose, settled
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.mesh import describe, make_mesh
-from sctd_jax.train.compiling import compile_train_step
+from sctd_jax.train.compiling import compile_train_step, peak_bytes
 from sctd_jax.train.flops import step_flops
 from sctd_jax.train.step import Variant, steps_needed
 
@@ -36,7 +36,6 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, 
 class Program:
     """One train step as compiled for one chip of a slice. Sizes in bytes."""
 
-    name: str
     seconds: float  # that compiling took
     needed: int  # of HBM
     state: int  # of these, parameters, moments, importance table and batch
@@ -67,14 +66,13 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None]) -> bo
     text, config = choose(config, "tpu").text, settled(config, "tpu")
     batch = config.train.batch_size
     log(f"{topology}: {mesh.size} x {devices[0].device_kind}, mesh {describe(mesh)}")
-    log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention "
-        f"{text}")  # fmt: skip
+    log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention {text}")
     fits = True
     for name, (stage, variant) in steps_needed(config).items():
         try:
             program = compile_program(stage, variant, mesh, name)
-            fits &= program.needed <= chip.hbm_gib * _GIB
-            lines = _describe(program, chip)
+            enough = program.needed <= chip.hbm_gib * _GIB
+            fits, lines = fits and enough, _describe(program, chip, enough)
         except DoesNotFitError as error:
             fits, lines = False, [f"  HBM          does not fit in {chip.hbm_gib} GiB: {error}"]
         log(name)
@@ -122,14 +120,9 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
         raise DoesNotFitError(message.removeprefix("RESOURCE_EXHAUSTED: ")) from error
     seconds = time.monotonic() - began
     memory = compiled.memory_analysis()
-    needed = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    )  # fmt: skip
     return Program(
-        name=name,
         seconds=seconds,
-        needed=needed,
+        needed=peak_bytes(compiled) + memory.generated_code_size_in_bytes,
         state=memory.argument_size_in_bytes,
         flops=step_flops(config, variant) / mesh.size,
         # XLA counts the body of a loop once.
@@ -161,12 +154,12 @@ def _collectives(hlo: str) -> Iterator[tuple[str, int]]:
         yield kind, sum(shapes)
 
 
-def _describe(program: Program, chip: chips.Chip) -> list[str]:
+def _describe(program: Program, chip: chips.Chip, fits: bool) -> list[str]:
     moved = ", ".join(f"{count} {kind} {size / 2**20:,.1f} MiB" for kind, (count, size) in program.collectives.items())
     compute, memory = program.flops / chip.flops, program.traffic / chip.bandwidth
     return [
         f"  HBM          {program.needed / _GIB:.2f} of {chip.hbm_gib} GiB a chip: "
-        f"{'fits' if program.needed <= chip.hbm_gib * _GIB else 'does not fit'} "
+        f"{'fits' if fits else 'does not fit'} "
         f"(state and batch {program.state / _GIB:.2f})",
         f"  FLOPs        {program.flops:.3g} a chip and step",
         f"  collectives  {moved or 'none'}",

@@ -18,7 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from absl import logging as absl_logging
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -223,23 +225,27 @@ class Checkpoints:
         """
         candidates = self.steps() if step is None else [step]
         for candidate in reversed(candidates):
-            problem = None
-            try:
-                arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shape), check=ocp.args.JsonRestore())
-                restored = self._manager.restore(candidate, args=arguments)
-            except Exception as error:  # Orbax and TensorStore raise many kinds, even Exception itself
-                problem = str(error).splitlines()[0][:200] if str(error) else repr(error)
-            # Before the digest, which all compute together.
-            if not hosts.all_say(problem is None):
-                problem = problem or "another host cannot read it"
-            elif int(_digest(restored["state"])) == restored["check"]["digest"]:
-                return restored["state"]
-            else:
-                problem = "its numbers do not add up to what was saved"
+            # The first host reads it through beforehand: Orbax leaves a failed restore's other reads behind, which
+            # then fill the terminal with tracebacks.
+            problem = self._problem(candidate) if hosts.is_first() else None
+            if hosts.all_say(problem is None):
+                arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shape))
+                try:
+                    return self._manager.restore(candidate, args=arguments)["state"]
+                except Exception as error:  # Orbax raises many kinds, even Exception itself
+                    problem = _first_line(error)
             log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
         if candidates:
             raise UserError(f"no checkpoint in {self._folder} can be read (tried {candidates})")
         return None
+
+    def _problem(self, step: int) -> str | None:
+        try:
+            expected = json.loads((self._folder / str(step) / "check" / "metadata").read_text())["digest"]
+            found = _stored_digest(self._folder / str(step) / "state")
+        except (OSError, ValueError, KeyError) as error:  # TensorStore's are ValueErrors
+            return _first_line(error)
+        return None if found == expected else "its numbers do not add up to what was saved"
 
     def set_aside(self, after_step: int) -> None:
         """Move damaged checkpoints newer than `after_step` out of the way, so that they can be saved again."""
@@ -256,11 +262,15 @@ class Checkpoints:
             action()
         except Exception as error:  # background errors surface as many kinds, ENOSPC as ValueError too
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax abandons futures that then complain
-            reason = str(error).splitlines()[0][:300] if str(error) else repr(error)
             what = "the last checkpoint" if step is None else f"checkpoint {step} (or the one before it)"
             raise UserError(
-                f"saving {what} to {self._folder} failed: {reason}; checkpoints that can be resumed: {self.steps()}"
+                f"saving {what} to {self._folder} failed: {_first_line(error)}; checkpoints that can be resumed: "
+                f"{self.steps()}"
             ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:300] if str(error) else repr(error)
 
 
 @jax.jit
@@ -273,3 +283,20 @@ def _digest(state: TrainState) -> jax.Array:
         return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
 
     return sum(jax.tree.leaves(jax.tree.map(bits, state)), jnp.uint32(0))
+
+
+def _stored_digest(folder: Path) -> int:
+    """`_digest` of a state on disk, an array at a time. Raises ValueError if one cannot be read."""
+    store = {"driver": "ocdbt", "base": f"file://{folder}/"}
+    context = tensorstore.Context()  # shared, so that the index is read once
+    keys = tensorstore.KvStore.open(store, context=context).result().list().result()
+    arrays = [
+        tensorstore.open({"driver": "zarr", "kvstore": {**store, "path": key[: -len(".zarray")]}}, context=context)
+        for key in (key.decode() for key in keys)
+        if key.endswith("/.zarray")
+    ]
+    total = 0
+    for array in arrays:
+        numbers = np.asarray(array.result().read().result())
+        total += int(numbers.view(f"u{numbers.dtype.itemsize}").sum(dtype=np.uint64))
+    return total % 2**32

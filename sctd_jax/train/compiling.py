@@ -17,6 +17,12 @@ def state_shape(config: Config, special: SpecialIds, mesh: Mesh) -> TrainState:
     return shard(mesh, jax.eval_shape(lambda: initial_state(config, special)))
 
 
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """What XLA allocates for a call: arguments, results and temporaries, donated buffers once."""
+    m = compiled.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+
+
 def compile_train_step(
     config: Config, special: SpecialIds, variant: Variant, mesh: Mesh, word_start_V: jax.Array | None = None
 ) -> jax.stages.Compiled:
