@@ -58,7 +58,7 @@ def _dispatch() -> int:
 
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    workdir = Path(_WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem))
+    workdir = _WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
     log = functools.partial(print, flush=True)
     if _MODE.value == "eval":
         evaluate_workdir(config, workdir, log)

@@ -12,7 +12,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from etils import epath
 
+from sctd_jax import storage
 from sctd_jax.errors import UserError, run_command
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
@@ -29,7 +31,7 @@ def curve(lines: list[dict[str, Any]], name: str) -> list[tuple[int, float, floa
     return [(step, *points[step]) for step in sorted(points)]
 
 
-def draw(workdirs: list[Path], out: Path) -> None:
+def draw(workdirs: list[epath.Path], out: Path) -> None:
     """Write the picture.
 
     Raises:
@@ -67,12 +69,12 @@ def draw(workdirs: list[Path], out: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m sctd_jax.plot", description=__doc__.split("\n")[0])
-    parser.add_argument("workdirs", nargs="+", type=Path)
+    parser.add_argument("workdirs", nargs="+")
     parser.add_argument("--out", type=Path, default=Path("loss.png"))
     args = parser.parse_args(argv)
 
     def command() -> int:
-        draw(args.workdirs, args.out)
+        draw([storage.as_path(workdir) for workdir in args.workdirs], args.out)
         print(args.out)
         return 0
 

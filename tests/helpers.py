@@ -1,8 +1,10 @@
 """What several tests need."""
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -15,7 +17,9 @@ from tests import small
 
 ROOT = Path(__file__).parents[1]
 # Tests and the programs that they start share compiled code; most of the suite's time is XLA's compiler.
-FAST_COMPILER = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FAST_COMPILER = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 COMPILATION_CACHE = {
     # One for each worker of pytest-xdist: nobody reads what another is writing.
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / f"jax-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
@@ -64,3 +68,30 @@ def environment() -> dict[str, str]:
     """A user's environment on one CPU device."""
     cache = {name: str(value) for name, value in COMPILATION_CACHE.items()}
     return {**os.environ, **cache, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILER, "PYTHONPATH": str(ROOT)}
+
+
+def start_pair(workdir, rows, *args, each=lambda i: (), env=None) -> list[subprocess.Popen]:
+    """Two processes of two devices each that train `tests/small.py`."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    env = dict(env or environment())
+    env["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
+    command = [
+        sys.executable, "-m", "sctd_jax.main", "--config=tests/small.py", f"--workdir={workdir}",
+        f"--config.data.rows={rows}", f"--coordinator=localhost:{port}", "--num_processes=2", *args,
+    ]  # fmt: skip
+    return [
+        subprocess.Popen(
+            [*command, f"--process_id={i}", *each(i)], cwd=ROOT, env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def end(processes) -> tuple[list[int], list[str]]:
+    """(exit statuses, outputs)."""
+    with ThreadPoolExecutor() as pool:  # together: one that cannot write to a full pipe holds up the other
+        outputs = list(pool.map(lambda process: process.communicate(timeout=240)[0], processes))
+    return [process.returncode for process in processes], outputs

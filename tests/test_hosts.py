@@ -2,11 +2,7 @@
 
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -22,33 +18,6 @@ from tests import helpers
 pytestmark = pytest.mark.slow
 
 
-def start(workdir, rows, *args, each=lambda i: ()):
-    """Two processes of two devices each that train `tests/small.py`."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    environment = helpers.environment()
-    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
-    command = [
-        sys.executable, "-m", "sctd_jax.main", "--config=tests/small.py", f"--workdir={workdir}",
-        f"--config.data.rows={rows}", f"--coordinator=localhost:{port}", "--num_processes=2", *args,
-    ]  # fmt: skip
-    return [
-        subprocess.Popen(
-            [*command, f"--process_id={i}", *each(i)], cwd=helpers.ROOT, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-
-
-def end(processes):
-    """(exit statuses, outputs)."""
-    with ThreadPoolExecutor() as pool:  # together: one that cannot write to a full pipe holds up the other
-        outputs = list(pool.map(lambda process: process.communicate(timeout=240)[0], processes))
-    return [process.returncode for process in processes], outputs
-
-
 def until(process, words):
     """Read a process's output up to a line with these words."""
     for line in process.stdout:
@@ -61,7 +30,7 @@ def assert_killing_ends_the_other(processes, killed):
     """With a message, within a bounded time."""
     processes[killed].kill()
     began = time.monotonic()
-    statuses, outputs = end(processes)
+    statuses, outputs = helpers.end(processes)
     assert time.monotonic() - began < 120
     other = 1 - killed
     assert statuses[other] not in (0, None)
@@ -84,7 +53,7 @@ def assert_same_state(a, b, tolerance):
 def pair(rows, tmp_path_factory):
     """Workdir, exit statuses and outputs of the same run in two processes."""
     workdir = tmp_path_factory.mktemp("pair") / "run"
-    return workdir, *end(start(workdir, rows, "--config.mesh.tensor=2"))
+    return workdir, *helpers.end(helpers.start_pair(workdir, rows, "--config.mesh.tensor=2"))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +86,7 @@ def half_done(workdir, copy):
 def test_a_run_moves_from_one_process_to_two_on_another_mesh(alone, rows, tmp_path):
     workdir, expected = alone
     half_done(workdir, tmp_path / "run")
-    statuses, (first, second) = end(start(tmp_path / "run", rows, "--config.mesh.fsdp=4"))
+    statuses, (first, second) = helpers.end(helpers.start_pair(tmp_path / "run", rows, "--config.mesh.fsdp=4"))
     assert statuses == [0, 0], first + second
     assert "resuming at step 3" in first
     assert_same_state(load_run(tmp_path / "run", 6, print).state, expected, 1e-6)
@@ -133,7 +102,7 @@ def test_two_processes_pass_over_a_damaged_checkpoint_together(alone, rows, tmp_
     shutil.copytree(alone[0], tmp_path / "run")
     files = [path for path in (tmp_path / "run" / "checkpoints" / "6").rglob("*") if path.is_file()]
     max(files, key=lambda path: path.stat().st_size).unlink()
-    statuses, (first, second) = end(start(tmp_path / "run", rows))
+    statuses, (first, second) = helpers.end(helpers.start_pair(tmp_path / "run", rows))
     assert statuses == [0, 0], first + second
     assert "is damaged and passed over" in first
     assert "Traceback" not in first + second
@@ -143,30 +112,32 @@ def test_two_processes_pass_over_a_damaged_checkpoint_together(alone, rows, tmp_
 
 def test_a_signal_to_one_saves_on_all_and_a_killed_one_ends_the_others(rows, tmp_path):
     arguments = ("--config.train.steps=100000", "--config.train.eval_every=20", "--config.train.checkpoint_every=20")
-    processes = start(tmp_path / "run", rows, *arguments)
+    processes = helpers.start_pair(tmp_path / "run", rows, *arguments)
     until(processes[0], "step 30/")
     processes[1].send_signal(signal.SIGTERM)
-    statuses, (first, second) = end(processes)
+    statuses, (first, second) = helpers.end(processes)
     assert statuses == [128 + signal.SIGTERM] * 2, first + second
     assert "stopped by signal 15 after step" in first
     saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert f"after step {saved};" in first
 
-    processes = start(tmp_path / "run", rows, *arguments)
+    processes = helpers.start_pair(tmp_path / "run", rows, *arguments)
     assert f"resuming at step {saved}" in until(processes[0], "resuming")
     until(processes[0], f"step {saved + 30 - saved % 2}/")
     assert_killing_ends_the_other(processes, 0)
     kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
     assert kept >= saved
 
-    processes = start(tmp_path / "run", rows, *arguments)
+    processes = helpers.start_pair(tmp_path / "run", rows, *arguments)
     assert f"resuming at step {kept}" in until(processes[0], "resuming")
     until(processes[0], f"step {kept + 10 - kept % 2}/")
     assert_killing_ends_the_other(processes, 1)
 
 
 def test_processes_with_other_arguments_are_told_so(rows, tmp_path):
-    statuses, outputs = end(start(tmp_path / "run", rows, each=lambda i: [f"--config.train.seed={i}"]))
+    statuses, outputs = helpers.end(
+        helpers.start_pair(tmp_path / "run", rows, each=lambda i: [f"--config.train.seed={i}"])
+    )
     assert statuses == [2, 2], outputs
     assert all("the config differs between the processes of this run" in output for output in outputs)
 

@@ -20,12 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
+from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
 from sctd_jax.data.packing import Packer
-from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, read_metadata
+from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
 from sctd_jax.errors import UserError, run_command
 
 MIN_HELDOUT_ROWS = 64
@@ -60,21 +62,23 @@ def settings_of(config: Config) -> Settings:
 
 
 def ensure_rows(config: Config, log: Callable[[str], None]) -> Path:
-    """The folder with a config's rows, prepared now if they are missing.
+    """The folder on this host's disk with a config's rows, prepared now if they are missing.
 
     Raises:
       UserError: as `prepare`, or `data.rows` does not fit the config.
     """
     if config.data.rows:
-        folder = Path(config.data.rows)
+        folder = storage.as_path(config.data.rows)
     else:
         settings = settings_of(config)
         sources = corpus.find_sources(settings.input)
         name = f"n{settings.seq_len}-v{settings.vocab_size}-{identity(settings, sources)}"
-        folder = Path(config.data.prepared_dir) / name
-        if not (folder / METADATA_FILE).is_file():
+        folder = storage.as_path(config.data.prepared_dir) / name
+        with storage.reaching(folder):
+            there = (folder / METADATA_FILE).is_file()
+        if not there:
             prepare(settings, folder, log)
-    return folder
+    return on_disk(folder, log)
 
 
 def identity(settings: Settings, sources: list[corpus.Source]) -> str:
@@ -85,28 +89,35 @@ def identity(settings: Settings, sources: list[corpus.Source]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepare(settings: Settings, out: Path, log: Callable[[str], None]) -> Metadata:
+def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> Metadata:
     """Tokenise and pack the text into `out`, which appears only when it is complete.
 
     Args:
       settings: what to prepare.
-      out: a folder that does not exist yet.
+      out: a folder that does not exist yet, on a disk or in a bucket.
       log: receives progress lines.
 
     Raises:
       UserError: bad input, too little text, an unusable tokenizer, `out` exists, or the disk is full.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already; choose another folder or remove it")
+    in_bucket = storage.is_remote(out)
+    with storage.reaching(out):
+        if (out / METADATA_FILE if in_bucket else out).exists():
+            raise UserError(f"{out} exists already; choose another folder or remove it")
     _check(settings)
     sources = corpus.find_sources(settings.input)
     work = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f"{out.name}.incomplete-", dir=out.parent))
+        if not in_bucket:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        beside = None if in_bucket else out.parent
+        work = Path(tempfile.mkdtemp(prefix=f"{out.name}.incomplete-", dir=beside))
         metadata = _prepare_into(work, settings, sources, log)
         work.chmod(0o755)
-        work.rename(out)
+        if in_bucket:
+            storage.upload(work, out, last=METADATA_FILE)
+        else:
+            work.rename(out)
     except OSError as error:
         if (out / METADATA_FILE).is_file():  # another run has prepared the same rows meanwhile
             return read_metadata(out)
@@ -329,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     sources = "file, folder, glob or tfds:NAME[/CONFIG][@SPLIT]; repeatable; none: the embedded trial corpus"
     add("--input", action="append", default=[], metavar="SOURCE", help=sources)
-    add("--out", required=True, type=Path, help="folder to write, which must not exist")
+    add("--out", required=True, help="folder to write, which must not exist")
     add("--vocab-size", type=int, help="default that of --tokenizer, or 30522")
     add("--seq-len", type=int, default=512)
     add(
@@ -351,7 +362,7 @@ def main(argv: list[str] | None = None) -> int:
             tuple(args.input), args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
             args.tokenizer_type, args.heldout_share, args.seed,
         )  # fmt: skip
-        prepare(settings, args.out, functools.partial(print, flush=True))
+        prepare(settings, storage.as_path(args.out), functools.partial(print, flush=True))
         return 0
 
     return run_command(command)

@@ -7,12 +7,13 @@ reads it anywhere, without tensorflow and without this package.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from sctd_jax import storage
 from sctd_jax.errors import UserError
 
 TRAIN, HELD_OUT = "train", "validation"
@@ -84,13 +85,26 @@ def read_metadata(folder: str | Path) -> Metadata:
     Raises:
       UserError: the folder holds none.
     """
-    path = Path(folder) / METADATA_FILE
-    if not path.is_file():
+    path = storage.as_path(folder) / METADATA_FILE
+    with storage.reaching(folder):
+        there = path.is_file()
+    if not there:
         raise UserError(f"{folder} holds no prepared rows (no {METADATA_FILE}); write them with sctd_jax.data.prepare")
     try:
         return Metadata(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+
+
+def on_disk(folder: str | Path, log: Callable[[str], None]) -> Path:
+    """The folder itself, or a copy on this host's disk of one in a bucket: ArrayRecord reads files only.
+
+    Raises:
+      UserError: it holds no prepared rows, or cannot be copied.
+    """
+    if not storage.is_remote(folder):
+        return Path(folder)
+    return storage.local_copy(storage.as_path(folder), repr(read_metadata(folder)), log)
 
 
 class Rows:

@@ -11,7 +11,9 @@ import numpy as np
 import sentencepiece as spm
 import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 import tokenizers
+from etils import epath
 
+from sctd_jax import storage
 from sctd_jax.errors import UserError
 
 # How a tokenizer is kept in a folder of rows or a workdir: as a SentencePiece model or as `tokenizers` JSON.
@@ -74,7 +76,7 @@ def canonical(path: str | Path) -> tuple[str, bytes]:
     Raises:
       UserError: no such file, or not a tokenizer.
     """
-    path = Path(path)
+    path = storage.as_path(path)
     if not path.is_file():
         raise UserError(f"data.tokenizer {path}: no such file")
     options = _options(path.with_name(_OPTIONS_FILE)) if path.suffix == _VOCAB_SUFFIX else {}
@@ -93,7 +95,7 @@ def canonical(path: str | Path) -> tuple[str, bytes]:
     return JSON_FILE, content.to_str().encode()
 
 
-def find(folder: Path) -> Path:
+def find(folder: epath.Path) -> epath.Path:
     """The tokenizer kept in a folder.
 
     Raises:

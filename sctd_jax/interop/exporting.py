@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -21,7 +22,7 @@ _WRITTEN = {
 }  # fmt: skip
 
 
-def export(workdir: Path, out: Path, *, step: int | None, force: bool, log: Callable[[str], None]) -> None:
+def export(workdir: epath.Path, out: Path, *, step: int | None, force: bool, log: Callable[[str], None]) -> None:
     """Write `out` with what `AutoModelForMaskedLM` and `AutoTokenizer` load; it appears only when complete.
 
     Args:
@@ -54,7 +55,7 @@ def export(workdir: Path, out: Path, *, step: int | None, force: bool, log: Call
     log(f"exported step {int(run.state.step)} of {workdir} to {out}")
 
 
-def _write(folder: Path, workdir: Path, run: Run) -> None:
+def _write(folder: Path, workdir: epath.Path, run: Run) -> None:
     special = run.tokenizer.special
     names = {role: run.tokenizer.pieces[i] for role, i in special.items()}
     tokens = {f"{role}_token": name for role, name in names.items()}
@@ -85,7 +86,7 @@ def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _card(workdir: Path, run: Run) -> str:
+def _card(workdir: epath.Path, run: Run) -> str:
     config = run.config
     facts = [f"Model: {config.model.num_layers} layers x {config.model.hidden_size}, "
              f"vocabulary {config.model.vocab_size:,}"]  # fmt: skip
@@ -106,7 +107,7 @@ A BERT encoder, {"pretrained with" if trained else "imported into"} sctd_jax.
 """
 
 
-def _training_facts(workdir: Path, run: Run) -> list[str]:
+def _training_facts(workdir: epath.Path, run: Run) -> list[str]:
     config, metadata, step = run.config, run.metadata, int(run.state.step)
     losses = [line for line in read_metrics(workdir) if line.get("eval/loss") is not None and line["step"] <= step]
     held_out = (

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from sctd_jax import storage
 from sctd_jax.errors import UserError, run_command
 from sctd_jax.interop.exporting import export
 from sctd_jax.interop.importing import import_model
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sctd_jax.interop.huggingface", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("export", help="a run -> a folder for transformers").add_argument
-    add("--workdir", required=True, type=Path)
+    add("--workdir", required=True)
     add("--out", required=True, type=Path)
     add("--step", type=int, help="of the checkpoint; default the newest")
     add("--force", action="store_true", help="replace --out")
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         if args.command == "export":
-            export(args.workdir, args.out, step=args.step, force=args.force, log=log)
+            export(storage.as_path(args.workdir), args.out, step=args.step, force=args.force, log=log)
         else:
             recipe = _recipe(args.config)
             import_model(args.source, args.workdir, tokenizer_file=args.tokenizer, recipe=recipe, log=log)

@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -22,8 +22,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging as absl_logging
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
@@ -32,6 +34,7 @@ from sctd_jax.parallel import hosts
 from sctd_jax.train.state import TrainState
 
 CONFIG_FILE, COMMAND_FILE, _CHECKPOINTS = "config.json", "command.txt", "checkpoints"
+_READERS = 8  # arrays that are checked at a time
 # What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
 # learning rate, and what a run started from may have been moved since.
 _MAY_CHANGE = {
@@ -45,39 +48,40 @@ _MAY_CHANGE = {
 }  # fmt: skip
 
 
-def check_workdir(workdir: Path, config: Config) -> None:
+def check_workdir(workdir: epath.Path, config: Config) -> None:
     """Check before any long work that `workdir` is new or this config's.
 
     Raises:
       UserError: it belongs to another config, to an imported model or to something else, or cannot be written.
     """
-    try:
-        if (workdir / CONFIG_FILE).exists():
-            if not (workdir / METADATA_FILE).exists():
-                raise UserError(
-                    f"workdir {workdir} holds an imported model, which stays as it is: train in another --workdir, "
-                    f"starting from this one: --config=configs/continued.py:{workdir}"
-                )
-            _same_config(workdir, dataclasses.asdict(config))
-        elif workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
-            raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {workdir}: {error}") from error
+    with storage.reaching(workdir):
+        try:
+            if (workdir / CONFIG_FILE).exists():
+                if not (workdir / METADATA_FILE).exists():
+                    raise UserError(
+                        f"workdir {workdir} holds an imported model, which stays as it is: train in another --workdir, "
+                        f"starting from this one: --config=configs/continued.py:{workdir}"
+                    )
+                _same_config(workdir, dataclasses.asdict(config))
+            elif workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
+                raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"workdir {workdir}: {error}") from error
 
 
-def _ours(path: Path) -> bool:
+def _ours(path: epath.Path) -> bool:
     """What a kill inside `claim_workdir` can leave."""
     names = (tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, _CHECKPOINTS)
     return path.name in names or path.name.startswith(".claim-")
 
 
-def has_checkpoints(workdir: Path) -> bool:
+def has_checkpoints(workdir: epath.Path) -> bool:
     """Whether anything was saved in `workdir`."""
     return any((workdir / _CHECKPOINTS).glob("[0-9]*"))
 
 
-def check_rows(workdir: Path, rows: Path) -> None:
+def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
     """Check that the steps in `workdir` were trained on these rows.
 
     Raises:
@@ -94,7 +98,7 @@ def check_rows(workdir: Path, rows: Path) -> None:
             )
 
 
-def claim_workdir(workdir: Path, config: Config, rows: Path) -> None:
+def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path) -> None:
     """Write tokenizer, row metadata, command and config, the last one last: it says that the workdir is a run's.
 
     With several hosts the first one writes.
@@ -107,7 +111,7 @@ def claim_workdir(workdir: Path, config: Config, rows: Path) -> None:
         raise UserError(f"workdir {workdir} must be on storage that all hosts of the run share")
 
 
-def _claim(workdir: Path, config: Config, rows: Path) -> None:
+def _claim(workdir: epath.Path, config: Config, rows: epath.Path) -> None:
     try:
         if not (workdir / CONFIG_FILE).exists():
             for path in (tokenizer.find(rows), rows / METADATA_FILE):
@@ -117,19 +121,19 @@ def _claim(workdir: Path, config: Config, rows: Path) -> None:
         raise UserError(f"workdir {workdir}: {error}") from error
 
 
-def write_config(workdir: Path, config: Config) -> None:
+def write_config(workdir: epath.Path, config: Config) -> None:
     """Write the running command, then the config, which makes the folder a run's."""
     _write(workdir / COMMAND_FILE, shlex.join(["python", *sys.orig_argv[1:]]).encode())
     _write(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2).encode())
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: epath.Path, content: bytes) -> None:
     temporary = path.with_name(f".claim-{path.name}-{os.getpid()}")
     temporary.write_bytes(content)
-    temporary.rename(path)
+    temporary.replace(path)
 
 
-def _same_config(workdir: Path, mine: dict) -> None:
+def _same_config(workdir: epath.Path, mine: dict) -> None:
     try:
         theirs = json.loads((workdir / CONFIG_FILE).read_text())
     except ValueError as error:
@@ -151,9 +155,10 @@ def _heldout_loss(metrics: dict[str, float]) -> float:
 class Checkpoints:
     """The checkpoints of one run: the last k and the best by held-out loss, saved in the background."""
 
-    def __init__(self, workdir: Path, keep: int = 1, *, read_only: bool = False):
+    def __init__(self, workdir: epath.Path, keep: int = 1, *, read_only: bool = False):
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file it touches
-        self._folder = (workdir / _CHECKPOINTS).absolute()
+        folder = workdir / _CHECKPOINTS
+        self._folder = folder if storage.is_remote(workdir) else epath.Path(os.path.abspath(folder))
         # `reverse`: Orbax keeps the end of the sorted list, and the lowest loss shall be there.
         best = policies.BestN(
             get_metric_fn=_heldout_loss,
@@ -285,18 +290,17 @@ def _digest(state: TrainState) -> jax.Array:
     return sum(jax.tree.leaves(jax.tree.map(bits, state)), jnp.uint32(0))
 
 
-def _stored_digest(folder: Path) -> int:
-    """`_digest` of a state on disk, an array at a time. Raises ValueError if one cannot be read."""
-    store = {"driver": "ocdbt", "base": f"file://{folder}/"}
+def _stored_digest(folder: epath.Path) -> int:
+    """`_digest` of a state that was saved, a few arrays at a time. Raises ValueError if one cannot be read."""
+    store = {"driver": "ocdbt", "base": storage.tensorstore_spec(folder)}
     context = tensorstore.Context()  # shared, so that the index is read once
     keys = tensorstore.KvStore.open(store, context=context).result().list().result()
-    arrays = [
-        tensorstore.open({"driver": "zarr", "kvstore": {**store, "path": key[: -len(".zarray")]}}, context=context)
-        for key in (key.decode() for key in keys)
-        if key.endswith("/.zarray")
-    ]
-    total = 0
-    for array in arrays:
-        numbers = np.asarray(array.result().read().result())
-        total += int(numbers.view(f"u{numbers.dtype.itemsize}").sum(dtype=np.uint64))
-    return total % 2**32
+
+    def total(name: str) -> int:
+        array = tensorstore.open({"driver": "zarr", "kvstore": {**store, "path": name}}, context=context).result()
+        numbers = np.asarray(array.read().result())
+        return int(numbers.view(f"u{numbers.dtype.itemsize}").sum(dtype=np.uint64))
+
+    names = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b"/.zarray")]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return sum(pool.map(total, names)) % 2**32

@@ -1,16 +1,18 @@
 """train_and_evaluate: set up, restore, loop."""
 
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
+from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data.loader import prefetch
 from sctd_jax.errors import UserError
@@ -37,13 +39,13 @@ class Result:
     state: TrainState
 
 
-def train_and_evaluate(config: Config, workdir: str | Path, log: Callable[[str], None] = print) -> Result:
+def train_and_evaluate(config: Config, workdir: str | os.PathLike, log: Callable[[str], None] = print) -> Result:
     """Train a config in a workdir up to `train.steps`, resuming from its newest checkpoint.
 
     Raises:
       UserError: anything a person can put right; checkpoints that were saved stay.
     """
-    workdir, log = Path(workdir), hosts.only_first(log)
+    workdir, log = storage.as_path(workdir), hosts.only_first(log)
     mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, config.train.keep_checkpoints)) as checkpoints:
         state = _restore(config, data, mesh, checkpoints, log)
@@ -58,7 +60,7 @@ def train_and_evaluate(config: Config, workdir: str | Path, log: Callable[[str],
         return result
 
 
-def _open(config: Config, workdir: Path, log: Callable[[str], None]) -> tuple[Mesh, setup.Data]:
+def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tuple[Mesh, setup.Data]:
     """Mesh and rows of a run, each check before the longer work that follows it."""
     mesh = meshes.make_mesh(config)
     attention.choose(config, mesh.devices.flat[0].platform)  # an impossible one ends the run here
@@ -112,6 +114,7 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
             if stopping or ((step % config.train.checkpoint_every == 0 or last) and step > start):
                 train.flush()
                 checkpoints.save(state, evaluated)
+                writer.upload()
             if last or stopping:
                 train.flush()
                 break
@@ -201,7 +204,7 @@ def _give_up(config: Config, checkpoints: Checkpoints, state: TrainState, streak
 
 def _end(
     config: Config,
-    workdir: Path,
+    workdir: epath.Path,
     data: setup.Data,
     mesh: Mesh,
     checkpoints: Checkpoints,
@@ -218,14 +221,18 @@ def _end(
     ]
 
 
-def evaluate_workdir(config: Config, workdir: str | Path, log: Callable[[str], None] = print) -> dict[str, float]:
+def evaluate_workdir(
+    config: Config, workdir: str | os.PathLike, log: Callable[[str], None] = print
+) -> dict[str, float]:
     """Held-out metrics of a workdir's newest checkpoint.
 
     Raises:
       UserError: there is none, or the workdir is another config's.
     """
-    workdir, log = Path(workdir), hosts.only_first(log)
-    if not (workdir / "checkpoints").is_dir():
+    workdir, log = storage.as_path(workdir), hosts.only_first(log)
+    with storage.reaching(workdir):
+        there = (workdir / "checkpoints").is_dir()
+    if not there:
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
     mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:

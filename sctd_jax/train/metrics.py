@@ -3,12 +3,16 @@
 import json
 import math
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from sctd_jax import storage
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -16,18 +20,24 @@ METRICS_FILE = "metrics.jsonl"
 class Writer:
     """`metrics.jsonl` and TensorBoard files in the workdir; one JSON object a line.
 
-    Every line has `step` (updates done) and `seconds` (of training so far, restarts added up).
+    Every line has `step` (updates done) and `seconds` (of training so far, restarts added up). Nothing can be appended
+    to a file in a bucket: for a workdir there they are written to a temporary folder, which `upload` copies.
     """
 
-    def __init__(self, workdir: Path, start: int):
-        path = workdir / METRICS_FILE
+    def __init__(self, workdir: epath.Path, start: int):
+        self._workdir, self._folder = workdir, Path(workdir)
+        if storage.is_remote(workdir):
+            self._folder = Path(tempfile.mkdtemp(prefix="sctd_jax-metrics-"))
+            if (workdir / METRICS_FILE).exists():
+                (self._folder / METRICS_FILE).write_bytes((workdir / METRICS_FILE).read_bytes())
+        path = self._folder / METRICS_FILE
         cut_short = path.exists() and not path.read_bytes().endswith(b"\n")
         self._jsonl = path.open("a", buffering=1)
         if cut_short:  # by a kill: begin on a line of our own
             self._jsonl.write("\n")
-        before = [line["seconds"] for line in read_metrics(workdir) if line["step"] <= start]
+        before = [line["seconds"] for line in read_metrics(self._folder) if line["step"] <= start]
         self._began = time.monotonic() - max(before, default=0.0)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
+        self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record values under the number of updates done."""
@@ -38,10 +48,17 @@ class Writer:
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
+    def upload(self) -> None:
+        """Copy what was written to a workdir in a bucket; on a disk it is there already."""
+        if self._folder != Path(self._workdir):
+            self._tensorboard.flush()
+            storage.upload(self._folder, self._workdir)
+
     def close(self) -> None:
         """Flush both files."""
         self._jsonl.close()
         self._tensorboard.close()
+        self.upload()
 
 
 class Silent:
@@ -52,7 +69,7 @@ class Silent:
         return lambda *_: None
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: epath.Path | Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics file; one that a kill cut short is left out."""
     lines, path = [], workdir / METRICS_FILE
     for line in path.read_text().splitlines() if path.exists() else []:

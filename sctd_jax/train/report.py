@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def summary(
         lines.append(f"{int(state.skipped):,} steps were skipped for non-finite numbers")
     best = "" if best_step is None else f" (lowest held-out loss: step {best_step})"
     lines.append(f"checkpoint: {workdir / 'checkpoints' / str(int(state.step))}{best}")
-    lines.append(f"curves: python -m sctd_jax.plot {workdir}")
+    lines.append(f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}")
     if int(state.step) == config.train.steps:
         lines.append(f"to train longer, repeat the command with --config.train.steps above {config.train.steps}")
     return lines

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
+from sctd_jax import storage
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
@@ -34,7 +36,7 @@ class Run:
     state: TrainState
 
 
-def load_run(workdir: Path, step: int | None, log: Callable[[str], None], mesh: Mesh | None = None) -> Run:
+def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], None], mesh: Mesh | None = None) -> Run:
     """Read a workdir.
 
     Args:
@@ -46,6 +48,7 @@ def load_run(workdir: Path, step: int | None, log: Callable[[str], None], mesh: 
     Raises:
       UserError: not a run's workdir, or no such checkpoint.
     """
+    workdir = storage.as_path(workdir)
     config = _read_config(workdir)
     pieces = tokenizer.load(tokenizer.find(workdir))
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -68,7 +71,7 @@ def check_init(config: Config) -> None:
     Raises:
       UserError: that is no run's workdir, or has another network or tokenizer.
     """
-    init = Path(config.train.init)
+    init = storage.as_path(config.train.init)
     theirs = dataclasses.asdict(_read_config(init).model)
     other = [
         f"model.{field} ({theirs[field]!r} there, {value!r} now)"
@@ -79,7 +82,7 @@ def check_init(config: Config) -> None:
         raise UserError(f"config.train.init {init} is another network: {', '.join(other)}")
     kept = tokenizer.find(init)
     rows = config.data.rows
-    path = tokenizer.find(Path(rows)) if rows else config.data.tokenizer
+    path = tokenizer.find(storage.as_path(rows)) if rows else config.data.tokenizer
     # The pieces, not the file: a vocab.txt and a tokenizer.json of one model give the same ids.
     if not path or tokenizer.load(path).pieces != tokenizer.load(kept).pieces:
         raise UserError(
@@ -88,9 +91,11 @@ def check_init(config: Config) -> None:
         )
 
 
-def _read_config(workdir: Path) -> Config:
+def _read_config(workdir: epath.Path) -> Config:
     path = workdir / CONFIG_FILE
-    if not path.is_file():
+    with storage.reaching(workdir):
+        there = path.is_file()
+    if not there:
         raise UserError(f"{workdir} is not the workdir of a run (no {CONFIG_FILE})")
     try:
         return from_dict(json.loads(path.read_text()))

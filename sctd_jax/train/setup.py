@@ -70,7 +70,7 @@ def new_state(config: Config, data: Data, mesh: Mesh, log: Callable[[str], None]
     state = meshes.jit_init(lambda: initial_state(config, data.special), shape)()
     if not config.train.init:
         return state
-    run = load_run(Path(config.train.init), None, log, mesh)
+    run = load_run(config.train.init, None, log, mesh)
     log(f"starting from the parameters of {config.train.init} at step {int(run.state.step)}")
     return state.replace(params=run.state.params)
 

@@ -1,0 +1,124 @@
+"""Workdirs and rows in a bucket, through gcsfs, TensorStore and Orbax, against a store in memory."""
+
+import json
+import re
+
+import pytest
+
+from sctd_jax import storage
+from sctd_jax.errors import UserError
+from tests import fake_gcs, helpers
+
+WORKDIR = "gs://bucket/a folder/run"
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """(store, environment of a program that shall use it)."""
+    with fake_gcs.serve("bucket") as (store, address):
+        cache = tmp_path_factory.mktemp("cache")
+        yield store, {**helpers.environment(), **address, "XDG_CACHE_HOME": str(cache)}
+
+
+@pytest.fixture(scope="module")
+def prepared(bucket, speeches):
+    """Output of `prepare` into the bucket."""
+    inputs = [f"--input={path}" for path in speeches[:12]]
+    sizes = ["--documents=paragraph", "--seq-len=32", "--vocab-size=512", "--heldout-share=0.02"]
+    return helpers.run_module("sctd_jax.data.prepare", *inputs, *sizes, "--out=gs://bucket/rows", env=bucket[1])
+
+
+def train(bucket, *args, config="tests/small.py"):
+    arguments = [f"--config={config}", f"--workdir={WORKDIR}", "--config.data.rows=gs://bucket/rows", *args]
+    return helpers.run_module("sctd_jax.main", *arguments, env=bucket[1])
+
+
+@pytest.fixture(scope="module")
+def trained(bucket, prepared):
+    """Output of a run in the bucket, with checkpoints at 3 and 6."""
+    return train(bucket)
+
+
+def test_rows_are_prepared_into_a_bucket_and_complete_only_at_the_end(bucket, prepared):
+    assert prepared.returncode == 0, prepared.stderr
+    assert "prepared rows: gs://bucket/rows" in prepared.stdout
+    store = bucket[0]
+    rows = {name: store.objects["bucket", name][1] for name in store.names("bucket") if name.startswith("rows/")}
+    assert max(rows, key=rows.get) == "rows/prepared.json"
+    assert {"rows/tokenizer.model", "rows/dataset_info.json"} <= rows.keys()
+    again = helpers.run_module("sctd_jax.data.prepare", "--out=gs://bucket/rows", env=bucket[1])
+    assert again.returncode == 2
+    assert "gs://bucket/rows exists already" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_trains_saves_and_leaves_everything_there(bucket, trained):
+    assert trained.returncode == 0, trained.stderr
+    assert "done: 6 steps" in trained.stdout
+    assert "copying gs://bucket/rows to" in trained.stdout
+    assert f"curves: python -m sctd_jax.plot '{WORKDIR}'" in trained.stdout
+    store = bucket[0]
+    names = [name.removeprefix("a folder/run/") for name in store.names("bucket") if name.startswith("a folder/run/")]
+    assert {"config.json", "command.txt", "prepared.json", "tokenizer.model", "metrics.jsonl"} <= set(names)
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {"3", "6"}
+    assert not [name for name in names if "claim" in name]
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used(bucket, trained, tmp_path):
+    assert trained.returncode == 0, trained.stderr
+    store = bucket[0]
+    newest = [name for name in store.names("bucket") if "/run/checkpoints/6/state/" in name]
+    store.put("bucket", max(newest, key=lambda name: len(store.objects["bucket", name][0])), b"")
+    resumed = train(bucket, "--config.train.steps=9")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoints/6 is damaged and passed over" in resumed.stdout
+    assert "resuming at step 3" in resumed.stdout
+    assert "copying" not in resumed.stdout
+    assert any("/run/damaged-6-" in name for name in store.names("bucket"))
+    lines = [json.loads(line) for line in store.objects["bucket", "a folder/run/metrics.jsonl"][0].splitlines()]
+    assert [line["step"] for line in lines if "eval/loss" in line] == [0, 3, 6, 6, 9]
+
+    evaluated = train(bucket, "--config.train.steps=9", "--mode=eval")
+    assert re.search("eval at step 9: held-out loss", evaluated.stdout), evaluated.stderr
+    export = ["export", f"--workdir={WORKDIR}", f"--out={tmp_path / 'out'}"]
+    for module, *args in (
+        ["sctd_jax.interop.huggingface", *export],
+        ["sctd_jax.plot", WORKDIR, f"--out={tmp_path / 'loss.png'}"],
+    ):
+        done = helpers.run_module(module, *args, env=bucket[1])
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 100_000
+    assert (tmp_path / "loss.png").stat().st_size > 10_000
+    other = train(bucket, "--config.train.steps=9", "--config.train.seed=1")
+    assert other.returncode == 2
+    assert f"workdir {WORKDIR} belongs to another config: train.seed" in other.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_bucket(bucket, prepared):
+    assert prepared.returncode == 0, prepared.stderr
+    statuses, (first, second) = helpers.end(
+        helpers.start_pair("gs://bucket/pair", "gs://bucket/rows", "--config.mesh.fsdp=4", env=bucket[1])
+    )
+    assert statuses == [0, 0], first + second
+    assert "done: 6 steps" in first
+    assert "bucket/pair/checkpoints/6" in first
+    again = helpers.end(
+        helpers.start_pair("gs://bucket/pair", "gs://bucket/rows", "--config.train.steps=7", env=bucket[1])
+    )
+    assert again[0] == [0, 0], again[1]
+    assert "resuming at step 6" in again[1][0]
+
+
+def test_a_bucket_that_is_not_there_is_one_message(bucket):
+    done = train(bucket, "--workdir=gs://other/run")
+    assert done.returncode == 2
+    assert re.search("error: workdir gs://other/run|gs://other/run cannot be reached", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_other_schemes_are_refused():
+    with pytest.raises(UserError, match=r"s3://bucket/run: a folder on a disk or in a gs:// bucket is expected"):
+        storage.as_path("s3://bucket/run")
