@@ -35,8 +35,9 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:por
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "With --mode=compile: a TPU slice, such as v5e:2x4.")
+_LARGEST_BATCH = flags.DEFINE_bool("largest_batch", False, "With --mode=compile: find it; the config's is the start.")
 # Read when JAX is imported: the compiler shall look for neither chips nor a TPU VM's metadata server.
-_WITHOUT_CHIPS = {
+WITHOUT_CHIPS = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -71,10 +72,12 @@ def _compile() -> int:
     if not _TOPOLOGY.value:
         raise UserError("--mode=compile needs --topology, such as --topology=v5e:2x4")
     config = from_dict(_CONFIG.value.to_dict())
-    os.environ.update(_WITHOUT_CHIPS)
+    os.environ.update(WITHOUT_CHIPS)
     from sctd_jax.parallel.aot import compile_for
+    from sctd_jax.parallel.fitting import fit_for
 
-    return 0 if compile_for(config, _TOPOLOGY.value, functools.partial(print, flush=True)) else 1
+    answer = fit_for if _LARGEST_BATCH.value else compile_for
+    return 0 if answer(config, _TOPOLOGY.value, functools.partial(print, flush=True)) else 1
 
 
 def _main(argv: list[str]) -> int:

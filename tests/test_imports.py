@@ -38,6 +38,7 @@ ALLOWED = {
     "parallel.sharding": [],
     "parallel.chips": [],
     "parallel.aot": ["config", "model", "objective", "parallel", "train"],
+    "parallel.fitting": ["config", "parallel", "train"],
     "train": [
         "config",
         "model",
@@ -53,7 +54,7 @@ ALLOWED = {
     "interop": ["config", "data", "interop", "objective", "storage", "train"],
     "plot": ["storage", "train.metrics"],
     "huge_pages": [],
-    "main": ["config", "huge_pages", "parallel.aot", "parallel.hosts", "train"],
+    "main": ["config", "huge_pages", "parallel.aot", "parallel.fitting", "parallel.hosts", "train"],
 }
 
 

@@ -21,13 +21,14 @@ from sctd_jax.errors import UserError
 from sctd_jax.model.attention import choose, settled
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import chips
+from sctd_jax.parallel.chips import Chip
 from sctd_jax.parallel.mesh import describe, make_mesh
 from sctd_jax.train.compiling import compile_train_step, peak_bytes
 from sctd_jax.train.flops import step_flops
 from sctd_jax.train.step import Variant, steps_needed
 
 _SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
-_GIB = 2**30
+GIB = 2**30
 _KINDS = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
 
@@ -58,20 +59,12 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None]) -> bo
     Raises:
       UserError: no libtpu, no such slice, or a config that its devices do not divide.
     """
-    devices = topology_devices(topology)
-    mesh = make_mesh(config, devices)
-    chip = chips.find(devices[0].device_kind)
-    if chip is None or not chip.hbm_gib:
-        raise UserError(f"--topology={topology}: nothing is known here of the HBM of a {devices[0].device_kind}")
-    text, config = choose(config, "tpu").text, settled(config, "tpu")
-    batch = config.train.batch_size
-    log(f"{topology}: {mesh.size} x {devices[0].device_kind}, mesh {describe(mesh)}")
-    log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention {text}")
+    config, mesh, chip = open_slice(config, topology, log)
     fits = True
     for name, (stage, variant) in steps_needed(config).items():
         try:
             program = compile_program(stage, variant, mesh, name)
-            enough = program.needed <= chip.hbm_gib * _GIB
+            enough = program.needed <= chip.hbm_bytes
             fits, lines = fits and enough, _describe(program, chip, enough)
         except DoesNotFitError as error:
             fits, lines = False, [f"  HBM          does not fit in {chip.hbm_gib} GiB: {error}"]
@@ -79,6 +72,23 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None]) -> bo
         for line in lines:
             log(line)
     return fits
+
+
+def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tuple[Config, jax.sharding.Mesh, Chip]:
+    """A config as it would run on a slice, the slice's mesh and what its chips are; says so.
+
+    Raises:
+      UserError: no libtpu, no such slice, or a config that its devices do not divide.
+    """
+    devices = topology_devices(topology)
+    mesh = make_mesh(config, devices)
+    chip = chips.find(devices[0].device_kind)
+    if chip is None or not chip.hbm_gib:
+        raise UserError(f"--topology={topology}: nothing is known here of the HBM of a {devices[0].device_kind}")
+    batch, text = config.train.batch_size, choose(config, "tpu").text
+    log(f"{topology}: {mesh.size} x {devices[0].device_kind}, mesh {describe(mesh)}")
+    log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention {text}")
+    return settled(config, "tpu"), mesh, chip
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
@@ -154,13 +164,13 @@ def _collectives(hlo: str) -> Iterator[tuple[str, int]]:
         yield kind, sum(shapes)
 
 
-def _describe(program: Program, chip: chips.Chip, fits: bool) -> list[str]:
+def _describe(program: Program, chip: Chip, fits: bool) -> list[str]:
     moved = ", ".join(f"{count} {kind} {size / 2**20:,.1f} MiB" for kind, (count, size) in program.collectives.items())
     compute, memory = program.flops / chip.flops, program.traffic / chip.bandwidth
     return [
-        f"  HBM          {program.needed / _GIB:.2f} of {chip.hbm_gib} GiB a chip: "
+        f"  HBM          {program.needed / GIB:.2f} of {chip.hbm_gib} GiB a chip: "
         f"{'fits' if fits else 'does not fit'} "
-        f"(state and batch {program.state / _GIB:.2f})",
+        f"(state and batch {program.state / GIB:.2f})",
         f"  FLOPs        {program.flops:.3g} a chip and step",
         f"  collectives  {moved or 'none'}",
         f"  compiled     in {program.seconds:.0f} s",

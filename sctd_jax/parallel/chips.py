@@ -11,6 +11,11 @@ class Chip:
     bandwidth: float  # of its memory, bytes/s
     hbm_gib: float = 0.0  # that a program may use, as libtpu 0.0.42's compiler says; TPUs only
 
+    @property
+    def hbm_bytes(self) -> int:
+        """`hbm_gib` in bytes."""
+        return int(self.hbm_gib * 2**30)
+
 
 _CHIPS = {
     "TPU v3": Chip(61.5e12, 450e9),

@@ -1,0 +1,97 @@
+"""The table of docs/tpu.md: the largest batch a chip holds, for every method, model, length and chip.
+
+python benchmarks/tpu_batches.py [--out docs/tpu_batches.json] [--minutes 100]
+
+Compiles for TPUs on a machine without one, which takes minutes a cell; what is in `--out` already is not done again, so
+it can be interrupted. Prints the table as markdown. Needs libtpu: `make tpu`, and
+TPU_LIBRARY_PATH=.venv-tpu/libtpu/libtpu.so.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sctd_jax import main as sctd_main  # sets what libtpu needs, before JAX is imported
+
+os.environ.update(sctd_main.WITHOUT_CHIPS)
+
+from configs import base, large
+from sctd_jax.config import Config, from_dict
+from sctd_jax.parallel import aot, fitting
+from sctd_jax.train.step import steps_needed
+
+MODELS = {"BERT-base": base, "BERT-large": large}
+LENGTHS = (512, 128)
+METHODS = {"full": "full", "drop": "drop", "sctd": "consistency"}  # -> its largest step
+SLICES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v4": "v4:2x2x1", "v5p": "v5p:2x2x1"}
+
+
+def config_of(model: str, length: int, method: str) -> Config:
+    """The recipe with one method and length; 8 rows of 512 a chip to begin with, or 32 of 128."""
+    config = MODELS[model].get_config()
+    config.data.seq_len = length
+    config.dropping.method = method
+    config.train.batch_size = 4 * 8 * (512 // length)
+    return from_dict(config.to_dict())
+
+
+def measure(model: str, length: int, method: str, chip: str, known: list[tuple[int, int]]) -> dict:
+    """One cell of the table."""
+    config, mesh, sheet = aot.open_slice(config_of(model, length, method), SLICES[chip], lambda line: None)
+    stage, variant = steps_needed(config)[METHODS[method]]
+    began = time.monotonic()
+    fit = fitting.largest_batch(stage, variant, mesh, sheet.hbm_bytes, known)
+    return {
+        "model": model, "length": length, "method": method, "chip": chip, "rows": fit.rows, "needed": fit.needed,
+        "next_rows": fit.next_rows, "next_needed": fit.next_needed, "seconds": round(time.monotonic() - began),
+        "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def table(cells: list[dict]) -> str:
+    """The cells as markdown: a row for each model, length and method, a column for each chip."""
+    found = {(cell["model"], cell["length"], cell["method"], cell["chip"]): cell for cell in cells}
+    lines = [f"| model | N | method | {' | '.join(SLICES)} |", f"|---|---|---|{'---|' * len(SLICES)}"]
+    for row in itertools.product(MODELS, LENGTHS, METHODS):
+        there = [found.get((*row, chip)) for chip in SLICES]
+        values = [f"{cell['rows']} ({cell['needed'] / aot.GIB:.1f})" if cell else "" for cell in there]
+        lines.append(f"| {row[0]} | {row[1]} | {row[2]} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/tpu_batches.json"))
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after this time")
+    args = parser.parse_args()
+    cells = json.loads(args.out.read_text()) if args.out.exists() else []
+    began = time.monotonic()
+    for chip, model, length, method in itertools.product(SLICES, MODELS, LENGTHS, METHODS):
+        same = [cell for cell in cells if (cell["model"], cell["length"], cell["method"]) == (model, length, method)]
+        if any(cell["chip"] == chip for cell in same) or time.monotonic() - began > 60 * args.minutes:
+            continue
+        cells.append(measure(model, length, method, chip, known_points(same)))
+        args.out.write_text(json.dumps(cells, indent=1) + "\n")
+        print(cells[-1], file=sys.stderr, flush=True)
+    print(table(cells))
+
+
+def known_points(cells: list[dict]) -> list[tuple[int, int]]:
+    """Of the same step on other chips: a line to guess by."""
+    first = cells[:1]
+    return [
+        point
+        for cell in first
+        for point in ((cell["rows"], cell["needed"]), (cell["next_rows"], cell["next_needed"]))
+        if point[1]
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# A run on TPUs in a GKE cluster, through XPK (pip install xpk), from the repository's root:
+#
+#   launch/gke.sh build  --image=REGION-docker.pkg.dev/PROJECT/REPO/sctd_jax:TAG
+#   launch/gke.sh run    --cluster=CLUSTER --name=NAME --type=v5litepod-8 --image=IMAGE [--slices=1] [--restarts=10]
+#                        -- --config=configs/base.py --workdir=gs://BUCKET/runs/base ...
+#   launch/gke.sh status | logs | delete --cluster=CLUSTER [--name=NAME]
+#
+# Kubernetes starts the pods again after a preemption, up to --restarts times; the run resumes from its newest checkpoint.
+# --zone=ZONE and --project=PROJECT go to XPK as they are. --dry-run prints the commands and runs none.
+set -euo pipefail
+here=$(dirname "${BASH_SOURCE[0]}")
+# shellcheck source=launch/lib.sh
+source "$here/lib.sh"
+
+command=${1:-} cluster='' name='' type=v5litepod-8 image='' slices=1 restarts=10 place=() arguments=()
+case $command in
+    build | run | status | logs | delete) shift ;;
+    -h | --help | help) usage "$0" 0 ;;
+    *) usage "$0" 2 >&2 ;;
+esac
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        --cluster=*) cluster=${1#*=} ;;
+        --name=*) name=${1#*=} ;;
+        --type=*) type=${1#*=} ;;
+        --image=*) image=${1#*=} ;;
+        --slices=*) slices=${1#*=} ;;
+        --restarts=*) restarts=${1#*=} ;;
+        --zone=* | --project=*) place+=("$1") ;;
+        --dry-run) dry_run=yes ;;
+        --)
+            arguments=("${@:2}")
+            break
+            ;;
+        *) die "$1 is not known; see $0 --help" ;;
+    esac
+    shift
+done
+place=("--cluster=$cluster" ${place[@]+"${place[@]}"})
+
+need() { # FLAG VALUE
+    [[ -n $2 ]] || die "$command needs $1; see $0 --help"
+}
+
+[[ $command == build ]] || need --cluster "$cluster"
+[[ $command == build || $command == status ]] || need --name "$name"
+case $command in
+    build)
+        need --image "$image"
+        run docker build --build-arg "ACCELERATOR=tpu" --tag "$image" --file "$here/Dockerfile" "$here/.."
+        run docker push "$image"
+        ;;
+    run)
+        need --image "$image"
+        [[ ${#arguments[@]} -gt 0 ]] || die "run needs the run's own arguments after --, such as -- --config=configs/base.py"
+        run xpk workload create "${place[@]}" "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
+            "--docker-image=$image" "--max-restarts=$restarts" \
+            "--command=$(quoted python -m sctd_jax.main "${arguments[@]}")"
+        ;;
+    status) run xpk workload list "${place[@]}" ;;
+    logs) run kubectl logs --follow --selector "jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0" ;;
+    delete) run xpk workload delete "${place[@]}" "--workload=$name" --force ;;
+esac

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# A Cloud TPU slice from the queue to a running job, from the repository's root:
+#
+#   launch/tpu_vm.sh create --name=NAME --zone=ZONE --type=v5litepod-8 [--spot | --reserved] [--project=PROJECT]
+#   launch/tpu_vm.sh setup  --name=NAME --zone=ZONE
+#   launch/tpu_vm.sh run    --name=NAME --zone=ZONE -- --config=configs/base.py --workdir=gs://BUCKET/runs/base ...
+#   launch/tpu_vm.sh status | logs | ssh | stop | delete --name=NAME --zone=ZONE [-- COMMAND for ssh]
+#
+# create  asks for the slice as a queued resource and waits until it is there (wait: waits for one asked for before)
+# setup   copies what is committed here (git archive HEAD) to all workers and installs it
+# run     starts sctd_jax.main on all workers, detached: it outlives this terminal; run again, it resumes
+# status  of the slice, and of the run on every worker
+# logs    of worker 0, as they grow
+# stop    SIGTERM to the run: it saves a checkpoint on its way out
+# delete  gives the slice back; what is in gs:// stays
+#
+# --dry-run      prints the commands and runs none
+# --runtime=R    the VM's software; known for v4, v5e, v5p and v6e
+# --poll=30      seconds between looks at the queue
+set -euo pipefail
+here=$(dirname "${BASH_SOURCE[0]}")
+# shellcheck source=launch/lib.sh
+source "$here/lib.sh"
+
+name='' zone='' project='' type=v5litepod-8 runtime='' tier='' poll=30 arguments=()
+
+parse() {
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            --name=*) name=${1#*=} ;;
+            --zone=*) zone=${1#*=} ;;
+            --project=*) project=${1#*=} ;;
+            --type=*) type=${1#*=} ;;
+            --runtime=*) runtime=${1#*=} ;;
+            --poll=*) poll=${1#*=} ;;
+            --spot | --reserved) tier=$1 ;;
+            --dry-run) dry_run=yes ;;
+            --)
+                arguments=("${@:2}")
+                break
+                ;;
+            *) die "$1 is not known; see $0 --help" ;;
+        esac
+        shift
+    done
+    [[ -n $name && -n $zone ]] || die "--name and --zone are needed; see $0 --help"
+    # What Google allows; anything else would fail in the cloud, later.
+    [[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || die "--name=$name: letters a-z, digits and - are allowed"
+    where=("--zone=$zone" ${project:+"--project=$project"})
+}
+
+default_runtime() {
+    case $type in
+        v4-*) echo tpu-ubuntu2204-base ;;
+        v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+        v5p-*) echo v2-alpha-tpuv5 ;;
+        v6e-*) echo v2-alpha-tpuv6e ;;
+        *) die "--type=$type: v4-*, v5litepod-*, v5p-* and v6e-* are known; for others give --runtime" ;;
+    esac
+}
+
+# State of the queued resource; "absent" where there is none.
+state() {
+    local found
+    if found=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)' 2>&1); then
+        printf '%s\n' "${found##*$'\n'}"
+    elif [[ $found == *NOT_FOUND* ]]; then
+        echo absent
+    else
+        printf '%s\n' "$found" >&2
+        return 1
+    fi
+}
+
+wait_until_active() {
+    local before='' now
+    while true; do
+        now=$(state)
+        [[ $now == "$before" ]] || echo "$name: $now"
+        before=$now
+        case $now in
+            ACTIVE) return ;;
+            FAILED | SUSPENDED | SUSPENDING | DELETING | absent)
+                die "$name is $now: see 'gcloud compute tpus queued-resources describe $name ${where[*]}', then $0 delete" ;;
+        esac
+        sleep "$poll"
+    done
+}
+
+create() {
+    [[ -n $runtime ]] || runtime=$(default_runtime)
+    run gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" \
+        "--accelerator-type=$type" "--runtime-version=$runtime" ${tier:+"$tier"}
+    [[ -n $dry_run ]] || wait_until_active
+}
+
+on() { # WORKER COMMAND...
+    run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$(quoted "${@:2}")"
+}
+
+setup() {
+    local archive=/tmp/sctd_jax-$name.tar.gz
+    git diff --quiet HEAD || echo "note: changes that are not committed stay here"
+    run git archive --format=tar.gz "--prefix=sctd_jax/" "--output=$archive" HEAD
+    run gcloud compute tpus tpu-vm scp "$archive" "$name:sctd_jax.tar.gz" "${where[@]}" --worker=all
+    on all tar -xzf sctd_jax.tar.gz
+    on all bash sctd_jax/launch/worker.sh setup
+}
+
+case ${1:-} in
+    create | wait | setup | run | status | state | logs | ssh | stop | delete) ;;
+    -h | --help | help) usage "$0" 0 ;;
+    *) usage "$0" 2 >&2 ;;
+esac
+parse "${@:2}"
+case $1 in
+    create | setup | state) "$1" ;;
+    wait) wait_until_active ;;
+    run)
+        [[ ${#arguments[@]} -gt 0 ]] || die "run needs the run's own arguments after --, such as -- --config=configs/base.py"
+        on all bash sctd_jax/launch/worker.sh start "${arguments[@]}"
+        ;;
+    status)
+        now=${dry_run:-$(state)}
+        [[ -n $dry_run ]] || echo "$name: $now"
+        if [[ -n $dry_run || $now == ACTIVE ]]; then
+            on all bash sctd_jax/launch/worker.sh status
+        fi
+        ;;
+    logs) on 0 bash sctd_jax/launch/worker.sh logs ;;
+    stop) on all bash sctd_jax/launch/worker.sh stop ;;
+    ssh)
+        if [[ ${#arguments[@]} -gt 0 ]]; then
+            on 0 "${arguments[@]}"
+        else
+            run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=0
+        fi
+        ;;
+    delete) run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet ;;
+esac

@@ -1,0 +1,334 @@
+"""launch/tpu_vm.sh, babysit.sh, gke.sh and what is beside them, against stand-ins for the cloud's programs."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from tests import helpers
+
+LAUNCH = helpers.ROOT / "launch"
+PLACE = ("--name=slice", "--zone=us-west4-a")
+ODD = ("--config=configs/base.py", "--workdir=gs://bucket/a'b run/$HOME", "--config.data.input=text/**/*.txt")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A repository with what is launched, committed."""
+    folder = tmp_path_factory.mktemp("repository")
+    shutil.copytree(LAUNCH, folder / "launch")
+    (folder / "sctd_jax").mkdir()
+    (folder / "sctd_jax" / "main.py").touch()
+    person = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run(["git", *person, *command], cwd=folder, check=True)
+    return folder
+
+
+class Cloud:
+    """Stand-ins for gcloud, xpk, kubectl and docker on PATH, and what they were called with."""
+
+    def __init__(self, folder, repository):
+        self.folder, self.programs, self.repository = folder / "cloud", folder / "bin", repository
+        self.folder.mkdir()
+        self.programs.mkdir()
+        self._program("gcloud", f'exec {sys.executable} {helpers.ROOT}/tests/fake_gcloud.py "$@"')
+        for name in ("xpk", "kubectl", "docker"):
+            self._program(name, f'printf "%q " {name} "$@" >> {self.folder}/others; echo >> {self.folder}/others')
+        # On the workers: an installation that takes no time, and a run that does what `behave` says.
+        self._program("python3", 'mkdir -p .venv/bin; ln -sf "$(command -v trainer)" .venv/bin/python')
+        self._program("trainer", f"[[ $1 == -c ]] || source {self.folder}/behaviour")
+        self.behave("exit 0")
+
+    def _program(self, name, body):
+        (self.programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (self.programs / name).chmod(0o755)
+
+    def behave(self, body):
+        """What the run does on a worker, in bash, with its arguments in "$@"."""
+        (self.folder / "behaviour").write_text(f'printf "%q " "$@" >> ~/started; echo >> ~/started\n{body}\n')
+
+    def environment(self):
+        return {**os.environ, "PATH": f"{self.programs}:{os.environ['PATH']}", "FAKE_CLOUD": str(self.folder)}
+
+    def start(self, script, *args):
+        return subprocess.Popen(
+            [f"launch/{script}", *args], env=self.environment(), cwd=self.repository, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, script, *args):
+        """(exit status, output)."""
+        process = self.start(script, *args)
+        output = process.communicate(timeout=120)[0]
+        return process.returncode, output
+
+    def calls(self):
+        path = self.folder / "calls"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def actions(self):
+        """The calls without the looks: create, scp, ssh start and so on."""
+        words = [call[3] if call[3] != "ssh" else call[-1].split()[-1] for call in self.calls()]
+        names = [word for word in words if word not in ("describe", "status", "sctd_jax.tar.gz")]
+        return ["start" if "=" in word else word for word in names]
+
+    def started(self, worker=0):
+        path = self.folder / f"worker-{worker}" / "started"
+        return [shlex.split(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def cloud(tmp_path, repository):
+    return Cloud(tmp_path, repository)
+
+
+def until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_create_asks_for_a_queued_resource_and_waits_until_it_is_there(cloud):
+    status, output = cloud.run(
+        "tpu_vm.sh", "create", *PLACE, "--type=v6e-16", "--spot", "--project=my-project", "--poll=0"
+    )
+    assert status == 0, output
+    assert cloud.calls()[0] == [
+        "compute", "tpus", "queued-resources", "create", "slice", "--node-id=slice", "--zone=us-west4-a",
+        "--project=my-project", "--accelerator-type=v6e-16", "--runtime-version=v2-alpha-tpuv6e", "--spot",
+    ]  # fmt: skip
+    assert output.splitlines() == ["slice: WAITING_FOR_RESOURCES", "slice: PROVISIONING", "slice: ACTIVE"]
+
+
+def test_a_request_that_fails_is_said(cloud):
+    (cloud.folder / "states").write_text("WAITING_FOR_RESOURCES\nFAILED\n")
+    status, output = cloud.run("tpu_vm.sh", "wait", *PLACE, "--poll=0")
+    assert status == 2
+    assert "error: slice is FAILED" in output
+
+
+def test_setup_and_run_reach_all_workers_with_the_arguments_as_they_are(cloud):
+    for command in (["create", "--poll=0"], ["setup"], ["run"]):
+        arguments = ["--", *ODD] if command == ["run"] else []
+        status, output = cloud.run("tpu_vm.sh", *command, *PLACE, *arguments)
+        assert status == 0, output
+    until(lambda: cloud.started(0) and cloud.started(1))
+    assert cloud.started(0) == cloud.started(1) == [["-m", "sctd_jax.main", *ODD]]
+    assert (cloud.folder / "worker-1" / "sctd_jax" / "sctd_jax" / "main.py").is_file()
+    until(lambda: (cloud.folder / "worker-1" / ".sctd_jax" / "exit").exists())
+    status, output = cloud.run("tpu_vm.sh", "status", *PLACE)
+    assert output.splitlines() == ["slice: ACTIVE", "sctd_jax worker: ended 0", "sctd_jax worker: ended 0"]
+
+
+def test_a_second_run_is_refused_and_stop_ends_the_first_with_its_own_status(cloud):
+    cloud.behave("trap 'echo saved; exit 143' TERM; echo training; while true; do sleep 0.1; done")
+    for command in (["create", "--poll=0"], ["setup"], ["run"]):
+        arguments = ["--", "--config=c"] if command == ["run"] else []
+        assert cloud.run("tpu_vm.sh", *command, *PLACE, *arguments)[0] == 0
+    until(lambda: cloud.started(0) and cloud.started(1))
+    status, output = cloud.run("tpu_vm.sh", "run", *PLACE, "--", "--config=c")
+    assert status != 0
+    assert "a run is going on on this worker" in output
+    assert cloud.run("tpu_vm.sh", "stop", *PLACE)[0] == 0
+    until(lambda: all((cloud.folder / f"worker-{i}" / ".sctd_jax" / "exit").exists() for i in range(2)))
+    _, output = cloud.run("tpu_vm.sh", "status", *PLACE)
+    assert output.splitlines()[1:] == ["sctd_jax worker: ended 143", "training", "saved"] * 2
+
+
+@pytest.mark.parametrize("command", ["create", "setup", "run", "status", "logs", "ssh", "stop", "delete"])
+def test_a_failing_cloud_call_stops_with_its_message(cloud, command):
+    (cloud.folder / "refuse").write_text("PERMISSION_DENIED: no quota for you")
+    status, output = cloud.run("tpu_vm.sh", command, *PLACE, *(["--", "--config=c"] if command == "run" else []))
+    assert status != 0
+    assert "PERMISSION_DENIED: no quota for you" in output
+    assert len(cloud.calls()) == 1
+
+
+@pytest.mark.parametrize("command", ["create", "setup", "run", "status", "logs", "ssh", "stop", "delete"])
+def test_a_dry_run_prints_what_the_run_would_do(cloud, command):
+    arguments = ["--", *ODD] if command in ("run", "ssh") else []
+    status, output = cloud.run("tpu_vm.sh", command, *PLACE, "--dry-run", *arguments)
+    assert status == 0, output
+    assert not cloud.calls()
+    printed = [shlex.split(line) for line in output.splitlines()]
+    assert {line[0] for line in printed} <= {"gcloud", "git"}
+    if arguments:
+        assert shlex.split(printed[-1][-1].removeprefix("--command="))[-3:] == list(ODD)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["create", "--name=slice"], "--name and --zone are needed"),
+        (["create", "--name=My Slice", "--zone=z"], "--name=My Slice: letters a-z"),
+        (["create", *PLACE, "--type=v9-8"], "--type=v9-8: v4-*"),
+        (["create", *PLACE, "--sport"], "--sport is not known"),
+        (["run", *PLACE], "run needs the run's own arguments"),
+    ],
+)
+def test_a_wrong_argument_is_said_before_anything_is_called(cloud, arguments, message):
+    status, output = cloud.run("tpu_vm.sh", *arguments)
+    assert status == 2
+    assert f"error: {message}" in output
+    assert not cloud.calls()
+
+
+GCS_RUN = ("--", "--config=configs/base.py", "--workdir=gs://bucket/run")
+
+
+def babysit(cloud):
+    return cloud.start("babysit.sh", *PLACE, "--spot", "--poll=0.2", *GCS_RUN)
+
+
+def test_babysit_recreates_a_preempted_slice_and_ends_with_the_run(cloud):
+    cloud.behave("[[ -e $FAKE_CLOUD/enough ]] || sleep 60")
+    process = babysit(cloud)
+    until(lambda: cloud.started(0) and cloud.started(1))
+    (cloud.folder / "states").write_text("SUSPENDED\n")
+    until(lambda: (cloud.folder / "gone-worker-0-0").exists())
+    (cloud.folder / "enough").touch()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "slice: the slice is SUSPENDED; another one" in output
+    assert output.rstrip().endswith("slice: done")
+    once = ["create", "scp", "setup", "start"]
+    assert cloud.actions() == [*once, "delete", *once, "delete"]
+    assert "--spot" in next(call for call in reversed(cloud.calls()) if call[3] == "create")
+
+
+def test_babysit_runs_a_dead_run_again_and_stops_at_the_third_death(cloud):
+    cloud.behave("echo out of luck; exit 1")
+    process = babysit(cloud)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert "three deaths" in output
+    assert "out of luck" in output
+    assert cloud.actions().count("start") == 3
+
+
+def test_babysit_does_not_repeat_a_run_with_a_wrong_config(cloud):
+    cloud.behave("echo error: config.train.steps must be positive; exit 2")
+    process = babysit(cloud)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert "config.train.steps must be positive" in output
+    assert cloud.actions().count("start") == 1
+
+
+def test_babysit_takes_up_a_run_that_is_going_on_and_bears_a_silent_cloud_for_a_while(cloud):
+    cloud.behave("[[ -e $FAKE_CLOUD/enough ]] || { sleep 0.2; exec bash $FAKE_CLOUD/behaviour; }")
+    first = babysit(cloud)
+    until(lambda: cloud.started(0) and cloud.started(1))
+    first.kill()
+    first.communicate()
+    second = babysit(cloud)
+    until(lambda: "slice: a run is going on" in second.stdout.readline())
+    (cloud.folder / "refuse").write_text("UNAVAILABLE: try again")
+    time.sleep(0.5)
+    (cloud.folder / "refuse").unlink()
+    (cloud.folder / "enough").touch()
+    output = second.communicate(timeout=60)[0]
+    assert second.returncode == 0, output
+    assert cloud.actions().count("start") == 1
+
+
+def test_babysit_gives_up_on_a_cloud_that_stays_silent(cloud):
+    cloud.behave("sleep 5")
+    process = babysit(cloud)
+    until(lambda: cloud.started(0) and cloud.started(1))
+    (cloud.folder / "refuse").write_text("UNAVAILABLE: try again")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert "UNAVAILABLE: try again" in output
+    assert "no answer from the cloud, five times in a row" in output
+
+
+def test_babysit_wants_a_workdir_that_outlives_the_slice(cloud):
+    status, output = cloud.run("babysit.sh", *PLACE, "--", "--config=configs/base.py", "--workdir=runs/base")
+    assert status == 2
+    assert "--workdir=gs://BUCKET" in output
+    assert not cloud.calls()
+
+
+def test_babysit_dry_runs(cloud):
+    status, output = cloud.run("babysit.sh", *PLACE, "--spot", "--dry-run", *GCS_RUN)
+    assert status == 0, output
+    assert not cloud.calls()
+    assert [shlex.split(line)[4] for line in output.splitlines() if line.startswith("gcloud")] == [
+        "create", "scp", "ssh", "ssh", "ssh", "ssh", "delete",
+    ]  # fmt: skip
+
+
+def test_gke_builds_runs_and_deletes_through_xpk(cloud):
+    place = ("--cluster=my-cluster", "--zone=us-west4", "--name=base")
+    for command, *arguments in (
+        ["build", "--image=registry/sctd_jax:1"],
+        ["run", *place, "--image=registry/sctd_jax:1", "--slices=2", "--", *ODD],
+        ["status", *place],
+        ["logs", *place],
+        ["delete", *place],
+    ):
+        status, output = cloud.run("gke.sh", command, *arguments)
+        assert status == 0, output
+    calls = [shlex.split(line) for line in (cloud.folder / "others").read_text().splitlines()]
+    assert [call[:3] for call in calls] == [
+        ["docker", "build", "--build-arg"], ["docker", "push", "registry/sctd_jax:1"], ["xpk", "workload", "create"],
+        ["xpk", "workload", "list"], ["kubectl", "logs", "--follow"], ["xpk", "workload", "delete"],
+    ]  # fmt: skip
+    created = calls[2]
+    assert {"--cluster=my-cluster", "--zone=us-west4", "--workload=base", "--num-slices=2"} <= set(created)
+    command = shlex.split(created[-1].removeprefix("--command="))
+    assert command == ["python", "-m", "sctd_jax.main", *ODD]
+    status, output = cloud.run("gke.sh", "run", "--cluster=c", "--name=n", "--", "--config=c")
+    assert (status, output) == (2, "error: run needs --image; see launch/gke.sh --help\n")
+
+
+def test_gke_stops_with_xpks_message(cloud):
+    cloud._program("xpk", "echo 'cluster my-cluster not found' >&2; exit 3")
+    status, output = cloud.run("gke.sh", "status", "--cluster=my-cluster")
+    assert status == 3
+    assert "cluster my-cluster not found" in output
+
+
+def test_images_and_recipes_ask_for_the_pinned_jax():
+    pinned = re.search(r"^jax==(\S+)", (helpers.ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
+    assert f"readonly jax_version={pinned}" in (LAUNCH / "lib.sh").read_text()
+    for name in ("Dockerfile", "sky.yaml", "slurm.sbatch"):
+        asked = re.findall(r"jax\[[^]]*\]==([\d.]+)", (LAUNCH / name).read_text())
+        assert asked
+        assert set(asked) == {pinned}, name
+
+
+def test_the_sky_recipe_runs_the_command_with_its_environment(cloud, tmp_path):
+    task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
+    assert task["resources"]["use_spot"] is True
+    assert task["resources"]["accelerators"] == "tpu-v5litepod-8"
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(cloud.programs / "trainer", tmp_path / ".venv" / "bin" / "python")
+    given = {"WORKDIR": "gs://bucket/a run", "ROWS": "gs://bucket/rows", "HOME": str(tmp_path)}
+    env = {**cloud.environment(), **task["envs"], **given}
+    done = subprocess.run(["bash", "-c", task["run"]], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert shlex.split((tmp_path / "started").read_text()) == [
+        "-m", "sctd_jax.main", "--config=configs/base.py", "--workdir=gs://bucket/a run",
+        "--config.data.rows=gs://bucket/rows",
+    ]  # fmt: skip
+    refused = subprocess.run(["bash", "-c", task["run"]], env={**env, "ROWS": ""}, cwd=tmp_path, capture_output=True)
+    assert refused.returncode == 2
+    assert b"--env ROWS" in refused.stderr
+
+
+def test_every_script_has_its_help():
+    for name in ("tpu_vm.sh", "babysit.sh", "gke.sh"):
+        done = subprocess.run([LAUNCH / name, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert f"launch/{name}" in done.stdout
