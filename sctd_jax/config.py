@@ -29,7 +29,7 @@ class ModelConfig:
     layer_norm_eps: float
     initializer_range: float
     dtype: str  # compute type; parameters are float32
-    attention: str  # 'plain', 'splash' (a TPU kernel, for attention_dropout 0) or 'auto': splash where it can be
+    attention: str  # 'plain', 'splash' (TPUs) or 'cudnn' (GPUs) for attention_dropout 0, 'auto': what is possible
     remat: str  # recomputed in the backward pass: 'none', 'attention', 'block' (layers), 'auto': attention on TPUs
 
 
@@ -192,7 +192,7 @@ class Config:
 _CHOICES = {
     "model.activation": ("gelu", "gelu_tanh"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.attention": ("auto", "plain", "splash"),
+    "model.attention": ("auto", "plain", "splash", "cudnn"),
     "model.remat": ("auto", "none", "attention", "block"),
     "dropping.method": ("full", "drop", "sctd", "random", "random_ltd"),
     "dropping.selector": ("importance", "random", "importance+random"),

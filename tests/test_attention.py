@@ -1,6 +1,8 @@
 """Attention that keeps no probabilities gives what plain attention gives, and is chosen where it can be used."""
 
+import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,11 @@ from jax.sharding import AxisType
 from sctd_jax.errors import UserError
 from sctd_jax.model import attention
 from sctd_jax.model.bert import Bert
+from sctd_jax.model.token_dropping import keep_highest
 from sctd_jax.objective.masking import row_keys
-from sctd_jax.train.step import forward_sums, mask_batch
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train.state import initial_state
+from sctd_jax.train.step import forward_sums, make_train_step, mask_batch
 from tests import helpers
 
 LONG = {"data__seq_len": 256, "model__max_positions": 256}
@@ -116,7 +121,10 @@ def long_config(**overrides):
     [
         ({}, "tpu", ("splash", "none")),
         ({}, "cpu", ("plain", "none")),
-        ({}, "gpu", ("plain", "none")),
+        ({}, "gpu", ("plain", "none")),  # the tests' float32
+        ({"model__dtype": "bfloat16"}, "gpu", ("cudnn", "none")),
+        ({"model__dtype": "bfloat16", "model__attention": "plain"}, "gpu", ("plain", "none")),
+        ({"model__dtype": "bfloat16", "model__attention_dropout": 0.1}, "gpu", ("plain", "none")),
         ({"model__attention_dropout": 0.1}, "tpu", ("plain", "attention")),
         ({"dropping__drop_rate": 0.25}, "tpu", ("plain", "attention")),  # K 192
         ({"model__attention": "plain"}, "tpu", ("plain", "attention")),
@@ -142,6 +150,7 @@ def test_one_choice_holds_for_all_stages_of_a_schedule():
     ("overrides", "platform", "message"),
     [
         ({}, "cpu", "it runs on TPUs, and the devices are CPUs"),
+        ({}, "gpu", "it runs on TPUs, and the devices are GPUs"),
         ({"model__attention_dropout": 0.1}, "tpu", "model.attention_dropout is 0.1"),
         ({"dropping__drop_rate": 0.25}, "tpu", "K, the kept tokens, must be a multiple of 128"),
         ({"data__seq_len": 192, "dropping__method": "full"}, "tpu", "data.seq_len must be a multiple of 128"),
@@ -150,6 +159,60 @@ def test_one_choice_holds_for_all_stages_of_a_schedule():
 def test_a_kernel_that_cannot_be_used_is_refused_with_the_reason(overrides, platform, message):
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         attention.choose(long_config(model__attention="splash", **overrides), platform)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "platform", "message"),
+    [
+        ({}, "gpu", "it computes in bfloat16, and model.dtype is float32"),
+        (
+            {"model__dtype": "bfloat16", "model__num_heads": 8},
+            "gpu",
+            "a multiple of 8 wide for it, at most 128, found 4",
+        ),
+        ({"model__dtype": "bfloat16", "model__attention_dropout": 0.1}, "gpu", "model.attention_dropout is 0.1"),
+        ({"model__dtype": "bfloat16"}, "tpu", "it runs on GPUs, and the devices are TPUs"),
+    ],
+)
+def test_cudnn_is_refused_with_the_reason(overrides, platform, message):
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        attention.choose(long_config(model__attention="cudnn", **overrides), platform)
+
+
+def test_attention_by_lengths_equals_attention_by_a_mask():
+    """What cuDNN is asked for, computed by XLA."""
+    arrays = inputs(20, 64)
+    ours = value_and_gradients(functools.partial(attention.by_lengths, implementation="xla"), arrays)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(value_and_gradients(attention.plain, arrays)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_kept_padding_is_at_the_end():
+    """As attention by lengths needs it, also where rows have fewer tokens than are kept."""
+    config = long_config()
+    tokens = helpers.random_rows(8, length=256, pad=True).at[0, 10:].set(helpers.SPECIAL.pad)
+    batch = mask_batch(config, helpers.SPECIAL, jax.random.key(1), tokens)
+    scores = jnp.where(batch.mask_BN, jax.random.uniform(jax.random.key(2), tokens.shape), -1.0)
+    kept = jnp.take_along_axis(batch.mask_BN, keep_highest(scores, batch.mask_BN, 128), axis=1)
+    assert not kept.all()
+    assert (jnp.diff(kept.astype(jnp.int32), axis=1) <= 0).all()
+
+
+def test_a_train_step_asks_cudnn_in_both_directions(monkeypatch):
+    """Lowered for a GPU on a machine without one; whether cuDNN takes it is known only there."""
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.cuda_versions",
+        types.SimpleNamespace(cudnn_get_version=lambda: 91_200),
+    )
+    monkeypatch.setattr(attention, "_KERNEL_OF", {"cpu": "cudnn", "gpu": "cudnn"})
+    config = long_config(model__dtype="bfloat16")
+    mesh = meshes.make_mesh(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1)))
+    step = make_train_step(config, helpers.SPECIAL, "consistency", mesh=mesh)
+    tokens = jax.ShapeDtypeStruct((config.train.batch_size, 256), jnp.int32)
+    state = jax.eval_shape(lambda: initial_state(config, helpers.SPECIAL))
+    text = jax.jit(step).trace(state, tokens).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaSoftmax" in text
+    assert "__cudnn$fmhaSoftmaxBackward" in text
 
 
 @pytest.mark.parametrize("field", ["attention", "remat"])

@@ -1,11 +1,12 @@
-"""How attention is computed: plain, plain but recomputed in the backward pass, or by a TPU kernel.
+"""How attention is computed: plain, plain but recomputed in the backward pass, or by a TPU's or a GPU's kernel.
 
-The probabilities [B, H, R, N] of plain attention are what fills a TPU's memory first. Attention dropout acts on
+The probabilities [B, H, R, N] of plain attention are what fills a device's memory first. Attention dropout acts on
 them, so a kernel that never writes them can only be used without it.
 Shapes: B batch, R query rows, N context rows, H heads, d width of a head. Queries come scaled by d**-0.5.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -19,6 +20,8 @@ from sctd_jax.model.elementwise import dropout
 
 # (query_BRHd, key_BNHd, value_BNHd, mask_BN, dropout rate, dropout key) -> out_BRHd
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, float, jax.Array | None], jax.Array]
+_KERNELS = {"splash": "a TPU kernel", "cudnn": "a kernel of NVIDIA's"}
+_KERNEL_OF = {"tpu": "splash", "gpu": "cudnn"}
 _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
 
 
@@ -26,7 +29,7 @@ _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
 class Choice:
     """What `model.attention` and `model.remat` mean for a config on a platform."""
 
-    attention: str  # 'plain' or 'splash'
+    attention: str  # 'plain', 'splash' or 'cudnn'
     remat: str  # 'none', 'attention' or 'block'
     text: str  # for a person
 
@@ -37,20 +40,21 @@ def choose(config: Config, platform: str) -> Choice:
     Raises:
       UserError: the config asks for a kernel that cannot be used.
     """
-    model, obstacle = config.model, _splash_obstacle(config, platform)
-    if model.attention == "splash" and obstacle:
-        raise UserError(f"config.model.attention is splash, but {obstacle}; auto takes what is possible")
-    splash = model.attention != "plain" and not obstacle
-    remat = model.remat
+    model, remat = config.model, config.model.remat
+    kernel = model.attention if model.attention in _KERNELS else _KERNEL_OF.get(platform)
+    obstacle = _obstacle(config, kernel, platform) if kernel else None
+    if model.attention == kernel and obstacle:
+        raise UserError(f"config.model.attention is {kernel}, but {obstacle}; auto takes what is possible")
+    chosen = "plain" if model.attention == "plain" or obstacle or not kernel else kernel
     if remat == "auto":
-        remat = "attention" if platform == "tpu" and not splash else "none"
-    text = "splash, a TPU kernel that keeps no probabilities" if splash else "plain"
-    plain_layers = "the last layer's" if splash else "its"
+        remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
+    text = f"{chosen}, {_KERNELS[chosen]} that keeps no probabilities" if chosen in _KERNELS else "plain"
+    plain_layers = "the last layer's" if chosen == "splash" else "its"
     text += {"none": "", "attention": f"; {plain_layers} probabilities are recomputed in the backward pass",
              "block": "; whole layers are recomputed in the backward pass"}[remat]  # fmt: skip
-    if platform == "tpu" and obstacle:
-        text += f" (no splash: {obstacle})"
-    return Choice("splash" if splash else "plain", remat, text)
+    if obstacle:
+        text += f" (no {kernel}: {obstacle})"
+    return Choice(chosen, remat, text)
 
 
 def settled(config: Config, platform: str) -> Config:
@@ -60,14 +64,29 @@ def settled(config: Config, platform: str) -> Config:
     return dataclasses.replace(config, model=model)
 
 
-def _splash_obstacle(config: Config, platform: str) -> str | None:
+def _obstacle(config: Config, kernel: str, platform: str) -> str | None:
+    """Why a kernel cannot be used, or None."""
+    if _KERNEL_OF.get(platform) != kernel:
+        devices = next(p for p, k in _KERNEL_OF.items() if k == kernel)
+        return f"it runs on {devices.upper()}s, and the devices are {platform.upper()}s"
+    if config.model.attention_dropout:
+        return f"it has no dropout, and model.attention_dropout is {config.model.attention_dropout}"
+    return _splash_obstacle(config) if kernel == "splash" else _cudnn_obstacle(config)
+
+
+def _cudnn_obstacle(config: Config) -> str | None:
+    model, width = config.model, config.model.hidden_size // config.model.num_heads
+    if model.dtype != "bfloat16":
+        return f"it computes in bfloat16, and model.dtype is {model.dtype}"
+    if width % 8 or width > 128:
+        return f"a head must be a multiple of 8 wide for it, at most 128, found {width}"
+    return None
+
+
+def _splash_obstacle(config: Config) -> str | None:
     lengths = [("data.seq_len", config.data.seq_len)]
     if config.dropping.method != "full":
         lengths += [("K, the kept tokens,", kept) for _, kept in config.keep_stages]
-    if platform != "tpu":
-        return f"it runs on TPUs, and the devices are {platform.upper()}s"
-    if config.model.attention_dropout:
-        return f"it has no dropout, and model.attention_dropout is {config.model.attention_dropout}"
     for name, length in lengths:
         if length % _LANES:
             return f"{name} must be a multiple of {_LANES} for it, found {length}"
@@ -87,6 +106,30 @@ def plain(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key) -
 
 # The projections are outside: only scores and probabilities are computed a second time.
 recomputed: Attend = jax.checkpoint(plain, static_argnums=4)
+
+
+def by_lengths(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, *, implementation: str) -> jax.Array:
+    """`jax.nn.dot_product_attention`, which takes numbers of tokens for a mask: padding is at the end of a row.
+
+    So it is among kept tokens, which are in text order.
+    """
+    lengths_B = mask_BN.sum(axis=1, dtype=jnp.int32)
+    return jax.nn.dot_product_attention(
+        query_BRHd, key_BNHd, value_BNHd, scale=1.0, key_value_seq_lengths=lengths_B, implementation=implementation
+    )
+
+
+def cudnn(otherwise: Attend) -> Attend:
+    """Attention by cuDNN; odd numbers of rows go elsewhere: it does not take them, and the last layer's P + 1 may be odd."""
+
+    def attend(query_BRHd, key_BNHd, *others):
+        odd = query_BRHd.shape[1] % 2 or key_BNHd.shape[1] % 2
+        return (otherwise if odd else _by_cudnn)(query_BRHd, key_BNHd, *others)
+
+    return attend
+
+
+_by_cudnn: Attend = functools.partial(by_lengths, implementation="cudnn")
 
 
 def splash(mesh: Mesh, otherwise: Attend) -> Attend:

@@ -36,6 +36,8 @@ def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
     attend = attention.recomputed if choice.remat == "attention" else attention.plain
     if choice.attention == "splash":
         attend = attention.splash(mesh, otherwise=attend)
+    elif choice.attention == "cudnn":
+        attend = attention.cudnn(otherwise=attend)
     return Bert(config.model, first, last, attend, remat_layers=choice.remat == "block")
 
 
