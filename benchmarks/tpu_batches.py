@@ -28,29 +28,44 @@ from sctd_jax.train.step import steps_needed
 MODELS = {"BERT-base": base, "BERT-large": large}
 LENGTHS = (512, 128)
 METHODS = {"full": "full", "drop": "drop", "sctd": "consistency"}  # -> its largest step
+HBM = {"v5e": 16, "v6e": 32, "v4": 32, "v5p": 96}  # GiB, for guesses
 SLICES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v4": "v4:2x2x1", "v5p": "v5p:2x2x1"}
 
 
-def config_of(model: str, length: int, method: str) -> Config:
-    """The recipe with one method and length; 8 rows of 512 a chip to begin with, or 32 of 128."""
+def config_of(model: str, length: int, method: str, rows: int) -> Config:
+    """The recipe with one method and length, and so many rows a chip on four chips."""
     config = MODELS[model].get_config()
     config.data.seq_len = length
     config.dropping.method = method
-    config.train.batch_size = 4 * 8 * (512 // length)
+    config.train.batch_size = 4 * rows
     return from_dict(config.to_dict())
 
 
-def measure(model: str, length: int, method: str, chip: str, known: list[tuple[int, int]]) -> dict:
+def measure(model: str, length: int, method: str, chip: str, guess: int) -> dict:
     """One cell of the table."""
-    config, mesh, sheet = aot.open_slice(config_of(model, length, method), SLICES[chip], lambda line: None)
+    config, mesh, sheet = aot.open_slice(config_of(model, length, method, guess), SLICES[chip], lambda line: None)
     stage, variant = steps_needed(config)[METHODS[method]]
     began = time.monotonic()
-    fit = fitting.largest_batch(stage, variant, mesh, sheet.hbm_bytes, known)
+    fit = fitting.largest_batch(stage, variant, mesh, sheet.hbm_bytes)
     return {
         "model": model, "length": length, "method": method, "chip": chip, "rows": fit.rows, "needed": fit.needed,
-        "next_rows": fit.next_rows, "next_needed": fit.next_needed, "seconds": round(time.monotonic() - began),
-        "date": time.strftime("%Y-%m-%d"),
+        "too_many": fit.too_many, "seconds": round(time.monotonic() - began), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+
+
+def guess_rows(cells: list[dict], model: str, length: int, method: str, chip: str) -> int:
+    """From the cells that are there: the same step on another chip, at another length, of another method or model."""
+    for same, factor in (
+        (("model", "length", "method"), lambda cell: HBM[chip] / HBM[cell["chip"]]),
+        (("model", "method", "chip"), lambda cell: cell["length"] / length),
+        (("model", "length", "chip"), lambda cell: 1.0),
+        (("length", "method", "chip"), lambda cell: 0.4),
+    ):
+        wanted = {"model": model, "length": length, "method": method, "chip": chip}
+        for cell in cells:
+            if all(cell[field] == wanted[field] for field in same):
+                return max(8, int(cell["rows"] * factor(cell)))
+    return 96 * 512 // length
 
 
 def table(cells: list[dict]) -> str:
@@ -73,24 +88,13 @@ def main() -> None:
     cells = json.loads(args.out.read_text()) if args.out.exists() else []
     began = time.monotonic()
     for chip, model, length, method in itertools.product(SLICES, MODELS, LENGTHS, METHODS):
-        same = [cell for cell in cells if (cell["model"], cell["length"], cell["method"]) == (model, length, method)]
-        if any(cell["chip"] == chip for cell in same) or time.monotonic() - began > 60 * args.minutes:
+        key = {"model": model, "length": length, "method": method, "chip": chip}
+        if any(key.items() <= cell.items() for cell in cells) or time.monotonic() - began > 60 * args.minutes:
             continue
-        cells.append(measure(model, length, method, chip, known_points(same)))
+        cells.append(measure(**key, guess=guess_rows(cells, **key)))
         args.out.write_text(json.dumps(cells, indent=1) + "\n")
         print(cells[-1], file=sys.stderr, flush=True)
     print(table(cells))
-
-
-def known_points(cells: list[dict]) -> list[tuple[int, int]]:
-    """Of the same step on other chips: a line to guess by."""
-    first = cells[:1]
-    return [
-        point
-        for cell in first
-        for point in ((cell["rows"], cell["needed"]), (cell["next_rows"], cell["next_needed"]))
-        if point[1]
-    ]
 
 
 if __name__ == "__main__":

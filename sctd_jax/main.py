@@ -35,6 +35,7 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:por
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "With --mode=compile: a TPU slice, such as v5e:2x4.")
+_MFU = flags.DEFINE_float("mfu", 0.4, "With --mode=compile: reckoned with for the run's length.", 0.01, 1.0)
 _LARGEST_BATCH = flags.DEFINE_bool("largest_batch", False, "With --mode=compile: find it; the config's is the start.")
 # Read when JAX is imported: the compiler shall look for neither chips nor a TPU VM's metadata server.
 WITHOUT_CHIPS = {
@@ -76,8 +77,10 @@ def _compile() -> int:
     from sctd_jax.parallel.aot import compile_for
     from sctd_jax.parallel.fitting import fit_for
 
-    answer = fit_for if _LARGEST_BATCH.value else compile_for
-    return 0 if answer(config, _TOPOLOGY.value, functools.partial(print, flush=True)) else 1
+    log = functools.partial(print, flush=True)
+    if _LARGEST_BATCH.value:
+        return 0 if fit_for(config, _TOPOLOGY.value, log) else 1
+    return 0 if compile_for(config, _TOPOLOGY.value, log, _MFU.value) else 1
 
 
 def _main(argv: list[str]) -> int:

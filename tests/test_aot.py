@@ -1,5 +1,6 @@
 """Compiling for a TPU slice on a machine without one."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from configs import base
+from sctd_jax.config import from_dict
 from sctd_jax.errors import UserError
-from sctd_jax.parallel import aot
+from sctd_jax.parallel import aot, chips
 from tests import helpers
 
 # Made by .ci/run or `make tpu`.
@@ -50,6 +53,17 @@ def test_a_slice_has_to_be_named():
     assert "needs --topology, such as --topology=v5e:2x4" in result.stderr
 
 
+def test_chip_hours_are_flops_over_what_the_chips_do():
+    """By hand: BERT-base has 85 M parameters in its layers, 6 FLOPs a token each; attention adds a tenth."""
+    config = from_dict(base.get_config().to_dict())
+    full = dataclasses.replace(config, dropping=dataclasses.replace(config.dropping, method="full"))
+    tokens = 250_000 * 256 * 512
+    by_hand = 1.1 * 6 * 85e6 * tokens / (0.5 * 197e12 * 3600)
+    assert aot.chip_hours(full, chips.find("TPU v5 lite"), 0.5) == pytest.approx(by_hand, rel=0.1)
+    assert aot.chip_hours(config, chips.find("TPU v5 lite"), 0.5) < 0.8 * by_hand
+    assert aot.chip_hours(full, chips.find("TPU v5 lite"), 0.25) == pytest.approx(2 * by_hand, rel=0.1)
+
+
 @pytest.mark.slow
 @with_libtpu
 def test_all_variants_compile_for_a_slice_and_fit():
@@ -66,6 +80,7 @@ def test_all_variants_compile_for_a_slice_and_fit():
     assert all(0 < n < 0.5 for n in needed)
     assert len(re.findall(r"collectives  .*all-reduce [\d.]+ MiB", result.stdout)) == 3
     assert len(re.findall(r"estimate     about [\d.]+ ms", result.stdout)) == 3
+    assert "the run: 6 steps are 0 chip-hours at an MFU of 0.4" in result.stdout
 
 
 @pytest.mark.slow

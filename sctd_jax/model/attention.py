@@ -120,7 +120,7 @@ def by_lengths(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, *, 
 
 
 def cudnn(otherwise: Attend) -> Attend:
-    """Attention by cuDNN; odd numbers of rows go elsewhere: it does not take them, and the last layer's P + 1 may be odd."""
+    """Attention by cuDNN; odd numbers of rows, which it does not take, go elsewhere: the last layer's P + 1 may be."""
 
     def attend(query_BRHd, key_BNHd, *others):
         odd = query_BRHd.shape[1] % 2 or key_BNHd.shape[1] % 2

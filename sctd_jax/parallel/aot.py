@@ -24,7 +24,7 @@ from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
 from sctd_jax.parallel.mesh import describe, make_mesh
 from sctd_jax.train.compiling import compile_train_step, peak_bytes
-from sctd_jax.train.flops import step_flops
+from sctd_jax.train.flops import mean_step_flops, step_flops
 from sctd_jax.train.step import Variant, steps_needed
 
 _SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -50,8 +50,14 @@ class DoesNotFitError(Exception):
     """The compiler found no way to place a program in HBM; the message is its own."""
 
 
-def compile_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
+def compile_for(config: Config, topology: str, log: Callable[[str], None], mfu: float = 0.4) -> bool:
     """Compile every train step that a config needs for a slice such as 'v5e:2x4' and print what it takes.
+
+    Args:
+      config: of the run.
+      topology: the slice.
+      log: receives the lines.
+      mfu: model FLOP utilisation to reckon the run's length with, between 0 and 1.
 
     Returns:
       Whether all of them fit.
@@ -60,7 +66,7 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None]) -> bo
       UserError: no libtpu, no such slice, or a config that its devices do not divide.
     """
     config, mesh, chip = open_slice(config, topology, log)
-    fits = True
+    fits, hours = True, chip_hours(config, chip, mfu)
     for name, (stage, variant) in steps_needed(config).items():
         try:
             program = compile_program(stage, variant, mesh, name)
@@ -71,7 +77,16 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None]) -> bo
         log(name)
         for line in lines:
             log(line)
+    log(
+        f"the run: {config.train.steps:,} steps are {hours:,.0f} chip-hours at an MFU of {mfu:g} (--mfu, an "
+        f"assumption), {hours / mesh.size:,.1f} h on this slice"
+    )
     return fits
+
+
+def chip_hours(config: Config, chip: Chip, mfu: float) -> float:
+    """Hours of one chip that a whole run takes, by its formula's FLOPs and a share of the chip's peak."""
+    return mean_step_flops(config) * config.train.steps / (mfu * chip.flops * 3600)
 
 
 def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tuple[Config, jax.sharding.Mesh, Chip]:

@@ -1,7 +1,8 @@
-"""The largest batch that fits: the memory of a train step is nearly linear in its rows, so few compilations find it."""
+"""The largest batch that fits on a chip, by compiling: XLA saves memory in its own ways where it gets scarce."""
 
+import bisect
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from jax.sharding import Mesh
 
@@ -9,7 +10,8 @@ from sctd_jax.config import Config
 from sctd_jax.parallel.aot import GIB, DoesNotFitError, compile_program, open_slice
 from sctd_jax.train.step import Variant, steps_needed
 
-_LEAST = 8  # rows: what the chips' tiles hold
+# Rows a chip that are tried: 8 is what the chips' tiles hold; from 64 on, four sizes to each doubling.
+SIZES = [*range(8, 64, 8), *(quarter << octave for octave in range(4, 15) for quarter in range(4, 8))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +19,8 @@ class Fit:
     """The largest batch of a train step on one chip."""
 
     rows: int
-    needed: int  # bytes of HBM at `rows`, as compiled
-    next_rows: int
-    next_needed: int | None  # by the line through the two largest batches that were compiled; None: compiled, no fit
+    needed: int  # bytes of HBM
+    too_many: int | None  # rows, the next of SIZES: does not fit; None if the largest of SIZES does
 
 
 def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
@@ -34,31 +35,24 @@ def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
     config, mesh, chip = open_slice(config, topology, log)
     fits = True
     for name, (stage, variant) in steps_needed(config).items():
+        log(name)
         try:
-            log(f"{name}\n  largest batch  {describe(largest_batch(stage, variant, mesh, chip.hbm_bytes))}")
+            fit = largest_batch(stage, variant, mesh, chip.hbm_bytes)
+            log(f"  {fit.rows} rows a chip: {fit.needed / GIB:.2f} of {chip.hbm_gib} GiB; {fit.too_many} do not fit")
         except DoesNotFitError as error:
             fits = False
-            log(f"{name}\n  does not fit in {chip.hbm_gib} GiB: {error}")
+            log(f"  does not fit in {chip.hbm_gib} GiB: {error}")
     return fits
 
 
-def describe(fit: Fit) -> str:
-    """E.g. `144 rows a chip: 15.20 GiB; 160 would need about 16.60`."""
-    estimate = "would not fit" if fit.next_needed is None else f"would need about {fit.next_needed / GIB:.2f}"
-    return f"{fit.rows} rows a chip: {fit.needed / GIB:.2f} GiB; {fit.next_rows} {estimate}"
-
-
-def largest_batch(
-    config: Config, variant: Variant, mesh: Mesh, limit: int, known: Sequence[tuple[int, int]] = ()
-) -> Fit:
-    """How many rows of one train step fit on a chip, in steps of about an eighth of the result (8, 16, 32 ...).
+def largest_batch(config: Config, variant: Variant, mesh: Mesh, limit: int) -> Fit:
+    """How many rows of one train step fit on a chip, of those in SIZES.
 
     Args:
-      config: its batch size is where the search begins.
+      config: its batch size is the first guess.
       variant: of the step.
       mesh: of the chips.
       limit: bytes of HBM that a program may use on a chip.
-      known: (rows a chip, bytes) of the same step on other chips, to begin with a better guess.
 
     Raises:
       DoesNotFitError: not even 8 rows do.
@@ -72,54 +66,29 @@ def largest_batch(
             return None
         return size if size <= limit else None
 
-    return search(needed, limit, _rounded(config.train.batch_size // mesh.size), known)
+    return search(needed, config.train.batch_size // mesh.size)
 
 
-def search(needed: Callable[[int], int | None], limit: int, start: int, known: Sequence[tuple[int, int]] = ()) -> Fit:
-    """The search of `largest_batch`, over a function that says what some rows need, or None if they do not fit."""
-    fitting: dict[int, int] = {}
-    too_many = 1 << 20
-    while too_many > _LEAST:
-        points = fitting if len(fitting) > 1 else dict(known) | fitting
-        rows = max([_LEAST, min(_guess(points, limit, start), _rounded(too_many - 1)), *fitting])
-        if rows in fitting:
-            next_rows = rows + _step(rows)
-            estimate = None if next_rows >= too_many else round(_bytes_at(points, next_rows))
-            return Fit(rows, fitting[rows], next_rows, estimate)
-        size = needed(rows)
+def search(needed: Callable[[int], int | None], guess: int) -> Fit:
+    """The largest of SIZES for which `needed` gives bytes and not None, if none above it does.
+
+    Away from the guess in steps that double, then between what fits and what does not.
+    """
+    fits, too_many, sizes = -1, len(SIZES), {}
+    at, stride = max(bisect.bisect_right(SIZES, guess) - 1, 0), 1
+    while too_many - fits > 1:
+        size = needed(SIZES[at])
         if size is None:
-            too_many, start = rows, rows // 2
+            too_many = at
         else:
-            fitting[rows] = size
-    raise DoesNotFitError(f"{_LEAST} rows a chip do not fit")
-
-
-def _guess(points: dict[int, int], limit: int, start: int) -> int:
-    if len(points) > 1:
-        return _rounded(_rows_at(points, limit))
-    return 2 * max(points) if points else start
-
-
-def _step(rows: int) -> int:
-    return max(_LEAST, (1 << rows.bit_length()) // 16)
-
-
-def _rounded(rows: float) -> int:
-    step = _step(max(int(rows), 1))
-    return int(rows) // step * step
-
-
-def _slope(points: dict[int, int]) -> tuple[int, float]:
-    """The largest batch and the bytes a row, by the two largest."""
-    first, second = sorted(points)[-2:]
-    return second, (points[second] - points[first]) / (second - first)
-
-
-def _bytes_at(points: dict[int, int], rows: int) -> float:
-    last, slope = _slope(points)
-    return points[last] + slope * (rows - last)
-
-
-def _rows_at(points: dict[int, int], size: int) -> float:
-    last, slope = _slope(points)
-    return last + (size - points[last]) / slope
+            fits, sizes[at] = at, size
+        if fits == -1:
+            at = max(too_many - stride, 0)
+        elif too_many == len(SIZES):
+            at = min(fits + stride, len(SIZES) - 1)
+        else:
+            at = (fits + too_many) // 2
+        stride *= 2
+    if fits == -1:
+        raise DoesNotFitError(f"{SIZES[0]} rows a chip do not fit")
+    return Fit(SIZES[fits], sizes[fits], SIZES[too_many] if too_many < len(SIZES) else None)
