@@ -3,11 +3,11 @@
 #
 #   launch/babysit.sh --name=NAME --zone=ZONE --type=v5litepod-8 --spot -- --config=configs/base.py --workdir=gs://BUCKET/base
 #
-# Creates the slice, installs, runs; looks every --poll=60 seconds; when the slice is gone it creates another, and when
-# the run has died it runs it again: it resumes from its newest checkpoint. Ends with 0 when the run has ended well, and
-# otherwise with a message: after a wrong config (the run's exit status 2), three deaths within ten minutes of their
-# start, or five looks in a row that the cloud did not answer. The slice is deleted at the end; --keep leaves it. Ctrl-C
-# ends the watching only. Options besides: those of tpu_vm.sh.
+# Creates the slice, installs, runs; looks every --poll=60 seconds. A slice that is gone or does not answer is replaced, a
+# run that has died is run again: it resumes from its newest checkpoint. Ends with 0 when the run has ended well, otherwise
+# with a message: after a wrong config (the run's exit status 2), three deaths in a row within ten minutes of their starts,
+# three slices in a row that never answer, or five calls in a row that the cloud refuses. Then too the slice is deleted, if
+# the cloud lets it; --keep leaves it. Ctrl-C ends the watching only. Options besides: those of tpu_vm.sh.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib.sh
@@ -37,76 +37,107 @@ while [[ $# -gt 0 ]]; do
     shift
 done
 [[ -n $name && -n $zone && ${#arguments[@]} -gt 0 ]] || usage "$0" 2 >&2
-[[ " ${arguments[*]}" == *" --workdir=gs://"* || " ${arguments[*]}" == *" --workdir=/mnt/"* ]] ||
-    die "a run that outlives its slice needs --workdir=gs://BUCKET/... or a disk's --workdir=/mnt/..."
+[[ " ${arguments[*]}" == *" --workdir=gs://"* ]] || die "a run that outlives its slice needs --workdir=gs://BUCKET/..."
 
 vm() {
     "$here/tpu_vm.sh" "$1" "${place[@]}" "${@:2}"
 }
 
-# A slice with the run on it, whatever is there now.
-launch() {
-    case $1 in
-        ACTIVE) ;;
-        absent) vm create ${options[@]+"${options[@]}"} "--poll=$poll" ;;
-        FAILED | SUSPENDED | SUSPENDING | DELETING)
-            echo "$name: the slice is $1; another one"
-            vm delete
-            vm create ${options[@]+"${options[@]}"} "--poll=$poll"
-            ;;
-        *) vm wait "--poll=$poll" ;;
-    esac
-    vm setup
-    vm run -- "${arguments[@]}"
-}
-
-finish() {
-    echo "$name: $2"
-    [[ -n $keep ]] || vm delete
+finish() { # STATUS MESSAGE
+    printf '%s: %s\n' "$name" "$2"
+    if [[ $1 -ne 0 ]]; then
+        vm ssh -- tail -n 100 .sctd_jax/log || true
+    fi
+    if [[ -z $keep ]] && ! vm delete; then
+        echo "$name: the slice may still be there and cost money: $here/tpu_vm.sh delete ${place[*]}"
+    fi
     exit "$1"
 }
 
 if [[ -n $dry_run ]]; then
-    launch absent
+    vm request ${options[@]+"${options[@]}"}
+    vm setup
+    vm run -- "${arguments[@]}"
     vm status
     vm delete
     exit
 fi
 
-now=$(vm state)
-if [[ $now == ACTIVE ]] && vm status | grep -q "sctd_jax worker: running"; then
-    echo "$name: a run is going on"
-else
-    launch "$now"
-fi
+ready='' before='' workers='' ended=''
+deaths=0 refused=0 silent=0 dead_slices=0 started=0
 
-quick_deaths=0 silent=0 started=$SECONDS
-while true; do
-    sleep "$poll"
-    if ! now=$(vm state) || { [[ $now == ACTIVE ]] && ! workers=$(vm status); }; then
-        silent=$((silent + 1))
-        [[ $silent -lt 5 ]] || die "$name: no answer from the cloud, five times in a row"
-        continue
+refuse() { # the cloud has refused a call, in its own words above
+    refused=$((refused + 1))
+    [[ $refused -lt 5 ]] || finish 1 "the cloud has refused five calls in a row"
+}
+
+# An active slice: the run on it, unless one is going on already.
+launch() {
+    if workers=$(vm status 2>&1) && [[ $workers == *"sctd_jax worker: running"* ]]; then
+        echo "$name: a run is going on"
+    else
+        vm setup || return 1
+        vm run -- "${arguments[@]}" || return 1
     fi
-    silent=0
-    if [[ $now != ACTIVE ]]; then
-        launch "$now"
-        started=$SECONDS
-        continue
-    fi
-    ended=$(sed -n 's/^.*sctd_jax worker: ended //p' <<< "$workers" | sort -n | uniq | xargs)
-    case "$ended/$workers" in
-        "/"*"worker: running"* | "0/"*"worker: running"*) continue ;; # not all leave at the same moment
-        *"worker: idle"*) ;; # rebooted
-        "0/"*) finish 0 "done" ;;
-        "2/"* | "2 "*/* | *" 2/"* | *" 2 "*/*) finish 2 "the run says what is wrong with it:"$'\n'"$workers" ;;
-    esac
-    [[ $((SECONDS - started)) -lt 600 ]] || quick_deaths=0
-    quick_deaths=$((quick_deaths + 1))
-    [[ $quick_deaths -lt 3 ]] || finish 1 "three deaths within ten minutes of their start:"$'\n'"$workers"
-    echo "$name: the run ended with ${ended:-nothing}; again"
-    vm stop
-    sleep "$poll" # the other workers save and leave
-    vm run -- "${arguments[@]}"
+    ready=yes started=$SECONDS
+}
+
+replace() { # WHY
+    echo "$name: the slice $1; another one"
+    ready=''
+    vm delete
+}
+
+# The run has died on at least one worker: none may be left when it starts again.
+again() {
+    if [[ $((SECONDS - started)) -lt 600 ]]; then deaths=$((deaths + 1)); else deaths=0; fi
+    [[ $deaths -lt 3 ]] || finish 1 "three deaths in a row within ten minutes of their starts"
+    echo "$name: the run has ended with ${ended:-nothing}; again"
+    vm stop || return 1
+    for _ in {1..20}; do
+        sleep "$poll" # they save and leave
+        workers=$(vm status) || return 1
+        [[ $workers == *"sctd_jax worker: running"* ]] || break
+    done
+    vm run -- "${arguments[@]}" || return 1
     started=$SECONDS
+}
+
+look() {
+    ended=$(sed -n 's/^.*sctd_jax worker: ended //p' <<< "$workers" | sort -nu | xargs)
+    if [[ " $ended " == *" 2 "* ]]; then finish 2 "the run says what is wrong with it"; fi
+    if [[ $workers == *"sctd_jax worker: idle"* ]]; then # rebooted
+        again
+    elif [[ $ended == 0 && $workers != *"sctd_jax worker: running"* ]]; then
+        finish 0 "done"
+    elif [[ -n $ended && $ended != 0 ]]; then
+        again
+    fi
+}
+
+while true; do
+    if ! now=$(vm state); then
+        refuse
+    else
+        [[ $now == "$before" ]] || echo "$name: $now"
+        before=$now
+        case $now in
+            absent) if vm request ${options[@]+"${options[@]}"}; then refused=0 ready=''; else refuse; fi ;;
+            FAILED | SUSPENDED) if replace "is $now"; then refused=0; else refuse; fi ;;
+            ACTIVE)
+                if [[ -z $ready ]]; then
+                    if launch; then refused=0; else refuse; fi
+                elif workers=$(vm status); then
+                    refused=0 silent=0 dead_slices=0
+                    look || refuse
+                elif silent=$((silent + 1)) && [[ $silent -ge 5 ]]; then
+                    silent=0 dead_slices=$((dead_slices + 1))
+                    [[ $dead_slices -lt 3 ]] || finish 1 "three slices in a row do not answer"
+                    replace "does not answer" || refuse
+                fi
+                ;;
+            *) refused=0 ;; # in the queue, or on its way out
+        esac
+    fi
+    sleep "$poll"
 done

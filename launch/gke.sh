@@ -6,8 +6,9 @@
 #                        -- --config=configs/base.py --workdir=gs://BUCKET/runs/base ...
 #   launch/gke.sh status | logs | delete --cluster=CLUSTER [--name=NAME]
 #
-# Kubernetes starts the pods again after a preemption, up to --restarts times; the run resumes from its newest checkpoint.
-# --zone=ZONE and --project=PROJECT go to XPK as they are. --dry-run prints the commands and runs none.
+# Kubernetes starts the pods again after a preemption or a failure, up to --restarts times; the run resumes from its newest
+# checkpoint. A wrong config (exit status 2) is not tried again. --zone=ZONE and --project=PROJECT go to XPK and gcloud as
+# they are. --dry-run prints the commands and runs none.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib.sh
@@ -37,7 +38,8 @@ while [[ $# -gt 0 ]]; do
     esac
     shift
 done
-place=("--cluster=$cluster" ${place[@]+"${place[@]}"})
+zone=(${place[@]+"${place[@]}"})
+place=("--cluster=$cluster" ${zone[@]+"${zone[@]}"})
 
 need() { # FLAG VALUE
     [[ -n $2 ]] || die "$command needs $1; see $0 --help"
@@ -55,10 +57,14 @@ case $command in
         need --image "$image"
         [[ ${#arguments[@]} -gt 0 ]] || die "run needs the run's own arguments after --, such as -- --config=configs/base.py"
         run xpk workload create "${place[@]}" "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
-            "--docker-image=$image" "--max-restarts=$restarts" \
+            "--docker-image=$image" "--max-restarts=$restarts" --restart-on-exit-codes=1,75 \
             "--command=$(quoted python -m sctd_jax.main "${arguments[@]}")"
         ;;
     status) run xpk workload list "${place[@]}" ;;
-    logs) run kubectl logs --follow --selector "jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0" ;;
+    logs)
+        run gcloud container clusters get-credentials "$cluster" ${zone[@]+"${zone[@]}"}
+        run kubectl logs --follow --tail=-1 \
+            --selector "jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+        ;;
     delete) run xpk workload delete "${place[@]}" "--workload=$name" --force ;;
 esac

@@ -6,7 +6,7 @@
 #   launch/tpu_vm.sh run    --name=NAME --zone=ZONE -- --config=configs/base.py --workdir=gs://BUCKET/runs/base ...
 #   launch/tpu_vm.sh status | logs | ssh | stop | delete --name=NAME --zone=ZONE [-- COMMAND for ssh]
 #
-# create  asks for the slice as a queued resource and waits until it is there (wait: waits for one asked for before)
+# create  asks for the slice as a queued resource and waits until it is there (request only asks, wait only waits)
 # setup   copies what is committed here (git archive HEAD) to all workers and installs it
 # run     starts sctd_jax.main on all workers, detached: it outlives this terminal; run again, it resumes
 # status  of the slice, and of the run on every worker
@@ -87,11 +87,10 @@ wait_until_active() {
     done
 }
 
-create() {
+request() {
     [[ -n $runtime ]] || runtime=$(default_runtime)
     run gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" \
         "--accelerator-type=$type" "--runtime-version=$runtime" ${tier:+"$tier"}
-    [[ -n $dry_run ]] || wait_until_active
 }
 
 on() { # WORKER COMMAND...
@@ -99,23 +98,35 @@ on() { # WORKER COMMAND...
 }
 
 setup() {
-    local archive=/tmp/sctd_jax-$name.tar.gz
+    local folder=/tmp/sctd_jax
+    if [[ -z $dry_run ]]; then
+        folder=$(mktemp -d)
+        # shellcheck disable=SC2064  # the folder as it is now
+        trap "rm -rf '$folder'" EXIT
+    fi
+    local archive=$folder/sctd_jax.tar.gz
     git diff --quiet HEAD || echo "note: changes that are not committed stay here"
     run git archive --format=tar.gz "--prefix=sctd_jax/" "--output=$archive" HEAD
     run gcloud compute tpus tpu-vm scp "$archive" "$name:sctd_jax.tar.gz" "${where[@]}" --worker=all
+    # A run that is going on keeps its files.
+    on all bash -c 'test ! -e sctd_jax/launch/worker.sh || bash sctd_jax/launch/worker.sh check'
     on all tar -xzf sctd_jax.tar.gz
     on all bash sctd_jax/launch/worker.sh setup
 }
 
 case ${1:-} in
-    create | wait | setup | run | status | state | logs | ssh | stop | delete) ;;
+    create | request | wait | setup | run | status | state | logs | ssh | stop | delete) ;;
     -h | --help | help) usage "$0" 0 ;;
     *) usage "$0" 2 >&2 ;;
 esac
 parse "${@:2}"
 case $1 in
-    create | setup | state) "$1" ;;
+    request | setup | state) "$1" ;;
     wait) wait_until_active ;;
+    create)
+        request
+        [[ -n $dry_run ]] || wait_until_active
+        ;;
     run)
         [[ ${#arguments[@]} -gt 0 ]] || die "run needs the run's own arguments after --, such as -- --config=configs/base.py"
         on all bash sctd_jax/launch/worker.sh start "${arguments[@]}"

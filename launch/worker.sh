@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One worker's part, on its TPU VM; launch/tpu_vm.sh calls it over ssh:
 #
-#   worker.sh setup | start ARGUMENTS OF sctd_jax.main... | status | logs | stop
+#   worker.sh check | setup | start ARGUMENTS OF sctd_jax.main... | status | logs | stop
 #
 # The run's log, process id and exit status are in ~/.sctd_jax (or $SCTD_JAX_STATE).
 set -euo pipefail
@@ -13,13 +13,17 @@ state=${SCTD_JAX_STATE:-$HOME/.sctd_jax}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$state"
 
-running() {
-    [[ -f $state/pid ]] && kill -0 "$(<"$state/pid")" 2>/dev/null
+running() { # by its name too: after a reboot the number may be another's
+    [[ -f $state/pid ]] && grep -qs sctd_jax "/proc/$(<"$state/pid")/cmdline"
+}
+
+check() {
+    if running; then die "a run is going on on this worker (process $(<"$state/pid")): stop it first"; fi
 }
 
 # The images' own Python is older than 3.11; uv brings one.
 setup() {
-    running && die "a run is going on on this worker (process $(<"$state/pid")): stop it first"
+    check
     python3 -m pip install --quiet --user uv
     python3 -m uv venv --quiet --clear --python 3.11 .venv
     python3 -m uv pip install --quiet --python .venv/bin/python --no-deps -r requirements.txt
@@ -28,28 +32,36 @@ setup() {
     echo "sctd_jax worker: installed"
 }
 
+# Detached; the shell around the run writes down how it ended. A machine that shuts down sends SIGTERM to both: the run
+# gets its own, and a second one would end it before it has saved, so the shell sends none.
 start() {
-    running && die "a run is going on on this worker (process $(<"$state/pid")): stop it first"
+    check
     [[ -x $python ]] || die "no $python here: tpu_vm.sh setup"
     rm -f "$state/exit" "$state/pid"
     # shellcheck disable=SC2016  # expanded by the inner shell
     setsid nohup bash -c '
-        echo $$ > "$0/pid"
-        trap "kill -TERM \$child" TERM
+        trap "interrupted=yes" TERM
         "${@}" & child=$!
-        wait $child && status=0 || status=$?
-        if kill -0 $child 2>/dev/null; then wait $child && status=0 || status=$?; fi
-        echo $status > "$0/exit"
-        rm -f "$0/pid"' "$state" "$python" -m sctd_jax.main "$@" >> "$state/log" 2>&1 < /dev/null &
-    until [[ -f $state/pid || -f $state/exit ]]; do sleep 0.1; done
+        echo "$child" > "$0/pid"
+        while true; do
+            interrupted=
+            wait "$child" && status=0 || status=$?
+            [[ -n $interrupted ]] || break
+        done
+        echo "$status" > "$0/exit"' "$state" "$python" -m sctd_jax.main "$@" >> "$state/log" 2>&1 < /dev/null &
+    for _ in {1..100}; do
+        [[ ! -f $state/pid ]] || break
+        sleep 0.1
+    done
+    [[ -f $state/pid ]] || die "the run could not be started; see $state/log"
     echo "sctd_jax worker: started"
 }
 
 status() {
-    if running; then
-        echo "sctd_jax worker: running"
-    elif [[ -f $state/exit ]]; then
+    if [[ -f $state/exit ]]; then
         echo "sctd_jax worker: ended $(<"$state/exit")"
+    elif running; then
+        echo "sctd_jax worker: running"
     else
         echo "sctd_jax worker: idle"
     fi
@@ -57,7 +69,7 @@ status() {
 }
 
 case ${1:-} in
-    setup | status) "$1" ;;
+    check | setup | status) "$1" ;;
     start) start "${@:2}" ;;
     logs) tail -n 100 -F "$state/log" ;;
     stop)

@@ -13,8 +13,19 @@ class UserError(Exception):
     """
 
 
+class TryAgainError(UserError):
+    """Nothing is wrong with the command: a host, a bucket or a disk failed it, and it may work another time."""
+
+
+TRY_AGAIN_STATUS = 75  # sysexits.h: a temporary failure; launch/babysit.sh runs the command again on it
+_CLOUD_LIBRARIES = ("gcsfs", "google", "aiohttp")  # whose exceptions have no common base
+
+
 def run_command(command: Callable[[], int]) -> int:
-    """Exit status of a command: its own, 2 after a `UserError`, 128 + the signal after SIGTERM or Ctrl-C.
+    """Exit status of a command: its own, or what a message follows.
+
+    Those are 2 after a `UserError`, 75 after a `TryAgainError` or a failure of the cloud's libraries, 128 + the signal
+    after SIGTERM or Ctrl-C.
 
     SIGTERM becomes an exception like Ctrl-C, so that temporary files are removed on the way out; the training
     loop puts its own handlers in the place of both.
@@ -30,7 +41,12 @@ def run_command(command: Callable[[], int]) -> int:
         return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return TRY_AGAIN_STATUS if isinstance(error, TryAgainError) else 2
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLOUD_LIBRARIES:
+            raise
+        print(f"error: the bucket failed: {error}", file=sys.stderr)
+        return TRY_AGAIN_STATUS
     except KeyboardInterrupt:
         print(f"stopped by signal {received[-1]}; what was saved before is there", file=sys.stderr)
         return 128 + received[-1]

@@ -1,18 +1,22 @@
 """Paths on a disk or in a Google Cloud Storage bucket: etils.epath for single files, fsspec for whole folders."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
+import logging
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 from etils import epath
 
-from sctd_jax.errors import UserError
+from sctd_jax.errors import TryAgainError, UserError
 
+_OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _REMOTE = "gs://"  # what Orbax, TensorStore, epath and fsspec all reach
 
 
@@ -26,6 +30,7 @@ def as_path(path: str | os.PathLike) -> epath.Path:
     if is_remote(text):
         # Without this gcsfs asks for the bucket's layout before each request, and complains where it may not know.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # tracebacks of what it also raises
         # A process must see what another one has written since it last looked.
         fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
         return epath.Path(text)
@@ -52,17 +57,32 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
     """What the cloud's libraries raise (credentials, no such bucket, no network) as one line.
 
     Raises:
-      UserError: instead of any other exception, for a path in a bucket.
+      TryAgainError: instead of any other exception, for a path in a bucket; but a full disk of this host is no such.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if not is_remote(path):
+        if not is_remote(path) or getattr(error, "errno", None) in _OF_THIS_HOST:
             raise
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"{os.fspath(path)} cannot be reached: {reason}") from error
+        raise TryAgainError(f"{os.fspath(path)} cannot be reached: {reason}") from error
+
+
+def check_writable(folder: epath.Path) -> None:
+    """Check that files can be written into a bucket, which nothing else says before the first one.
+
+    Raises:
+      UserError: they cannot.
+    """
+    probe = folder / f".claim-{uuid.uuid4().hex}"
+    try:
+        with reaching(folder):
+            probe.write_bytes(b"")
+            probe.unlink()
+    except TryAgainError as error:
+        raise UserError(f"{error}; does the bucket exist, and may you write there?") from error
 
 
 def upload(folder: Path, out: epath.Path, last: str = "") -> None:
@@ -84,19 +104,25 @@ def local_copy(folder: epath.Path, identity: str, log: Callable[[str], None]) ->
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sctd_jax")
     copy = cache / hashlib.sha256(f"{os.fspath(folder)}\n{identity}".encode()).hexdigest()[:16]
-    if copy.is_dir():
-        return copy
-    log(f"copying {folder} to {copy}")
-    cache.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{copy.name}.incomplete-", dir=cache))
     try:
-        files, root = fsspec.core.url_to_fs(os.fspath(folder))
-        with reaching(folder):
-            files.get(root, str(work / "copy"), recursive=True)
-        (work / "copy").rename(copy)
+        cache.mkdir(parents=True, exist_ok=True)
+        with copy.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one of this host's processes copies, the others wait
+            if not copy.is_dir():
+                log(f"copying {folder} to {copy}")
+                _download(folder, copy)
     except OSError as error:
-        if not copy.is_dir():  # another process of this host was faster
-            raise UserError(f"{folder} cannot be copied to {copy}: {error}") from error
+        raise UserError(f"{folder} cannot be copied to {copy}: {error}") from error
+    return copy
+
+
+def _download(folder: epath.Path, copy: Path) -> None:
+    work = copy.with_suffix(".incomplete")
+    shutil.rmtree(work, ignore_errors=True)  # what a kill left
+    files, root = fsspec.core.url_to_fs(os.fspath(folder))
+    try:
+        with reaching(folder):
+            files.get(root, str(work), recursive=True)
+        work.rename(copy)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return copy

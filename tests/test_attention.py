@@ -124,6 +124,7 @@ def long_config(**overrides):
         ({}, "gpu", ("plain", "none")),  # the tests' float32
         ({"model__dtype": "bfloat16"}, "gpu", ("cudnn", "none")),
         ({"model__dtype": "bfloat16", "model__attention": "plain"}, "gpu", ("plain", "none")),
+        ({"model__dtype": "bfloat16"}, "old gpu", ("plain", "none")),
         ({"model__dtype": "bfloat16", "model__attention_dropout": 0.1}, "gpu", ("plain", "none")),
         ({"model__attention_dropout": 0.1}, "tpu", ("plain", "attention")),
         ({"dropping__drop_rate": 0.25}, "tpu", ("plain", "attention")),  # K 192
@@ -177,6 +178,17 @@ def test_a_kernel_that_cannot_be_used_is_refused_with_the_reason(overrides, plat
 def test_cudnn_is_refused_with_the_reason(overrides, platform, message):
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         attention.choose(long_config(model__attention="cudnn", **overrides), platform)
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "expected"),
+    [("cuda 13000", "8.0", "gpu"), ("cuda 13000", "7.5", "old gpu"), ("rocm 60000", "gfx942", "old gpu")],
+)
+def test_only_gpus_that_cudnn_knows_count_as_such(version, capability, expected):
+    client = types.SimpleNamespace(platform_version=version)
+    device = types.SimpleNamespace(platform="gpu", client=client, compute_capability=capability)
+    assert attention.platform_of(device) == expected
+    assert attention.platform_of(jax.devices()[0]) == "cpu"
 
 
 def test_attention_by_lengths_equals_attention_by_a_mask():

@@ -5,9 +5,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -32,6 +34,9 @@ def repository(tmp_path_factory):
     return folder
 
 
+INSTALL = 'mkdir -p .venv/bin; ln -sf "$(command -v trainer)" .venv/bin/python'
+
+
 class Cloud:
     """Stand-ins for gcloud, xpk, kubectl and docker on PATH, and what they were called with."""
 
@@ -43,7 +48,7 @@ class Cloud:
         for name in ("xpk", "kubectl", "docker"):
             self._program(name, f'printf "%q " {name} "$@" >> {self.folder}/others; echo >> {self.folder}/others')
         # On the workers: an installation that takes no time, and a run that does what `behave` says.
-        self._program("python3", 'mkdir -p .venv/bin; ln -sf "$(command -v trainer)" .venv/bin/python')
+        self._program("python3", INSTALL)
         self._program("trainer", f"[[ $1 == -c ]] || source {self.folder}/behaviour")
         self.behave("exit 0")
 
@@ -77,7 +82,8 @@ class Cloud:
     def actions(self):
         """The calls without the looks: create, scp, ssh start and so on."""
         words = [call[3] if call[3] != "ssh" else call[-1].split()[-1] for call in self.calls()]
-        names = [word for word in words if word not in ("describe", "status", "sctd_jax.tar.gz")]
+        quiet = ("describe", "status", "sctd_jax.tar.gz", "check", "stop", ".sctd_jax/log")
+        names = [word for word in words if word not in quiet]
         return ["start" if "=" in word else word for word in names]
 
     def started(self, worker=0):
@@ -199,6 +205,7 @@ def test_babysit_recreates_a_preempted_slice_and_ends_with_the_run(cloud):
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 0, output
     assert "slice: the slice is SUSPENDED; another one" in output
+    assert "slice: WAITING_FOR_RESOURCES\nslice: PROVISIONING\nslice: ACTIVE\n" in output
     assert output.rstrip().endswith("slice: done")
     once = ["create", "scp", "setup", "start"]
     assert cloud.actions() == [*once, "delete", *once, "delete"]
@@ -225,7 +232,7 @@ def test_babysit_does_not_repeat_a_run_with_a_wrong_config(cloud):
 
 
 def test_babysit_takes_up_a_run_that_is_going_on_and_bears_a_silent_cloud_for_a_while(cloud):
-    cloud.behave("[[ -e $FAKE_CLOUD/enough ]] || { sleep 0.2; exec bash $FAKE_CLOUD/behaviour; }")
+    cloud.behave("until [[ -e $FAKE_CLOUD/enough ]]; do sleep 0.1; done")
     first = babysit(cloud)
     until(lambda: cloud.started(0) and cloud.started(1))
     first.kill()
@@ -247,9 +254,58 @@ def test_babysit_gives_up_on_a_cloud_that_stays_silent(cloud):
     until(lambda: cloud.started(0) and cloud.started(1))
     (cloud.folder / "refuse").write_text("UNAVAILABLE: try again")
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 2
+    assert process.returncode == 1
     assert "UNAVAILABLE: try again" in output
-    assert "no answer from the cloud, five times in a row" in output
+    assert "the cloud has refused five calls in a row" in output
+    assert "may still be there and cost money: launch/tpu_vm.sh delete --name=slice" in output
+
+
+def test_babysit_outlives_a_log_that_looks_like_a_status_and_three_long_runs(cloud):
+    """143 is a run that has stopped and saved; the log's 2 is no exit status."""
+    cloud.behave("echo step 2/1000 2 143 2/; [[ -e $FAKE_CLOUD/enough ]] || { touch $FAKE_CLOUD/enough; exit 143; }")
+    process = babysit(cloud)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "the run has ended with" in output
+
+
+def test_babysit_replaces_a_slice_whose_machines_do_not_answer(cloud):
+    cloud.behave("until [[ -e $FAKE_CLOUD/enough ]]; do sleep 0.1; done")
+    process = babysit(cloud)
+    until(lambda: cloud.started(0) and cloud.started(1))
+    for worker in range(2):  # as when the machines are gone while the queued resource is ACTIVE
+        (cloud.folder / f"worker-{worker}" / "sctd_jax").rename(cloud.folder / f"lost-{worker}")
+    until(lambda: (cloud.folder / "gone-worker-1-1").exists())
+    (cloud.folder / "enough").touch()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "the slice does not answer; another one" in output
+
+
+def test_babysit_bears_a_preemption_while_it_installs(cloud):
+    cloud._program("python3", "[[ -e $FAKE_CLOUD/second ]] || { touch $FAKE_CLOUD/second; exit 1; }; " + INSTALL)
+    process = babysit(cloud)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert cloud.actions().count("setup") >= 2
+
+
+def test_a_second_sigterm_does_not_lose_the_exit_status(cloud):
+    cloud.behave("trap 'sleep 0.5; exit 143' TERM; while true; do sleep 0.1; done")
+    for command in (["create", "--poll=0"], ["setup"], ["run"]):
+        arguments = ["--", "--config=c"] if command == ["run"] else []
+        assert cloud.run("tpu_vm.sh", *command, *PLACE, *arguments)[0] == 0
+    until(lambda: cloud.started(0) and cloud.started(1))
+    time.sleep(0.3)
+    for worker in range(2):  # a shutdown signals the shell around the run too
+        pid = int((cloud.folder / f"worker-{worker}" / ".sctd_jax" / "pid").read_text())
+        shell = int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+        os.kill(shell, signal.SIGTERM)
+        os.kill(pid, signal.SIGTERM)
+        os.kill(shell, signal.SIGTERM)
+    exits = [cloud.folder / f"worker-{i}" / ".sctd_jax" / "exit" for i in range(2)]
+    until(lambda: all(path.exists() and path.read_text() for path in exits))
+    assert [path.read_text() for path in exits] == ["143\n", "143\n"]
 
 
 def test_babysit_wants_a_workdir_that_outlives_the_slice(cloud):
@@ -264,7 +320,7 @@ def test_babysit_dry_runs(cloud):
     assert status == 0, output
     assert not cloud.calls()
     assert [shlex.split(line)[4] for line in output.splitlines() if line.startswith("gcloud")] == [
-        "create", "scp", "ssh", "ssh", "ssh", "ssh", "delete",
+        "create", "scp", "ssh", "ssh", "ssh", "ssh", "ssh", "delete",
     ]  # fmt: skip
 
 
@@ -284,6 +340,7 @@ def test_gke_builds_runs_and_deletes_through_xpk(cloud):
         ["docker", "build", "--build-arg"], ["docker", "push", "registry/sctd_jax:1"], ["xpk", "workload", "create"],
         ["xpk", "workload", "list"], ["kubectl", "logs", "--follow"], ["xpk", "workload", "delete"],
     ]  # fmt: skip
+    assert cloud.calls() == [["container", "clusters", "get-credentials", "my-cluster", "--zone=us-west4"]]
     created = calls[2]
     assert {"--cluster=my-cluster", "--zone=us-west4", "--workload=base", "--num-slices=2"} <= set(created)
     command = shlex.split(created[-1].removeprefix("--command="))

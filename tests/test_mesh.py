@@ -1,5 +1,6 @@
 """Every mesh gives what one device gives, and the tokens' way through the drop layers costs no communication."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -193,3 +194,28 @@ def test_masks_are_the_same_for_one_two_and_eight_devices():
         batches.append(jax.tree.map(np.asarray, masked))
     for other in batches[1:]:
         jax.tree.map(np.testing.assert_array_equal, batches[0], other)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Of one node among several, as JAX describes it."""
+
+    id: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100"
+
+    @property
+    def process_index(self):
+        return self.id
+
+
+def test_only_data_goes_across_nodes():
+    devices = [Gpu(i, slice_index=i // 4) for i in range(8)]
+    nodes = np.vectorize(lambda device: device.slice_index)(meshes.across_slices((4, 1, 2), 2, devices))
+    assert (nodes[:2] == 0).all()
+    assert (nodes[2:] == 1).all()
+    with pytest.raises(
+        UserError, match=r"config.mesh.data \(1\) must be divisible by the number of slices or GPU nodes"
+    ):
+        meshes.across_slices((1, 4, 2), 2, devices)

@@ -1,12 +1,16 @@
 """Workdirs and rows in a bucket, through gcsfs, TensorStore and Orbax, against a store in memory."""
 
+import errno
 import json
 import re
 
 import pytest
+from etils import epath
 
-from sctd_jax import storage
-from sctd_jax.errors import UserError
+from sctd_jax import errors, storage
+from sctd_jax.data import prepare
+from sctd_jax.errors import TryAgainError, UserError
+from sctd_jax.train.checkpoint import Checkpoints
 from tests import fake_gcs, helpers
 
 WORKDIR = "gs://bucket/a folder/run"
@@ -115,8 +119,77 @@ def test_two_processes_share_a_bucket(bucket, prepared):
 def test_a_bucket_that_is_not_there_is_one_message(bucket):
     done = train(bucket, "--workdir=gs://other/run")
     assert done.returncode == 2
-    assert re.search("error: workdir gs://other/run|gs://other/run cannot be reached", done.stderr)
+    assert re.search("error: gs://other/run cannot be reached: .*; does the bucket exist", done.stderr)
     assert "Traceback" not in done.stderr
+    done = helpers.run_module("sctd_jax.data.prepare", "--out=gs://other/rows", env=bucket[1])
+    assert done.returncode == 2
+    assert "does the bucket exist" in done.stderr
+    assert "documents" not in done.stdout  # it was said before the text was read
+
+
+@pytest.mark.slow
+def test_a_cloud_that_cannot_be_reached_is_one_message(bucket):
+    nowhere = {"STORAGE_EMULATOR_HOST": "http://localhost:1", "TENSORSTORE_GCS_HTTP_URL": "http://localhost:1"}
+    done = train((None, bucket[1] | nowhere))
+    assert done.returncode == errors.TRY_AGAIN_STATUS
+    assert f"error: {WORKDIR} cannot be reached: Cannot connect to host localhost:1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class HttpError(Exception):
+    """As gcsfs raises it: no OSError."""
+
+    __module__ = "gcsfs.retry"
+
+
+def test_what_the_clouds_libraries_raise_is_one_message_and_worth_another_try(capsys):
+    def command():
+        raise HttpError("Forbidden, 403")
+
+    assert errors.run_command(command) == errors.TRY_AGAIN_STATUS
+    assert capsys.readouterr().err == "error: the bucket failed: Forbidden, 403\n"
+
+
+def test_a_full_disk_of_this_host_is_not_the_buckets_fault():
+    with pytest.raises(OSError, match="No space left"), storage.reaching("gs://bucket/rows"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(TryAgainError, match="gs://bucket/rows cannot be reached: slow"),
+        storage.reaching("gs://bucket/rows"),
+    ):
+        raise TimeoutError("slow")
+
+
+def test_rows_that_cannot_be_uploaded_stay_on_the_disk(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise TryAgainError("gs://bucket/rows cannot be reached: gone")
+
+    monkeypatch.setattr(storage, "upload", refuse)
+    work = tmp_path / "rows.incomplete-1"
+    work.mkdir()
+    (work / "prepared.json").touch()
+    with pytest.raises(TryAgainError, match=f"are in {tmp_path}/rows.prepared-1: copy them there, prepared.json last"):
+        prepare._upload(work, "gs://bucket/rows")
+    assert (tmp_path / "rows.prepared-1" / "prepared.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [("UNAVAILABLE: try later", True), ("PERMISSION_DENIED: no", True), ("DATA_LOSS: checksum", False)],
+)
+def test_an_outage_is_no_damage(monkeypatch, error, outage):
+    checkpoints = Checkpoints.__new__(Checkpoints)
+    checkpoints._folder = epath.Path("gs://bucket/run/checkpoints")
+
+    def refuse(path):
+        raise ValueError(error)
+
+    monkeypatch.setattr(type(checkpoints._folder), "read_text", refuse)
+    if outage:
+        with pytest.raises(TryAgainError, match=r"checkpoints/3 cannot be read now"):
+            checkpoints._problem(3)
+    else:
+        assert checkpoints._problem(3) == error
 
 
 def test_other_schemes_are_refused():

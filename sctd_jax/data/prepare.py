@@ -28,7 +28,7 @@ from sctd_jax.config import Config
 from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
-from sctd_jax.errors import UserError, run_command
+from sctd_jax.errors import TryAgainError, UserError, run_command
 
 MIN_HELDOUT_ROWS = 64
 _SAMPLE_BYTES = 40 << 20  # text that the tokenizer is trained on: under 1 GB of memory
@@ -104,6 +104,8 @@ def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> 
     with storage.reaching(out):
         if (out / METADATA_FILE if in_bucket else out).exists():
             raise UserError(f"{out} exists already; choose another folder or remove it")
+    if in_bucket:
+        storage.check_writable(out)
     _check(settings)
     sources = corpus.find_sources(settings.input)
     work = None
@@ -115,7 +117,7 @@ def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> 
         metadata = _prepare_into(work, settings, sources, log)
         work.chmod(0o755)
         if in_bucket:
-            storage.upload(work, out, last=METADATA_FILE)
+            work = _upload(work, out)
         else:
             work.rename(out)
     except OSError as error:
@@ -127,6 +129,16 @@ def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> 
             shutil.rmtree(work, ignore_errors=True)
     log(f"prepared rows: {out}")
     return metadata
+
+
+def _upload(work: Path, out: epath.Path) -> Path:
+    """Copy finished rows into a bucket; they stay on the disk if that fails."""
+    try:
+        storage.upload(work, out, last=METADATA_FILE)
+    except UserError as error:
+        kept = work.rename(work.with_name(work.name.replace(".incomplete-", ".prepared-")))
+        raise TryAgainError(f"{error}; the prepared rows are in {kept}: copy them there, prepared.json last") from error
+    return work
 
 
 def _check(settings: Settings) -> None:

@@ -34,8 +34,15 @@ class Choice:
     text: str  # for a person
 
 
+def platform_of(device: jax.Device) -> str:
+    """A device's platform for `choose`; 'old gpu' if cuDNN has no attention for it (not NVIDIA's, or before Ampere)."""
+    if device.platform != "gpu":
+        return device.platform
+    return "gpu" if "cuda" in device.client.platform_version and float(device.compute_capability) >= 8 else "old gpu"
+
+
 def choose(config: Config, platform: str) -> Choice:
-    """The attention of a run on devices of a platform ('cpu', 'gpu', 'tpu').
+    """The attention of a run on devices of a platform ('cpu', 'gpu', 'old gpu', 'tpu').
 
     Raises:
       UserError: the config asks for a kernel that cannot be used.

@@ -38,7 +38,8 @@ def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
         log(name)
         try:
             fit = largest_batch(stage, variant, mesh, chip.hbm_bytes)
-            log(f"  {fit.rows} rows a chip: {fit.needed / GIB:.2f} of {chip.hbm_gib} GiB; {fit.too_many} do not fit")
+            end = f"{fit.too_many} do not fit" if fit.too_many else "more were not tried"
+            log(f"  {fit.rows} rows a chip: {fit.needed / GIB:.2f} of {chip.hbm_gib} GiB; {end}")
         except DoesNotFitError as error:
             fits = False
             log(f"  does not fit in {chip.hbm_gib} GiB: {error}")

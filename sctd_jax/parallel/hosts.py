@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from sctd_jax.errors import UserError
+from sctd_jax.errors import TryAgainError, UserError
 
 _HEARTBEAT_SECONDS = 60  # a process that is silent for so long counts as dead, and the others end
 _WAIT_SECONDS = 24 * 3600  # for the first process to prepare the rows
@@ -53,7 +53,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         if not asked:  # a TPU VM that is none of a slice, in a container say
             return
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the processes of this run cannot join: {reason}") from error
+        raise TryAgainError(f"the processes of this run cannot join: {reason}") from error
     if not several():
         signal.signal(signal.SIGTERM, handler)
         return

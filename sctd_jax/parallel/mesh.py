@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sctd_jax.config import Config
@@ -32,7 +33,27 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
         raise UserError(f"{product}, but it must be all {len(devices)} devices")
     _check_sizes(config, data, fsdp, tensor)
     # Auto axes: under Explicit ones Linen's lookups and scatters ask for output shardings.
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+    axes = {"axis_names": AXES, "axis_types": (AxisType.Auto,) * 3}
+    slices = len({getattr(device, "slice_index", 0) for device in devices[:count]})
+    if slices == 1:
+        return jax.make_mesh((data, fsdp, tensor), devices=devices[:count], **axes)
+    return Mesh(across_slices((data, fsdp, tensor), slices, devices[:count]), **axes)
+
+
+def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices of several TPU slices, or of several GPU nodes, as an array in which only 'data' goes across them.
+
+    Raises:
+      UserError: 'data' cannot be divided among them.
+    """
+    data, fsdp, tensor = shape
+    if data % slices:
+        raise UserError(
+            f"config.mesh.data ({data}) must be divisible by the number of slices or GPU nodes ({slices}): only "
+            "gradients may cross the network between them"
+        )
+    within = (data // slices, fsdp, tensor)
+    return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
 
 
 def _check_sizes(config: Config, data: int, fsdp: int, tensor: int) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -29,11 +30,13 @@ from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
-from sctd_jax.errors import UserError
+from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.parallel import hosts
 from sctd_jax.train.state import TrainState
 
 CONFIG_FILE, COMMAND_FILE, _CHECKPOINTS = "config.json", "command.txt", "checkpoints"
+# How TensorStore and gcsfs say that it is not the data.
+_OUTAGE = re.compile("UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|DEADLINE_EXCEEDED|ABORTED|Forbidden|Cannot connect")
 _READERS = 8  # arrays that are checked at a time
 # What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
 # learning rate, and what a run started from may have been moved since.
@@ -54,8 +57,8 @@ def check_workdir(workdir: epath.Path, config: Config) -> None:
     Raises:
       UserError: it belongs to another config, to an imported model or to something else, or cannot be written.
     """
-    with storage.reaching(workdir):
-        try:
+    try:
+        with storage.reaching(workdir):
             if (workdir / CONFIG_FILE).exists():
                 if not (workdir / METADATA_FILE).exists():
                     raise UserError(
@@ -66,8 +69,10 @@ def check_workdir(workdir: epath.Path, config: Config) -> None:
             elif workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
                 raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
             workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"workdir {workdir}: {error}") from error
+            if storage.is_remote(workdir):
+                storage.check_writable(workdir)
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: {error}") from error
 
 
 def _ours(path: epath.Path) -> bool:
@@ -236,19 +241,25 @@ class Checkpoints:
             if hosts.all_say(problem is None):
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shape))
                 try:
-                    return self._manager.restore(candidate, args=arguments)["state"]
+                    restored = self._manager.restore(candidate, args=arguments)["state"]
                 except Exception as error:  # Orbax raises many kinds, even Exception itself
                     problem = _first_line(error)
+                if hosts.all_say(problem is None):
+                    return restored
             log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
         if candidates:
             raise UserError(f"no checkpoint in {self._folder} can be read (tried {candidates})")
         return None
 
     def _problem(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, or None. A bucket that does not answer is no damage."""
+        folder = self._folder / str(step)
         try:
-            expected = json.loads((self._folder / str(step) / "check" / "metadata").read_text())["digest"]
-            found = _stored_digest(self._folder / str(step) / "state")
-        except (OSError, ValueError, KeyError) as error:  # TensorStore's are ValueErrors
+            expected = json.loads((folder / "check" / "metadata").read_text())["digest"]
+            found = _stored_digest(folder / "state")
+        except (OSError, ValueError, KeyError, TypeError) as error:  # TensorStore's are ValueErrors
+            if storage.is_remote(folder) and _OUTAGE.search(str(error)):
+                raise TryAgainError(f"{folder} cannot be read now: {_first_line(error)}") from error
             return _first_line(error)
         return None if found == expected else "its numbers do not add up to what was saved"
 
@@ -268,7 +279,7 @@ class Checkpoints:
         except Exception as error:  # background errors surface as many kinds, ENOSPC as ValueError too
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax abandons futures that then complain
             what = "the last checkpoint" if step is None else f"checkpoint {step} (or the one before it)"
-            raise UserError(
+            raise TryAgainError(
                 f"saving {what} to {self._folder} failed: {_first_line(error)}; checkpoints that can be resumed: "
                 f"{self.steps()}"
             ) from error

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data.loader import prefetch
-from sctd_jax.errors import UserError
+from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.model import attention
 from sctd_jax.parallel import chips, hosts
 from sctd_jax.parallel import mesh as meshes
@@ -63,7 +63,7 @@ def train_and_evaluate(config: Config, workdir: str | os.PathLike, log: Callable
 def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tuple[Mesh, setup.Data]:
     """Mesh and rows of a run, each check before the longer work that follows it."""
     mesh = meshes.make_mesh(config)
-    attention.choose(config, mesh.devices.flat[0].platform)  # an impossible one ends the run here
+    attention.choose(config, attention.platform_of(mesh.devices.flat[0]))  # an impossible one ends the run here
     check_workdir(workdir, config)
     if config.train.init and not has_checkpoints(workdir):
         check_init(config)
@@ -128,7 +128,7 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
     except jax.errors.JaxRuntimeError as error:
         if not hosts.several() or not re.search("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Gloo|Connection", str(error)):
             raise
-        raise UserError(
+        raise TryAgainError(
             f"step {step} failed, probably because another process of this run ended ({str(error).splitlines()[0]}); "
             f"checkpoints that can be resumed: {checkpoints.steps()}. Run the command again on all hosts"
         ) from error

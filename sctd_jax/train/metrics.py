@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from sctd_jax import storage
+from sctd_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -28,8 +30,9 @@ class Writer:
         self._workdir, self._folder = workdir, Path(workdir)
         if storage.is_remote(workdir):
             self._folder = Path(tempfile.mkdtemp(prefix="sctd_jax-metrics-"))
-            if (workdir / METRICS_FILE).exists():
-                (self._folder / METRICS_FILE).write_bytes((workdir / METRICS_FILE).read_bytes())
+            with storage.reaching(workdir):
+                if (workdir / METRICS_FILE).exists():
+                    (self._folder / METRICS_FILE).write_bytes((workdir / METRICS_FILE).read_bytes())
         path = self._folder / METRICS_FILE
         cut_short = path.exists() and not path.read_bytes().endswith(b"\n")
         self._jsonl = path.open("a", buffering=1)
@@ -50,7 +53,7 @@ class Writer:
 
     def upload(self) -> None:
         """Copy what was written to a workdir in a bucket; on a disk it is there already."""
-        if self._folder != Path(self._workdir):
+        if storage.is_remote(self._workdir):
             self._tensorboard.flush()
             storage.upload(self._folder, self._workdir)
 
@@ -58,7 +61,13 @@ class Writer:
         """Flush both files."""
         self._jsonl.close()
         self._tensorboard.close()
-        self.upload()
+        if storage.is_remote(self._workdir):
+            try:
+                storage.upload(self._folder, self._workdir)
+            except UserError as error:  # must not hide what ended the run
+                print(f"warning: {error}; the newest metrics are in {self._folder}", flush=True)
+            else:
+                shutil.rmtree(self._folder)
 
 
 class Silent:

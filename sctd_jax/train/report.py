@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
-from sctd_jax.model.attention import choose
+from sctd_jax.model.attention import choose, platform_of
 from sctd_jax.parallel.mesh import describe, replicated
 from sctd_jax.train.flops import mean_step_flops, plain_step_flops, step_flops
 from sctd_jax.train.metrics import duration
@@ -35,7 +35,7 @@ def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> li
         ("mesh", describe(mesh)),
         ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}, "
                   f"{parameters / 1e6:,.1f} M parameters"),
-        ("attention", choose(config, mesh.devices.flat[0].platform).text),
+        ("attention", choose(config, platform_of(mesh.devices.flat[0])).text),
         ("data", f"{metadata.rows:,} rows of {metadata.seq_len} tokens, {metadata.heldout_rows:,} held out; "
                  f"vocabulary {metadata.vocab_size:,}; {data.folder}"),
         ("steps", f"{int(state.step):,} to {config.train.steps:,} of {config.train.batch_size} rows "

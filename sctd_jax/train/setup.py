@@ -17,7 +17,7 @@ from sctd_jax.data.loader import Loader
 from sctd_jax.data.prepare import ensure_rows
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Metadata, Rows, read_metadata
 from sctd_jax.errors import UserError
-from sctd_jax.model.attention import settled
+from sctd_jax.model.attention import platform_of, settled
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
@@ -77,7 +77,7 @@ def new_state(config: Config, data: Data, mesh: Mesh, log: Callable[[str], None]
 
 def compile_steps(config: Config, data: Data, mesh: Mesh) -> Mapping[str, Callable]:
     """Every step that the run needs by its `step_name`, compiled: nothing compiles in the middle of a run."""
-    config = settled(config, mesh.devices.flat[0].platform)
+    config = settled(config, platform_of(mesh.devices.flat[0]))
     return {
         name: compile_train_step(stage, data.special, variant, mesh, data.word_start_V)
         for name, (stage, variant) in steps_needed(config).items()

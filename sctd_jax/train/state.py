@@ -32,7 +32,7 @@ def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
     first, last = config.drop_layers
     if mesh is None:
         return Bert(config.model, first, last)
-    choice = attention.choose(config, mesh.devices.flat[0].platform)
+    choice = attention.choose(config, attention.platform_of(mesh.devices.flat[0]))
     attend = attention.recomputed if choice.remat == "attention" else attention.plain
     if choice.attention == "splash":
         attend = attention.splash(mesh, otherwise=attend)
