@@ -28,6 +28,7 @@ tpu: .venv-tpu/installed  ## the TPU compiler, beside .venv: for the tests of --
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
 
 venv: .venv/installed
 
