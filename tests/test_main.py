@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from sctd_jax.errors import TRY_AGAIN_STATUS
 from tests import helpers
 
 SMALL = "--config=tests/small.py"
@@ -188,7 +189,7 @@ app.run(main._main)
         [sys.executable, "-c", code, *arguments], env=helpers.environment(), cwd=helpers.ROOT, capture_output=True,
         text=True,
     )  # fmt: skip
-    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.returncode == TRY_AGAIN_STATUS, done.stdout + done.stderr
     assert "error: " in done.stderr
     assert str(workdir) in done.stderr
     assert "can be resumed: [" in done.stderr

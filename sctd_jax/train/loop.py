@@ -133,7 +133,7 @@ def _loop(config, workdir, mesh, data, checkpoints, state, stop, log) -> Result:
             f"checkpoints that can be resumed: {checkpoints.steps()}. Run the command again on all hosts"
         ) from error
     except OSError as error:  # a full disk shows in the metrics first
-        raise UserError(
+        raise TryAgainError(
             f"workdir {workdir}: {error}; checkpoints that can be resumed: {checkpoints.steps()}"
         ) from error
     finally:
