@@ -75,6 +75,7 @@ def check_writable(folder: epath.Path) -> None:
 
     Raises:
       UserError: they cannot.
+      TryAgainError: it does not answer.
     """
     probe = folder / f".claim-{uuid.uuid4().hex}"
     try:
@@ -82,6 +83,8 @@ def check_writable(folder: epath.Path) -> None:
             probe.write_bytes(b"")
             probe.unlink()
     except TryAgainError as error:
+        if not (isinstance(error.__cause__, FileNotFoundError) or "Forbidden" in str(error)):
+            raise
         raise UserError(f"{error}; does the bucket exist, and may you write there?") from error
 
 
