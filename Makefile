@@ -8,7 +8,7 @@ demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two C
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
 
 test: venv
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 interop: .venv-interop/installed  ## torch, transformers and sentence-transformers, beside .venv: for tests and export
 

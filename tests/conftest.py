@@ -17,6 +17,19 @@ for name, value in helpers.COMPILATION_CACHE.items():
     jax.config.update(name.lower(), value)
 
 
+# By themselves minutes long: begun last, they would leave the other workers idle.
+_LONG_FILES = (
+    "test_hosts.py", "test_mesh.py", "test_main.py", "test_interop.py", "test_aot.py", "test_step.py",
+    "test_storage.py", "test_importing.py", "test_parity.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """The long files first."""
+    rank = {name: i for i, name in enumerate(_LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def speeches():
     """Paths of the embedded corpus's first 60 speeches: real text, 1.5 MB."""
