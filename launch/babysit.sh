@@ -14,27 +14,20 @@ here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/lib.sh"
 [[ ${1:-} != --help && ${1:-} != -h ]] || usage "$0" 0
 
-name='' zone='' poll=60 keep='' options=() arguments=() place=()
-while [[ $# -gt 0 ]]; do
-    case $1 in
+name='' zone='' poll=60 keep='' options=()
+split "$@"
+place=(${dry_run:+"$dry_run"})
+for flag in ${flags[@]+"${flags[@]}"}; do
+    case $flag in
         --name=* | --zone=* | --project=*)
-            place+=("$1")
-            [[ $1 != --name=* ]] || name=${1#*=}
-            [[ $1 != --zone=* ]] || zone=${1#*=}
+            place+=("$flag")
+            [[ $flag != --name=* ]] || name=${flag#*=}
+            [[ $flag != --zone=* ]] || zone=${flag#*=}
             ;;
-        --poll=*) poll=${1#*=} ;;
+        --poll=*) poll=${flag#*=} ;;
         --keep) keep=yes ;;
-        --dry-run)
-            dry_run=yes
-            place+=("$1")
-            ;;
-        --)
-            arguments=("${@:2}")
-            break
-            ;;
-        *) options+=("$1") ;;
+        *) options+=("$flag") ;;
     esac
-    shift
 done
 [[ -n $name && -n $zone && ${#arguments[@]} -gt 0 ]] || usage "$0" 2 >&2
 [[ " ${arguments[*]}" == *" --workdir=gs://"* ]] || die "a run that outlives its slice needs --workdir=gs://BUCKET/..."

@@ -14,32 +14,26 @@ here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib.sh
 source "$here/lib.sh"
 
-command=${1:-} cluster='' name='' type=v5litepod-8 image='' slices=1 restarts=10 place=() arguments=()
+command=${1:-} cluster='' name='' type=v5litepod-8 image='' slices=1 restarts=10 place=()
 case $command in
     build | run | status | logs | delete) shift ;;
     -h | --help | help) usage "$0" 0 ;;
     *) usage "$0" 2 >&2 ;;
 esac
-while [[ $# -gt 0 ]]; do
-    case $1 in
-        --cluster=*) cluster=${1#*=} ;;
-        --name=*) name=${1#*=} ;;
-        --type=*) type=${1#*=} ;;
-        --image=*) image=${1#*=} ;;
-        --slices=*) slices=${1#*=} ;;
-        --restarts=*) restarts=${1#*=} ;;
-        --zone=* | --project=*) place+=("$1") ;;
-        --dry-run) dry_run=yes ;;
-        --)
-            arguments=("${@:2}")
-            break
-            ;;
-        *) die "$1 is not known; see $0 --help" ;;
+split "$@"
+for flag in ${flags[@]+"${flags[@]}"}; do
+    case $flag in
+        --cluster=*) cluster=${flag#*=} ;;
+        --name=*) name=${flag#*=} ;;
+        --type=*) type=${flag#*=} ;;
+        --image=*) image=${flag#*=} ;;
+        --slices=*) slices=${flag#*=} ;;
+        --restarts=*) restarts=${flag#*=} ;;
+        --zone=* | --project=*) place+=("$flag") ;;
+        *) die "$flag is not known; see $0 --help" ;;
     esac
-    shift
 done
-zone=(${place[@]+"${place[@]}"})
-place=("--cluster=$cluster" ${zone[@]+"${zone[@]}"})
+on_cluster=("--cluster=$cluster" ${place[@]+"${place[@]}"})
 
 need() { # FLAG VALUE
     [[ -n $2 ]] || die "$command needs $1; see $0 --help"
@@ -55,16 +49,16 @@ case $command in
         ;;
     run)
         need --image "$image"
-        [[ ${#arguments[@]} -gt 0 ]] || die "run needs the run's own arguments after --, such as -- --config=configs/base.py"
-        run xpk workload create "${place[@]}" "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
+        need_arguments
+        run xpk workload create "${on_cluster[@]}" "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
             "--docker-image=$image" "--max-restarts=$restarts" --restart-on-exit-codes=1,75 \
             "--command=$(quoted python -m sctd_jax.main "${arguments[@]}")"
         ;;
-    status) run xpk workload list "${place[@]}" ;;
+    status) run xpk workload list "${on_cluster[@]}" ;;
     logs)
-        run gcloud container clusters get-credentials "$cluster" ${zone[@]+"${zone[@]}"}
+        run gcloud container clusters get-credentials "$cluster" ${place[@]+"${place[@]}"}
         run kubectl logs --follow --tail=-1 \
             --selector "jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
         ;;
-    delete) run xpk workload delete "${place[@]}" "--workload=$name" --force ;;
+    delete) run xpk workload delete "${on_cluster[@]}" "--workload=$name" --force ;;
 esac

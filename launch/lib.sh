@@ -4,7 +4,20 @@
 # What everything is installed with on a machine with TPUs; the version is requirements.txt's.
 # shellcheck disable=SC2034  # for the scripts that source this
 readonly jax_version=0.10.2
-dry_run=
+dry_run='' flags=() arguments=()
+
+# What stands before -- into flags, without --dry-run; what stands behind it, the run's own, into arguments.
+split() {
+    while [[ $# -gt 0 && $1 != -- ]]; do
+        if [[ $1 == --dry-run ]]; then dry_run=$1; else flags+=("$1"); fi
+        shift
+    done
+    arguments=("${@:2}")
+}
+
+need_arguments() {
+    [[ ${#arguments[@]} -gt 0 ]] || die "run needs the run's own arguments after --, such as -- --config=configs/base.py"
+}
 
 die() {
     printf 'error: %s\n' "$1" >&2

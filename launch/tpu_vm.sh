@@ -22,26 +22,22 @@ here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib.sh
 source "$here/lib.sh"
 
-name='' zone='' project='' type=v5litepod-8 runtime='' tier='' poll=30 arguments=()
+name='' zone='' project='' type=v5litepod-8 runtime='' tier='' poll=30
 
 parse() {
-    while [[ $# -gt 0 ]]; do
-        case $1 in
-            --name=*) name=${1#*=} ;;
-            --zone=*) zone=${1#*=} ;;
-            --project=*) project=${1#*=} ;;
-            --type=*) type=${1#*=} ;;
-            --runtime=*) runtime=${1#*=} ;;
-            --poll=*) poll=${1#*=} ;;
-            --spot | --reserved) tier=$1 ;;
-            --dry-run) dry_run=yes ;;
-            --)
-                arguments=("${@:2}")
-                break
-                ;;
-            *) die "$1 is not known; see $0 --help" ;;
+    local flag
+    split "$@"
+    for flag in ${flags[@]+"${flags[@]}"}; do
+        case $flag in
+            --name=*) name=${flag#*=} ;;
+            --zone=*) zone=${flag#*=} ;;
+            --project=*) project=${flag#*=} ;;
+            --type=*) type=${flag#*=} ;;
+            --runtime=*) runtime=${flag#*=} ;;
+            --poll=*) poll=${flag#*=} ;;
+            --spot | --reserved) tier=$flag ;;
+            *) die "$flag is not known; see $0 --help" ;;
         esac
-        shift
     done
     [[ -n $name && -n $zone ]] || die "--name and --zone are needed; see $0 --help"
     # What Google allows; anything else would fail in the cloud, later.
@@ -128,7 +124,7 @@ case $1 in
         [[ -n $dry_run ]] || wait_until_active
         ;;
     run)
-        [[ ${#arguments[@]} -gt 0 ]] || die "run needs the run's own arguments after --, such as -- --config=configs/base.py"
+        need_arguments
         on all bash sctd_jax/launch/worker.sh start "${arguments[@]}"
         ;;
     status)
