@@ -229,11 +229,37 @@ def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     Raises:
       UserError: a section or field is unknown, missing, of the wrong type or impossible.
     """
-    types = {field.name: field.type for field in dataclasses.fields(Config)}
-    _same_names("config", sections, types)
-    config = Config(**{name: _section(name, type_, sections[name]) for name, type_ in types.items()})
+    config = fill("config", Config, sections)
     _check(config)
     return config
+
+
+def fill(where: str, type_: type, values: Mapping[str, Any]) -> Any:
+    """A mapping -> a dataclass of plain values and dataclasses, by names and types alone.
+
+    Args:
+      where: what the mapping is called in messages.
+      type_: the dataclass.
+      values: one for each of its fields.
+
+    Raises:
+      UserError: a field is unknown, missing or of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must be a section with fields, found {values!r}")
+    fields = {field.name: field.type for field in dataclasses.fields(type_)}
+    _same_names(where, values, fields)
+    return type_(**{name: _typed(f"{where}.{name}", expected, values[name]) for name, expected in fields.items()})
+
+
+def _typed(where: str, expected: type, value: Any) -> Any:
+    if dataclasses.is_dataclass(expected):
+        return fill(where, expected, value)
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected:
+        raise UserError(f"{where} must be of type {expected.__name__}, found {value!r}")
+    return value
 
 
 def _same_names(where: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -242,26 +268,11 @@ def _same_names(where: str, found: Mapping[str, Any], expected: Mapping[str, Any
             raise UserError(f"{where}.{name} is unknown; the fields of {where} are {', '.join(expected)}")
     for name in expected:
         if name not in found:
-            raise UserError(f"{where}.{name} is missing (configs/base.py has a value for every field)")
+            raise UserError(f"{where}.{name} is missing (a recipe has a value for every field)")
 
 
-def _section(name: str, type_: type, values: Mapping[str, Any]) -> Any:
-    if not isinstance(values, Mapping):
-        raise UserError(f"config.{name} must be a section with fields, found {values!r}")
-    fields = {field.name: field.type for field in dataclasses.fields(type_)}
-    _same_names(f"config.{name}", values, fields)
-    typed = {}
-    for key, expected in fields.items():
-        value = values[key]
-        if expected is float and type(value) is int:
-            value = float(value)
-        if type(value) is not expected:
-            raise UserError(f"config.{name}.{key} must be of type {expected.__name__}, found {value!r}")
-        typed[key] = value
-    return type_(**typed)
-
-
-def _require(condition: bool, field: str, message: str) -> None:
+def require(condition: bool, field: str, message: str) -> None:
+    """Raise UserError about config.FIELD unless the condition holds."""
     if not condition:
         raise UserError(f"config.{field} {message}")
 
@@ -272,17 +283,17 @@ def _check(config: Config) -> None:
         return getattr(getattr(config, section), name)
 
     for field, choices in _CHOICES.items():
-        _require(value(field) in choices, field, f"must be one of {', '.join(choices)}; found {value(field)!r}")
+        require(value(field) in choices, field, f"must be one of {', '.join(choices)}; found {value(field)!r}")
     for field in _BELOW_ONE:
-        _require(0 <= value(field) < 1, field, f"must be at least 0 and below 1, found {value(field)}")
+        require(0 <= value(field) < 1, field, f"must be at least 0 and below 1, found {value(field)}")
     for field in _SHARES:
-        _require(0 <= value(field) <= 1, field, f"must be between 0 and 1, found {value(field)}")
+        require(0 <= value(field) <= 1, field, f"must be between 0 and 1, found {value(field)}")
     for field in _AT_LEAST_ONE:
-        _require(value(field) >= 1, field, f"must be at least 1, found {value(field)}")
+        require(value(field) >= 1, field, f"must be at least 1, found {value(field)}")
     for field in _NOT_NEGATIVE:
-        _require(value(field) >= 0, field, f"must not be negative, found {value(field)}")
+        require(value(field) >= 0, field, f"must not be negative, found {value(field)}")
     for field in _POSITIVE:
-        _require(value(field) > 0, field, f"must be positive, found {value(field)}")
+        require(value(field) > 0, field, f"must be positive, found {value(field)}")
     _check_model(config)
     _check_masking(config)
     _check_dropping(config)
@@ -291,13 +302,13 @@ def _check(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model, length = config.model, config.data.seq_len
-    _require(
+    require(
         model.hidden_size % model.num_heads == 0,
         "model.num_heads",
         f"must divide model.hidden_size ({model.hidden_size}), found {model.num_heads}",
     )
-    _require(length >= 8, "data.seq_len", f"must be at least 8, found {length}")
-    _require(
+    require(length >= 8, "data.seq_len", f"must be at least 8, found {length}")
+    require(
         length <= model.max_positions,
         "data.seq_len",
         f"({length}) must not exceed model.max_positions ({model.max_positions})",
@@ -306,13 +317,13 @@ def _check_model(config: Config) -> None:
 
 def _check_masking(config: Config) -> None:
     masking = config.masking
-    _require(0 < masking.rate < 1, "masking.rate", f"must be between 0 and 1, found {masking.rate}")
-    _require(
+    require(0 < masking.rate < 1, "masking.rate", f"must be between 0 and 1, found {masking.rate}")
+    require(
         masking.mask_share + masking.random_share <= 1,
         "masking.mask_share",
         f"({masking.mask_share}) and masking.random_share ({masking.random_share}) must not exceed 1 together",
     )
-    _require(
+    require(
         1 <= config.num_predicted <= config.data.seq_len - 2,
         "masking.rate",
         f"{masking.rate} of data.seq_len ({config.data.seq_len}) is {config.num_predicted} predictions a row; "
@@ -324,9 +335,9 @@ def _check_dropping(config: Config) -> None:
     dropping, layers = config.dropping, config.model.num_layers
     if dropping.method == "full":
         return
-    _require(layers >= 4, "model.num_layers", f"must be at least 4 to drop tokens, found {layers}")
+    require(layers >= 4, "model.num_layers", f"must be at least 4 to drop tokens, found {layers}")
     first, last = config.drop_layers
-    _require(
+    require(
         0 <= first <= last <= layers - 2,
         "dropping.first_layer",
         f"and last_layer must be in order and before the last layer (0 <= first <= last <= {layers - 2}), "
@@ -334,14 +345,14 @@ def _check_dropping(config: Config) -> None:
     )
     _check_schedule(config)
     for field, kept in [("drop_rate", config.num_kept), *(("keep_schedule", kept) for _, kept in config.keep_stages)]:
-        _require(
+        require(
             config.num_predicted + 2 <= kept <= config.data.seq_len,
             f"dropping.{field}",
             f"{getattr(dropping, field)} keeps K = {kept} of N = {config.data.seq_len} tokens, but [CLS], [SEP] "
             f"and P = {config.num_predicted} masked positions need {config.num_predicted + 2}: change it or lower "
             "masking.rate",
         )
-    _require(
+    require(
         config.selector != "importance+random" or config.num_predicted + 2 <= config.num_top,
         "dropping.random_share",
         f"{dropping.random_share} leaves {config.num_top} tokens to importance, but [CLS], [SEP] and "
@@ -355,7 +366,7 @@ def _check_schedule(config: Config) -> None:
         return
     pattern = rf"0:\d+(,\d+:\d+){{0,{_MAX_STAGES - 1}}}"
     starts = [step for step, _ in config.keep_stages] if re.fullmatch(pattern, schedule) else []
-    _require(
+    require(
         bool(starts) and starts == sorted(set(starts)),
         "dropping.keep_schedule",
         f"must be STEP:K,STEP:K,... with at most {_MAX_STAGES} ascending steps from 0 on, found {schedule!r}",
@@ -368,22 +379,22 @@ def _check_train(config: Config) -> None:
         ("train.accumulation", config.microbatches("drop")),
         ("train.consistency_accumulation", config.microbatches("consistency")),
     ]:
-        _require(
+        require(
             train.batch_size % count == 0,
             "train.batch_size",
             f"({train.batch_size}) must be divisible by {field} ({count})",
         )
-    _require(
+    require(
         train.checkpoint_every % train.eval_every == 0,
         "train.checkpoint_every",
         f"({train.checkpoint_every}) must be a multiple of train.eval_every ({train.eval_every}), so that each "
         "checkpoint has a held-out loss",
     )
-    _require(
+    require(
         dropping.full_steps_first + dropping.full_steps_last <= train.steps,
         "dropping.full_steps_first",
         f"({dropping.full_steps_first}) and full_steps_last ({dropping.full_steps_last}) must not exceed "
         f"train.steps ({train.steps}) together",
     )
     data = config.mesh.data
-    _require(data == -1 or data >= 1, "mesh.data", f"must be -1 (all devices) or at least 1, found {data}")
+    require(data == -1 or data >= 1, "mesh.data", f"must be -1 (all devices) or at least 1, found {data}")

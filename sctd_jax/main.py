@@ -2,6 +2,8 @@
 
 python -m sctd_jax.main --config=configs/base.py [--workdir=runs/base] [--config.x.y=value] [--mode=train|eval]
 python -m sctd_jax.main --mode=compile --topology=v5e:2x4 --config=configs/base.py
+python -m sctd_jax.main --mode=finetune --config=configs/finetune.py --config.task=boolq --config.init=RUN
+    --config.data_dir=SuperGLUE
 """
 
 import functools
@@ -30,7 +32,7 @@ from sctd_jax.errors import UserError, run_command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "compile"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "compile", "finetune"], "What to do.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, told to all.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.")
@@ -53,6 +55,8 @@ def _dispatch() -> int:
         return _compile()
     if _TOPOLOGY.value:
         raise UserError("--topology is for --mode=compile; a run takes the devices that it finds")
+    if _MODE.value == "finetune":
+        return _finetune()
     config = from_dict(_CONFIG.value.to_dict())
     # After all that, so that `--help` and a bad config answer without loading JAX.
     from sctd_jax.parallel import hosts
@@ -66,6 +70,21 @@ def _dispatch() -> int:
         evaluate_workdir(config, workdir, log)
         return 0
     result = train_and_evaluate(config, workdir, log)
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def _finetune() -> int:
+    from sctd_jax.finetune import settings
+
+    config = settings.from_dict(_CONFIG.value.to_dict())
+    from configs import base
+    from sctd_jax.finetune.loop import finetune
+    from sctd_jax.parallel import hosts
+
+    logging.set_verbosity(logging.ERROR)
+    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    workdir = _WORKDIR.value or Path("runs", f"finetune-{config.task}")
+    result = finetune(config, workdir, base.get_config().to_dict(), functools.partial(print, flush=True))
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 

@@ -19,22 +19,22 @@ def compiler(limit):
     return needed, asked
 
 
-def test_sizes_are_multiples_of_8_in_steps_of_at_most_a_quarter():
-    assert fitting.SIZES[:14] == [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192]
-    assert all(b - a <= max(8, a / 4) for a, b in zip(fitting.SIZES, fitting.SIZES[1:], strict=False))
+def test_sizes_are_multiples_of_8_two_to_each_doubling():
+    assert fitting.SIZES[:10] == [8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+    assert all(b <= 1.5 * a for a, b in zip(fitting.SIZES[1:], fitting.SIZES[2:], strict=False))
 
 
 @pytest.mark.parametrize(
     ("guess", "asked"),
     [
-        (128, [128, 160]),
-        (160, [160, 128]),
-        (100, [96, 112, 160, 128]),
+        (128, [128, 192]),
+        (192, [192, 128]),
+        (100, [96, 128, 256, 192]),
     ],
 )
 def test_a_good_guess_costs_few_compilations(guess, asked):
     needed, found = compiler(140)
-    assert fitting.search(needed, guess) == fitting.Fit(128, 13_800, 160)
+    assert fitting.search(needed, guess) == fitting.Fit(128, 13_800, 192)
     assert found == asked
 
 
@@ -53,7 +53,7 @@ def test_one_that_never_fits_is_said():
     needed, asked = compiler(7)
     with pytest.raises(aot.DoesNotFitError, match="8 rows a chip do not fit"):
         fitting.search(needed, 64)
-    assert asked == [64, 56, 40, 8]
+    assert asked == [64, 48, 24, 8]
 
 
 def test_the_command_prints_every_step_of_the_config(monkeypatch):
@@ -73,7 +73,7 @@ def test_the_command_prints_every_step_of_the_config(monkeypatch):
     assert lines[0].startswith("v5e:2x2: 4 x cpu")
     assert lines[2:] == [
         "drop",
-        "  1024 rows a chip: 1.00 of 1.0 GiB; 1280 do not fit",
+        "  1024 rows a chip: 1.00 of 1.0 GiB; 1536 do not fit",
         "consistency",
-        "  512 rows a chip: 1.00 of 1.0 GiB; 640 do not fit",
+        "  512 rows a chip: 1.00 of 1.0 GiB; 768 do not fit",
     ]

@@ -103,15 +103,15 @@ def test_kill_and_resume_is_bit_for_bit_the_uninterrupted_run(finished, rows, tm
     workdir = tmp_path / "killed"
     code = """
 import os, sys
-from sctd_jax.train import loop
-take = loop._TrainMetrics.take
+from sctd_jax.train import job
+take = job._TrainMetrics.take
 def dying(self, step, metrics):
     take(self, step, metrics)
     if step == 4:
         while not os.path.isdir(os.path.join(sys.argv[1].split("=")[1], "checkpoints", "3")):
             pass
         os.kill(os.getpid(), 9)
-loop._TrainMetrics.take = dying
+job._TrainMetrics.take = dying
 from absl import app, flags
 from sctd_jax import main
 app.run(main._main)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece as spm
@@ -34,6 +35,13 @@ _WORD_MARKS = ("\u2581", "\u0120")  # a space before the piece: of SentencePiece
 _ENCODE_TEXTS = 256  # of `tokenizers` at a time: its encodings take a hundred times the memory of the ids
 
 
+class Tokenized(NamedTuple):
+    """A text as n pieces, and where each of them stands in it."""
+
+    ids_n: np.ndarray  # i32
+    spans_n2: np.ndarray  # i32, characters start .. end - 1, without the white space before them
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """A vocabulary of V pieces and how text becomes ids and back."""
@@ -42,6 +50,7 @@ class Tokenizer:
     special: dict[str, int]  # ids by role: pad, unk, cls, sep, mask
     word_start_V: np.ndarray  # bool[V]: the piece begins a word
     encode: Callable[[Sequence[str]], list[np.ndarray]]  # on all cores; never gives a special id but unk
+    encode_spans: Callable[[Sequence[str]], list[Tokenized]]  # the same ids
     decode: Callable[[Sequence[int]], str]
 
     def word(self, piece_id: int) -> str:
@@ -64,10 +73,16 @@ def load(path: str | Path) -> Tokenizer:
     # Some models have their specials among the ordinary pieces, and a document may spell one.
     special_ids = [i for role, i in loaded.special.items() if role != "unk"]
 
-    def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.where(np.isin(ids, special_ids), loaded.special["unk"], ids) for ids in loaded.encode(texts)]
+    def ordinary(ids: np.ndarray) -> np.ndarray:
+        return np.where(np.isin(ids, special_ids), loaded.special["unk"], ids)
 
-    return dataclasses.replace(loaded, encode=encode)
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        return [ordinary(ids) for ids in loaded.encode(texts)]
+
+    def encode_spans(texts: Sequence[str]) -> list[Tokenized]:
+        return [Tokenized(ordinary(ids), spans) for ids, spans in loaded.encode_spans(texts)]
+
+    return dataclasses.replace(loaded, encode=encode, encode_spans=encode_spans)
 
 
 def canonical(path: str | Path) -> tuple[str, bytes]:
@@ -125,10 +140,34 @@ def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(ids, np.int32) for ids in processor.encode(list(texts), num_threads=os.cpu_count() or 1)]
 
+    def encode_spans(texts: Sequence[str]) -> list[Tokenized]:
+        found = processor.encode(list(texts), num_threads=os.cpu_count() or 1, return_type="proto")
+        return [_from_proto(text, proto) for text, proto in zip(texts, found, strict=True)]
+
     def decode(ids: Sequence[int]) -> str:
         return processor.decode([int(i) for i in ids])
 
-    return Tokenizer(pieces, _special_ids(pieces, path), _marked(pieces), encode, decode)
+    return Tokenizer(pieces, _special_ids(pieces, path), _marked(pieces), encode, encode_spans, decode)
+
+
+def _from_proto(text: str, proto) -> Tokenized:
+    """SentencePiece counts bytes, the space before a piece included."""
+    lengths = np.array([len(character.encode()) for character in text], np.int64)
+    starts = np.repeat(np.arange(len(text)), lengths)  # character of each byte
+    character = np.append(starts, len(text))
+    spans = [(character[piece.begin], character[piece.end]) for piece in proto.pieces]
+    return _tokenized(text, [piece.id for piece in proto.pieces], spans)
+
+
+def _tokenized(text: str, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> Tokenized:
+    def trimmed(start: int, end: int) -> tuple[int, int]:
+        while start < end and text[start].isspace():
+            start += 1
+        return start, end
+
+    return Tokenized(
+        np.array(ids, np.int32), np.array([trimmed(*span) for span in spans], np.int32).reshape(len(ids), 2)
+    )
 
 
 def _check_exportable(content: bytes, path: str | Path) -> None:
@@ -175,10 +214,18 @@ def _hugging_face(content: bytes, path: str | Path) -> Tokenizer:
             found += [np.array(encoding.ids, np.int32) for encoding in part]
         return found
 
+    def encode_spans(texts: Sequence[str]) -> list[Tokenized]:
+        found = []
+        for start in range(0, len(texts), _ENCODE_TEXTS):
+            part = texts[start : start + _ENCODE_TEXTS]
+            encodings = inner.encode_batch(list(part), add_special_tokens=False)
+            found += [_tokenized(text, e.ids, e.offsets) for text, e in zip(part, encodings, strict=True)]
+        return found
+
     def decode(ids: Sequence[int]) -> str:
         return inner.decode([int(i) for i in ids])
 
-    return Tokenizer(tuple(pieces), special, word_start_V, encode, decode)
+    return Tokenizer(tuple(pieces), special, word_start_V, encode, encode_spans, decode)
 
 
 def _options(path: Path) -> dict:

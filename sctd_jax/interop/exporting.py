@@ -12,6 +12,9 @@ from safetensors.numpy import save_file
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.interop import bert_config, tokenizer_json, weights
+from sctd_jax.interop.exported import Model, card
+from sctd_jax.interop.exporting_task import task_model
+from sctd_jax.train.checkpoint import TASK_FILE
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import Run, load_run
 
@@ -40,26 +43,42 @@ def export(workdir: epath.Path, out: Path, *, step: int | None, force: bool, log
             raise UserError(f"{out} exists already; --force replaces it")
         if not out.is_dir() or {path.name for path in out.iterdir()} - _WRITTEN or not (out / _CARD).is_file():
             raise UserError(f"{out} exists already and is not just an export, so that --force does not replace it")
-    run = load_run(workdir, step, log)
+    model = (task_model if (workdir / TASK_FILE).is_file() else _pretrained)(workdir, step, log)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.incomplete-", dir=out.parent) as temporary:
             ready = Path(temporary, "export")
             ready.mkdir()
-            _write(ready, workdir, run)
+            _write(ready, workdir, model)
             if out.exists():
                 out.rename(Path(temporary, "replaced"))
             ready.rename(out)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
-    log(f"exported step {int(run.state.step)} of {workdir} to {out}")
+    log(f"exported step {model.step} of {workdir} to {out}")
 
 
-def _write(folder: Path, workdir: epath.Path, run: Run) -> None:
-    special = run.tokenizer.special
-    names = {role: run.tokenizer.pieces[i] for role, i in special.items()}
+def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None]) -> Model:
+    run = load_run(workdir, step, log)
+    trained = run.metadata is not None
+    return Model(
+        config=run.config.model,
+        tokenizer=run.tokenizer,
+        tensors=weights.to_bert(run.config.model, run.state.params),
+        settings={},
+        card=card(
+            workdir, run.config.model, "fill-mask", f"{'pretrained with' if trained else 'imported into'} sctd_jax",
+            _training_facts(workdir, run) if trained else ["Training: none by sctd_jax"], run.command,
+        ),
+        step=int(run.state.step),
+    )  # fmt: skip
+
+
+def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
+    special = model.tokenizer.special
+    names = {role: model.tokenizer.pieces[i] for role, i in special.items()}
     tokens = {f"{role}_token": name for role, name in names.items()}
-    save_file(weights.to_bert(run.config.model, run.state.params), folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(model.tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     (folder / _WEIGHTS).chmod(0o644)
     name, content = tokenizer.canonical(tokenizer.find(workdir))
     if name == tokenizer.SENTENCEPIECE_FILE:
@@ -68,43 +87,22 @@ def _write(folder: Path, workdir: epath.Path, run: Run) -> None:
     else:
         fast = tokenizer_json.completed(content, names, special)
     (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
-    _write_json(folder / _CONFIG, bert_config.to_json(run.config.model, special["pad"]))
+    _write_json(folder / _CONFIG, bert_config.to_json(model.config, special["pad"]) | model.settings)
     _write_json(folder / _TOKENS, tokens)
     # Without the class transformers 5 builds a BertTokenizer from the model type, and gets every sentence wrong.
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": run.config.model.max_positions,
+        "model_max_length": model.config.max_positions,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **tokens,
     }
     _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
-    (folder / _CARD).write_text(_card(workdir, run))
+    (folder / _CARD).write_text(model.card)
 
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _card(workdir: epath.Path, run: Run) -> str:
-    config = run.config
-    facts = [f"Model: {config.model.num_layers} layers x {config.model.hidden_size}, "
-             f"vocabulary {config.model.vocab_size:,}"]  # fmt: skip
-    trained = run.metadata is not None
-    facts += _training_facts(workdir, run) if trained else ["Training: none by sctd_jax"]
-    facts.append(f"Command: `{run.command}`")
-    lines = "\n".join(f"- {fact}" for fact in facts)
-    return f"""---
-library_name: transformers
-pipeline_tag: fill-mask
----
-
-# {workdir.name}
-
-A BERT encoder, {"pretrained with" if trained else "imported into"} sctd_jax.
-
-{lines}
-"""
 
 
 def _training_facts(workdir: epath.Path, run: Run) -> list[str]:

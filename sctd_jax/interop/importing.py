@@ -1,5 +1,6 @@
 """A BERT checkpoint in `transformers`' format -> a workdir that later runs start from."""
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,30 @@ def import_model(
     """
     if workdir.exists():
         raise UserError(f"{workdir} exists already; choose another --workdir")
+    found = read_model(source, tokenizer_file=tokenizer_file, recipe=recipe)
+    _write(workdir, found.config, found.state, found.tokenizer_file)
+    model = found.config.model
+    log(f"imported {found.tensors} tensors of {source} to {workdir}: {model.num_layers} layers x "
+        f"{model.hidden_size}, vocabulary {model.vocab_size:,}")  # fmt: skip
+    for note in found.notes:
+        log(note)
+    log(f"pretrain on: python -m sctd_jax.main --config=configs/continued.py:{workdir} "
+        "--config.data.input='folder/**/*.txt' --workdir=runs/continued")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A checkpoint of `transformers` as ours."""
+
+    config: Config
+    state: TrainState  # at step 0
+    tokenizer_file: Path
+    tensors: int  # how many were read
+    notes: tuple[str, ...]  # what was left out or starts from random weights
+
+
+def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) -> Imported:
+    """Read a checkpoint; arguments and errors as `import_model`."""
     checkpoint = _find_weights(source)
     folder = checkpoint.parent
     pieces_file = tokenizer_file or _find_tokenizer(folder)
@@ -58,18 +83,17 @@ def import_model(
     state = jax.jit(lambda: initial_state(config, SpecialIds(**pieces.special)))()
     tensors, left_out = _read_tensors(checkpoint, config, rows, state.params)
     state = state.replace(params=jax.device_put(weights.from_bert(config.model, tensors, state.params)))
-    _write(workdir, config, state, pieces_file)
-    log(f"imported {len(tensors)} tensors of {checkpoint} to {workdir}: {model['num_layers']} layers x "
-        f"{model['hidden_size']}, vocabulary {model['vocab_size']:,}")  # fmt: skip
+    notes = []
     if left_out:
-        log(f"left out, which this network has not: {_listed(left_out)}")
+        notes.append(f"left out, which this network has not: {_listed(left_out)}")
     if rows > model["vocab_size"]:
-        log(f"warning: the checkpoint has {rows:,} embedding rows and the tokenizer {model['vocab_size']:,} pieces; "
-            "the rows above, which no piece uses, are left out")  # fmt: skip
+        notes.append(
+            f"warning: the checkpoint has {rows:,} embedding rows and the tokenizer {model['vocab_size']:,} pieces; "
+            "the rows above, which no piece uses, are left out"
+        )
     if not any(weights.is_head(name) for name in tensors):
-        log("there is no MLM head in it: the head starts from random weights, which pretraining trains")
-    log(f"pretrain on: python -m sctd_jax.main --config=configs/continued.py:{workdir} "
-        "--config.data.input='folder/**/*.txt' --workdir=runs/continued")  # fmt: skip
+        notes.append("there is no MLM head in it: the head starts from random weights, which pretraining trains")
+    return Imported(config, state, pieces_file, len(tensors), tuple(notes))
 
 
 def _find_weights(source: Path) -> Path:

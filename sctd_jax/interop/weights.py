@@ -12,10 +12,18 @@ WORD_EMBEDDINGS, OUTPUT_BIAS = "bert.embeddings.word_embeddings.weight", "cls.pr
 _HEAD = "cls.predictions."
 
 
-def to_bert(config: ModelConfig, params: Mapping) -> dict[str, np.ndarray]:
-    """Tensors f32 by name, as `BertForMaskedLM` has them; the tied decoder is left to `transformers`."""
+def to_bert(
+    config: ModelConfig, params: Mapping, table: Mapping[str, tuple[str, ...]] | None = None
+) -> dict[str, np.ndarray]:
+    """Tensors f32 by name, as `BertForMaskedLM` has them; the tied decoder is left to `transformers`.
+
+    Args:
+      config: of the model.
+      params: its parameters.
+      table: `task_names` for a model with a task's head.
+    """
     tensors = {}
-    for name, path in names(config).items():
+    for name, path in (table or names(config)).items():
         leaf = np.asarray(_leaf(params, path), np.float32)
         shape = shape_in_bert(config, path, leaf.shape)
         # Torch keeps (out, in); attention's [D, H, d] and [H, d, D] are flattened.
@@ -80,6 +88,14 @@ def names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
         table |= _dense(f"{name}.output.dense", *layer, "mlp", "output")
         table |= _norm(f"{name}.output.LayerNorm", *layer, "output_norm")
     return table
+
+
+def task_names(config: ModelConfig, each_token: bool) -> dict[str, tuple[str, ...]]:
+    """`names` of a model with a task's head: on each token, or on the pooled [CLS]."""
+    table = {name: path for name, path in names(config).items() if not is_head(name)}
+    if each_token:
+        return table | _dense("qa_outputs", "classifier")
+    return table | _dense("bert.pooler.dense", "pooler") | _dense("classifier", "classifier")
 
 
 def _dense(name: str, *path: str) -> dict[str, tuple[str, ...]]:

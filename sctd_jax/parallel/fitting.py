@@ -10,8 +10,8 @@ from sctd_jax.config import Config
 from sctd_jax.parallel.aot import GIB, DoesNotFitError, compile_program, open_slice
 from sctd_jax.train.step import Variant, steps_needed
 
-# Rows a chip that are tried: 8 is what the chips' tiles hold; from 64 on, four sizes to each doubling.
-SIZES = [*range(8, 64, 8), *(quarter << octave for octave in range(4, 15) for quarter in range(4, 8))]
+# Rows a chip that are tried, two to each doubling; 8 is what the chips' tiles hold.
+SIZES = [8, *(part << octave for octave in range(3, 15) for part in (2, 3))]
 
 
 @dataclasses.dataclass(frozen=True)

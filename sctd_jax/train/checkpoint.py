@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from sctd_jax.parallel import hosts
 from sctd_jax.train.state import TrainState
 
 CONFIG_FILE, COMMAND_FILE, _CHECKPOINTS = "config.json", "command.txt", "checkpoints"
+TASK_FILE = "task.json"  # what a fine-tuned model has besides
 # How TensorStore and gcsfs say that it is not the data.
 _OUTAGE = re.compile("UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|DEADLINE_EXCEEDED|ABORTED|Forbidden|Cannot connect")
 _READERS = 8  # arrays that are checked at a time
@@ -60,24 +61,39 @@ def check_workdir(workdir: epath.Path, config: Config) -> None:
     try:
         with storage.reaching(workdir):
             if (workdir / CONFIG_FILE).exists():
+                if (workdir / TASK_FILE).exists():
+                    raise UserError(f"workdir {workdir} holds a fine-tuned model: pretrain in another --workdir")
                 if not (workdir / METADATA_FILE).exists():
                     raise UserError(
                         f"workdir {workdir} holds an imported model, which stays as it is: train in another --workdir, "
                         f"starting from this one: --config=configs/continued.py:{workdir}"
                     )
-                _same_config(workdir, dataclasses.asdict(config))
-            elif workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
-                raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
-            workdir.mkdir(parents=True, exist_ok=True)
-            if storage.is_remote(workdir):
-                storage.check_writable(workdir)
+                same_config(workdir, dataclasses.asdict(config))
+            else:
+                check_new(workdir)
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
 
 
+def check_new(workdir: epath.Path) -> None:
+    """Check that a folder without a config may become a workdir, and make it.
+
+    Raises:
+      UserError: something else is in it.
+      OSError: it cannot be written.
+    """
+    if workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
+        raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if storage.is_remote(workdir):
+        storage.check_writable(workdir)
+
+
 def _ours(path: epath.Path) -> bool:
     """What a kill inside `claim_workdir` can leave."""
-    names = (tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, _CHECKPOINTS)
+    names = (
+        tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, _CHECKPOINTS
+    )  # fmt: skip
     return path.name in names or path.name.startswith(".claim-")
 
 
@@ -120,7 +136,7 @@ def _claim(workdir: epath.Path, config: Config, rows: epath.Path) -> None:
     try:
         if not (workdir / CONFIG_FILE).exists():
             for path in (tokenizer.find(rows), rows / METADATA_FILE):
-                _write(workdir / path.name, path.read_bytes())
+                write(workdir / path.name, path.read_bytes())
         write_config(workdir, config)
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
@@ -128,17 +144,23 @@ def _claim(workdir: epath.Path, config: Config, rows: epath.Path) -> None:
 
 def write_config(workdir: epath.Path, config: Config) -> None:
     """Write the running command, then the config, which makes the folder a run's."""
-    _write(workdir / COMMAND_FILE, shlex.join(["python", *sys.orig_argv[1:]]).encode())
-    _write(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2).encode())
+    write(workdir / COMMAND_FILE, shlex.join(["python", *sys.orig_argv[1:]]).encode())
+    write(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2).encode())
 
 
-def _write(path: epath.Path, content: bytes) -> None:
+def write(path: epath.Path, content: bytes) -> None:
+    """Write a file of a workdir; a kill leaves the one before or the new one."""
     temporary = path.with_name(f".claim-{path.name}-{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)
 
 
-def _same_config(workdir: epath.Path, mine: dict) -> None:
+def same_config(workdir: epath.Path, mine: dict) -> None:
+    """Check that a workdir's config is this one, but for what a rerun may change.
+
+    Raises:
+      UserError: it is another one, or damaged.
+    """
     try:
         theirs = json.loads((workdir / CONFIG_FILE).read_text())
     except ValueError as error:
@@ -153,29 +175,41 @@ def _same_config(workdir: epath.Path, mine: dict) -> None:
         raise UserError(f"workdir {workdir} belongs to another config: {', '.join(other)}; choose another --workdir")
 
 
-def _heldout_loss(metrics: dict[str, float]) -> float:
-    return metrics["eval/loss"]
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """By which metric one checkpoint is the best."""
+
+    metric: str
+    mode: Literal["min", "max"]
+
+    def __call__(self, metrics: dict[str, float]) -> float:
+        """The metric's value."""
+        return metrics[self.metric]
+
+
+LOWEST_LOSS = Best("eval/loss", "min")
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last k and the best by held-out loss, saved in the background."""
+    """The checkpoints of one run: the last k and the best one, saved in the background."""
 
-    def __init__(self, workdir: epath.Path, keep: int = 1, *, read_only: bool = False):
+    def __init__(self, workdir: epath.Path, keep: int = 1, *, best: Best = LOWEST_LOSS, read_only: bool = False):
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file it touches
         folder = workdir / _CHECKPOINTS
         self._folder = folder if storage.is_remote(workdir) else epath.Path(os.path.abspath(folder))
-        # `reverse`: Orbax keeps the end of the sorted list, and the lowest loss shall be there.
-        best = policies.BestN(
-            get_metric_fn=_heldout_loss,
-            reverse=True,
+        self._best = best
+        # `reverse`: Orbax keeps the end of the sorted list, and a lowest loss shall be there.
+        best_one = policies.BestN(
+            get_metric_fn=best,
+            reverse=best.mode == "min",
             n=1,
             keep_checkpoints_without_metrics=False,
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best_one]),
             # The policy decides; without a `best_fn` Orbax would not write the metrics, and forget the best.
-            best_fn=_heldout_loss,
-            best_mode="min",
+            best_fn=best,
+            best_mode=best.mode,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
@@ -186,14 +220,15 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the lowest held-out loss among those that are kept."""
-        losses = {step: metrics["eval/loss"] for step in self.steps() if (metrics := self._manager.metrics(step))}
-        return min(losses, key=losses.get) if losses else None
+        """The best step among those that are kept; the first one where several are."""
+        values = {step: self._best(metrics) for step in self.steps() if (metrics := self._manager.metrics(step))}
+        choose = min if self._best.mode == "min" else max
+        return choose(values, key=values.get) if values else None
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start saving `state` under its step, unless that step is there already.
 
-        A checkpoint without `metrics`, or whose held-out loss is not finite, is never the best.
+        A checkpoint without `metrics`, or whose metric is not finite, is never the best.
 
         Raises:
           UserError: this or the save before it failed (a full disk, say); older checkpoints are untouched.
@@ -203,7 +238,7 @@ class Checkpoints:
             return
         digest = {"digest": int(_digest(state))}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), check=ocp.args.JsonSave(digest))
-        if metrics is not None and not math.isfinite(_heldout_loss(metrics)):
+        if metrics is not None and not math.isfinite(self._best(metrics)):
             metrics = None
         self._guard(step, lambda: self._manager.save(step, args=arguments, metrics=metrics, force=True))
 

@@ -7,7 +7,7 @@ from sctd_jax.config import Config
 from sctd_jax.train.step import Variant, needs_all_rows
 
 
-def _layer(config: Config, queries: int, context: int) -> float:
+def layer_flops(config: Config, queries: int, context: int) -> float:
     """Forward FLOPs of one layer and row with `queries` query rows over `context` keys and values."""
     width, ffn = config.model.hidden_size, config.model.intermediate_size
     projections = 2 * width * width * (2 * queries + 2 * context)  # query and output; key and value
@@ -27,14 +27,14 @@ def forward_flops(config: Config, variant: Variant) -> float:
     if needs_all_rows(config, variant):
         rows = length
     first_drop, last_drop = config.drop_layers
-    prefix = first_drop * _layer(config, length, length)
-    top = _layer(config, rows, length) + _head(config)
-    full_middle = (last - first_drop) * _layer(config, length, length)
+    prefix = first_drop * layer_flops(config, length, length)
+    top = layer_flops(config, rows, length) + _head(config)
+    full_middle = (last - first_drop) * layer_flops(config, length, length)
     first_context = kept if config.dropping.method == "random_ltd" else length
     drop_middle = (
-        _layer(config, kept, first_context)
-        + (last_drop - first_drop) * _layer(config, kept, kept)
-        + (last - 1 - last_drop) * _layer(config, length, length)
+        layer_flops(config, kept, first_context)
+        + (last_drop - first_drop) * layer_flops(config, kept, kept)
+        + (last - 1 - last_drop) * layer_flops(config, length, length)
     )
     if variant == "full":
         return prefix + full_middle + top
@@ -76,4 +76,4 @@ def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
 def plain_step_flops(config: Config) -> float:
     """FLOPs of BERT as published with its head on the P predicted rows: nothing dropped, all rows of the last layer."""
     length = config.data.seq_len
-    return 3 * config.train.batch_size * (config.model.num_layers * _layer(config, length, length) + _head(config))
+    return 3 * config.train.batch_size * (config.model.num_layers * layer_flops(config, length, length) + _head(config))

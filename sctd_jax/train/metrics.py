@@ -125,21 +125,22 @@ class Console:
 class Speed:
     """Throughput between reports, not counting evaluation, saving and compilation."""
 
-    def __init__(self, tokens_per_step: int, peak_flops: float | None):
-        self._tokens, self._peak = tokens_per_step, peak_flops
-        self._seconds, self._steps, self._flops = 0.0, 0, 0.0
+    def __init__(self, peak_flops: float | None):
+        self._peak = peak_flops
+        self._seconds, self._steps, self._tokens, self._flops = 0.0, 0, 0, 0.0
         self._since: float | None = None
 
     def pause(self) -> None:
         """The next step's time does not count."""
         self._since = None
 
-    def step(self, flops: float) -> None:
-        """A step of `flops` FLOPs has finished now."""
+    def step(self, tokens: int, flops: float) -> None:
+        """A step of so many tokens and FLOPs has finished now."""
         now = time.monotonic()
         if self._since is not None:
             self._seconds += now - self._since
             self._steps += 1
+            self._tokens += tokens
             self._flops += flops
         self._since = now
 
@@ -148,14 +149,14 @@ class Speed:
         if not self._steps:
             return {}
         values = {
-            "train/tokens_per_second": self._tokens * self._steps / self._seconds,
+            "train/tokens_per_second": self._tokens / self._seconds,
             "train/step_seconds": self._seconds / self._steps,
             "train/flops_per_second": self._flops / self._seconds,
             "train/eta_seconds": steps_left * self._seconds / self._steps,
         }
         if self._peak:
             values["train/mfu"] = values["train/flops_per_second"] / self._peak
-        self._seconds, self._steps, self._flops = 0.0, 0, 0.0
+        self._seconds, self._steps, self._tokens, self._flops = 0.0, 0, 0, 0.0
         return values
 
 

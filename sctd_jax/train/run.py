@@ -49,7 +49,7 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
       UserError: not a run's workdir, or no such checkpoint.
     """
     workdir = storage.as_path(workdir)
-    config = _read_config(workdir)
+    config = read_config(workdir)
     pieces = tokenizer.load(tokenizer.find(workdir))
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
@@ -72,7 +72,7 @@ def check_init(config: Config) -> None:
       UserError: that is no run's workdir, or has another network or tokenizer.
     """
     init = storage.as_path(config.train.init)
-    theirs = dataclasses.asdict(_read_config(init).model)
+    theirs = dataclasses.asdict(read_config(init).model)
     other = [
         f"model.{field} ({theirs[field]!r} there, {value!r} now)"
         for field, value in dataclasses.asdict(config.model).items()
@@ -91,7 +91,12 @@ def check_init(config: Config) -> None:
         )
 
 
-def _read_config(workdir: epath.Path) -> Config:
+def read_config(workdir: epath.Path) -> Config:
+    """The config of a pretraining run.
+
+    Raises:
+      UserError: not a run's workdir, or its config is damaged.
+    """
     path = workdir / CONFIG_FILE
     with storage.reaching(workdir):
         there = path.is_file()

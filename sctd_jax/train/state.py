@@ -22,23 +22,27 @@ class TrainState:
     step: jax.Array  # i32: updates tried so far
     params: Any
     opt_state: Any
-    importance_V: jax.Array  # f32, never trained by gradient
+    importance_V: jax.Array | None  # f32, never trained by gradient; None in fine-tuning
     key: jax.Array  # of the run; every random number is a fold_in of it
     skipped: jax.Array  # i32: steps left out because the loss or a gradient was not finite
 
 
 def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
     """The network of a config, computed as its devices need it; without a mesh by plain attention."""
-    first, last = config.drop_layers
+    return Bert(config.model, *config.drop_layers, **computed(config, mesh))
+
+
+def computed(config: Config, mesh: Mesh | None) -> dict[str, Any]:
+    """`attend` and `remat_layers` of a network on these devices."""
     if mesh is None:
-        return Bert(config.model, first, last)
+        return {}
     choice = attention.choose(config, attention.platform_of(mesh.devices.flat[0]))
     attend = attention.recomputed if choice.remat == "attention" else attention.plain
     if choice.attention == "splash":
         attend = attention.splash(mesh, otherwise=attend)
     elif choice.attention == "cudnn":
         attend = attention.cudnn(otherwise=attend)
-    return Bert(config.model, first, last, attend, remat_layers=choice.remat == "block")
+    return {"attend": attend, "remat_layers": choice.remat == "block"}
 
 
 def initial_state(config: Config, special: SpecialIds) -> TrainState:

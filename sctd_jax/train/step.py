@@ -96,15 +96,15 @@ def make_train_step(
             )
             return loss, (sums, importance)
 
-        grads, loss, (sums, importance) = _accumulate(loss_fn, state.params, batch, config.microbatches(variant))
-        new_state, finite, grad_norm = _update(config, optimizer, special, state, grads, loss, importance)
-        metrics = {
-            "loss": loss,
-            "mlm_loss": sums.mlm / denominators[0],
-            "grad_norm": grad_norm,
-            "learning_rate": learning_rate(config, state.step),
-            "skipped": (~finite).astype(jnp.int32),
-        }
+        grads, loss, (sums, importance) = accumulate(loss_fn, state.params, batch, config.microbatches(variant))
+
+        def moved(importance_V):
+            return token_dropping.update_importance(
+                importance_V, *importance, config.dropping.importance_beta, special.frozen
+            )
+
+        new_state, metrics = update(config, optimizer, state, grads, loss, moved)
+        metrics["mlm_loss"] = sums.mlm / denominators[0]
         if variant == "consistency":
             metrics["mlm_loss_full_pass"] = sums.mlm_full / denominators[0]
             metrics["sc_global"] = sums.sc_global / denominators[1]
@@ -234,10 +234,17 @@ def _consistency(config: Config, batch: MaskedBatch, kept_BK: jax.Array, full_st
         yield losses.consistency_kl(full_BD, losses.pool(drop, drop_mask, pool))
 
 
-def _accumulate(loss_fn: Callable, params: Any, batch: MaskedBatch, microbatches: int):
-    """Gradient, loss and sums of the batch, added up over microbatches (they share one denominator)."""
+def accumulate(loss_fn: Callable, params: Any, batch: Any, microbatches: int):
+    """Gradient, loss and sums of a batch, added up over microbatches.
+
+    Args:
+      loss_fn: (params, microbatch, its row numbers, its number) -> (loss, sums), by the whole batch's denominator.
+      params: of the model.
+      batch: tree of arrays whose first axis is rows.
+      microbatches: how many; they divide the rows.
+    """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    rows_B = jnp.arange(batch.positions_BP.shape[0])
+    rows_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
     if microbatches == 1:
         (loss, aux), grads = value_and_grad(params, batch, rows_B, 0)
         return grads, loss, aux
@@ -257,16 +264,15 @@ def _accumulate(loss_fn: Callable, params: Any, batch: MaskedBatch, microbatches
     return grads, loss, aux
 
 
-def _update(
+def update(
     config: Config,
     optimizer: optax.GradientTransformation,
-    special: SpecialIds,
     state: TrainState,
     grads: Any,
     loss: jax.Array,
-    importance: tuple[jax.Array, jax.Array],
-) -> tuple[TrainState, jax.Array, jax.Array]:
-    """Next state, whether everything was finite, and the gradient's global norm.
+    moved: Callable[[jax.Array], jax.Array] = lambda importance_V: importance_V,
+) -> tuple[TrainState, Metrics]:
+    """Next state and the metrics of any step; `moved` gives the next importance table.
 
     A non-finite loss or gradient leaves parameters, moments and importance as they were.
     """
@@ -277,17 +283,17 @@ def _update(
     def updated(params, opt_state, importance_V):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        beta, frozen = config.dropping.importance_beta, special.frozen
-        return params, opt_state, token_dropping.update_importance(importance_V, *importance, beta, frozen)
+        return params, opt_state, moved(importance_V)
 
     # A branch, not a choice between old and new leaf by leaf: that one copies both moments of every parameter.
     old = (state.params, state.opt_state, state.importance_V)
     params, opt_state, importance_V = jax.lax.cond(finite, updated, lambda *kept: kept, *old)
+    skipped = (~finite).astype(jnp.int32)
     new_state = state.replace(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
         importance_V=importance_V,
-        skipped=state.skipped + (~finite).astype(jnp.int32),
+        skipped=state.skipped + skipped,
     )
-    return new_state, finite, grad_norm
+    return new_state, {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "skipped": skipped}

@@ -1,0 +1,40 @@
+"""Fine-tuning on a task of GLUE, SuperGLUE, SQuAD, SWAG or on your own labels.
+
+    python -m sctd_jax.main --mode=finetune --config=configs/finetune.py \
+        --config.task=boolq --config.init=runs/base --config.data_dir=SuperGLUE
+
+What each field means is in `sctd_jax/finetune/settings.py`; 0 stands for the task's own value, which is in
+`sctd_jax/finetune/tasks.py`. Hardware: a laptop CPU for small models and tasks, TPUs or GPUs for the others, where
+`--config.dtype=bfloat16` is faster.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The recipe."""
+    return ConfigDict(
+        {
+            "task": "",
+            "init": "",
+            "random_init": False,
+            "data_dir": "",
+            "text_field": "text",
+            "pair_field": "",
+            "label_field": "label",
+            "heldout_share": 0.1,
+            "max_length": 0,
+            "epochs": 0,
+            "batch_size": 0,
+            "accumulation": 1,
+            "learning_rate": 0.0,
+            "warmup_share": 0.1,
+            "weight_decay": 0.01,
+            "evaluations": 1,
+            "keep_checkpoints": 1,
+            "log_every": 20,
+            "seed": 0,
+            "dtype": "float32",
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        }
+    )

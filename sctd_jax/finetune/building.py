@@ -1,0 +1,328 @@
+"""The records of each task as examples: which field is what, which text comes first, and where marked words stand.
+
+Sources: GLUE and SuperGLUE for the fields of their files (wsc and the questions of copa as in SuperGLUE's baseline),
+Devlin et al. (2019), 4.2 to 4.4, for the order of SQuAD's and SWAG's texts.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from sctd_jax.errors import UserError
+from sctd_jax.finetune.examples import Answer, Example, Span
+from sctd_jax.finetune.records import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSettings:
+    """What the user says of a file of his own."""
+
+    text_field: str = "text"
+    pair_field: str = ""  # '' for single texts
+    label_field: str = "label"
+    heldout_share: float = 0.1  # of a single file, which becomes the dev set
+    seed: int = 0  # of that share
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What holds for all records of a split."""
+
+    hidden: bool  # of a test split: its labels are not read, and none of its rows may be left out
+    labels: tuple[str, ...]
+    settings: FileSettings
+    note: Callable[[str], None]  # counts what the user should know of
+
+
+Builder = Callable[[Record, Context], Iterable[Example]]
+
+# As read: a row of SuperGLUE's files may hold many questions, one of TFDS's is always one example (or one query).
+_IDS = ("index", "idx", "id", "ind")
+_COPA_QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
+_PLACEHOLDER = "@placeholder"
+
+
+def label_text(record: Record, field: str) -> str:
+    """A label as text; JSON's true and 1 are 'true' and '1'."""
+    value = record.value(field)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    return record.text(field)
+
+
+def flatten(name: str, record: Record) -> Iterator[Record]:
+    """A row of an official file -> the records that TFDS would have for it."""
+    flat = {"multirc": _flat_multirc, "record": _flat_record, "wsc": _flat_wsc}.get(name)
+    yield from flat(record) if flat else (record,)
+
+
+def _flat_multirc(record: Record) -> Iterator[Record]:
+    passage = record.child("passage")
+    for question in passage.children("questions", "question"):
+        for answer in question.children("answers", "answer"):
+            fields = {
+                **answer.fields,
+                "paragraph": passage.value("text"),
+                "question": question.value("question"),
+                "answer": answer.value("text"),
+                "idx": {
+                    "paragraph": record.value("idx"),
+                    "question": question.value("idx"),
+                    "answer": answer.value("idx"),
+                },
+            }
+            yield Record(answer.place, answer.number, fields)
+
+
+def _flat_record(record: Record) -> Iterator[Record]:
+    passage = record.child("passage")
+    text = passage.text("text")
+    entities = [_entity(entity, text) for entity in passage.children("entities", "entity")]
+    for query in record.children("qas", "query"):
+        fields = {
+            "passage": text,
+            "query": query.value("query"),
+            "entities": list(dict.fromkeys(entities)),
+            "idx": {"passage": record.value("idx"), "query": query.value("idx")},
+        }
+        if "answers" in query.fields:
+            fields["answers"] = list(dict.fromkeys(a.text("text") for a in query.children("answers", "answer")))
+        yield Record(query.place, query.number, fields)
+
+
+def _entity(entity: Record, text: str) -> str:
+    start, end = entity.integer("start"), entity.integer("end")  # of its first and last character
+    if not 0 <= start <= end < len(text):
+        raise UserError(f"{entity.place}: {start} .. {end} is outside of the passage ({len(text)} characters)")
+    return text[start : end + 1]
+
+
+def _flat_wsc(record: Record) -> Iterator[Record]:
+    yield Record(record.place, record.number, {**record.fields, **record.child("target").fields})
+
+
+def _id(record: Record) -> int:
+    """As the file numbers its rows, or else the row's number."""
+    found = [field for field in _IDS if field in record.fields]
+    return record.integer(found[0]) if found else record.number
+
+
+def _text(record: Record, field: str, context: Context) -> str:
+    """A hidden row must be answered even without a text; a space keeps the pair a pair."""
+    return record.text(field, empty=context.hidden) or " "
+
+
+def _label(record: Record, field: str, context: Context) -> int | None:
+    if context.hidden:
+        return None
+    found, labels = label_text(record, field), context.labels
+    if [label.lower() for label in labels] == ["false", "true"]:  # copies of the data write them in either way
+        found, labels = found.lower(), ("false", "true")
+    if found not in labels:
+        raise UserError(f"{record.place}: unknown label {found!r}, expected one of {', '.join(context.labels)}")
+    return labels.index(found)
+
+
+def _choice(record: Record, field: str, choices: tuple[str, ...], context: Context) -> int | None:
+    if context.hidden:
+        return None
+    found = record.integer(field)
+    if not 0 <= found < len(choices):
+        raise UserError(f"{record.place}: unknown label {found}, expected 0 to {len(choices) - 1}")
+    return found
+
+
+def _texts(first: str, second: str, label: str, skip_empty: bool = False) -> Builder:
+    """Of one text or two, by their fields; rows without one of the texts are left out if `skip_empty`."""
+
+    def build(record: Record, context: Context) -> Iterator[Example]:
+        fields = [field for field in (first, second) if field]
+        if skip_empty and not context.hidden and not all(record.text(field, empty=True).strip() for field in fields):
+            context.note("rows without a text left out")
+            return
+        texts = [_text(record, field, context) for field in fields]
+        yield Example(_id(record), *texts, label=_label(record, label, context))
+
+    return build
+
+
+def _similarity(record: Record, context: Context) -> Iterator[Example]:
+    score = None if context.hidden else record.real("score")
+    texts = [_text(record, field, context) for field in ("sentence1", "sentence2")]
+    yield Example(_id(record), *texts, label=score)
+
+
+def _copa(record: Record, context: Context) -> Iterator[Example]:
+    asked = record.text("question")
+    if asked not in _COPA_QUESTIONS:
+        raise UserError(f"{record.place}: unknown question {asked!r}, expected one of {', '.join(_COPA_QUESTIONS)}")
+    choices = tuple(_text(record, field, context) for field in ("choice1", "choice2"))
+    first = f"{_text(record, 'premise', context)} {_COPA_QUESTIONS[asked]}"
+    yield Example(_id(record), first, label=_choice(record, "label", choices, context), choices=choices)
+
+
+def _multirc(record: Record, context: Context) -> Iterator[Example]:
+    index = record.child("idx")
+    ids = tuple(index.integer(field) for field in ("paragraph", "question", "answer"))
+    second = f"{_text(record, 'question', context)} {_text(record, 'answer', context)}"
+    label = _label(record, "label", context)
+    yield Example(ids, _text(record, "paragraph", context), second, label, group=f"{ids[0]}-{ids[1]}")
+
+
+def _record(record: Record, context: Context) -> Iterator[Example]:
+    index = record.child("idx")
+    passage, query, entities = record.text("passage"), record.text("query"), record.items("entities")
+    answers = () if context.hidden else tuple(record.items("answers"))
+    if _PLACEHOLDER not in query:
+        raise UserError(f"{record.place}: no {_PLACEHOLDER} in the query {query!r:.80}")
+    if not entities or not (answers or context.hidden):
+        raise UserError(f"{record.place}: a query without {'answers' if entities else 'entities'}")
+    number = index.integer("query")
+    for entity in entities:
+        yield Example(
+            id=number,
+            first=passage,
+            second=query.replace(_PLACEHOLDER, entity),
+            label=None if context.hidden else int(entity in answers),
+            group=f"{index.integer('passage')}-{number}",
+            candidate=entity,
+            answers=tuple(Answer(answer) for answer in answers),
+        )
+
+
+def _wic(record: Record, context: Context) -> Iterator[Example]:
+    texts = record.text("sentence1"), record.text("sentence2")
+    spans = []
+    for number, text in enumerate(texts):
+        start, end = (record.integer(f"{field}{number + 1}") for field in ("start", "end"))
+        if not 0 <= start < end <= len(text):
+            raise UserError(
+                f"{record.place}: start{number + 1} .. end{number + 1} = {start} .. {end} is outside of "
+                f"sentence{number + 1} ({len(text)} characters)"
+            )
+        spans.append(Span(number, start, end))
+    yield Example(_id(record), *texts, label=_label(record, "label", context), marked=tuple(spans))
+
+
+def _wsc(record: Record, context: Context) -> Iterator[Example]:
+    spans = tuple(_words(record, name, context) for name in ("span1", "span2"))
+    yield Example(_id(record), record.text("text"), label=_label(record, "label", context), marked=spans)
+
+
+def _words(record: Record, name: str, context: Context) -> Span:
+    """Where a span stands in the text: near the word with its index, upper and lower case being the same.
+
+    In the official files some indices are off by a word, and some span texts differ from the text in case, in a final
+    full stop or in more; such spans are counted.
+    """
+    text, index = record.text("text"), record.integer(f"{name}_index")
+    wanted = record.text(f"{name}_text")
+    wanted = (wanted.rstrip(" .,;:!?") or wanted).split()
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    if not 0 <= index < len(words):
+        raise UserError(f"{record.place}: {name}_index {index} is outside of the text ({len(words)} words)")
+    start, end = words[index]
+    pattern = r"\s+".join(map(re.escape, wanted))
+    found = [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
+    nearest = min(found, key=lambda span: abs(span[0] - start), default=None)
+    if nearest is None or not start <= nearest[0] < end:
+        context.note("marked spans whose text does not stand at their word index: the nearest such text is taken")
+    if nearest is None:
+        nearest = start, words[min(index + len(wanted), len(words)) - 1][1]
+    return Span(0, *nearest)
+
+
+def _squad(record: Record, context: Context) -> Iterator[Example]:
+    passage = record.text("context")
+    answers = ()
+    if not record.fields.get("is_impossible", False):
+        given = record.child("answers")
+        pairs = zip(given.items("text"), given.items("answer_start"), strict=True)
+        answers = tuple(_answer(record, text, start, passage) for text, start in pairs)
+        if not answers:
+            raise UserError(f"{record.place}: no answer")
+    yield Example(record.text("id"), record.text("question"), passage, answers=answers)
+
+
+def _answer(record: Record, text: str, start: int, passage: str) -> Answer:
+    answer = Record(record.place, 0, {"text": text, "answer_start": start})
+    text, start = answer.text("text"), answer.integer("answer_start")
+    if start < 0 or not passage.startswith(text, start):
+        found = passage[max(start, 0) :][: len(text)]
+        raise UserError(f"{record.place}: the answer {text!r} does not stand at character {start}, found {found!r}")
+    return Answer(text, start)
+
+
+def _swag(record: Record, context: Context) -> Iterator[Example]:
+    start = record.text("sent2", empty=True)
+    endings = [record.text(f"ending{number}") for number in range(4)]
+    yield _completion(record, record.number, "sent1", start, endings, context)
+
+
+def _hellaswag(record: Record, context: Context) -> Iterator[Example]:
+    start = record.text("ctx_b", empty=True) if "ctx_b" in record.fields else ""  # TFDS has it at the end of ctx_a
+    endings = [Record(record.place, 0, {"endings": ending}).text("endings") for ending in record.items("endings")]
+    yield _completion(record, _id(record), "ctx_a", start, endings, context)
+
+
+def _completion(record: Record, number: int, first: str, start: str, endings: list[str], context: Context) -> Example:
+    choices = tuple(f"{start} {ending}" if start else ending for ending in endings)
+    return Example(number, record.text(first), label=_choice(record, "label", choices, context), choices=choices)
+
+
+def _own(record: Record, setting: str, context: Context) -> str:
+    """The user's field of a setting."""
+    field = getattr(context.settings, setting)
+    if field not in record.fields:
+        raise UserError(f"{record.place}: no field {field!r} (config.{setting}); found {', '.join(record.fields)}")
+    return field
+
+
+def own_label(record: Record, context: Context) -> str:
+    """The label's text in a file of the user's."""
+    return label_text(record, _own(record, "label_field", context))
+
+
+def _own_texts(record: Record, context: Context) -> list[str]:
+    settings = ["text_field", "pair_field"] if context.settings.pair_field else ["text_field"]
+    return [_text(record, _own(record, setting, context), context) for setting in settings]
+
+
+def _classification(record: Record, context: Context) -> Iterator[Example]:
+    label = None if context.hidden else _label(record, _own(record, "label_field", context), context)
+    yield Example(record.number, *_own_texts(record, context), label=label)
+
+
+def _regression(record: Record, context: Context) -> Iterator[Example]:
+    score = None if context.hidden else record.real(_own(record, "label_field", context))
+    yield Example(record.number, *_own_texts(record, context), label=score)
+
+
+BUILDERS: dict[str, Builder] = {
+    "cola": _texts("sentence", "", "label"),
+    "sst2": _texts("sentence", "", "label"),
+    "mrpc": _texts("#1 String", "#2 String", "Quality"),
+    "stsb": _similarity,
+    # Official training files of these two hold a few empty questions and hypotheses.
+    "qqp": _texts("question1", "question2", "is_duplicate", skip_empty=True),
+    "mnli": _texts("sentence1", "sentence2", "gold_label", skip_empty=True),
+    "qnli": _texts("question", "sentence", "label"),
+    "rte": _texts("sentence1", "sentence2", "label"),
+    "wnli": _texts("sentence1", "sentence2", "label"),
+    "boolq": _texts("question", "passage", "label"),
+    "cb": _texts("premise", "hypothesis", "label"),
+    "copa": _copa,
+    "multirc": _multirc,
+    "record": _record,
+    "superglue_rte": _texts("premise", "hypothesis", "label"),
+    "wic": _wic,
+    "wsc": _wsc,
+    "squad1": _squad,
+    "squad2": _squad,
+    "swag": _swag,
+    "hellaswag": _hellaswag,
+    "classification": _classification,
+    "regression": _regression,
+}

@@ -1,0 +1,149 @@
+"""Examples -> token rows, as BERT builds them: [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with segments 0 and 1."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sctd_jax.data.tokenizer import Tokenized, Tokenizer
+from sctd_jax.errors import UserError
+from sctd_jax.finetune.examples import Example
+from sctd_jax.finetune.squad import max_context
+
+_QUESTION_TOKENS, _STRIDE = 64, 128  # of SQuAD (Devlin et al., 2019; its run_squad)
+
+
+class Row(NamedTuple):
+    """n tokens of one sequence."""
+
+    ids: np.ndarray  # i32[n]
+    second: int  # where segment 1 begins; n for a single text
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """What a window shows of SQuAD's passage, for `squad.extract`."""
+
+    spans: np.ndarray  # i32[n, 2], characters of each token in the passage; (-1, -1) outside of it
+    best: np.ndarray  # bool[n], whether no other window gives the token more context
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """What the network sees of an example at once. SQuAD has one for each window of the passage."""
+
+    example: int  # its number
+    rows: tuple[Row, ...]  # one; in multiple choice one for each choice
+    label: float = 0.0  # class, number of the right choice, or score
+    marked: tuple[tuple[int, int], ...] = ()  # first and last token of each marked span
+    answer: tuple[int, int] = (0, 0)  # first and last token; [CLS] if it is not in this window
+    passage: Passage | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest row."""
+        return max(len(row.ids) for row in self.rows)
+
+
+def encode(tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_length: int) -> list[Feature]:
+    """The features of examples, in their order.
+
+    Pairs that are too long lose tokens at the end of the longer text, one at a time; SQuAD's passages are cut into
+    windows that begin every 128 tokens.
+
+    Args:
+      tokenizer: of the model.
+      examples: of a task.
+      head: of the task.
+      max_length: N, tokens of a row at most.
+
+    Raises:
+      UserError: a marked word is cut off, or the numbers of choices differ.
+    """
+    pieces = _tokenize(tokenizer, examples)
+    if head == "span":
+        windows = (_windows(tokenizer, number, e, pieces, max_length) for number, e in enumerate(examples))
+        return [feature for features in windows for feature in features]
+    counts = {len(example.choices) for example in examples}
+    if len(counts) > 1:
+        raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
+    return [_feature(tokenizer, number, e, pieces, max_length) for number, e in enumerate(examples)]
+
+
+def _tokenize(tokenizer: Tokenizer, examples: Iterable[Example]) -> dict[str, Tokenized]:
+    texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
+    return dict(zip(texts, tokenizer.encode_spans(texts), strict=True))
+
+
+def _feature(tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int) -> Feature:
+    first = pieces[example.first]
+    rows, lengths = [], (0, 0)
+    for text in example.choices or (example.second,):
+        second = pieces[text].ids_n if text else None
+        lengths = _lengths(len(first.ids_n), None if second is None else len(second), max_length)
+        rows.append(_row(tokenizer, first.ids_n[: lengths[0]], None if second is None else second[: lengths[1]]))
+    marked = tuple(_marked(example, span, pieces, lengths) for span in example.marked)
+    return Feature(number, tuple(rows), 0.0 if example.label is None else float(example.label), marked)
+
+
+def _row(tokenizer: Tokenizer, first: np.ndarray, second: np.ndarray | None) -> Row:
+    cls, sep = tokenizer.special["cls"], tokenizer.special["sep"]
+    head = [[cls], first, [sep]]
+    tail = [] if second is None else [second, [sep]]
+    return Row(np.concatenate(head + tail).astype(np.int32), len(first) + 2)
+
+
+def _lengths(first: int, second: int | None, max_length: int) -> tuple[int, int]:
+    """Tokens that are left of a pair: the longer one is cut first, the second one where they are equal."""
+    if second is None:
+        return min(first, max_length - 2), 0
+    room = max_length - 3
+    if first + second <= room:
+        return first, second
+    half = room // 2
+    if second <= half:
+        return room - second, second
+    return (first, room - first) if first <= room - half else (room - half, half)
+
+
+def _marked(example: Example, span, pieces: dict, lengths: tuple[int, int]) -> tuple[int, int]:
+    text = (example.first, example.second)[span.text]
+    inside = _tokens_of(pieces[text].spans_n2, span.start, span.end)
+    if inside is None or inside[1] >= lengths[span.text]:
+        raise UserError(
+            f"example {example.id}: the marked text {text[span.start : span.end]!r} is cut off or has no token; "
+            "raise config.max_length"
+        )
+    offset = 1 if span.text == 0 else lengths[0] + 2
+    return inside[0] + offset, inside[1] + offset
+
+
+def _tokens_of(spans_n2: np.ndarray, start: int, end: int) -> tuple[int, int] | None:
+    """First and last token that overlap the characters start .. end - 1."""
+    inside = np.flatnonzero((spans_n2[:, 0] < end) & (spans_n2[:, 1] > start))
+    return (int(inside[0]), int(inside[-1])) if len(inside) else None
+
+
+def _windows(tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int) -> Iterable[Feature]:
+    question = pieces[example.first].ids_n[: min(_QUESTION_TOKENS, max_length // 2)]
+    passage = pieces[example.second]
+    room, count = max_length - len(question) - 3, len(passage.ids_n)
+    starts = [0]
+    while starts[-1] + room < count:
+        starts.append(starts[-1] + min(_STRIDE, room))
+    sizes = [min(room, count - start) for start in starts]
+    answer = None
+    if example.answers:
+        wanted = example.answers[0]
+        answer = _tokens_of(passage.spans_n2, wanted.start, wanted.start + len(wanted.text))
+    for start, size, best in zip(starts, sizes, max_context(starts, sizes), strict=True):
+        row = _row(tokenizer, question, passage.ids_n[start : start + size])
+        shown = slice(row.second, row.second + size)
+        spans = np.full((len(row.ids), 2), -1, np.int32)
+        spans[shown] = passage.spans_n2[start : start + size]
+        whole = np.zeros(len(row.ids), bool)
+        whole[shown] = best
+        inside = answer is not None and start <= answer[0] and answer[1] < start + size
+        at = (answer[0] - start + row.second, answer[1] - start + row.second) if inside else (0, 0)
+        yield Feature(number, (row,), answer=at, passage=Passage(spans, whole))

@@ -1,0 +1,220 @@
+"""Files and TFDS splits as streams of records: the fields of each row, in file order, and where it stands."""
+
+import codecs
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sctd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One row, or an object inside of one. What is asked of a field and is not so is a UserError that names it."""
+
+    place: str  # for messages: the file and the line
+    number: int  # of the row in its file, or of the object in its list; from 0
+    fields: dict[str, Any]
+
+    def value(self, field: str) -> Any:
+        """Whatever the field holds."""
+        if field not in self.fields:
+            raise UserError(f"{self.place}: no field {field!r}; found {', '.join(self.fields)}")
+        return self.fields[field]
+
+    def text(self, field: str, empty: bool = False) -> str:
+        """A text as it stands; unless `empty`, it holds more than white space."""
+        value = self.value(field)
+        if not isinstance(value, str):
+            raise UserError(f"{self.place}: the field {field!r} is no text, found {value!r:.80}")
+        if not empty and not value.strip():
+            raise UserError(f"{self.place}: the field {field!r} is empty")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON may escape it
+            raise UserError(
+                f"{self.place}: the field {field!r} holds half of a surrogate pair at character {error.start}"
+            ) from error
+        return value
+
+    def integer(self, field: str) -> int:
+        """A whole number, which a TSV or CSV file holds as text."""
+        value = self.value(field)
+        if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{self.place}: the field {field!r} is no whole number, found {value!r:.80}")
+        return value
+
+    def real(self, field: str) -> float:
+        """A finite number, which a TSV or CSV file holds as text."""
+        value = self.value(field)
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{self.place}: the field {field!r} is no number, found {value!r:.80}")
+        return number
+
+    def items(self, field: str) -> list[Any]:
+        """A list."""
+        value = self.value(field)
+        if not isinstance(value, list):
+            raise UserError(f"{self.place}: the field {field!r} is no list, found {value!r:.80}")
+        return value
+
+    def child(self, field: str) -> "Record":
+        """An object inside of this one."""
+        return Record(self.place, self.number, _object(self.value(field), f"{self.place}, {field}"))
+
+    def children(self, field: str, name: str) -> Iterator["Record"]:
+        """The objects of a list; messages call the first one `name` 1."""
+        for number, value in enumerate(self.items(field)):
+            place = f"{self.place}, {name} {number + 1}"
+            yield Record(place, number, _object(value, place))
+
+
+def read_tsv(
+    path: str, *, columns: tuple[str, ...] = (), exact: bool = False, broken: Callable[[], None] | None = None
+) -> Iterator[Record]:
+    """Rows of a file whose columns are separated by tabs; a quote is a character like any other.
+
+    Args:
+      path: of the file.
+      columns: its columns, where its first line does not name them.
+      exact: whether more columns than that are an error, too; official readers overlook them.
+      broken: called for a row with too few columns, which is left out; None: such a row is an error.
+
+    Raises:
+      UserError: a row with too few columns, or bytes that are not UTF-8.
+    """
+    number = 0
+    for line, text in _lines(path):
+        values = text.rstrip("\r\n").split("\t")
+        if values == [""]:
+            continue
+        if not columns:
+            columns = tuple(values)
+            continue
+        if len(values) < len(columns) and broken is not None:
+            broken()
+            continue
+        if len(values) < len(columns) or (exact and len(values) > len(columns)):
+            raise _columns_error(path, line, values, columns)
+        yield Record(f"{path}, line {line}", number, dict(zip(columns, values, strict=False)))
+        number += 1
+
+
+def read_csv(path: str) -> Iterator[Record]:
+    """Rows of a file with a header, commas and double quotes.
+
+    Raises:
+      UserError: a row with another number of columns, an open quote, or bytes that are not UTF-8.
+    """
+    reader = csv.reader((text for _, text in _lines(path)), strict=True)
+    columns, number, line = None, 0, 1
+    try:
+        for values in reader:
+            if values and columns is None:
+                columns = tuple(values)
+            elif values:
+                if len(values) != len(columns):
+                    raise _columns_error(path, line, values, columns)
+                yield Record(f"{path}, line {line}", number, dict(zip(columns, values, strict=True)))
+                number += 1
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: not CSV ({error})") from error
+
+
+def read_jsonl(path: str) -> Iterator[Record]:
+    """One JSON object on each line.
+
+    Raises:
+      UserError: a line that is none, or bytes that are not UTF-8.
+    """
+    number = 0
+    for line, text in _lines(path):
+        if text.strip():
+            place = f"{path}, line {line}"
+            yield Record(place, number, _object(_json(text, place), place))
+            number += 1
+
+
+def read_squad(path: str) -> Iterator[Record]:
+    """The questions of SQuAD's JSON as TFDS has them: with `context`, and `answers` as an object of two lists.
+
+    Raises:
+      UserError: no JSON, or a field that is missing.
+    """
+    root = Record(path, 0, _object(_json("".join(text for _, text in _lines(path)), path), path))
+    number = 0
+    for article in root.children("data", "article"):
+        for paragraph in article.children("paragraphs", "paragraph"):
+            for question in paragraph.children("qas", "question"):
+                answers = list(question.children("answers", "answer"))
+                fields = {
+                    **question.fields,
+                    "context": paragraph.value("context"),
+                    "answers": {name: [answer.value(name) for answer in answers] for name in ("text", "answer_start")},
+                }
+                yield Record(f"{path}, question {question.text('id')}", number, fields)
+                number += 1
+
+
+def read_tfds(builder: Any, split: str) -> Iterator[Record]:
+    """The records of a split of a prepared TFDS dataset, bytes as text and numbers as Python's."""
+    for number, record in enumerate(builder.as_data_source(split=split)):
+        place = f"{builder.data_dir}, split {split}, record {number}"
+        yield Record(place, number, _plain(record, place))
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, line with its end); only a newline ends a line, and a byte order mark is no text."""
+    try:
+        with open(path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                if number == 1:
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
+                try:
+                    text = raw.decode()
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}, line {number}: not UTF-8 (byte {error.start + 1})") from error
+                yield number, text
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _columns_error(path: str, line: int, values: list[str], columns: tuple[str, ...]) -> UserError:
+    return UserError(
+        f"{path}, line {line}: {len(values)} columns, expected {len(columns)} ({', '.join(map(repr, columns))})"
+    )
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not JSON ({error})") from error
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: not a JSON object, found {value!r:.80}")
+    return value
+
+
+def _plain(value: Any, place: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item, place) for name, item in value.items()}
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place}: not UTF-8 (byte {error.start + 1})") from error
+    value = value.tolist() if hasattr(value, "tolist") else value  # of numpy's scalars and arrays
+    return [_plain(item, place) for item in value] if isinstance(value, list | tuple) else value

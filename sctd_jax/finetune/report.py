@@ -1,0 +1,64 @@
+"""What a person sees of a fine-tuning."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from sctd_jax.config import Config
+from sctd_jax.finetune.reading import TaskData
+from sctd_jax.finetune.scoring import majority
+from sctd_jax.finetune.settings import FinetuneConfig
+from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.parallel.mesh import describe
+from sctd_jax.train.metrics import duration
+
+
+def start_table(
+    settings: FinetuneConfig, config: Config, mesh: Mesh, data: TaskData, steps_per_epoch: int
+) -> list[str]:
+    """Lines that say what is about to run."""
+    task, model = TASKS[settings.task], config.model
+    counts = [f"{len(data.train):,} training", *(f"{len(part):,} {name}" for name, part in data.dev.items())]
+    counts += [f"{len(part):,} {name} (without labels)" for name, part in data.test.items()]
+    rows = [
+        ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} host(s)"),
+        ("mesh", describe(mesh)),
+        ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}"),
+        ("start", "random weights" if settings.random_init else settings.init),
+        ("task", f"{settings.task}, {task.head}; {', '.join(counts)} examples"),
+        ("steps", f"{config.train.steps:,} of {settings.batch_size} rows ({settings.epochs} epochs of "
+                  f"{steps_per_epoch:,}), at most {settings.max_length} tokens"),
+        ("rate", f"{settings.learning_rate:g}, seed {settings.seed}"),
+    ]  # fmt: skip
+    if task.head == "classification" and "accuracy" in task.metrics:
+        floors = ", ".join(f"{majority(part):.3f}" for part in data.dev.values())
+        rows.insert(-1, ("majority", f"{floors}: the accuracy of the most frequent label on dev"))
+    return [f"{name:>12}  {text}" for name, text in rows]
+
+
+def evaluation_line(step: int, metrics: Mapping[str, float]) -> str:
+    """One line for one evaluation."""
+    return f"eval at step {step}: {_listed(metrics)}"
+
+
+def _listed(metrics: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if name.startswith("eval/")
+    )
+
+
+def summary(
+    workdir: epath.Path, settings: FinetuneConfig, data: TaskData, result: Mapping[str, Any], steps: int
+) -> list[str]:
+    """Lines for the end of a run."""
+    return [
+        f"done: {steps:,} steps, {duration(result['seconds'])} in this run",
+        f"best checkpoint: step {result['step']}: {_listed(result)}",
+        f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}",
+        "to transformers: python -m sctd_jax.interop.huggingface export "
+        f"--workdir {shlex.quote(str(workdir))} --out DIR",
+    ]

@@ -1,0 +1,150 @@
+"""The pure train and evaluation steps of a task.
+
+Shapes: B examples, C rows of one example (1, or the choices), N length, K classes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from sctd_jax.config import Config
+from sctd_jax.finetune.batches import TaskBatch
+from sctd_jax.finetune.tasks import Task
+from sctd_jax.model.heads import TaskBert
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.parallel.sharding import shard
+from sctd_jax.train.flops import layer_flops
+from sctd_jax.train.optimizer import make_optimizer
+from sctd_jax.train.state import TrainState, computed
+from sctd_jax.train.step import Metrics, accumulate, update
+
+_DROPOUT = 0  # the random stream of a step; the others are pretraining's
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What of a task decides the shapes of network and batches."""
+
+    head: str
+    outputs: int  # K; 1 for a score and for each choice, 2 for the ends of an answer
+    rows: int = 1  # C
+    marked: int = 0
+
+
+def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:
+    """The shape of a task's network; `rows` is the number of choices."""
+    outputs = {"classification": len(labels), "span": 2}.get(task.head, 1)
+    return Shape(task.head, outputs, rows, task.marked)
+
+
+def make_model(config: Config, shape: Shape, mesh: Mesh | None = None) -> TaskBert:
+    """The network of a task, computed as its devices need it."""
+    each_token = shape.head == "span"
+    return TaskBert(config.model, shape.outputs, each_token, shape.marked, **computed(config, mesh))
+
+
+def initial_state(config: Config, shape: Shape) -> TrainState:
+    """State before the first step with random weights; a pure function of `config.train.seed`."""
+    init_key, run_key = jax.random.split(jax.random.key(config.train.seed))
+    ids_BN = jnp.zeros((1, config.data.seq_len), jnp.int32)
+    marked_BM2 = jnp.zeros((1, shape.marked, 2), jnp.int32)
+    params = make_model(config, shape).init(init_key, ids_BN, ids_BN == 0, ids_BN, marked_BM2)["params"]
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, make_optimizer(config.optimizer).init(params), None, run_key, zero)
+
+
+def state_shape(config: Config, shape: Shape, mesh: Mesh) -> TrainState:
+    """The state as a tree of `jax.ShapeDtypeStruct` with its shardings."""
+    return shard(mesh, jax.eval_shape(lambda: initial_state(config, shape)))
+
+
+def logits(model: TaskBert, params: Any, batch: TaskBatch, **kwargs) -> jax.Array:
+    """f32: [B, K] classes, [B, C] choices, [B, 1] score, [B, N, 2] ends of the answer."""
+    count, rows, length = batch.input_ids_BCN.shape
+    flat = (x.reshape(count * rows, length) for x in (batch.input_ids_BCN, batch.mask_BCN, batch.segment_ids_BCN))
+    found = model.apply({"params": params}, *flat, batch.marked_BM2, **kwargs)
+    return found.reshape(count, rows) if rows > 1 else found
+
+
+def losses(head: str, found: jax.Array, batch: TaskBatch) -> jax.Array:
+    """Loss f32[B] of each example: cross-entropy, squared error, or the mean over both ends of the answer."""
+    if head == "regression":
+        return jnp.square(found[:, 0] - batch.labels_B)
+    if head == "span":
+        # [PAD] is no place for an answer.
+        at_BN2 = jnp.where(batch.mask_BCN[:, 0, :, None], found, -1e9)
+        chances = jax.nn.log_softmax(at_BN2, axis=1)
+        return -jnp.take_along_axis(chances, batch.answers_B2[:, None], axis=1)[:, 0].mean(axis=-1)
+    chances = jax.nn.log_softmax(found)
+    return -jnp.take_along_axis(chances, batch.labels_B[:, None].astype(jnp.int32), axis=1)[:, 0]
+
+
+def make_train_step(
+    config: Config, shape: Shape, mesh: Mesh | None = None
+) -> Callable[[TrainState, TaskBatch], tuple[TrainState, Metrics]]:
+    """The step (state, batch) -> (state, metrics); pure, for the caller to jit."""
+    model, optimizer = make_model(config, shape, mesh), make_optimizer(config.optimizer)
+
+    def step_fn(state: TrainState, batch: TaskBatch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _DROPOUT)
+        count = batch.weights_B.sum()
+
+        def loss_fn(params, microbatch, rows_B, index):
+            rngs = {"dropout": jax.random.fold_in(key, index)}
+            found = logits(model, params, microbatch, rngs=rngs, deterministic=False)
+            return jnp.sum(losses(shape.head, found, microbatch) * microbatch.weights_B) / count, ()
+
+        grads, loss, _ = accumulate(loss_fn, state.params, batch, config.train.accumulation)
+        return update(config, optimizer, state, grads, loss)
+
+    return step_fn
+
+
+def compile_steps(config: Config, shape: Shape, mesh: Mesh, lengths: Sequence[int]) -> dict[str, Callable]:
+    """Executables (state, batch) -> (state, metrics) by the length of their batches."""
+    state = state_shape(config, shape, mesh)
+    found = {}
+    for length in lengths:
+        one = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=length))
+        jitted = meshes.jit_train_step(mesh, make_train_step(one, shape, mesh), state)
+        found[program_name(length)] = jitted.lower(state, _batch_shape(config, shape, mesh, length)).compile()
+    return found
+
+
+def program_name(length: int) -> str:
+    """Of the train step for batches of this length."""
+    return f"N {length}"
+
+
+def _batch_shape(config: Config, shape: Shape, mesh: Mesh, length: int) -> TaskBatch:
+    count = config.train.batch_size
+
+    def array(dtype, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *sizes), dtype, sharding=meshes.batch_sharding(mesh))
+
+    text = (shape.rows, length)
+    return TaskBatch(
+        array(jnp.int32, *text), array(jnp.bool_, *text), array(jnp.int32, *text), array(jnp.int32, shape.marked, 2),
+        array(jnp.float32), array(jnp.int32, 2), array(jnp.float32),
+    )  # fmt: skip
+
+
+def jit_logits(config: Config, shape: Shape, mesh: Mesh) -> Callable[[Any, TaskBatch], jax.Array]:
+    """Jitted (params, batch) -> `logits` on every device."""
+    params = meshes.shardings(state_shape(config, shape, mesh).params)
+
+    def forward(params, batch: TaskBatch) -> jax.Array:
+        one = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=batch.mask_BCN.shape[-1]))
+        return logits(make_model(one, shape, mesh), params, batch)
+
+    inputs = (params, meshes.batch_sharding(mesh))
+    return jax.jit(forward, in_shardings=inputs, out_shardings=meshes.replicated(mesh))
+
+
+def step_flops(config: Config, batch_rows: int, length: int) -> float:
+    """FLOPs of one training step by formula; the head's are left out."""
+    return 3 * batch_rows * config.model.num_layers * layer_flops(config, length, length)

@@ -1,0 +1,91 @@
+"""The workdir of a fine-tuned model: a run's, with `task.json` beside its `config.json`."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from sctd_jax import storage
+from sctd_jax.config import Config
+from sctd_jax.data import tokenizer
+from sctd_jax.errors import UserError
+from sctd_jax.finetune.settings import FinetuneConfig
+from sctd_jax.parallel import hosts
+from sctd_jax.train.checkpoint import CONFIG_FILE, TASK_FILE, check_new, same_config, write, write_config
+
+# What a rerun may change without being another run.
+_MAY_CHANGE = ("init", "data_dir", "accumulation", "keep_checkpoints", "log_every", "mesh")
+
+
+def check_workdir(workdir: epath.Path, settings: FinetuneConfig, config: Config, labels: Sequence[str]) -> None:
+    """Check before any long work that `workdir` is new or this fine-tuning's.
+
+    Raises:
+      UserError: it belongs to another one or to something else, or cannot be written.
+    """
+    try:
+        with storage.reaching(workdir):
+            if not (workdir / CONFIG_FILE).exists():
+                check_new(workdir)
+            elif not (workdir / TASK_FILE).exists():
+                raise UserError(f"workdir {workdir} is a pretraining run's: fine-tune in another --workdir")
+            else:
+                _same_task(workdir, _content(settings, labels))
+                same_config(workdir, {"model": dataclasses.asdict(config.model)})
+    except OSError as error:
+        raise UserError(f"workdir {workdir}: {error}") from error
+
+
+def _content(settings: FinetuneConfig, labels: Sequence[str]) -> dict[str, Any]:
+    return {**dataclasses.asdict(settings), "labels": list(labels)}
+
+
+def _same_task(workdir: epath.Path, mine: dict[str, Any]) -> None:
+    theirs = read_task(workdir)
+    other = [
+        f"{field} ({theirs.get(field)!r} there, {value!r} now)"
+        for field, value in mine.items()
+        if field not in _MAY_CHANGE and theirs.get(field) != value
+    ]
+    if other:
+        raise UserError(
+            f"workdir {workdir} belongs to another fine-tuning: {', '.join(other)}; choose another --workdir"
+        )
+
+
+def read_task(workdir: epath.Path) -> dict[str, Any]:
+    """`task.json`: the settings and the labels.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return json.loads((workdir / TASK_FILE).read_text())
+    except ValueError as error:
+        raise UserError(f"{workdir / TASK_FILE} is damaged ({error}); choose another --workdir") from error
+
+
+def claim_workdir(
+    workdir: epath.Path, settings: FinetuneConfig, config: Config, labels: Sequence[str], tokenizer_file: epath.Path
+) -> None:
+    """Write tokenizer, task, command and config, the last one last: it says that the workdir is a run's.
+
+    Raises:
+      UserError: it cannot be written, or another host does not see it.
+    """
+
+    def claim():
+        try:
+            if not (workdir / CONFIG_FILE).exists():
+                name, content = tokenizer.canonical(tokenizer_file)
+                write(workdir / name, content)
+            write(workdir / TASK_FILE, json.dumps(_content(settings, labels), indent=2).encode())
+            write_config(workdir, config)
+        except OSError as error:
+            raise UserError(f"workdir {workdir}: {error}") from error
+
+    hosts.first_only("claim", claim)
+    if not hosts.all_say((workdir / CONFIG_FILE).exists()):
+        raise UserError(f"workdir {workdir} must be on storage that all hosts of the run share")

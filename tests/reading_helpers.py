@@ -1,0 +1,26 @@
+"""What the tests of `sctd_jax.finetune.reading` share."""
+
+import json
+
+import pytest
+
+from sctd_jax.errors import UserError
+from sctd_jax.finetune import reading
+
+
+def open_task(name, data_dir, **settings):
+    return reading.open_task(name, str(data_dir), reading.FileSettings(**settings))
+
+
+def message(name, data_dir, **settings):
+    with pytest.raises(UserError) as error:
+        open_task(name, data_dir, **settings)
+    return str(error.value)
+
+
+def edit(path, line, **fields):
+    """Change fields of one line of a JSONL file; None removes one."""
+    lines = path.read_text().splitlines()
+    row = {**json.loads(lines[line - 1]), **fields}
+    lines[line - 1] = json.dumps({name: value for name, value in row.items() if value is not None})
+    path.write_text("".join(text + "\n" for text in lines))

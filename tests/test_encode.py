@@ -1,0 +1,143 @@
+"""Input construction by hand-worked examples, with a tokenizer that has one piece for each word."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sctd_jax.data.tokenizer import Tokenized, Tokenizer
+from sctd_jax.errors import UserError
+from sctd_jax.finetune import encode
+from sctd_jax.finetune.encode import encode as encode_all
+from sctd_jax.finetune.examples import Answer, Example, Span
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+
+
+def words_tokenizer(*texts):
+    """A piece for each word of these texts, in order of appearance from id 5 on."""
+    vocab = {}
+    for text in texts:
+        for word in text.split():
+            vocab.setdefault(word, 5 + len(vocab))
+
+    def encode_spans(texts):
+        found = []
+        for text in texts:
+            spans, at = [], 0
+            for word in text.split():
+                at = text.index(word, at)
+                spans.append((at, at + len(word)))
+                at += len(word)
+            ids = np.array([vocab.get(word, UNK) for word in text.split()], np.int32)
+            found.append(Tokenized(ids, np.array(spans, np.int32).reshape(-1, 2)))
+        return found
+
+    special = {"pad": PAD, "unk": UNK, "cls": CLS, "sep": SEP, "mask": MASK}
+    return Tokenizer(tuple(vocab), special, np.ones(1, bool), None, encode_spans, None)
+
+
+def test_single_text_and_pair():
+    tokenizer = words_tokenizer("a b c", "d e")
+    single, pair = encode_all(
+        tokenizer, [Example(0, "a b c", label=1), Example(1, "a b c", "d e", label=0)], "classification", 16
+    )
+    assert single.rows[0].ids.tolist() == [CLS, 5, 6, 7, SEP]
+    assert single.rows[0].second == 5
+    assert (single.label, single.example, single.length) == (1.0, 0, 5)
+    assert pair.rows[0].ids.tolist() == [CLS, 5, 6, 7, SEP, 8, 9, SEP]
+    assert pair.rows[0].second == 5
+
+
+def test_a_hidden_label_is_encoded_as_any():
+    (feature,) = encode_all(words_tokenizer("a"), [Example(0, "a")], "classification", 16)
+    assert feature.label == 0.0
+
+
+def test_a_long_single_text_is_cut():
+    (feature,) = encode_all(words_tokenizer("a b c d"), [Example(0, "a b c d")], "classification", 4)
+    assert feature.rows[0].ids.tolist() == [CLS, 5, 6, SEP]
+
+
+def test_the_longer_text_of_a_pair_is_cut_first():
+    for room, first, second in itertools.product(range(3, 12), range(12), range(1, 12)):
+        a, b = first, second
+        while a + b > room:
+            if a > b:
+                a -= 1
+            else:
+                b -= 1
+        assert encode._lengths(first, second, room + 3) == (a, b)
+
+
+def test_multiple_choice_has_a_row_for_each_choice():
+    example = Example(0, "a b", label=1, choices=("c", "d e"))
+    (feature,) = encode_all(words_tokenizer("a b c d e"), [example], "multiple_choice", 16)
+    assert [row.ids.tolist() for row in feature.rows] == [[CLS, 5, 6, SEP, 7, SEP], [CLS, 5, 6, SEP, 8, 9, SEP]]
+    assert (feature.label, feature.length) == (1.0, 7)
+
+
+def test_different_numbers_of_choices_are_an_error():
+    examples = [Example(0, "a", choices=("b", "c")), Example(1, "a", choices=("b", "c", "d"))]
+    with pytest.raises(UserError, match=r"same number of choices, found \[2, 3\]"):
+        encode_all(words_tokenizer("a b c d"), examples, "multiple_choice", 16)
+
+
+def test_marked_words_are_found_in_both_texts():
+    # WiC: "lead" of the first text is token 3, "leads" of the second one token 1 after [SEP].
+    first, second = "They lead us", "He leads"
+    example = Example(0, first, second, label=0, marked=(Span(0, 5, 9), Span(1, 3, 8)))
+    (feature,) = encode_all(words_tokenizer(first, second), [example], "classification", 16)
+    # [CLS] They lead us [SEP] He leads [SEP]
+    assert feature.marked == ((2, 2), (6, 6))
+
+
+def test_a_marked_span_of_several_words():
+    text = "The city councilmen refused them"
+    example = Example(0, text, label=0, marked=(Span(0, 0, 19), Span(0, 28, 32)))
+    (feature,) = encode_all(words_tokenizer(text), [example], "classification", 16)
+    assert feature.marked == ((1, 3), (5, 5))
+
+
+def test_a_marked_word_that_is_cut_off_is_an_error():
+    example = Example(7, "a b c d e", label=0, marked=(Span(0, 8, 9), Span(0, 0, 1)))
+    with pytest.raises(UserError, match=r"example 7: the marked text 'e' is cut off .* raise config.max_length"):
+        encode_all(words_tokenizer("a b c d e"), [example], "classification", 6)
+
+
+def test_squad_windows_overlap_and_map_back(monkeypatch):
+    monkeypatch.setattr(encode, "_STRIDE", 2)
+    passage = "p0 p1 p2 p3 p4 p5 p6"
+    example = Example("q", "who ?", passage, answers=(Answer("p4 p5", 12),))
+    tokenizer = words_tokenizer("who ?", passage)
+    features = encode_all(tokenizer, [example], "span", 9)  # room for 9 - 2 - 3 = 4 tokens of the passage
+    texts = [feature.rows[0].ids.tolist() for feature in features]
+    head, first = [CLS, 5, 6, SEP], 7
+    assert texts == [
+        [*head, *range(first, first + 4), SEP],
+        [*head, *range(first + 2, first + 6), SEP],
+        [*head, *range(first + 4, first + 7), SEP],
+    ]
+    assert [f.rows[0].second for f in features] == [4, 4, 4]
+    # Not whole in the first window; tokens 6, 7 of the second and 4, 5 of the third.
+    assert [f.answer for f in features] == [(0, 0), (6, 7), (4, 5)]
+    start, end = features[1].passage.spans[6][0], features[1].passage.spans[7][1]
+    assert passage[start:end] == "p4 p5"
+    assert features[1].passage.spans[3].tolist() == [-1, -1]
+    assert [f.example for f in features] == [0, 0, 0]
+    # Every token of the passage has one best window.
+    shown = [
+        passage[s:e] for f in features for (s, e), best in zip(f.passage.spans, f.passage.best, strict=True) if best
+    ]
+    assert sorted(shown) == passage.split()
+
+
+def test_squad_question_without_answer_points_at_cls():
+    (feature,) = encode_all(words_tokenizer("who a b"), [Example("q", "who", "a b")], "span", 16)
+    assert feature.answer == (0, 0)
+
+
+def test_squad_takes_the_first_tokens_of_a_long_question():
+    question = " ".join(f"w{i}" for i in range(100))
+    (feature,) = encode_all(words_tokenizer(question, "a"), [Example("q", question, "a")], "span", 384)
+    assert feature.rows[0].second == 64 + 2

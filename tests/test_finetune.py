@@ -1,0 +1,225 @@
+"""Fine-tuning through its entry point, on small files in the official layouts."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from configs import finetune as recipe
+from sctd_jax.data import tokenizer
+from sctd_jax.errors import UserError
+from sctd_jax.finetune import settings as finetune_settings
+from sctd_jax.finetune.loop import finetune
+from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.parallel.mesh import make_mesh
+from sctd_jax.train import job
+from sctd_jax.train.checkpoint import Checkpoints, write_config
+from sctd_jax.train.compiling import state_shape
+from sctd_jax.train.loop import train_and_evaluate
+from sctd_jax.train.metrics import read_metrics
+from sctd_jax.train.state import initial_state
+from tests import helpers, task_files
+
+SPECIAL = helpers.SPECIAL
+CONFIG = helpers.config(dropping__method="full", model__num_layers=1, model__max_positions=64)
+
+
+@pytest.fixture(scope="module")
+def pretrained(rows, tmp_path_factory):
+    """A pretraining workdir at step 0: one layer, 64 positions."""
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    workdir.mkdir()
+    file = tokenizer.find(rows)
+    (workdir / file.name).write_bytes(file.read_bytes())
+    write_config(workdir, CONFIG)
+    state = jax.jit(lambda: initial_state(CONFIG, SPECIAL))()
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(state.replace(params=helpers.moved(state.params, 0.02)), {"eval/loss": 6.0})
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A parent with every task's official folder, and one of the user's own for each of their tasks."""
+    root = tmp_path_factory.mktemp("tasks")
+    return {
+        name: task_files.write_task(root / ("" if TASKS[name].folder else name) / TASKS[name].benchmark, name)
+        for name in TASKS
+    }
+
+
+def settings(pretrained, name, folder, **overrides):
+    values = recipe.get_config().to_dict()
+    values |= {
+        "task": name, "init": str(pretrained), "data_dir": str(folder), "max_length": 64, "batch_size": 8, "epochs": 2,
+        "learning_rate": 1e-3,
+    }  # fmt: skip
+    return finetune_settings.from_dict(values | overrides)
+
+
+def run(pretrained, workdir, name, folder, **overrides):
+    lines = []
+    result = finetune(
+        settings(pretrained, name, folder, **overrides), workdir, base.get_config().to_dict(), lines.append
+    )
+    return result, lines
+
+
+PREDICTIONS = {
+    "mnli": {"MNLI-m.tsv": 5, "MNLI-mm.tsv": 5, "dev-MNLI-m.tsv": 7, "dev-MNLI-mm.tsv": 7},
+    "squad1": {"dev-SQuAD.json": 1},
+    "squad2": {"dev-SQuAD2.json": 1},
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_runs_from_its_official_layout(name, pretrained, folders, tmp_path):
+    # The marked words must be in the row; the other texts are cut.
+    result, lines = run(pretrained, tmp_path / "run", name, folders[name], max_length=64 if TASKS[name].marked else 32)
+    assert result.stopped_by is None
+    (found,) = [json.loads((tmp_path / "run" / "result.json").read_text())]
+    assert found["task"] == name
+    for metric in TASKS[name].metrics:
+        assert -1 <= found[f"eval/{metric}"] <= 1
+    scores = [found[f"eval/{metric}"] for metric in TASKS[name].score or TASKS[name].metrics]
+    assert found["eval/score"] == pytest.approx(np.mean(scores))
+    evaluated = [line for line in read_metrics(tmp_path / "run") if "eval/score" in line]
+    assert len(evaluated) == 2  # one for each epoch
+    best = max(evaluated, key=lambda line: (line["eval/score"], line["step"] == found["step"]))
+    assert (found["step"], found["eval/score"]) == (best["step"], pytest.approx(best["eval/score"]))
+    assert np.isfinite([line["train/loss"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]).all()
+    written = {path.name for path in (tmp_path / "run" / "predictions").iterdir()}
+    folder, extension = TASKS[name].folder or name, "jsonl" if TASKS[name].benchmark == "superglue" else "tsv"
+    assert written == set(PREDICTIONS.get(name, (f"{folder}.{extension}", f"dev-{folder}.{extension}")))
+    assert any(f"best checkpoint: step {found['step']}" in line for line in lines)
+
+
+def test_it_learns_and_starts_from_the_pretrained_weights(pretrained, folders, tmp_path):
+    """The words decide: after some epochs the training sentences' dev twins are all right."""
+    folder = task_files.write_task(tmp_path / "more", "sst2", {"train": 64, "dev": 16})
+    _, lines = run(pretrained, tmp_path / "run", "sst2", folder, epochs=12, learning_rate=3e-3)
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert found["eval/accuracy"] > 0.9
+    assert any("majority  0.500" in line for line in lines)
+
+
+def test_training_starts_from_the_pretrained_encoder_or_from_random_weights(pretrained, folders, tmp_path):
+    pre, random = (
+        run(pretrained, tmp_path / name, "sst2", folders["sst2"], epochs=1, learning_rate=1e-30, random_init=flag)[0]
+        for name, flag in (("pretrained", False), ("random", True))
+    )
+    checkpoints = Checkpoints(pretrained, read_only=True)
+    saved = checkpoints.restore(state_shape(CONFIG, SPECIAL, make_mesh(CONFIG)), print)
+    for theirs, ours, drawn in zip(
+        *(jax.tree.leaves(state.params["encoder"]) for state in (saved, pre.state, random.state)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-7)
+        assert np.abs(np.asarray(drawn) - theirs).max() > 1e-3
+
+
+def params_of(result):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(result.state.params)]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(pretrained, folders, tmp_path):
+    one, two, other = (
+        run(pretrained, tmp_path / name, "rte", folders["rte"], seed=seed)[0]
+        for name, seed in (("one", 1), ("two", 1), ("other", 2))
+    )
+    assert all((a == b).all() for a, b in zip(params_of(one), params_of(two), strict=True))
+    assert not all((a == b).all() for a, b in zip(params_of(one), params_of(other), strict=True))
+
+
+def test_a_stopped_run_resumes_with_the_same_bits(pretrained, folders, tmp_path, monkeypatch):
+    whole, _ = run(pretrained, tmp_path / "whole", "rte", folders["rte"], keep_checkpoints=5)
+    take = job._TrainMetrics.take
+
+    def stopping(self, step, metrics):
+        take(self, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert threading.current_thread() is threading.main_thread()
+    monkeypatch.setattr(job._TrainMetrics, "take", stopping)
+    stopped, lines = run(pretrained, tmp_path / "cut", "rte", folders["rte"], keep_checkpoints=5)
+    assert stopped.stopped_by == signal.SIGTERM
+    assert "Run the same command to resume" in lines[-1]
+    assert not (tmp_path / "cut" / "result.json").exists()
+    monkeypatch.undo()
+    resumed, lines = run(pretrained, tmp_path / "cut", "rte", folders["rte"], keep_checkpoints=5)
+    assert "resuming at step 3" in lines
+    assert all((a == b).all() for a, b in zip(params_of(whole), params_of(resumed), strict=True))
+
+
+def test_a_workdir_keeps_to_its_fine_tuning(pretrained, folders, tmp_path):
+    run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1)
+    with pytest.raises(UserError, match=r"belongs to another fine-tuning: learning_rate \(0.001 there, 0.002 now\)"):
+        run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1, learning_rate=2e-3)
+    with pytest.raises(UserError, match="is a pretraining run's: fine-tune in another --workdir"):
+        run(pretrained, pretrained, "rte", folders["rte"])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        run(pretrained, tmp_path / "other", "rte", folders["rte"])
+
+
+def test_pretraining_does_not_touch_a_fine_tuned_workdir(pretrained, folders, tmp_path, rows):
+    run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1)
+    config = helpers.config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=str(rows)))
+    with pytest.raises(UserError, match="holds a fine-tuned model: pretrain in another --workdir"):
+        train_and_evaluate(config, tmp_path / "run", print)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "sst3"}, "config.task must be one of cola, .*; found 'sst3'"),
+        ({"init": ""}, "config.init is missing"),
+        ({"data_dir": ""}, "config.data_dir is missing"),
+        ({"epochs": -1}, "config.epochs must not be negative, found -1"),
+        ({"warmup_share": 1.0}, "config.warmup_share must be at least 0 and below 1, found 1.0"),
+        ({"accumulation": 3}, r"config.batch_size \(8\) must be divisible by config.accumulation \(3\)"),
+        ({"max_length": 8}, "config.max_length must be at least 16, found 8"),
+        ({"learning_rate": "fast"}, "config.learning_rate must be of type float, found 'fast'"),
+        ({"speed": 1}, "config.speed is unknown"),
+    ],
+)
+def test_a_bad_field_is_named(change, message):
+    with pytest.raises(UserError, match=message):
+        settings("run", "rte", "folder", **change)
+
+
+def test_zeros_are_the_tasks_values():
+    found = settings("run", "squad2", "folder", max_length=0, epochs=0, batch_size=0, learning_rate=0.0)
+    assert (found.max_length, found.epochs, found.batch_size, found.learning_rate) == (384, 2, 48, 5e-5)
+
+
+def test_bad_starts_are_said(pretrained, folders, tmp_path):
+    with pytest.raises(UserError, match="expected the workdir of a run or a folder of transformers' BERT"):
+        run(tmp_path, tmp_path / "run", "rte", folders["rte"])
+    with pytest.raises(UserError, match=r"config.max_length \(128\) must not exceed the model's 64 positions"):
+        run(pretrained, tmp_path / "run", "rte", folders["rte"], max_length=128)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_command(pretrained, folders, tmp_path):
+    arguments = [
+        "--mode=finetune", "--config=configs/finetune.py", "--config.task=cb", f"--config.init={pretrained}",
+        f"--config.data_dir={folders['cb'].parent}", "--config.max_length=64", "--config.batch_size=8",
+        "--config.epochs=1", f"--workdir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    done = helpers.run_module("sctd_jax.main", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "task  cb, classification; 12 training, 6 dev, 4 test (without labels) examples" in done.stdout
+    bad = helpers.run_module("sctd_jax.main", *arguments[:3], "--config.data_dir=/nowhere", arguments[3])
+    assert bad.returncode == 2
+    assert bad.stderr.count("\n") == 1 and "/nowhere" in bad.stderr

@@ -1,0 +1,216 @@
+import pytest
+
+from sctd_jax.finetune.examples import Answer, Example, Span
+from sctd_jax.finetune.tasks import TASKS
+from tests.reading_helpers import edit, message, open_task
+from tests.task_files import SIZES, write_task
+
+LIVES = "Boris lives in Lyon with two children."
+COLD = "The bread is cold."
+PASSAGE = "Anna met Boris in Rotterdam.\n@highlight\nAnna is the mayor of Rotterdam"
+TOWN = "The town of Rotterdam was founded by “Anna” in 1200. It lies at a river."
+ENDINGS = ("swims across the moon.", "eats the bread.", 'says "blue" to a door.', "flies to a hat.")
+# Worked by hand from tests/task_files.py: (number of the training example, example).
+EXPECTED = {
+    "cola": (1, Example(1, "Boris the bread gave to.", label=0)),
+    "sst2": (1, Example(1, 'boris calls the bread " awful ', label=0)),
+    "mrpc": (1, Example(1, "The bread is awful, Boris says.", "Lyon lies at the river.", label=0)),
+    "stsb": (1, Example(1, "The bread is awful, Boris says.", "Lyon lies at the river.", label=0.2)),
+    "qqp": (2, Example(102, "How do I make cheese?", "What is the way to make cheese?", label=1)),
+    "mnli": (2, Example(2, "Clara lives in Kraków with two children.", "Clara never lived in Kraków.", label=2)),
+    "qnli": (1, Example(1, "Where does Boris live?", COLD, label=1)),
+    "rte": (1, Example(1, LIVES, COLD, label=1)),
+    "wnli": (1, Example(1, LIVES, COLD, label=0)),
+    "boolq": (
+        2,
+        Example(
+            2, "is Kraków known for cheese", "Kraków -- Kraków is known for its cheese. It lies at a river.", label=1
+        ),
+    ),
+    "cb": (1, Example(1, "Boris doubts that the train goes to Lyon.", "it goes to Lyon", label=1)),
+    "copa": (
+        2,
+        Example(
+            2,
+            "Clara was hungry. What was the cause of this?",
+            label=1,
+            choices=("The river was wide in Kraków.", "Clara had eaten nothing."),
+        ),
+    ),
+    "multirc": (
+        8,  # the first row has five answers, the second one's second question begins with the fourth
+        Example((1, 3, 8), "Boris lives in Lyon. The bread is cold.", "What is cold? The car", label=0, group="1-3"),
+    ),
+    "record": (
+        5,
+        Example(
+            id=1,
+            first=PASSAGE,
+            second="They met in Rotterdam.",
+            label=1,
+            group="0-1",
+            candidate="Rotterdam",
+            answers=(Answer("Rotterdam"),),
+        ),
+    ),
+    "superglue_rte": (1, Example(1, LIVES, COLD, label=1)),
+    "wic": (
+        1,
+        Example(
+            1,
+            "Boris sat on the bank of the river.",
+            "The banks lend money.",
+            label=0,
+            marked=(Span(0, 17, 21), Span(1, 4, 9)),
+        ),
+    ),
+    "wsc": (
+        0,
+        Example(0, "Anna thanked Uncle Boris, because she got help.", label=1, marked=(Span(0, 0, 4), Span(0, 34, 37))),
+    ),
+    "squad1": (0, Example("train" + "0" * 20, "When was Rotterdam founded?", TOWN, answers=(Answer("1200", 47),))),
+    "squad2": (
+        2,
+        Example(
+            f"train{2:020d}",
+            "Who burnt it down?",
+            "The town of Kraków was founded by “Clara” in 1202. It lies at a river.",
+        ),
+    ),
+    "swag": (1, Example(1, "Boris sits down with the bread.", label=1, choices=tuple(f"She {e}" for e in ENDINGS))),
+    "hellaswag": (1, Example(11, "Boris sits down with the bread.", label=1, choices=ENDINGS)),
+    "classification": (1, Example(1, "The bread is awful,\nBoris says.", label=0)),
+    "regression": (1, Example(1, "The bread is awful,\nBoris says.", label=0.25)),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_read_from_its_official_layout(name, tmp_path):
+    write_task(tmp_path, name)
+    folder = tmp_path / "own" if name in ("classification", "regression") else tmp_path  # or the folder above it
+    data = open_task(name, folder)
+    number, expected = EXPECTED[name]
+    assert data.train[number] == expected
+    rows = {"multirc": 5, "record": 6}.get(name, 1)
+    assert len(data.train) == rows * SIZES["train"]
+    assert list(data.dev) == (["dev_matched", "dev_mismatched"] if name == "mnli" else ["dev"])
+    tests = {"mnli": ["test_matched", "test_mismatched"], "squad1": [], "squad2": []}.get(name, ["test"])
+    assert list(data.test) == tests
+    for examples in data.dev.values():
+        assert len(examples) == rows * SIZES["dev"]
+        assert name.startswith("squad") or all(example.label is not None for example in examples)
+    for examples in data.test.values():
+        assert len(examples) == rows * SIZES["test"]
+        assert all(example.label is None and not example.answers for example in examples)
+    assert data.labels == (("negative", "positive") if name == "classification" else TASKS[name].labels)
+    assert bool(data.notes) == (name == "qqp")
+    assert data == open_task(name, folder)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("squad1", "squad2")])
+def test_test_files_are_optional(name, tmp_path):
+    folder = write_task(tmp_path, name)
+    for path in folder.glob("*test*"):
+        path.unlink()
+    assert open_task(name, folder).test == {}
+
+
+def test_dev_answers_of_squad_are_all_kept(tmp_path):
+    data = open_task("squad1", write_task(tmp_path, "squad1"))
+    assert data.dev["dev"][0].answers == (Answer("1200", 47), Answer("in 1200", 44))
+
+
+def test_a_byte_order_mark_crlf_quotes_and_other_line_separators(tmp_path):
+    folder = write_task(tmp_path, "mrpc")
+    header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n"
+    row = "1\t7\t8\t\"One \u2028 “quote”, \x85 ä\t文字 '\r\n"
+    (folder / "train.tsv").write_bytes(b"\xef\xbb\xbf" + (header + row + "\r\n").encode())
+    data = open_task("mrpc", folder)
+    assert data.train == (Example(0, '"One \u2028 “quote”, \x85 ä', "文字 '", label=1),)
+
+
+def test_rows_that_the_official_files_break_are_counted(tmp_path):
+    folder = write_task(tmp_path, "qqp")
+    assert open_task("qqp", folder).notes == (f"{folder}/train.tsv: 2 rows with too few columns left out",)
+    with open(folder / "dev.tsv", "a") as file:
+        file.write("9\t1\t2\t\tIs this empty?\t0\n")
+    data = open_task("qqp", folder)
+    assert len(data.dev["dev"]) == SIZES["dev"]
+    assert data.notes[1] == f"{folder}/dev.tsv: 1 rows without a text left out"
+    with open(folder / "test.tsv", "a") as file:
+        file.write("4\t\tIs this empty?\n")
+    assert open_task("qqp", folder).test["test"][4] == Example(4, " ", "Is this empty?")  # must be answered
+    with open(folder / "test.tsv", "a") as file:
+        file.write("5\tIs this\n")
+    assert message("qqp", folder) == (
+        f"{folder}/test.tsv, line 7: 2 columns, expected 3 ('id', 'question1', 'question2')"
+    )
+
+
+@pytest.mark.parametrize("value", [True, "True", "true"])
+def test_boolean_labels_in_any_spelling(value, tmp_path):
+    for name in ("boolq", "wsc"):
+        folder = write_task(tmp_path, name)
+        edit(folder / "train.jsonl", 1, label=value)
+        assert open_task(name, folder).train[0].label == 1
+
+
+def test_a_marked_word_may_end_its_sentence(tmp_path):
+    folder = write_task(tmp_path, "wic")
+    edit(folder / "train.jsonl", 1, sentence1="The bank", start1=4, end1=8)
+    assert open_task("wic", folder).train[0].marked[0] == Span(0, 4, 8)
+
+
+def wsc(tmp_path, text, index, span):
+    folder = write_task(tmp_path, "wsc")
+    target = {"span1_index": 0, "span1_text": text.split()[0], "span2_index": index, "span2_text": span}
+    edit(folder / "train.jsonl", 1, text=text, target=target)
+    data = open_task("wsc", folder)
+    marked = data.train[0].marked[1]
+    return text[marked.start : marked.end], marked.start, bool(data.notes)
+
+
+def test_wsc_spans_as_the_official_files_have_them(tmp_path):
+    text = "Ann met the  Old man . Then he waved, he said."
+    assert wsc(tmp_path, text, 2, "The old man.") == ("the  Old man", 8, False)
+    assert wsc(tmp_path, text, 7, "he") == ("he", 28, False)
+    assert wsc(tmp_path, text, 10, "he") == ("he", 38, True)  # off by one: the nearer of two, not the first
+    assert wsc(tmp_path, text, 2, "the young man") == ("the  Old man", 8, True)  # as many words from the index on
+    folder = tmp_path / "WSC"
+    assert open_task("wsc", folder).notes == (
+        f"{folder}/train.jsonl: 1 marked spans whose text does not stand at their word index: the nearest such text "
+        "is taken",
+    )
+
+
+def test_wsc_marks_words_and_not_parts_of_words(tmp_path):
+    text = "Ann heard the other man, said he."
+    assert wsc(tmp_path, text, 1, "he") == ("he", 30, True)
+
+
+def test_a_file_of_the_users_is_split_by_a_seed(tmp_path):
+    path = tmp_path / "rows.csv"
+    lines = [f'"row {i}, with ""quotes""\nand lines",{"yes" if i % 2 else "no"}\n' for i in range(20)]
+    path.write_text("text,label\n" + "".join(lines))
+    data = open_task("classification", path, heldout_share=0.25, seed=3)
+    assert (len(data.train), len(data.dev["dev"]), data.test) == (15, 5, {})
+    assert data.labels == ("no", "yes")
+    ids = [example.id for example in (*data.train, *data.dev["dev"])]
+    assert sorted(ids) == list(range(20))
+    assert ids[:15] == sorted(ids[:15]) and ids[15:] == sorted(ids[15:])
+    assert data.train[0].first == f'row {data.train[0].id}, with "quotes"\nand lines'
+    assert all(example.label == example.id % 2 for example in data.train)
+    assert data == open_task("classification", path, heldout_share=0.25, seed=3)
+    assert data != open_task("classification", path, heldout_share=0.25, seed=4)
+
+
+def test_fields_and_kinds_of_the_users_files(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"a": "x", "b": "y", "n": 1}\n\n{"a": "z", "b": "y", "n": true}\n')
+    (tmp_path / "dev.tsv").write_text('n\ta\tb\n1\t"q\tr\n')
+    data = open_task("classification", tmp_path, text_field="a", pair_field="b", label_field="n")
+    assert data.labels == ("1", "true")
+    assert data.train == (Example(0, "x", "y", label=0), Example(1, "z", "y", label=1))
+    assert data.dev == {"dev": (Example(0, '"q', "r", label=0),)}
+    (tmp_path / "train.jsonl").write_text('{"a": "x", "n": 1.5}\n{"a": "z", "n": "-2e-1"}\n')
+    data = open_task("regression", tmp_path, text_field="a", label_field="n")
+    assert [example.label for example in (*data.train, *data.dev["dev"])] == [1.5, -0.2, 1.0]
