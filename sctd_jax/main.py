@@ -4,6 +4,8 @@ python -m sctd_jax.main --config=configs/base.py [--workdir=runs/base] [--config
 python -m sctd_jax.main --mode=compile --topology=v5e:2x4 --config=configs/base.py
 python -m sctd_jax.main --mode=finetune --config=configs/finetune.py --config.task=boolq --config.init=RUN
     --config.data_dir=SuperGLUE
+python -m sctd_jax.main --mode=sweep --config=configs/sweep.py --config.tasks=cola,rte --config.inits=RUN,RUN
+    --config.data_dir=glue_data
 """
 
 import functools
@@ -32,7 +34,7 @@ from sctd_jax.errors import UserError, run_command
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "compile", "finetune"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "compile", "finetune", "sweep"], "What to do.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, told to all.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.")
@@ -55,8 +57,8 @@ def _dispatch() -> int:
         return _compile()
     if _TOPOLOGY.value:
         raise UserError("--topology is for --mode=compile; a run takes the devices that it finds")
-    if _MODE.value == "finetune":
-        return _finetune()
+    if _MODE.value in ("finetune", "sweep"):
+        return _finetune() if _MODE.value == "finetune" else _sweep()
     config = from_dict(_CONFIG.value.to_dict())
     # After all that, so that `--help` and a bad config answer without loading JAX.
     from sctd_jax.parallel import hosts
@@ -77,15 +79,30 @@ def _finetune() -> int:
     from sctd_jax.finetune import settings
 
     config = settings.from_dict(_CONFIG.value.to_dict())
-    from configs import base
     from sctd_jax.finetune.loop import finetune
+
+    workdir = _WORKDIR.value or Path("runs", f"finetune-{config.task}")
+    stopped_by = finetune(config, workdir, _joined(), functools.partial(print, flush=True)).stopped_by
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+def _sweep() -> int:
+    from sctd_jax.finetune import sweep
+
+    cells = sweep.from_dict(_CONFIG.value.to_dict())
+    workdir = _WORKDIR.value or "runs/sweep"
+    stopped_by = sweep.run_sweep(cells, workdir, _joined(), functools.partial(print, flush=True))
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+def _joined() -> dict:
+    """Join the other hosts; the recipe of what a folder of transformers does not say."""
+    from configs import base
     from sctd_jax.parallel import hosts
 
     logging.set_verbosity(logging.ERROR)
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    workdir = _WORKDIR.value or Path("runs", f"finetune-{config.task}")
-    result = finetune(config, workdir, base.get_config().to_dict(), functools.partial(print, flush=True))
-    return 0 if result.stopped_by is None else 128 + result.stopped_by
+    return base.get_config().to_dict()
 
 
 def _compile() -> int:

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from sctd_jax.data import corpus, prepare
+from tests import finetuning
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 for name, value in helpers.COMPILATION_CACHE.items():
@@ -43,3 +44,15 @@ def rows(speeches, tmp_path_factory):
     settings = prepare.Settings(tuple(speeches[:12]), "text", "paragraph", 32, 512, "", "unigram", 0.02, 0)
     prepare.prepare(settings, out, lambda line: None)
     return out
+
+
+@pytest.fixture(scope="session")
+def pretrained(rows, tmp_path_factory):
+    """What the tests of fine-tuning start from."""
+    return finetuning.write_pretrained(tmp_path_factory.mktemp("pretrained") / "run", rows)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """By task, a folder with small files in its official layout."""
+    return finetuning.write_tasks(tmp_path_factory.mktemp("tasks"))

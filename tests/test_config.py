@@ -12,8 +12,9 @@ from sctd_jax.errors import UserError
 from sctd_jax.model.token_dropping import SELECTORS
 from tests import helpers, small
 
-# Fine-tuning's has fields of its own, and tests in test_finetune.py.
-CONFIGS = sorted(p for p in (helpers.ROOT / "configs").rglob("*.py") if p.stem not in ("__init__", "finetune"))
+# Those of fine-tuning have fields of their own, and tests in test_finetune.py and test_sweep.py.
+_OTHERS = ("__init__", "finetune", "sweep")
+CONFIGS = sorted(path for path in (helpers.ROOT / "configs").rglob("*.py") if path.stem not in _OTHERS)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -10,67 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
-from configs import finetune as recipe
-from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.finetune import settings as finetune_settings
-from sctd_jax.finetune.loop import finetune
 from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.parallel.mesh import make_mesh
 from sctd_jax.train import job
-from sctd_jax.train.checkpoint import Checkpoints, write_config
+from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.compiling import state_shape
 from sctd_jax.train.loop import train_and_evaluate
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.state import initial_state
 from tests import helpers, task_files
-
-SPECIAL = helpers.SPECIAL
-CONFIG = helpers.config(dropping__method="full", model__num_layers=1, model__max_positions=64)
-
-
-@pytest.fixture(scope="module")
-def pretrained(rows, tmp_path_factory):
-    """A pretraining workdir at step 0: one layer, 64 positions."""
-    workdir = tmp_path_factory.mktemp("pretrained") / "run"
-    workdir.mkdir()
-    file = tokenizer.find(rows)
-    (workdir / file.name).write_bytes(file.read_bytes())
-    write_config(workdir, CONFIG)
-    state = jax.jit(lambda: initial_state(CONFIG, SPECIAL))()
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(state.replace(params=helpers.moved(state.params, 0.02)), {"eval/loss": 6.0})
-    checkpoints.close()
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A parent with every task's official folder, and one of the user's own for each of their tasks."""
-    root = tmp_path_factory.mktemp("tasks")
-    return {
-        name: task_files.write_task(root / ("" if TASKS[name].folder else name) / TASKS[name].benchmark, name)
-        for name in TASKS
-    }
-
-
-def settings(pretrained, name, folder, **overrides):
-    values = recipe.get_config().to_dict()
-    values |= {
-        "task": name, "init": str(pretrained), "data_dir": str(folder), "max_length": 64, "batch_size": 8, "epochs": 2,
-        "learning_rate": 1e-3,
-    }  # fmt: skip
-    return finetune_settings.from_dict(values | overrides)
-
-
-def run(pretrained, workdir, name, folder, **overrides):
-    lines = []
-    result = finetune(
-        settings(pretrained, name, folder, **overrides), workdir, base.get_config().to_dict(), lines.append
-    )
-    return result, lines
-
+from tests.finetuning import CONFIG, run, settings
 
 PREDICTIONS = {
     "mnli": {"MNLI-m.tsv": 5, "MNLI-mm.tsv": 5, "dev-MNLI-m.tsv": 7, "dev-MNLI-mm.tsv": 7},
@@ -116,7 +65,7 @@ def test_training_starts_from_the_pretrained_encoder_or_from_random_weights(pret
         for name, flag in (("pretrained", False), ("random", True))
     )
     checkpoints = Checkpoints(pretrained, read_only=True)
-    saved = checkpoints.restore(state_shape(CONFIG, SPECIAL, make_mesh(CONFIG)), print)
+    saved = checkpoints.restore(state_shape(CONFIG, helpers.SPECIAL, make_mesh(CONFIG)), print)
     for theirs, ours, drawn in zip(
         *(jax.tree.leaves(state.params["encoder"]) for state in (saved, pre.state, random.state)), strict=True
     ):

@@ -115,9 +115,7 @@ def _open(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: C
     """Each check before the longer work that follows it."""
     task = TASKS[settings.task]
     pretrained = open_pretrained(settings.init, recipe, log)
-    # Its own seed: what is held out of a single file must not depend on that of the training.
-    files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
-    data = open_task(settings.task, settings.data_dir, files)
+    data = read_data(settings)
     for note in data.notes:
         log(note)
     per_epoch = -(-len(data.train) // settings.batch_size)
@@ -138,6 +136,17 @@ def _open(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: C
     shape = shape_of(task, data.labels, len(train.features[0].rows))
     logits = jit_logits(config, shape, mesh)
     return _Run(settings, config, shape, mesh, pretrained, data, ordered, train.features, dev, logits)
+
+
+def read_data(settings: FinetuneConfig) -> TaskData:
+    """The task's examples.
+
+    Raises:
+      UserError: files are missing or malformed.
+    """
+    # Its own seed: what is held out of a single file must not depend on that of the training.
+    files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
+    return open_task(settings.task, settings.data_dir, files)
 
 
 def _digest(data: TaskData) -> str:
@@ -229,7 +238,10 @@ def _finish(job_run: _Run, workdir: epath.Path, state: TrainState, seconds: floa
     folder.mkdir(exist_ok=True)
     for split, found in predictions.items():
         submission.write(settings.task, split, examples[split], found, folder, data.labels)
-    result = {"task": settings.task, "step": int(state.step), "seconds": round(seconds, 1), **metrics}
+    result = {
+        "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate, "seed": settings.seed,
+        "step": int(state.step), "seconds": round(seconds, 1), **metrics,
+    }  # fmt: skip
     (workdir / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n")
     for line in report.summary(workdir, settings, data, result, job_run.config.train.steps):
         log(line)

@@ -32,18 +32,21 @@ def check_workdir(workdir: epath.Path, settings: FinetuneConfig, config: Config,
             elif not (workdir / TASK_FILE).exists():
                 raise UserError(f"workdir {workdir} is a pretraining run's: fine-tune in another --workdir")
             else:
-                _same_task(workdir, _content(settings, labels))
+                check_task(workdir, settings)
+                if read_task(workdir)["labels"] != list(labels):
+                    raise UserError(f"workdir {workdir} has labels {read_task(workdir)['labels']}, the data {labels}")
                 same_config(workdir, {"model": dataclasses.asdict(config.model)})
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
 
 
-def _content(settings: FinetuneConfig, labels: Sequence[str]) -> dict[str, Any]:
-    return {**dataclasses.asdict(settings), "labels": list(labels)}
+def check_task(workdir: epath.Path, settings: FinetuneConfig) -> None:
+    """Check that a workdir's fine-tuning is this one, but for what a rerun may change.
 
-
-def _same_task(workdir: epath.Path, mine: dict[str, Any]) -> None:
-    theirs = read_task(workdir)
+    Raises:
+      UserError: it is another one, or damaged.
+    """
+    theirs, mine = read_task(workdir), dataclasses.asdict(settings)
     other = [
         f"{field} ({theirs.get(field)!r} there, {value!r} now)"
         for field, value in mine.items()
@@ -75,13 +78,14 @@ def claim_workdir(
     Raises:
       UserError: it cannot be written, or another host does not see it.
     """
+    task = {**dataclasses.asdict(settings), "labels": list(labels)}
 
     def claim():
         try:
             if not (workdir / CONFIG_FILE).exists():
                 name, content = tokenizer.canonical(tokenizer_file)
                 write(workdir / name, content)
-            write(workdir / TASK_FILE, json.dumps(_content(settings, labels), indent=2).encode())
+            write(workdir / TASK_FILE, json.dumps(task, indent=2).encode())
             write_config(workdir, config)
         except OSError as error:
             raise UserError(f"workdir {workdir}: {error}") from error

@@ -1,0 +1,19 @@
+"""Fine-tuning of one or more checkpoints on several tasks, over learning rates and seeds.
+
+    python -m sctd_jax.main --mode=sweep --config=configs/sweep.py --workdir=runs/sweep \
+        --config.inits=runs/full,runs/sctd --config.tasks=cola,mrpc,rte --config.data_dir=glue_data
+
+Interrupted, the same command goes on; a cell that is finished is never run again. The other fields are those of
+`configs/finetune.py`. Hardware: as there; BERT-base on all of GLUE is hundreds of runs.
+"""
+
+from configs import finetune
+
+
+def get_config():
+    """The recipe."""
+    config = finetune.get_config()
+    for name in ("task", "init", "learning_rate", "seed"):
+        del config[name]
+    config.update(tasks="", inits="", learning_rates="1e-5,2e-5,3e-5,5e-5", seeds=5, keep_weights=False)
+    return config

@@ -1,0 +1,129 @@
+"""Checkpoints x tasks x learning rates x seeds, each cell a fine-tuning in a workdir of its own."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from sctd_jax import storage
+from sctd_jax.config import require
+from sctd_jax.errors import UserError
+from sctd_jax.finetune import settings, sweep_report
+from sctd_jax.finetune.loop import RESULT_FILE, finetune, read_data
+from sctd_jax.finetune.pretrained import open_pretrained
+from sctd_jax.finetune.settings import FinetuneConfig
+from sctd_jax.finetune.workdir import check_task
+from sctd_jax.parallel import hosts
+
+_OWN = ("tasks", "inits", "learning_rates", "seeds", "keep_weights")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One fine-tuning of a sweep."""
+
+    name: str  # CHECKPOINT/TASK/RATE-SEED: its folder
+    settings: FinetuneConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """All cells, in the order in which they run."""
+
+    cells: tuple[Cell, ...]
+    keep_weights: bool
+
+
+def from_dict(values: Mapping[str, Any]) -> Sweep:
+    """The cells of `configs/sweep.py`: seeds first, so that every rate has a first number early.
+
+    Raises:
+      UserError: a field is missing or impossible.
+    """
+    for name in _OWN:
+        require(name in values, name, "is missing (configs/sweep.py has it)")
+    common = {name: value for name, value in values.items() if name not in _OWN}
+    tasks, inits = _listed(values, "tasks"), _listed(values, "inits")
+    names = [storage.as_path(init).name for init in inits]
+    require(len(set(names)) == len(names), "inits", f"must end in different folder names, found {', '.join(names)}")
+    try:
+        rates = [float(rate) for rate in _listed(values, "learning_rates")]
+    except ValueError as error:
+        raise UserError(f"config.learning_rates must be numbers separated by commas: {error}") from error
+    require(all(rate > 0 for rate in rates), "learning_rates", f"must be positive, found {values['learning_rates']}")
+    require(values["seeds"] >= 1, "seeds", f"must be at least 1, found {values['seeds']}")
+    found = []
+    for (init, name), task, seed, rate in itertools.product(
+        zip(inits, names, strict=True), tasks, range(values["seeds"]), rates
+    ):
+        one = settings.from_dict({**common, "task": task, "init": init, "learning_rate": rate, "seed": seed})
+        found.append(Cell(f"{name}/{task}/{rate:g}-seed{seed}", one))
+    return Sweep(tuple(found), values["keep_weights"])
+
+
+def _listed(values: Mapping[str, Any], field: str) -> list[str]:
+    found = [part.strip() for part in str(values[field]).split(",") if part.strip()]
+    require(bool(found), field, "is missing: names separated by commas")
+    require(len(set(found)) == len(found), field, f"names one twice: {values[field]}")
+    return found
+
+
+def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], None]) -> int | None:
+    """Run what is not finished, and write the report after every cell.
+
+    Args:
+      sweep: the cells.
+      workdir: of the sweep. The report covers all cells in it, those of earlier sweeps too.
+      recipe: as in `finetune`.
+      log: receives the lines.
+
+    Returns:
+      The signal that stopped it, or None.
+
+    Raises:
+      UserError: a checkpoint or a task cannot be read, which is looked at for all before the first cell; a cell failed.
+    """
+    folder, say = storage.as_path(workdir), hosts.only_first(log)
+    left = [cell for cell in sweep.cells if not _finished(folder, cell)]
+    say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} finished before")
+    for one in {(cell.settings.init, cell.settings.task): cell.settings for cell in left}.values():
+        open_pretrained(one.init, recipe, say)
+        read_data(one)
+    for number, cell in enumerate(left, start=1):
+        say(f"cell {number} of {len(left)}: {cell.name}")
+        result = finetune(cell.settings, folder / cell.name, recipe, log)
+        if result.stopped_by is not None:
+            return result.stopped_by
+        hosts.first_only(f"cell {cell.name}", lambda cell=cell: _finish(folder, cell, sweep.keep_weights))
+        jax.clear_caches()  # the programs of one cell are of no use to the next
+    if hosts.is_first():
+        for line in sweep_report.write(folder, read_results(folder)):
+            say(line)
+    return None
+
+
+def _finished(folder: epath.Path, cell: Cell) -> bool:
+    there = (folder / cell.name / RESULT_FILE).exists()
+    if there:  # with other epochs, say, it would be another sweep's
+        check_task(folder / cell.name, cell.settings)
+    return there
+
+
+def _finish(folder: epath.Path, cell: Cell, keep_weights: bool) -> None:
+    if not keep_weights:
+        (folder / cell.name / "checkpoints").rmtree()
+    sweep_report.write(folder, read_results(folder))
+
+
+def read_results(folder: epath.Path) -> list[dict[str, Any]]:
+    """Every finished cell in a sweep's workdir: its `result.json`, and `checkpoint`, `learning_rate`, `seed`."""
+    return sorted(_results(folder), key=lambda r: (r["checkpoint"], r["task"], r["learning_rate"], r["seed"]))
+
+
+def _results(folder: epath.Path) -> Iterator[dict[str, Any]]:
+    for path in folder.glob(f"*/*/*/{RESULT_FILE}"):
+        yield {**json.loads(path.read_text()), "checkpoint": path.parent.parent.parent.name}

@@ -1,0 +1,130 @@
+"""What a sweep found, as JSON, markdown and a picture."""
+
+import itertools
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from etils import epath
+
+from sctd_jax.finetune.tasks import TASKS
+
+_BENCHMARKS = {"glue": "GLUE", "superglue": "SuperGLUE"}
+
+
+def summarize(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each checkpoint and task, the learning rate with the highest median score over its seeds.
+
+    Returns:
+      Rows with `checkpoint`, `task`, `learning_rate`, `median`, `lowest`, `highest`, `seeds` (how many), and `rates`:
+      the median of every rate. Scores as the tasks define them: several metrics are averaged.
+    """
+    rows = []
+    for (checkpoint, task), group in itertools.groupby(results, key=lambda r: (r["checkpoint"], r["task"])):
+        by_rate: dict[float, list[float]] = {}
+        for result in group:
+            by_rate.setdefault(result["learning_rate"], []).append(result["eval/score"])
+        # A rate with fewer seeds than the others is unfinished, and its median no match for theirs.
+        most = max(map(len, by_rate.values()))
+        medians = {rate: statistics.median(scores) for rate, scores in by_rate.items() if len(scores) == most}
+        best = max(medians, key=medians.get)
+        rows.append(
+            {
+                "checkpoint": checkpoint, "task": task, "learning_rate": best, "median": medians[best],
+                "lowest": min(by_rate[best]), "highest": max(by_rate[best]), "seeds": most,
+                "rates": {f"{rate:g}": median for rate, median in medians.items()},
+            }
+        )  # fmt: skip
+    return rows
+
+
+def averages(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The plain mean over a benchmark's tasks, as GLUE and SuperGLUE define it, for each checkpoint.
+
+    Returns:
+      Rows with `checkpoint`, `benchmark`, `average`, `tasks` (of the mean) and `of` (that the benchmark has). Neither
+      benchmark's diagnostic sets are part of it.
+    """
+    found = []
+    for benchmark, checkpoint in itertools.product(_BENCHMARKS, dict.fromkeys(row["checkpoint"] for row in rows)):
+        tasks = [name for name, task in TASKS.items() if task.benchmark == benchmark]
+        medians = [row["median"] for row in rows if row["checkpoint"] == checkpoint and row["task"] in tasks]
+        if medians:
+            mean = statistics.mean(medians)
+            found.append(
+                {"checkpoint": checkpoint, "benchmark": benchmark, "average": mean, "tasks": len(medians),
+                 "of": len(tasks)}
+            )  # fmt: skip
+    return found
+
+
+def table(rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row for each task, a column for each checkpoint; scores times 100."""
+    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    found = {(row["task"], row["checkpoint"]): row for row in rows}
+    lines = [f"| task | metric | {' | '.join(checkpoints)} |", f"|---|---|{'---|' * len(checkpoints)}"]
+    for task in [name for name in TASKS if any(row["task"] == name for row in rows)]:
+        cells = [_cell(found.get((task, checkpoint))) for checkpoint in checkpoints]
+        lines.append(f"| {task} | {', '.join(TASKS[task].score or TASKS[task].metrics)} | {' | '.join(cells)} |")
+    for benchmark in dict.fromkeys(mean["benchmark"] for mean in means):
+        theirs = {mean["checkpoint"]: mean for mean in means if mean["benchmark"] == benchmark}
+        cells = [
+            f"{100 * theirs[c]['average']:.1f} ({theirs[c]['tasks']} of {theirs[c]['of']} tasks)" if c in theirs else ""
+            for c in checkpoints
+        ]
+        lines.append(f"| {_BENCHMARKS[benchmark]} average | | {' | '.join(cells)} |")
+    seeds = sorted({row["seeds"] for row in rows})
+    lines += [
+        "",
+        f"Median on dev over {' or '.join(map(str, seeds))} seeds of the best learning rate [lowest to highest seed]; "
+        "times 100.",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    low, middle, high = (100 * row[name] for name in ("lowest", "median", "highest"))
+    return f"{middle:.1f} [{low:.1f} to {high:.1f}] at {row['learning_rate']:g}"
+
+
+def write(folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write `report.json`, `report.md` and `report.png`; the lines that say so."""
+    rows = summarize(results)
+    means = averages(rows)
+    text = table(rows, means)
+    content = {"tasks": rows, "averages": means, "cells": list(results)}
+    (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / "report.md").write_text(text + "\n")
+    with (folder / "report.png").open("wb") as file:
+        draw(rows, file)
+    return [text, "", *(str(folder / f"report.{kind}") for kind in ("json", "md", "png"))]
+
+
+def draw(rows: Sequence[Mapping[str, Any]], file) -> None:
+    """The medians with their spread over seeds, a colour for each checkpoint, as PNG."""
+    tasks = [name for name in TASKS if any(row["task"] == name for row in rows)]
+    checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    figure, axis = plt.subplots(figsize=(2.5 + 0.9 * len(tasks), 4.2), layout="constrained")
+    for number, checkpoint in enumerate(checkpoints):
+        theirs = [row for row in rows if row["checkpoint"] == checkpoint]
+        shift = 0.5 * (number - (len(checkpoints) - 1) / 2) / len(checkpoints)
+        at = [tasks.index(row["task"]) + shift for row in theirs]
+        middle = [100 * row["median"] for row in theirs]
+        spread = [
+            [100 * (row["median"] - row["lowest"]) for row in theirs],
+            [100 * (row["highest"] - row["median"]) for row in theirs],
+        ]
+        axis.errorbar(at, middle, yerr=spread, fmt="o", capsize=3, color=f"C{number % 10}", label=checkpoint)
+    axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
+    axis.set_ylabel("score on dev, times 100\n(median of seeds, lowest to highest)")
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend(fontsize=8)
+    figure.savefig(file, format="png", dpi=120)
+    plt.close(figure)

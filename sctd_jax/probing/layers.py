@@ -1,0 +1,241 @@
+"""Linear probes on the frozen encoder's sentence vectors, after the embeddings and after every layer.
+
+Shapes: B rows, N sequence length, D width, E examples, C classes, S states: 0 the embeddings', 1 .. L the layers'.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sctd_jax.config import ModelConfig
+from sctd_jax.errors import UserError
+from sctd_jax.finetune import batches, scoring
+from sctd_jax.finetune.batches import TaskBatch
+from sctd_jax.finetune.encode import Feature, encode
+from sctd_jax.finetune.examples import Example
+from sctd_jax.finetune.pretrained import Pretrained, open_pretrained
+from sctd_jax.finetune.reading import FileSettings, TaskData, open_task
+from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.model.bert import Encoder
+from sctd_jax.objective import losses
+from sctd_jax.parallel.mesh import AXES
+from sctd_jax.probing.models import check_pretrained, full_precision, names
+
+POOLINGS = ("cls", "mean")  # [CLS], and the mean over a row's real tokens, [CLS] and [SEP] among them
+_HEADS = ("classification", "regression")
+_STRENGTH = 0.01  # C of the logistic regression and 1 / alpha of the ridge, on features of unit variance
+_ITERATIONS = 10_000  # far more than L-BFGS takes
+_ROUNDING = 1e-5  # relative: features that differ by less are constant
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is probed for, and how."""
+
+    task: str  # a key of tasks.TASKS
+    data_dir: str  # as in fine-tuning
+    examples: int  # of the training set, at most: a seeded sample
+    max_length: int  # N, tokens of a row at most; 0: the task's
+    batch_size: int
+    seed: int
+    files: FileSettings  # of the user's tasks
+
+
+def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Callable[[str], None]) -> dict[str, Any]:
+    """The dev score of a linear probe by model, pooling and layer.
+
+    Args:
+      paths: workdirs of runs and folders of transformers.
+      settings: of the probes.
+      recipe: sections of a config, for what a folder of transformers does not say.
+      log: receives a line for each model.
+
+    Returns:
+      What `layers.json` holds. For each model and pooling, lists over the S states by metric; 'score' is the task's.
+
+    Raises:
+      UserError: a task without such a head, its files are not there or malformed, or a path is no model.
+    """
+    _check_task(settings.task)
+    for path in paths:
+        check_pretrained(path)
+    data = open_task(settings.task, settings.data_dir, settings.files)
+    for note in data.notes:
+        log(note)
+    train = _sample(data.train, settings)
+    floor = _floor(settings.task, data)
+    found = []
+    for name, path in zip(names(paths), paths, strict=True):
+        pretrained = open_pretrained(path, recipe, log)
+        values = _probe(name, pretrained, train, data, settings)
+        found.append({"model": name, "path": path, **values})
+        log(_line(name, values, floor))
+    return {
+        "settings": dataclasses.asdict(settings),
+        "metrics": list(TASKS[settings.task].score or TASKS[settings.task].metrics),
+        "training_examples": len(train),
+        "dev_examples": {split: len(examples) for split, examples in data.dev.items()},
+        "majority": floor,
+        "models": found,
+    }
+
+
+def _check_task(name: str) -> None:
+    usable = [key for key, task in TASKS.items() if task.head in _HEADS and not task.marked]
+    if name not in TASKS:
+        raise UserError(f"--task must be one of {', '.join(usable)}; found {name!r}")
+    if name not in usable:
+        what = "marked words" if TASKS[name].marked else f"a {TASKS[name].head} head"
+        raise UserError(f"--task {name} has {what}; a vector of the whole row can be probed for {', '.join(usable)}")
+
+
+def _sample(examples: Sequence[Example], settings: Settings) -> list[Example]:
+    chosen = np.random.default_rng(settings.seed).permutation(len(examples))[: settings.examples]
+    return [examples[i] for i in np.sort(chosen)]
+
+
+def _floor(name: str, data: TaskData) -> float:
+    """The score of always saying a dev set's most frequent label; of a score of always saying the same."""
+
+    def constant(examples: Sequence[Example]) -> list[np.ndarray]:
+        if TASKS[name].head == "regression":
+            return [np.zeros(1)] * len(examples)
+        counts = np.bincount([e.label for e in examples], minlength=len(data.labels))
+        return [counts.astype(np.float64)] * len(examples)
+
+    return _score(name, data, {split: constant(examples) for split, examples in data.dev.items()})["score"]
+
+
+def _score(name: str, data: TaskData, logits: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
+    """The task's metrics and 'score', from the logits of every dev set's examples."""
+    measured = {
+        split: scoring.measure(name, examples, scoring.predict(name, examples, (), logits[split]))
+        for split, examples in data.dev.items()
+    }
+    return {key.removeprefix("eval/"): float(value) for key, value in scoring.summarize(name, measured).items()}
+
+
+def _probe(
+    name: str, pretrained: Pretrained, train: Sequence[Example], data: TaskData, settings: Settings
+) -> dict[str, Any]:
+    """Fit all probes of a model and score them. Dev states are not kept: of a large task they do not fit in memory."""
+    task, config = TASKS[settings.task], pretrained.config.model
+    max_length = min(settings.max_length or task.max_length, config.max_positions)
+    params = pretrained.encoder(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES))
+    states = jit_pooled_states(config)
+    pad_id = pretrained.tokenizer.special["pad"]
+
+    def read(examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        features = encode(pretrained.tokenizer, examples, task.head, max_length)
+        for members, found in _run(lambda batch: states(params, batch), features, settings, max_length, pad_id):
+            if not np.isfinite(found).all():
+                raise UserError(f"{name}: numbers that are not finite among its states")
+            yield members, found
+
+    labels_E = np.array([e.label for e in train], np.float64)
+    if task.head == "classification" and len(np.unique(labels_E)) < 2:
+        raise UserError(f"--examples {settings.examples}: all {len(train)} training examples have the same label")
+    fitted = _fit_all(_gather(read(train), len(train)), labels_E, task.head, len(data.labels))
+    logits = [[{split: [None] * len(part) for split, part in data.dev.items()} for _ in POOLINGS] for _ in fitted]
+    for split, examples in data.dev.items():
+        for members, found in read(examples):
+            for layer, row in enumerate(fitted):
+                for pooling, probe in enumerate(row):
+                    for i, one in zip(members, probe(found[layer, pooling]), strict=True):
+                        logits[layer][pooling][split][i] = one
+    scores = [[_score(settings.task, data, one) for one in row] for row in logits]
+    return {
+        "layers": config.num_layers,
+        "max_length": max_length,
+        **{
+            pooling: {metric: [row[i][metric] for row in scores] for metric in scores[0][i]}
+            for i, pooling in enumerate(POOLINGS)
+        },
+    }
+
+
+def jit_pooled_states(config: ModelConfig) -> Callable[[Any, TaskBatch], jax.Array]:
+    """Jitted (parameters of an encoder, batch of single rows) -> f32[S, 2, B, D], by POOLINGS, on the first device."""
+    encoder = Encoder(full_precision(config), 0, 0)
+
+    def states(bound: Encoder, batch: TaskBatch) -> jax.Array:
+        ids_BN, mask_BN, segment_ids_BN = batch.input_ids_BCN[:, 0], batch.mask_BCN[:, 0], batch.segment_ids_BCN[:, 0]
+        x_BND, _ = bound.prefix(ids_BN, mask_BN, segment_ids_BN)
+        _, after = bound.suffix(x_BND, mask_BN)
+        return jnp.stack([jnp.stack([losses.pool(x, mask_BN, how) for how in POOLINGS]) for x in (x_BND, *after)])
+
+    return jax.jit(lambda params, batch: encoder.apply({"params": params}, batch, method=states))
+
+
+def _run(
+    states: Callable[[TaskBatch], jax.Array], features: Sequence[Feature], settings: Settings, max_length: int,
+    pad_id: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """(numbers of examples, their states f32[S, 2, n, D]), short examples first."""
+    order = np.argsort([feature.length for feature in features], kind="stable")
+    for group in batches.group(features, order, settings.batch_size, max_length):
+        members = [features[i] for i in group.members]
+        batch = batches.assemble(members, np.ones(len(members)), group.length, pad_id)
+        yield group.members[: group.count], np.asarray(states(batch))[:, :, : group.count]
+
+
+def _gather(parts: Iterator[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
+    """States f32[S, 2, E, D] in the order of the examples."""
+    members, found = zip(*parts, strict=True)
+    gathered = np.empty((*found[0].shape[:2], count, found[0].shape[3]), np.float32)
+    gathered[:, :, np.concatenate(members)] = np.concatenate(found, axis=2)
+    return gathered
+
+
+def _fit_all(states: np.ndarray, labels_E: np.ndarray, head: str, classes: int) -> list[list[Callable]]:
+    return [[fit(x_ED, labels_E, head, classes) for x_ED in poolings] for poolings in states]
+
+
+def fit(x_ED: np.ndarray, labels_E: np.ndarray, head: str, classes: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A linear probe on standardised features.
+
+    Args:
+      x_ED: sentence vectors.
+      labels_E: classes or scores.
+      head: of the task, 'classification' or 'regression'.
+      classes: C.
+
+    Returns:
+      A function from vectors [n, D] to logits [n, C], or to scores [n, 1].
+    """
+    # [CLS] after the embeddings is the same in all examples but for rounding, which must not become unit variance.
+    varies_D = np.ptp(x_ED, axis=0) > _ROUNDING * np.abs(x_ED).max()
+
+    def features(x_ED: np.ndarray) -> np.ndarray:
+        return np.where(varies_D[None], x_ED, 0.0).astype(np.float64)
+
+    if head == "regression":
+        ridge = make_pipeline(StandardScaler(), Ridge(alpha=1 / _STRENGTH, random_state=0))
+        ridge.fit(features(x_ED), labels_E)
+        return lambda x_ED: ridge.predict(features(x_ED))[:, None]
+    logistic = LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS, random_state=0)
+    probe = make_pipeline(StandardScaler(), logistic).fit(features(x_ED), labels_E.astype(int))
+
+    def logits(x_ED: np.ndarray) -> np.ndarray:
+        chances = np.zeros((len(x_ED), classes))  # a sample may lack a rare class
+        chances[:, probe.classes_] = probe.predict_proba(features(x_ED))
+        return np.log(np.maximum(chances, 1e-300))
+
+    return logits
+
+
+def _line(name: str, values: Mapping[str, Any], floor: float) -> str:
+    parts = []
+    for pooling in POOLINGS:
+        scores = values[pooling]["score"]
+        best = int(np.argmax(scores))
+        parts.append(f"{pooling} {scores[best]:.3f} after layer {best}, {scores[-1]:.3f} after the last")
+    return f"{name}: {'; '.join(parts)}; majority {floor:.3f}"

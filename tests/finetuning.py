@@ -1,0 +1,52 @@
+"""Fine-tuning of a tiny model, for several tests; see the fixtures `pretrained` and `folders` in conftest."""
+
+import jax
+
+from configs import base
+from configs import finetune as recipe
+from sctd_jax.data import tokenizer
+from sctd_jax.finetune import settings as finetune_settings
+from sctd_jax.finetune.loop import finetune
+from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.train.checkpoint import Checkpoints, write_config
+from sctd_jax.train.state import initial_state
+from tests import helpers, task_files
+
+CONFIG = helpers.config(dropping__method="full", model__num_layers=1, model__max_positions=64)
+
+
+def write_pretrained(workdir, rows):
+    """A pretraining workdir at step 0: one layer, 64 positions."""
+    workdir.mkdir()
+    file = tokenizer.find(rows)
+    (workdir / file.name).write_bytes(file.read_bytes())
+    write_config(workdir, CONFIG)
+    state = jax.jit(lambda: initial_state(CONFIG, helpers.SPECIAL))()
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(state.replace(params=helpers.moved(state.params, 0.02)), {"eval/loss": 6.0})
+    checkpoints.close()
+    return workdir
+
+
+def write_tasks(root):
+    """Every task's official folder under one parent for each benchmark, and a folder for each task of the user's."""
+    return {
+        name: task_files.write_task(root / ("" if TASKS[name].folder else name) / TASKS[name].benchmark, name)
+        for name in TASKS
+    }
+
+
+def settings(pretrained, name, folder, **overrides):
+    values = recipe.get_config().to_dict()
+    values |= {
+        "task": name, "init": str(pretrained), "data_dir": str(folder), "max_length": 64, "batch_size": 8, "epochs": 2,
+        "learning_rate": 1e-3,
+    }  # fmt: skip
+    return finetune_settings.from_dict(values | overrides)
+
+
+def run(pretrained, workdir, name, folder, **overrides):
+    """(result, what it printed)."""
+    lines = []
+    config = settings(pretrained, name, folder, **overrides)
+    return finetune(config, workdir, base.get_config().to_dict(), lines.append), lines

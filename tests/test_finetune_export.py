@@ -1,0 +1,99 @@
+"""Fine-tuned models for `transformers`, from our side and, in its own environment, from its side."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import load_file
+
+from sctd_jax.data import tokenizer
+from sctd_jax.errors import UserError
+from sctd_jax.finetune import step
+from sctd_jax.finetune.batches import assemble
+from sctd_jax.finetune.encode import encode
+from sctd_jax.finetune.reading import FileSettings, open_task
+from sctd_jax.finetune.settings import run_config
+from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.interop.exporting import export
+from tests import finetuning, test_interop
+
+CLASSES = {
+    "cb": "AutoModelForSequenceClassification",
+    "stsb": "AutoModelForSequenceClassification",
+    "sst2": "AutoModelForSequenceClassification",
+    "copa": "AutoModelForMultipleChoice",
+    "squad1": "AutoModelForQuestionAnswering",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(pretrained, folders, tmp_path_factory):
+    """By task, (workdir, parameters of its best checkpoint, dev examples, labels)."""
+    root, found = tmp_path_factory.mktemp("finetuned"), {}
+    for name in CLASSES:
+        result, _ = finetuning.run(pretrained, root / name, name, folders[name], learning_rate=1e-2)
+        data = open_task(name, str(folders[name]), FileSettings())
+        found[name] = (root / name, result.state, data.dev["dev"], data.labels)
+    return found
+
+
+def exported(runs, name, out):
+    export(epath.Path(runs[name][0]), out, step=None, force=False, log=lambda line: None)
+    return out
+
+
+def logits(name, workdir, state, examples, labels):
+    """Ours, of examples of one length."""
+    pieces = tokenizer.load(tokenizer.find(epath.Path(workdir)))
+    task = TASKS[name]
+    features = encode(pieces, examples, task.head, 64)
+    shape = step.shape_of(task, labels, len(features[0].rows))
+    settings = finetuning.settings("run", name, "folder")
+    config = run_config(settings, finetuning.CONFIG, 1)
+    batch = assemble(features, np.ones(len(features)), max(f.length for f in features), pieces.special["pad"])
+    return np.asarray(jax.jit(lambda p, b: step.logits(step.make_model(config, shape), p, b))(state.params, batch))
+
+
+@test_interop.needs_peer
+def test_transformers_sees_the_same_models(runs, tmp_path):
+    for name, (workdir, state, examples, labels) in runs.items():
+        # transformers pads to the longest row too; multiple choice takes one example here.
+        some = examples[:1] if TASKS[name].head == "multiple_choice" else examples[:3]
+        exported(runs, name, tmp_path / name)
+        texts = {"first": [e.first for e in some], "second": [e.second for e in some] if some[0].second else None}
+        if some[0].choices:
+            texts = {"first": [some[0].first] * len(some[0].choices), "second": list(some[0].choices)}
+        expected = {"class": CLASSES[name], **texts, "labels": list(labels)}
+        found = logits(name, workdir, state, some, labels)
+        assert np.ptp(found, axis=0 if found.shape[0] > 1 else 1).max() > 1e-3  # the texts make a difference
+        expected["logits"] = found.tolist()
+        (tmp_path / f"{name}.json").write_text(json.dumps(expected))
+    test_interop.run_peer("interop_task_check.py", tmp_path)
+
+
+def test_the_export_is_the_best_checkpoint_with_its_labels(runs, tmp_path):
+    workdir, state, _, labels = runs["cb"]
+    out = exported(runs, "cb", tmp_path / "model")
+    tensors = load_file(out / "model.safetensors")
+    np.testing.assert_array_equal(tensors["classifier.weight"], state.params["classifier"]["kernel"].T)
+    np.testing.assert_array_equal(tensors["bert.pooler.dense.bias"], state.params["pooler"]["bias"])
+    assert sum(x.size for x in tensors.values()) == sum(x.size for x in jax.tree.leaves(state.params))
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "entailment", "1": "contradiction", "2": "neutral"}
+    assert list(labels) == ["entailment", "contradiction", "neutral"]
+    best = json.loads((workdir / "result.json").read_text())["step"]
+    assert int(state.step) == best
+    card = (out / "README.md").read_text()
+    assert "fine-tuned on cb with sctd_jax" in card and "pipeline_tag: text-classification" in card
+
+
+def test_a_checkpoint_that_is_not_there_and_a_head_that_transformers_has_not(runs, pretrained, folders, tmp_path):
+    with pytest.raises(UserError, match="has no checkpoint of step 99, found"):
+        export(epath.Path(runs["cb"][0]), tmp_path / "model", step=99, force=False, log=print)
+    finetuning.run(pretrained, tmp_path / "wic", "wic", folders["wic"], epochs=1)
+    with pytest.raises(UserError, match=r"the classifier of wic reads the marked words beside \[CLS\]"):
+        export(epath.Path(tmp_path / "wic"), tmp_path / "model", step=None, force=False, log=print)
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,146 @@
+"""Sweeps: cells, resume after a kill, the report by hand."""
+
+import json
+
+import pytest
+
+from configs import base
+from configs import sweep as recipe
+from sctd_jax.errors import UserError
+from sctd_jax.finetune import sweep, sweep_report
+from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.train import job
+
+
+def cells(**overrides):
+    values = recipe.get_config().to_dict() | {
+        "tasks": "rte,stsb", "inits": "runs/a", "learning_rates": "1e-3,3e-3", "seeds": 2, "data_dir": "glue",
+        "max_length": 32, "batch_size": 8, "epochs": 1,
+    }  # fmt: skip
+    return sweep.from_dict(values | overrides)
+
+
+def test_cells_are_checkpoints_tasks_seeds_and_rates():
+    found = cells(inits="runs/a, gs://bucket/b/")
+    assert [cell.name for cell in found.cells[:5]] == [
+        "a/rte/0.001-seed0", "a/rte/0.003-seed0", "a/rte/0.001-seed1", "a/rte/0.003-seed1", "a/stsb/0.001-seed0",
+    ]  # fmt: skip
+    assert len(found.cells) == 16
+    last = found.cells[-1]
+    assert last.name == "b/stsb/0.003-seed1"
+    assert (last.settings.task, last.settings.learning_rate, last.settings.seed) == ("stsb", 3e-3, 1)
+    assert last.settings.init == "gs://bucket/b/"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ""}, "config.tasks is missing"),
+        ({"tasks": "rte,rte"}, "config.tasks names one twice"),
+        ({"tasks": "rte,sst3"}, "config.task must be one of .*; found 'sst3'"),
+        ({"inits": "x/a,y/a"}, "config.inits must end in different folder names, found a, a"),
+        ({"learning_rates": "1e-3,fast"}, "config.learning_rates must be numbers separated by commas"),
+        ({"learning_rates": "0"}, "config.learning_rates must be positive, found 0"),
+        ({"seeds": 0}, "config.seeds must be at least 1, found 0"),
+        ({"speed": 1}, "config.speed is unknown"),
+    ],
+)
+def test_a_bad_field_is_named(change, message):
+    with pytest.raises(UserError, match=message):
+        cells(**change)
+
+
+def go(pretrained, folders, workdir, **overrides):
+    lines = []
+    found = cells(inits=str(pretrained), data_dir=str(folders["rte"].parent), **overrides)
+    assert sweep.run_sweep(found, workdir, base.get_config().to_dict(), lines.append) is None
+    return lines
+
+
+def times(workdir):
+    return {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*/result.json")}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, folders, tmp_path, monkeypatch):
+    take, steps = job._TrainMetrics.take, []
+
+    def dying(self, step, metrics):
+        take(self, step, metrics)
+        steps.append(step)
+        if len(steps) == 6:  # two steps a cell: in the middle of the third
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(job._TrainMetrics, "take", dying)
+    with pytest.raises(KeyboardInterrupt):
+        go(pretrained, folders, tmp_path)
+    monkeypatch.undo()
+    before = times(tmp_path)
+    assert len(before) == 2
+    assert len(json.loads((tmp_path / "report.json").read_text())["cells"]) == 2
+    lines = go(pretrained, folders, tmp_path)
+    assert lines[0] == "8 cells, 2 finished before"
+    assert "cell 1 of 6: run/rte/0.001-seed1" in lines
+    after = times(tmp_path)
+    assert len(after) == 8
+    assert all(after[path] == written for path, written in before.items())
+    # Weights are let go, what they reached stays.
+    assert not list(tmp_path.glob("*/*/*/checkpoints"))
+    assert len(list(tmp_path.glob("*/*/*/predictions/*.tsv"))) == 2 * 8
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [(row["task"], row["seeds"]) for row in report["tasks"]] == [("rte", 2), ("stsb", 2)]
+    assert [mean["of"] for mean in report["averages"]] == [9]
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "| rte | accuracy |" in (tmp_path / "report.md").read_text()
+    assert go(pretrained, folders, tmp_path)[0] == "8 cells, 8 finished before"
+    assert times(tmp_path) == after
+    with pytest.raises(UserError, match=r"belongs to another fine-tuning: epochs \(1 there, 2 now\)"):
+        go(pretrained, folders, tmp_path, epochs=2)
+
+
+def test_every_task_is_looked_at_before_the_first_cell(pretrained, folders, tmp_path):
+    found = cells(inits=str(pretrained), tasks="rte,cola", data_dir=str(folders["rte"]))
+    with pytest.raises(UserError, match="line 1: unknown label 'sentence1'"):
+        sweep.run_sweep(found, tmp_path, base.get_config().to_dict(), print)
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def result(checkpoint, task, rate, seed, score):
+    return {"checkpoint": checkpoint, "task": task, "learning_rate": rate, "seed": seed, "eval/score": score}
+
+
+RESULTS = [
+    *(result("a", "rte", 1e-5, seed, score) for seed, score in enumerate([0.6, 0.5, 0.9])),
+    *(result("a", "rte", 2e-5, seed, score) for seed, score in enumerate([0.7, 0.65, 0.1])),
+    *(result("a", "rte", 3e-5, seed, score) for seed, score in enumerate([0.99])),  # not finished
+    *(result("a", "cola", 1e-5, seed, score) for seed, score in enumerate([0.3, 0.5])),
+    *(result("b", "rte", 1e-5, seed, score) for seed, score in enumerate([0.4, 0.2, 0.3])),
+]
+
+
+def test_the_best_rate_is_that_of_the_highest_median():
+    first, second, third = sweep_report.summarize(RESULTS)
+    assert (first["checkpoint"], first["task"], first["learning_rate"]) == ("a", "rte", 2e-5)
+    assert (first["median"], first["lowest"], first["highest"], first["seeds"]) == (0.65, 0.1, 0.7, 3)
+    assert first["rates"] == {"1e-05": 0.6, "2e-05": 0.65}
+    assert (second["median"], second["seeds"]) == (0.4, 2)
+    assert (third["checkpoint"], third["median"]) == ("b", 0.3)
+
+
+def test_a_benchmarks_average_is_the_plain_mean_of_its_tasks():
+    rows = sweep_report.summarize(RESULTS)
+    found = sweep_report.averages(rows)
+    assert found == [
+        {"checkpoint": "a", "benchmark": "glue", "average": pytest.approx((0.65 + 0.4) / 2), "tasks": 2, "of": 9},
+        {"checkpoint": "b", "benchmark": "glue", "average": pytest.approx(0.3), "tasks": 1, "of": 9},
+    ]
+    assert sum(task.benchmark == "superglue" for task in TASKS.values()) == 8
+
+
+def test_the_table():
+    rows = sweep_report.summarize(RESULTS)
+    lines = sweep_report.table(rows, sweep_report.averages(rows)).splitlines()
+    assert lines[0] == "| task | metric | a | b |"
+    assert lines[2] == "| cola | mcc | 40.0 [30.0 to 50.0] at 1e-05 |  |"
+    assert lines[3] == "| rte | accuracy | 65.0 [10.0 to 70.0] at 2e-05 | 30.0 [20.0 to 40.0] at 1e-05 |"
+    assert lines[4] == "| GLUE average | | 52.5 (2 of 9 tasks) | 30.0 (1 of 9 tasks) |"
