@@ -18,6 +18,7 @@ from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.compiling import state_shape
 from sctd_jax.train.loop import train_and_evaluate
 from sctd_jax.train.metrics import read_metrics
+from sctd_jax.train.run import load_run
 from tests import helpers, task_files
 from tests.finetuning import CONFIG, run, settings
 
@@ -73,6 +74,18 @@ def test_training_starts_from_the_pretrained_encoder_or_from_random_weights(pret
         assert np.abs(np.asarray(drawn) - theirs).max() > 1e-3
 
 
+def test_it_starts_from_a_fine_tuned_model_too(pretrained, folders, tmp_path):
+    first, _ = run(pretrained, tmp_path / "mnli", "mnli", folders["mnli"], epochs=1, max_length=32)
+    second, _ = run(
+        tmp_path / "mnli", tmp_path / "rte", "rte", folders["rte"], epochs=1, max_length=32, learning_rate=1e-30
+    )
+    ours, theirs = (result.state.params["encoder"] for result in (second, first))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+    with pytest.raises(UserError, match="holds a fine-tuned model; expected the workdir of a pretraining run"):
+        load_run(tmp_path / "mnli", None, print)
+
+
 def params_of(result):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(result.state.params)]
 
@@ -113,6 +126,9 @@ def test_a_workdir_keeps_to_its_fine_tuning(pretrained, folders, tmp_path):
         run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1, learning_rate=2e-3)
     with pytest.raises(UserError, match="is a pretraining run's: fine-tune in another --workdir"):
         run(pretrained, pretrained, "rte", folders["rte"])
+    other = task_files.write_task(tmp_path / "data", "rte", {"train": 20, "dev": 6})
+    with pytest.raises(UserError, match="was trained on other examples than those in"):
+        run(pretrained, tmp_path / "run", "rte", other, epochs=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):

@@ -53,7 +53,7 @@ ALLOWED = {
         "train",
     ],
     "interop": ["config", "data", "interop", "objective", "storage", "train"],
-    "interop.exporting_task": ["config", "data", "finetune", "interop", "parallel.mesh", "train"],
+    "interop.exporting_task": ["finetune", "interop"],
     "finetune": [
         "config",
         "data",

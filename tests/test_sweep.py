@@ -52,7 +52,7 @@ def test_a_bad_field_is_named(change, message):
 
 def go(pretrained, folders, workdir, **overrides):
     lines = []
-    found = cells(inits=str(pretrained), data_dir=str(folders["rte"].parent), **overrides)
+    found = cells(inits=str(pretrained), data_dir=str(folders["rte"].parent), learning_rates="1e-3", **overrides)
     assert sweep.run_sweep(found, workdir, base.get_config().to_dict(), lines.append) is None
     return lines
 
@@ -68,7 +68,7 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, fold
     def dying(self, step, metrics):
         take(self, step, metrics)
         steps.append(step)
-        if len(steps) == 6:  # two steps a cell: in the middle of the third
+        if len(steps) == 4:  # two steps a cell: in the middle of the second
             raise KeyboardInterrupt
 
     monkeypatch.setattr(job._TrainMetrics, "take", dying)
@@ -76,23 +76,23 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, fold
         go(pretrained, folders, tmp_path)
     monkeypatch.undo()
     before = times(tmp_path)
-    assert len(before) == 2
-    assert len(json.loads((tmp_path / "report.json").read_text())["cells"]) == 2
+    assert len(before) == 1
+    assert len(json.loads((tmp_path / "report.json").read_text())["cells"]) == 1
     lines = go(pretrained, folders, tmp_path)
-    assert lines[0] == "8 cells, 2 finished before"
-    assert "cell 1 of 6: run/rte/0.001-seed1" in lines
+    assert lines[0] == "4 cells, 1 finished before"
+    assert "cell 1 of 3: run/rte/0.001-seed1" in lines
     after = times(tmp_path)
-    assert len(after) == 8
+    assert len(after) == 4
     assert all(after[path] == written for path, written in before.items())
     # Weights are let go, what they reached stays.
     assert not list(tmp_path.glob("*/*/*/checkpoints"))
-    assert len(list(tmp_path.glob("*/*/*/predictions/*.tsv"))) == 2 * 8
+    assert len(list(tmp_path.glob("*/*/*/predictions/*.tsv"))) == 2 * 4
     report = json.loads((tmp_path / "report.json").read_text())
     assert [(row["task"], row["seeds"]) for row in report["tasks"]] == [("rte", 2), ("stsb", 2)]
     assert [mean["of"] for mean in report["averages"]] == [9]
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "| rte | accuracy |" in (tmp_path / "report.md").read_text()
-    assert go(pretrained, folders, tmp_path)[0] == "8 cells, 8 finished before"
+    assert go(pretrained, folders, tmp_path)[0] == "4 cells, 4 finished before"
     assert times(tmp_path) == after
     with pytest.raises(UserError, match=r"belongs to another fine-tuning: epochs \(1 there, 2 now\)"):
         go(pretrained, folders, tmp_path, epochs=2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -15,9 +16,11 @@ from jax.sharding import Mesh
 
 from sctd_jax import storage
 from sctd_jax.config import Config
+from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches, report, scoring, submission
 from sctd_jax.finetune.encode import Feature, encode
 from sctd_jax.finetune.examples import Example
+from sctd_jax.finetune.finetuned import HIGHEST_SCORE
 from sctd_jax.finetune.pretrained import Pretrained, open_pretrained
 from sctd_jax.finetune.reading import FileSettings, TaskData, open_task
 from sctd_jax.finetune.settings import FinetuneConfig, run_config
@@ -35,12 +38,11 @@ from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.finetune.workdir import check_workdir, claim_workdir
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.train.checkpoint import Best, Checkpoints
+from sctd_jax.train.checkpoint import Checkpoints, write
 from sctd_jax.train.job import Job, Result, run
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
 
-HIGHEST_SCORE = Best("eval/score", "max")
 RESULT_FILE = "result.json"
 
 
@@ -65,6 +67,8 @@ class _Run:
     train: batches.TrainBatches
     features: list[Feature]  # of the training examples
     dev: dict[str, _Split]
+    test: dict[str, _Split]
+    digest: str  # of the labelled examples
     logits: Callable  # (params, batch) -> the network's outputs
 
 
@@ -95,7 +99,7 @@ def finetune(
         else:
             checkpoints.set_aside(after_step=int(state.step))
             log(f"resuming at step {int(state.step)}")
-        claim_workdir(workdir, settings, config, job_run.data.labels, job_run.pretrained.tokenizer_file)
+        claim_workdir(workdir, settings, config, job_run.data.labels, job_run.digest, job_run.pretrained.tokenizer_file)
         for line in report.start_table(settings, config, mesh, job_run.data, job_run.train.per_epoch):
             log(line)
         began = time.monotonic()
@@ -121,13 +125,18 @@ def _open(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: C
     per_epoch = -(-len(data.train) // settings.batch_size)
     config = run_config(settings, pretrained.config, per_epoch)
     mesh = meshes.make_mesh(config)
-    check_workdir(workdir, settings, config, data.labels)
-    hosts.check_same({"the config": settings, "the task's data": _digest(data)})
+    digest = _digest(data)
+    check_workdir(workdir, settings, config, data.labels, digest)
+    hosts.check_same({"the config": settings, "the task's data": digest})
 
     def split(examples: tuple[Example, ...]) -> _Split:
         return _Split(examples, encode(pretrained.tokenizer, examples, task.head, settings.max_length))
 
-    train, dev = split(data.train), {name: split(examples) for name, examples in data.dev.items()}
+    train = split(data.train)
+    dev, test = ({name: split(examples) for name, examples in part.items()} for part in (data.dev, data.test))
+    counts = {len(part.features[0].rows) for part in (train, *dev.values(), *test.values())}
+    if len(counts) > 1:
+        raise UserError(f"the splits of {settings.task} have different numbers of choices: {sorted(counts)}")
     ordered = batches.TrainBatches(
         train.features, batch_size=settings.batch_size, seed=settings.seed, max_length=settings.max_length
     )
@@ -135,7 +144,7 @@ def _open(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: C
     config = run_config(settings, pretrained.config, ordered.per_epoch)
     shape = shape_of(task, data.labels, len(train.features[0].rows))
     logits = jit_logits(config, shape, mesh)
-    return _Run(settings, config, shape, mesh, pretrained, data, ordered, train.features, dev, logits)
+    return _Run(settings, config, shape, mesh, pretrained, data, ordered, train.features, dev, test, digest, logits)
 
 
 def read_data(settings: FinetuneConfig) -> TaskData:
@@ -150,7 +159,10 @@ def read_data(settings: FinetuneConfig) -> TaskData:
 
 
 def _digest(data: TaskData) -> str:
-    return hashlib.sha256(repr((data.labels, data.train, data.dev)).encode()).hexdigest()
+    found = hashlib.sha256(repr(data.labels).encode())
+    for example in itertools.chain(data.train, *data.dev.values()):
+        found.update(repr(example).encode())
+    return found.hexdigest()
 
 
 def _new_state(job_run: _Run) -> TrainState:
@@ -177,7 +189,7 @@ def _job(job_run: _Run) -> Job:
         return rows * length, step_flops(config, rows, length)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        return _evaluate(job_run, state, job_run.dev)[1]
+        return _measure(job_run, _predict(job_run, state, job_run.dev))
 
     return Job(
         config=config,
@@ -212,36 +224,36 @@ def _outputs(job_run: _Run, state: TrainState, features: list[Feature]) -> list[
     return [found[i] for i in range(len(features))]
 
 
-def _evaluate(job_run: _Run, state: TrainState, splits: dict[str, _Split]):
-    """Predictions by split, and the metrics of all of them."""
-    name = job_run.settings.task
-    predictions = {
-        split: scoring.predict(name, part.examples, part.features, _outputs(job_run, state, part.features))
+def _predict(job_run: _Run, state: TrainState, splits: dict[str, _Split]) -> dict[str, list]:
+    return {
+        split: scoring.predict(
+            job_run.settings.task, part.examples, part.features, _outputs(job_run, state, part.features)
+        )
         for split, part in splits.items()
     }
-    measured = {split: scoring.measure(name, splits[split].examples, found) for split, found in predictions.items()}
-    return predictions, scoring.summarize(name, measured)
+
+
+def _measure(job_run: _Run, predictions: dict[str, list]) -> dict[str, float]:
+    """The task's metrics from the predictions of its dev splits."""
+    name, dev = job_run.settings.task, job_run.dev
+    return scoring.summarize(
+        name, {split: scoring.measure(name, part.examples, predictions[split]) for split, part in dev.items()}
+    )
 
 
 def _finish(job_run: _Run, workdir: epath.Path, state: TrainState, seconds: float, log: Callable) -> None:
     """Write the best checkpoint's predictions and result."""
-    settings, data = job_run.settings, job_run.data
-    predictions, metrics = _evaluate(job_run, state, job_run.dev)
-    examples = dict(data.dev)
-    for split, hidden in data.test.items():
-        features = encode(job_run.pretrained.tokenizer, hidden, job_run.shape.head, settings.max_length)
-        predictions[split] = scoring.predict(settings.task, hidden, features, _outputs(job_run, state, features))
-        examples[split] = hidden
+    settings, data, splits = job_run.settings, job_run.data, job_run.dev | job_run.test
+    predictions = _predict(job_run, state, splits)
+    metrics = _measure(job_run, predictions)
     if not hosts.is_first():
         return
-    folder = workdir / "predictions"
-    folder.mkdir(exist_ok=True)
     for split, found in predictions.items():
-        submission.write(settings.task, split, examples[split], found, folder, data.labels)
+        submission.write(settings.task, split, splits[split].examples, found, workdir / "predictions", data.labels)
     result = {
         "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate, "seed": settings.seed,
         "step": int(state.step), "seconds": round(seconds, 1), **metrics,
     }  # fmt: skip
-    (workdir / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n")
+    write(workdir / RESULT_FILE, (json.dumps(result, indent=1) + "\n").encode())
     for line in report.summary(workdir, settings, data, result, job_run.config.train.steps):
         log(line)

@@ -1,4 +1,4 @@
-"""What fine-tuning starts from: a pretraining workdir, or a folder of `transformers`."""
+"""What fine-tuning starts from: the workdir of a pretraining or of a fine-tuning, or a folder of `transformers`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,8 +12,9 @@ from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
+from sctd_jax.finetune.finetuned import load_finetuned
 from sctd_jax.interop.importing import read_model
-from sctd_jax.train.checkpoint import CONFIG_FILE
+from sctd_jax.train.checkpoint import CONFIG_FILE, TASK_FILE
 from sctd_jax.train.run import load_run, read_config
 
 
@@ -43,10 +44,12 @@ def open_pretrained(init: str, recipe: Mapping, log: Callable[[str], None]) -> P
         ours, there = (path / "checkpoints").is_dir(), (path / CONFIG_FILE).is_file()
     if ours:
         file = tokenizer.find(path)
-        return Pretrained(
-            read_config(path), tokenizer.load(file), file,
-            lambda mesh: load_run(path, None, log, mesh).state.params["encoder"],
-        )  # fmt: skip
+        load = load_finetuned if (path / TASK_FILE).is_file() else load_run
+
+        def encoder(mesh: Mesh) -> Any:
+            return load(path, None, log, mesh).state.params["encoder"]
+
+        return Pretrained(read_config(path), tokenizer.load(file), file, encoder)
     if not there:
         raise UserError(f"config.init {init}: expected the workdir of a run or a folder of transformers' BERT")
     found = read_model(Path(init), tokenizer_file=None, recipe=recipe)

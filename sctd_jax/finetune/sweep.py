@@ -101,7 +101,7 @@ def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], 
         hosts.first_only(f"cell {cell.name}", lambda cell=cell: _finish(folder, cell, sweep.keep_weights))
         jax.clear_caches()  # the programs of one cell are of no use to the next
     if hosts.is_first():
-        for line in sweep_report.write(folder, read_results(folder)):
+        for line in sweep_report.write_report(folder, read_results(folder)):
             say(line)
     return None
 
@@ -116,7 +116,7 @@ def _finished(folder: epath.Path, cell: Cell) -> bool:
 def _finish(folder: epath.Path, cell: Cell, keep_weights: bool) -> None:
     if not keep_weights:
         (folder / cell.name / "checkpoints").rmtree()
-    sweep_report.write(folder, read_results(folder))
+    sweep_report.write_report(folder, read_results(folder))
 
 
 def read_results(folder: epath.Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What a sweep found, as JSON, markdown and a picture."""
 
+import io
 import itertools
 import json
 import statistics
@@ -13,6 +14,7 @@ import matplotlib.pyplot as plt
 from etils import epath
 
 from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.train.checkpoint import write
 
 _BENCHMARKS = {"glue": "GLUE", "superglue": "SuperGLUE"}
 
@@ -94,16 +96,19 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     return f"{middle:.1f} [{low:.1f} to {high:.1f}] at {row['learning_rate']:g}"
 
 
-def write(folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> list[str]:
+def write_report(folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Write `report.json`, `report.md` and `report.png`; the lines that say so."""
     rows = summarize(results)
     means = averages(rows)
     text = table(rows, means)
     content = {"tasks": rows, "averages": means, "cells": list(results)}
-    (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n")
-    (folder / "report.md").write_text(text + "\n")
-    with (folder / "report.png").open("wb") as file:
-        draw(rows, file)
+    picture = io.BytesIO()
+    draw(rows, picture)
+    for kind, part in (
+        ("json", (json.dumps(content, indent=1) + "\n").encode()), ("md", f"{text}\n".encode()),
+        ("png", picture.getvalue()),
+    ):  # fmt: skip
+        write(folder / f"report.{kind}", part)
     return [text, "", *(str(folder / f"report.{kind}") for kind in ("json", "md", "png"))]
 
 

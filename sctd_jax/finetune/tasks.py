@@ -4,8 +4,7 @@ Labels are in the order of the official files (the index is the class). The scor
 checkpoint and enters a benchmark's average, is the mean of the metrics in `score`.
 
 Sources: GLUE (Wang et al., ICLR 2019) and SuperGLUE (Wang et al., NeurIPS 2019) for fields, metrics and averages;
-Devlin et al. (2019), 4 and A.3, for the hyperparameters of GLUE, SQuAD and SWAG; SuperGLUE, section 4.2, for its own
-(at most 10 epochs at 1e-5).
+Devlin et al. (2019), 4 and A.3, for the hyperparameters of GLUE, SQuAD and SWAG; SuperGLUE's are after its baselines.
 """
 
 import dataclasses

@@ -19,8 +19,10 @@ from sctd_jax.train.checkpoint import CONFIG_FILE, TASK_FILE, check_new, same_co
 _MAY_CHANGE = ("init", "data_dir", "accumulation", "keep_checkpoints", "log_every", "mesh")
 
 
-def check_workdir(workdir: epath.Path, settings: FinetuneConfig, config: Config, labels: Sequence[str]) -> None:
-    """Check before any long work that `workdir` is new or this fine-tuning's.
+def check_workdir(
+    workdir: epath.Path, settings: FinetuneConfig, config: Config, labels: Sequence[str], digest: str
+) -> None:
+    """Check before any long work that `workdir` is new or this fine-tuning's, `digest` that of its examples.
 
     Raises:
       UserError: it belongs to another one or to something else, or cannot be written.
@@ -33,8 +35,12 @@ def check_workdir(workdir: epath.Path, settings: FinetuneConfig, config: Config,
                 raise UserError(f"workdir {workdir} is a pretraining run's: fine-tune in another --workdir")
             else:
                 check_task(workdir, settings)
-                if read_task(workdir)["labels"] != list(labels):
-                    raise UserError(f"workdir {workdir} has labels {read_task(workdir)['labels']}, the data {labels}")
+                theirs = read_task(workdir)
+                if (theirs["labels"], theirs["data_sha256"]) != (list(labels), digest):
+                    raise UserError(
+                        f"workdir {workdir} was trained on other examples than those in {settings.data_dir}; choose "
+                        "another --workdir"
+                    )
                 same_config(workdir, {"model": dataclasses.asdict(config.model)})
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
@@ -71,14 +77,19 @@ def read_task(workdir: epath.Path) -> dict[str, Any]:
 
 
 def claim_workdir(
-    workdir: epath.Path, settings: FinetuneConfig, config: Config, labels: Sequence[str], tokenizer_file: epath.Path
+    workdir: epath.Path,
+    settings: FinetuneConfig,
+    config: Config,
+    labels: Sequence[str],
+    digest: str,
+    tokenizer_file: epath.Path,
 ) -> None:
     """Write tokenizer, task, command and config, the last one last: it says that the workdir is a run's.
 
     Raises:
       UserError: it cannot be written, or another host does not see it.
     """
-    task = {**dataclasses.asdict(settings), "labels": list(labels)}
+    task = {**dataclasses.asdict(settings), "labels": list(labels), "data_sha256": digest}
 
     def claim():
         try:

@@ -17,7 +17,7 @@ from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel.mesh import AXES
-from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, Checkpoints
+from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, TASK_FILE, Checkpoints
 from sctd_jax.train.compiling import state_shape
 from sctd_jax.train.state import TrainState
 
@@ -50,6 +50,8 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
     """
     workdir = storage.as_path(workdir)
     config = read_config(workdir)
+    if (workdir / TASK_FILE).is_file():
+        raise UserError(f"{workdir} holds a fine-tuned model; expected the workdir of a pretraining run")
     pieces = tokenizer.load(tokenizer.find(workdir))
     checkpoints = Checkpoints(workdir, read_only=True)
     try:

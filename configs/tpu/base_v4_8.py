@@ -1,0 +1,16 @@
+"""BERT-base by ScTD on a v4-8 slice: 4 chips, 64 rows of 512 a chip.
+
+    launch/babysit.sh --name=base --zone=ZONE --type=v4-8 --spot -- --config=configs/tpu/base_v4_8.py \
+        --config.data.rows=gs://BUCKET/rows --workdir=gs://BUCKET/runs/base
+
+Compiled for that slice and never run on one: docs/tpu.md says what memory it takes.
+"""
+
+from configs import base
+
+TOPOLOGY = "v4:2x2x1"
+
+
+def get_config():
+    """The recipe: `configs/base.py`, which recomputes attention on TPUs."""
+    return base.get_config()

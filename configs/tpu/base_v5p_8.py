@@ -1,0 +1,19 @@
+"""BERT-base by ScTD on a v5p-8 slice: 4 chips, 64 rows of 512 a chip.
+
+    launch/babysit.sh --name=base --zone=ZONE --type=v5p-8 --spot -- --config=configs/tpu/base_v5p_8.py \
+        --config.data.rows=gs://BUCKET/rows --workdir=gs://BUCKET/runs/base
+
+Compiled for that slice and never run on one: docs/tpu.md says what memory it takes.
+"""
+
+from configs import base
+
+TOPOLOGY = "v5p:2x2x1"
+
+
+def get_config():
+    """The recipe: `configs/base.py` with nothing recomputed."""
+    config = base.get_config()
+    # There is memory enough to keep attention's probabilities for the backward pass.
+    config.model.remat = "none"
+    return config

@@ -1,0 +1,16 @@
+"""BERT-large by ScTD on a v5litepod-16 slice: 16 chips, 16 rows of 512 a chip.
+
+    launch/babysit.sh --name=large --zone=ZONE --type=v5litepod-16 --spot -- --config=configs/tpu/large_v5e_16.py \
+        --config.data.rows=gs://BUCKET/rows --workdir=gs://BUCKET/runs/large
+
+Compiled for that slice and never run on one: docs/tpu.md says what memory it takes.
+"""
+
+from configs import large
+
+TOPOLOGY = "v5e:4x4"
+
+
+def get_config():
+    """The recipe: `configs/large.py`, which recomputes attention on TPUs."""
+    return large.get_config()

@@ -1,0 +1,16 @@
+"""BERT-large by ScTD on a v6e-8 slice: 8 chips, 32 rows of 512 a chip.
+
+    launch/babysit.sh --name=large --zone=ZONE --type=v6e-8 --spot -- --config=configs/tpu/large_v6e_8.py \
+        --config.data.rows=gs://BUCKET/rows --workdir=gs://BUCKET/runs/large
+
+Compiled for that slice and never run on one: docs/tpu.md says what memory it takes.
+"""
+
+from configs import large
+
+TOPOLOGY = "v6e:2x4"
+
+
+def get_config():
+    """The recipe: `configs/large.py`, which recomputes attention on TPUs."""
+    return large.get_config()

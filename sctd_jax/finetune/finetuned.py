@@ -1,0 +1,62 @@
+"""A fine-tuning's workdir read back."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from sctd_jax.config import Config, from_dict
+from sctd_jax.data import tokenizer
+from sctd_jax.errors import UserError
+from sctd_jax.finetune.step import shape_of, state_shape
+from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.finetune.workdir import read_task
+from sctd_jax.parallel.mesh import AXES
+from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, Best, Checkpoints
+from sctd_jax.train.state import TrainState
+
+HIGHEST_SCORE = Best("eval/score", "max")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    """What export and a fine-tuning that starts from another one need."""
+
+    config: Config
+    task: dict[str, Any]  # `task.json`
+    tokenizer: tokenizer.Tokenizer
+    command: str  # the last one that wrote here
+    state: TrainState
+
+
+def load_finetuned(
+    workdir: epath.Path, step: int | None, log: Callable[[str], None], mesh: Mesh | None = None
+) -> Finetuned:
+    """Read a workdir.
+
+    Args:
+      workdir: of a fine-tuning.
+      step: of the checkpoint; None for the best one by the task's metric.
+      log: told of damaged checkpoints.
+      mesh: that its state shall be on; None for the first device.
+
+    Raises:
+      UserError: no such checkpoint.
+    """
+    task = read_task(workdir)
+    config = from_dict(json.loads((workdir / CONFIG_FILE).read_text()))
+    mesh = mesh or Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+    shape = state_shape(config, shape_of(TASKS[task["task"]], task["labels"]), mesh)
+    with closing(Checkpoints(workdir, best=HIGHEST_SCORE, read_only=True)) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps or step not in (None, *steps):
+            raise UserError(f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}, found {steps}")
+        state = checkpoints.restore(shape, log, checkpoints.best_step() if step is None else step)
+    command = (workdir / COMMAND_FILE).read_text().strip()
+    return Finetuned(config, task, tokenizer.load(tokenizer.find(workdir)), command, state)
