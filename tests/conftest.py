@@ -11,7 +11,6 @@ import jax
 import pytest
 
 from sctd_jax.data import corpus, prepare
-from tests import finetuning
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 for name, value in helpers.COMPILATION_CACHE.items():
@@ -49,10 +48,14 @@ def rows(speeches, tmp_path_factory):
 @pytest.fixture(scope="session")
 def pretrained(rows, tmp_path_factory):
     """What the tests of fine-tuning start from."""
+    from tests import finetuning  # here, for scipy and scikit-learn take seconds to import
+
     return finetuning.write_pretrained(tmp_path_factory.mktemp("pretrained") / "run", rows)
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """By task, a folder with small files in its official layout."""
+    from tests import finetuning
+
     return finetuning.write_tasks(tmp_path_factory.mktemp("tasks"))
