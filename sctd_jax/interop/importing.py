@@ -67,6 +67,7 @@ class Imported:
     state: TrainState  # at step 0
     tokenizer_file: Path
     tensors: int  # how many were read
+    has_head: bool  # of MLM; otherwise it starts from random weights
     notes: tuple[str, ...]  # what was left out or starts from random weights
 
 
@@ -91,9 +92,10 @@ def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) ->
             f"warning: the checkpoint has {rows:,} embedding rows and the tokenizer {model['vocab_size']:,} pieces; "
             "the rows above, which no piece uses, are left out"
         )
-    if not any(weights.is_head(name) for name in tensors):
+    has_head = any(weights.is_head(name) for name in tensors)
+    if not has_head:
         notes.append("there is no MLM head in it: the head starts from random weights, which pretraining trains")
-    return Imported(config, state, pieces_file, len(tensors), tuple(notes))
+    return Imported(config, state, pieces_file, len(tensors), has_head, tuple(notes))
 
 
 def _find_weights(source: Path) -> Path:

@@ -31,7 +31,7 @@ from sctd_jax.probing.models import check_pretrained, full_precision, names
 
 POOLINGS = ("cls", "mean")  # [CLS], and the mean over a row's real tokens, [CLS] and [SEP] among them
 _HEADS = ("classification", "regression")
-_STRENGTH = 0.01  # C of the logistic regression and 1 / alpha of the ridge, on features of unit variance
+_STRENGTH = 0.1  # C of the logistic regression and 1 / alpha of the ridge, on features of unit variance
 _ITERATIONS = 10_000  # far more than L-BFGS takes
 _ROUNDING = 1e-5  # relative: features that differ by less are constant
 
@@ -109,7 +109,7 @@ def _floor(name: str, data: TaskData) -> float:
         if TASKS[name].head == "regression":
             return [np.zeros(1)] * len(examples)
         counts = np.bincount([e.label for e in examples], minlength=len(data.labels))
-        return [counts.astype(np.float64)] * len(examples)
+        return [counts / counts.sum()] * len(examples)
 
     return _score(name, data, {split: constant(examples) for split, examples in data.dev.items()})["score"]
 
@@ -189,9 +189,11 @@ def _run(
 
 def _gather(parts: Iterator[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
     """States f32[S, 2, E, D] in the order of the examples."""
-    members, found = zip(*parts, strict=True)
-    gathered = np.empty((*found[0].shape[:2], count, found[0].shape[3]), np.float32)
-    gathered[:, :, np.concatenate(members)] = np.concatenate(found, axis=2)
+    gathered = np.empty(0)
+    for members, found in parts:
+        if not gathered.size:
+            gathered = np.empty((*found.shape[:2], count, found.shape[3]), np.float32)
+        gathered[:, :, members] = found
     return gathered
 
 

@@ -16,8 +16,6 @@ from sctd_jax.interop.importing import read_model
 from sctd_jax.train.checkpoint import CONFIG_FILE, TASK_FILE, Checkpoints
 from sctd_jax.train.run import load_run, read_config
 
-_NO_HEAD = "there is no MLM head"  # how `read_model` begins its note
-
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLm:
@@ -53,7 +51,7 @@ def open_masked_lm(path: str, recipe: Mapping, log: Callable[[str], None]) -> Ma
             lambda step: load_run(workdir, step, log).state.params,
         )  # fmt: skip
     found = read_model(Path(path), tokenizer_file=None, recipe=recipe)
-    if any(note.startswith(_NO_HEAD) for note in found.notes):
+    if not found.has_head:
         raise UserError(f"{path} has no MLM head, which predicts the masked tokens: only its layers can be probed")
     return MaskedLm(found.config, tokenizer.load(found.tokenizer_file), None, (None,), lambda step: found.state.params)
 

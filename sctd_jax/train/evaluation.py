@@ -13,7 +13,7 @@ from sctd_jax.train.state import TrainState, make_model
 from sctd_jax.train.step import loss_rows, mask_batch, select
 
 # Masks of the evaluation: the same for every run, method and seed, so that curves compare.
-_EVAL_SEED = 20230524
+EVAL_SEED = 20230524
 
 
 def make_eval_step(
@@ -27,7 +27,7 @@ def make_eval_step(
     dropping = config.dropping.method != "full"
 
     def eval_step(state: TrainState, tokens_BN: jax.Array, rows_B: jax.Array, valid_B: jax.Array):
-        key = jax.random.key(_EVAL_SEED)
+        key = jax.random.key(EVAL_SEED)
         batch = mask_batch(config, special, key, tokens_BN, word_start_V, rows_B)
         weights_BP = batch.weights_BP * valid_B[:, None]
         rows_BR = loss_rows(batch)
@@ -56,13 +56,14 @@ def make_eval_step(
             drop_loss_BP = losses.cross_entropy(drop_logits_BPV, batch.targets_BP)
             sums["drop_loss"] = jnp.sum(drop_loss_BP * weights_BP)
             for name, full_BD, drop_BD in zip(("local", "global"), full_cls, drop_cls, strict=True):
-                sums[f"drift_{name}"] = jnp.sum(_cosine(full_BD, drop_BD) * valid_B)
+                sums[f"drift_{name}"] = jnp.sum(cosine(full_BD, drop_BD) * valid_B)
         return sums
 
     return eval_step
 
 
-def _cosine(a_BD: jax.Array, b_BD: jax.Array) -> jax.Array:
+def cosine(a_BD: jax.Array, b_BD: jax.Array) -> jax.Array:
+    """Cosine f32[B] between sentence vectors."""
     a_BD, b_BD = a_BD.astype(jnp.float32), b_BD.astype(jnp.float32)
     norms_B = jnp.linalg.norm(a_BD, axis=-1) * jnp.linalg.norm(b_BD, axis=-1)
     return jnp.sum(a_BD * b_BD, axis=-1) / norms_B

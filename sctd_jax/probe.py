@@ -1,0 +1,148 @@
+"""What pretrained models know without fine-tuning, as JSON and as a picture.
+
+python -m sctd_jax.probe layers RUN_OR_HF_DIR [MORE ...] --task sst2 --data-dir GLUE [--out probes]
+python -m sctd_jax.probe drift RUN [MORE ...] [--out probes]
+python -m sctd_jax.probe perplexity RUN_OR_HF_DIR [MORE ...] [--text FILE] [--every-checkpoint] [--out probes]
+
+All of it is computed in float32, on the first device.
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import logging
+
+from sctd_jax.errors import UserError, run_command
+from sctd_jax.finetune.reading import FileSettings
+from sctd_jax.probing import drawing, drift, layers, perplexity
+from sctd_jax.train.checkpoint import write
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; see the module's docstring."""
+    args = _parser().parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
+
+    def command() -> int:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {args.out}: {error.strerror}") from error
+        result = _COMMANDS[args.command](args, functools.partial(print, flush=True))
+        picture = getattr(drawing, args.command)(result)
+        content = json.dumps(_plain(result), indent=1, allow_nan=False) + "\n"
+        for suffix, part in ((".json", content.encode()), (".png", picture)):
+            path = args.out / (args.command + suffix)
+            try:
+                write(path, part)
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror}") from error
+            print(path)
+        return 0
+
+    return run_command(command)
+
+
+def _layers(args: argparse.Namespace, log) -> dict[str, Any]:
+    files = FileSettings(args.text_field, args.pair_field, args.label_field, args.heldout_share)
+    settings = layers.Settings(
+        args.task, args.data_dir, args.examples, args.max_length, args.batch_size, args.seed, files
+    )
+    return layers.measure(args.models, settings, _recipe(), log)
+
+
+def _drift(args: argparse.Namespace, log) -> dict[str, Any]:
+    return drift.measure(args.models, drift.Settings(args.rows), log)
+
+
+def _perplexity(args: argparse.Namespace, log) -> dict[str, Any]:
+    settings = perplexity.Settings(args.text, args.rows, args.every_checkpoint, args.batch_size)
+    return perplexity.measure(args.models, settings, _recipe(), log)
+
+
+_COMMANDS = {"layers": _layers, "drift": _drift, "perplexity": _perplexity}
+
+
+def _recipe() -> dict:
+    """What a folder of transformers does not say."""
+    from configs import base
+
+    return base.get_config().to_dict()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sctd_jax.probe", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    add = _command(commands, "layers", "linear probes on the frozen states of every layer", "RUN_OR_HF_DIR")
+    add("--task", required=True, help="with a classification or regression head and no marked words")
+    add("--data-dir", required=True, help="as config.data_dir of fine-tuning")
+    add("--examples", type=_positive, default=5000, help="of the training set, at most; default %(default)s")
+    add("--max-length", type=_length, default=0, help="tokens of a row at most; default the task's")
+    add("--batch-size", type=_positive, default=32)
+    add("--seed", type=_count, default=0, help="of the training sample")
+    for field, default in (("text", "text"), ("pair", ""), ("label", "label")):
+        add(f"--{field}-field", default=default, help="of your own files; default %(default)r")
+    add("--heldout-share", type=_share, default=0.1, help="of your own single file; default %(default)s")
+
+    add = _command(commands, "drift", "what dropping tokens changes, over a run's training and by layer", "RUN")
+    add("--rows", type=_count, default=64, help="held-out rows for the layers; 0: only the curve; default %(default)s")
+
+    add = _command(commands, "perplexity", "pseudo-perplexity: every token masked, one at a time", "RUN_OR_HF_DIR")
+    add("--text", default="", help="file with a text on each line; default: held-out rows of each run")
+    add("--rows", type=_positive, default=16, help="texts at most; default %(default)s")
+    add("--every-checkpoint", action="store_true", help="that a run has kept; default the newest")
+    add("--batch-size", type=_positive, default=32)
+    return parser
+
+
+def _command(commands, name: str, purpose: str, models: str):
+    command = commands.add_parser(name, help=purpose)
+    command.add_argument("models", nargs="+", metavar=models)
+    command.add_argument("--out", type=Path, default=Path("probes"), help="folder to write; default %(default)s")
+    return command.add_argument
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, found {value}")
+    return value
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
+    return value
+
+
+def _length(text: str) -> int:
+    if (value := int(text)) < 16:
+        raise argparse.ArgumentTypeError(f"must be at least 16, found {value}")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 < (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, found {value}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""How much token dropping moves the sentence vectors: over the training of a run, and by layer.
+
+Shapes: B rows, N sequence length, D width, S layers from the first dropping one on.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from sctd_jax import storage
+from sctd_jax.config import Config
+from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.errors import UserError
+from sctd_jax.model import token_dropping
+from sctd_jax.objective import losses
+from sctd_jax.objective.masking import SpecialIds, row_keys
+from sctd_jax.plot import curve
+from sctd_jax.probing.models import check_pretrained, full_precision, names
+from sctd_jax.train import setup
+from sctd_jax.train.checkpoint import check_rows
+from sctd_jax.train.evaluation import EVAL_SEED, cosine
+from sctd_jax.train.metrics import read_metrics
+from sctd_jax.train.run import load_run, read_config
+from sctd_jax.train.state import make_model
+from sctd_jax.train.step import mask_batch, select
+
+POOLINGS = ("cls", "mean")
+_CURVES = {"local": "eval/drift_local", "global": "eval/drift_global"}
+_BATCH = 16
+NOTE = (
+    "Between the full and the drop pass over held-out rows. The cosine is 1 where dropping changes nothing; the KL is "
+    "that of the consistency loss, 0 there. 'local' and 'global' are the cosines of [CLS] after the last layer but one "
+    "and after the last; layers count from 1. A mean is over a row's real tokens, in a dropping layer over the kept."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How it is measured."""
+
+    rows: int  # held-out rows for the layers, at most, as the run's evaluation takes them; 0: only the curve
+
+
+def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
+    """The drift of runs over their training, and of their newest checkpoints by layer.
+
+    Args:
+      paths: workdirs of runs that drop tokens.
+      settings: how it is measured.
+      log: receives a line for each run.
+
+    Returns:
+      What `drift.json` holds. A run whose rows or checkpoints are gone has `layers` null and `layers_missing`.
+
+    Raises:
+      UserError: not such a run, or it was never evaluated.
+    """
+    curves = [_curves(path) for path in paths]
+    found = []
+    for name, path, values in zip(names(paths), paths, curves, strict=True):
+        layers, missing = None, "left out by --rows 0"
+        if settings.rows:
+            try:
+                layers, missing = by_layer(storage.as_path(path), settings.rows, log), None
+            except UserError as error:  # the curve is there all the same
+                missing = str(error)
+                log(f"{name}: no layers: {missing}")
+        found.append({"model": name, "path": path, **values, "layers": layers, "layers_missing": missing})
+        log(_line(found[-1]))
+    return {"settings": dataclasses.asdict(settings), "note": NOTE, "models": found}
+
+
+def _curves(path: str) -> dict[str, Any]:
+    check_pretrained(path)
+    workdir = storage.as_path(path)
+    method = read_config(workdir).dropping.method
+    if method == "full":
+        raise UserError(f"{path} drops no tokens (dropping.method = full): there is no drift")
+    lines = read_metrics(workdir)
+    points = {name: [(step, value) for step, _, value in curve(lines, metric)] for name, metric in _CURVES.items()}
+    missing = [_CURVES[name] for name, found in points.items() if not found]
+    if missing:
+        raise UserError(f"{path}: no {', '.join(missing)} in its metrics; was it evaluated?")
+    return {
+        "method": method,
+        **{name: {"step": [s for s, _ in found], "cosine": [v for _, v in found]} for name, found in points.items()},
+    }
+
+
+def by_layer(workdir: epath.Path, count: int, log: Callable[[str], None]) -> dict[str, Any]:
+    """Means over held-out rows, with the masks of the run's evaluation, of its newest checkpoint.
+
+    Args:
+      workdir: of a run that drops tokens.
+      count: of rows, at most.
+      log: told if the rows must be prepared again.
+
+    Raises:
+      UserError: its checkpoints or its rows are not there.
+    """
+    run = load_run(workdir, None, log)
+    data = setup.open_data(run.config, log)
+    check_rows(workdir, data.folder)
+    rows = Rows(data.folder, HELD_OUT)
+    count = min(count, len(rows))
+    compare = jit_compare(run.config, data.special, data.word_start_V)
+    parts = []
+    for start in range(0, count, _BATCH):
+        numbers = start + np.arange(_BATCH)
+        # The last batch is filled up with its own rows, which then do not count.
+        tokens_BN = rows.read(np.minimum(numbers, count - 1))
+        values = compare(run.state.params, run.state.importance_V, tokens_BN, numbers.astype(np.int32))
+        parts.append(np.asarray(values, np.float64)[..., : count - start])
+    means = np.concatenate(parts, axis=-1).mean(axis=-1)
+    first, layers = run.config.drop_layers[0], run.config.model.num_layers
+    return {
+        "step": int(run.state.step),
+        "rows": count,
+        "layer": list(range(first + 1, layers + 1)),
+        **{
+            pooling: {"cosine": means[0, :, i].tolist(), "kl": means[1, :, i].tolist()}
+            for i, pooling in enumerate(POOLINGS)
+        },
+    }
+
+
+def jit_compare(config: Config, special: SpecialIds, word_start_V: np.ndarray | None) -> Callable[..., jax.Array]:
+    """Jitted (parameters, importance_V, tokens_BN, rows_B) -> (cosine, KL) f32[2, S, 2, B], by POOLINGS."""
+    model = make_model(dataclasses.replace(config, model=full_precision(config.model)))
+
+    def compare(params: Any, importance_V: jax.Array, tokens_BN: jax.Array, rows_B: jax.Array) -> jax.Array:
+        key = jax.random.key(EVAL_SEED)  # so that the newest point of a curve is found again
+        batch = mask_batch(config, special, key, tokens_BN, word_start_V, rows_B)
+        kept_BK = select(config, importance_V, batch, row_keys(jax.random.fold_in(key, 1), rows_B))
+
+        def both(bert):
+            x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)
+            return [bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept)[1] for kept in (None, kept_BK)]
+
+        def pooled(x_BRD: jax.Array, pooling: str) -> jax.Array:
+            whole = x_BRD.shape[1] == batch.mask_BN.shape[1]
+            return losses.pool(
+                x_BRD, batch.mask_BN if whole else token_dropping.gather(batch.mask_BN, kept_BK), pooling
+            )
+
+        pairs = [
+            [(pooled(full, pooling), pooled(drop, pooling)) for pooling in POOLINGS]
+            for full, drop in zip(*model.apply({"params": params}, method=both), strict=True)
+        ]
+        return jnp.stack([jnp.stack([jnp.stack([f(*two) for two in row]) for row in pairs]) for f in (cosine, _kl)])
+
+    return jax.jit(compare)
+
+
+def _kl(full_BD: jax.Array, drop_BD: jax.Array) -> jax.Array:
+    return jax.vmap(losses.consistency_kl)(full_BD[:, None], drop_BD[:, None])
+
+
+def _line(found: dict[str, Any]) -> str:
+    ends = "; ".join(
+        f"{name} drift (cosine) {found[name]['cosine'][0]:.4f} at step {found[name]['step'][0]}, "
+        f"{found[name]['cosine'][-1]:.4f} at step {found[name]['step'][-1]}"
+        for name in _CURVES
+    )
+    return f"{found['model']} ({found['method']}): {ends}"
