@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
             "learning_rate": 0.0,
             "warmup_share": 0.1,
             "weight_decay": 0.01,
+            "hidden_dropout": 0.1,
+            "attention_dropout": 0.1,
             "evaluations": 1,
             "keep_checkpoints": 1,
             "log_every": 20,

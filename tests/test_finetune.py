@@ -3,15 +3,21 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from safetensors.numpy import load_file, save_file
 
+from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
+from sctd_jax.finetune.finetuned import load_finetuned
 from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.interop.exporting import export
 from sctd_jax.parallel.mesh import make_mesh
 from sctd_jax.train import job
 from sctd_jax.train.checkpoint import Checkpoints
@@ -22,6 +28,7 @@ from sctd_jax.train.run import load_run
 from tests import helpers, task_files
 from tests.finetuning import CONFIG, run, settings
 
+SPECIAL = helpers.SPECIAL
 PREDICTIONS = {
     "mnli": {"MNLI-m.tsv": 5, "MNLI-mm.tsv": 5, "dev-MNLI-m.tsv": 7, "dev-MNLI-mm.tsv": 7},
     "squad1": {"dev-SQuAD.json": 1},
@@ -66,7 +73,7 @@ def test_training_starts_from_the_pretrained_encoder_or_from_random_weights(pret
         for name, flag in (("pretrained", False), ("random", True))
     )
     checkpoints = Checkpoints(pretrained, read_only=True)
-    saved = checkpoints.restore(state_shape(CONFIG, helpers.SPECIAL, make_mesh(CONFIG)), print)
+    saved = checkpoints.restore(state_shape(CONFIG, SPECIAL, make_mesh(CONFIG)), print)
     for theirs, ours, drawn in zip(
         *(jax.tree.leaves(state.params["encoder"]) for state in (saved, pre.state, random.state)), strict=True
     ):
@@ -170,9 +177,82 @@ def test_zeros_are_the_tasks_values():
 def test_bad_starts_are_said(pretrained, folders, tmp_path):
     with pytest.raises(UserError, match="expected the workdir of a run or a folder of transformers' BERT"):
         run(tmp_path, tmp_path / "run", "rte", folders["rte"])
-    with pytest.raises(UserError, match=r"config.max_length \(128\) must not exceed the model's 64 positions"):
+    with pytest.raises(UserError, match=r"config.max_length \(128\) must not exceed the 64 positions of"):
         run(pretrained, tmp_path / "run", "rte", folders["rte"], max_length=128)
     assert not (tmp_path / "run").exists()
+    (tmp_path / "swept").mkdir()
+    for name in ("config.json", "command.txt", tokenizer.find(pretrained).name):
+        (tmp_path / "swept" / name).write_bytes((pretrained / name).read_bytes())
+    with pytest.raises(UserError, match="swept has no checkpoint"):
+        run(tmp_path / "swept", tmp_path / "run", "rte", folders["rte"])
+    with pytest.raises(UserError, match="gs://bucket/rte: a task's files are read from disks"):
+        run(pretrained, tmp_path / "run", "rte", "gs://bucket/rte")
+
+
+def test_another_start_in_the_same_workdir_is_refused(pretrained, folders, tmp_path):
+    run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1)
+    other = shutil.copytree(pretrained, tmp_path / "moved")
+    run(other, tmp_path / "run", "rte", folders["rte"], epochs=1)  # the same parameters elsewhere
+    state = Checkpoints(other, read_only=True).restore(state_shape(CONFIG, SPECIAL, make_mesh(CONFIG)), print)
+    checkpoints = Checkpoints(other)
+    checkpoints.save(state.replace(step=state.step + 7), {"eval/loss": 5.0})
+    checkpoints.close()
+    with pytest.raises(UserError, match=r"started from other parameters \(step 0, digest \d+\) than those of"):
+        run(other, tmp_path / "run", "rte", folders["rte"], epochs=1)
+
+
+def test_a_workdir_can_be_read_whatever_the_pretraining_was(pretrained, folders, tmp_path):
+    """Its last steps on all tokens are more than a fine-tuning has."""
+    start = shutil.copytree(pretrained, tmp_path / "start")
+    config = dataclasses.asdict(CONFIG)
+    config["dropping"]["full_steps_last"], config["train"]["steps"] = 500, 1000
+    (start / "config.json").write_text(json.dumps(config))
+    run(start, tmp_path / "run", "rte", folders["rte"], epochs=1)
+    assert load_finetuned(epath.Path(tmp_path / "run"), None, print).task["task"] == "rte"
+
+
+def test_dropout_is_the_recipes(pretrained, folders, tmp_path):
+    """The tiny model was pretrained without."""
+    run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1)
+    model = load_finetuned(epath.Path(tmp_path / "run"), None, print).config.model
+    assert (model.hidden_dropout, model.attention_dropout) == (0.1, 0.1)
+
+
+def test_the_start_is_an_encoder_with_its_pooler_where_it_has_one(pretrained, folders, tmp_path):
+    """An export of ours gets the two tensors that BERT's own checkpoints have."""
+    out = tmp_path / "bert"
+    export(epath.Path(pretrained), out, step=None, force=False, log=lambda line: None)
+    tensors = load_file(out / "model.safetensors")
+    rng = np.random.default_rng(0)
+    tensors["bert.pooler.dense.weight"] = rng.normal(size=(32, 32)).astype(np.float32)
+    tensors["bert.pooler.dense.bias"] = rng.normal(size=32).astype(np.float32)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    result, lines = run(out, tmp_path / "run", "rte", folders["rte"], epochs=1, learning_rate=1e-30)
+    np.testing.assert_array_equal(result.state.params["pooler"]["kernel"], tensors["bert.pooler.dense.weight"].T)
+    np.testing.assert_array_equal(result.state.params["pooler"]["bias"], tensors["bert.pooler.dense.bias"])
+    assert f"taken from {out}: encoder and pooler; random: classifier" in lines
+
+
+def test_a_stop_at_the_end_of_an_epoch_loses_no_evaluation(pretrained, folders, tmp_path, monkeypatch):
+    take = job._TrainMetrics.take
+
+    def stopping(self, step, metrics):
+        take(self, step, metrics)
+        if step == 1:  # an epoch has two steps
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(job._TrainMetrics, "take", stopping)
+    stopped, _ = run(pretrained, tmp_path / "run", "rte", folders["rte"])
+    assert (stopped.step, stopped.stopped_by) == (2, signal.SIGTERM)
+    monkeypatch.undo()
+    run(pretrained, tmp_path / "run", "rte", folders["rte"])
+    evaluated = [line["step"] for line in read_metrics(tmp_path / "run") if "eval/score" in line]
+    assert evaluated == [2, 4]
+
+
+def test_a_run_that_diverges_says_what_to_do(pretrained, folders, tmp_path):
+    with pytest.raises(job.DivergedError, match=r"Fine-tune with a lower config.learning_rate, in another --workdir"):
+        run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=40, learning_rate=1e30)
 
 
 @pytest.mark.slow
@@ -185,6 +265,3 @@ def test_the_command(pretrained, folders, tmp_path):
     done = helpers.run_module("sctd_jax.main", *arguments)
     assert done.returncode == 0, done.stderr
     assert "task  cb, classification; 12 training, 6 dev, 4 test (without labels) examples" in done.stdout
-    bad = helpers.run_module("sctd_jax.main", *arguments[:3], "--config.data_dir=/nowhere", arguments[3])
-    assert bad.returncode == 2
-    assert bad.stderr.count("\n") == 1 and "/nowhere" in bad.stderr

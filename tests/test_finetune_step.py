@@ -60,8 +60,10 @@ def test_a_class_is_read_from_the_pooled_cls():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_marked_spans_are_pooled_by_attention_over_their_tokens():
-    shape = step.Shape("classification", 2, marked=2)
+@pytest.mark.parametrize("how", ["mean", "attention"])
+def test_marked_spans_are_read_as_in_superglues_baseline(how):
+    """wic: [CLS] and the mean of each word's tokens; wsc: the spans alone, each by an attention of its own."""
+    shape = step.Shape("classification", 2, marked=how)
     config, found = finetune_config(), features(2, marked=2)
     found = [dataclasses.replace(f, marked=((1, 1), (2, 4))) for f in found]
     batch = batch_of(found)
@@ -71,11 +73,15 @@ def test_marked_spans_are_pooled_by_attention_over_their_tokens():
         batch.input_ids_BCN[:, 0], batch.mask_BCN[:, 0], batch.segment_ids_BCN[:, 0]
     )
     x_BND = np.asarray(x_BND)
-    pooled = np.tanh(x_BND[:, 0] @ params["pooler"]["kernel"] + params["pooler"]["bias"][None])
-    scores = (x_BND[:, 2:5] @ params["span_score"]["kernel"])[..., 0]
-    weights = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    second = (weights[..., None] * x_BND[:, 2:5]).sum(axis=1)
-    expected = np.concatenate([pooled, x_BND[:, 1], second], axis=1) @ params["classifier"]["kernel"]
+    if how == "mean":
+        pooled = np.tanh(x_BND[:, 0] @ params["pooler"]["kernel"] + params["pooler"]["bias"][None])
+        parts = [pooled, x_BND[:, 1], x_BND[:, 2:5].mean(axis=1)]
+    else:
+        assert "pooler" not in params
+        scores = (x_BND[:, 2:5] @ params["span_score_1"]["kernel"])[..., 0]
+        weights = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        parts = [x_BND[:, 1], (weights[..., None] * x_BND[:, 2:5]).sum(axis=1)]
+    expected = np.concatenate(parts, axis=1) @ params["classifier"]["kernel"]
     np.testing.assert_allclose(
         step.logits(model, params, batch), expected + params["classifier"]["bias"][None], atol=1e-5
     )

@@ -144,14 +144,14 @@ def test_every_misfit_is_listed_in_one_message(source):
     tensors = load_file(source / WEIGHTS)
     del tensors["bert.encoder.layer.1.attention.self.key.bias"]
     del tensors["cls.predictions.transform.dense.weight"]
-    tensors["classifier.weight"] = np.ones((2, 32), np.float32)
+    tensors["lm_head.weight"] = np.ones((2, 32), np.float32)
     tensors["bert.encoder.layer.0.output.dense.weight"] = np.ones((64, 32), np.float32)
     tensors["bert.embeddings.LayerNorm.bias"] = np.ones(32, np.int8)
     change(source, tensors)
     message = refused(source, "does not fit the BERT of its config.json")
     for part in (
         "missing: bert.encoder.layer.1.attention.self.key.bias, cls.predictions.transform.dense.weight",
-        "unknown: classifier.weight",
+        "unknown: lm_head.weight",
         "bert.embeddings.LayerNorm.bias is I8 (32,), expected a float (32,)",
         "bert.encoder.layer.0.output.dense.weight is F32 (64, 32), expected a float (32, 64)",
     ):

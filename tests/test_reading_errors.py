@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from sctd_jax.errors import UserError
+from sctd_jax.finetune.reading import FileSettings, open_task
 from tests.reading_helpers import edit, message
 from tests.task_files import write_task
 
@@ -185,3 +187,17 @@ def test_folders_of_the_users_that_cannot_be_used(tmp_path):
     assert message("classification", tmp_path) == (
         f"classification: {tmp_path}/train.csv and {tmp_path}/train.tsv are both there, expected one of them"
     )
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("text,label,text\na,1,b\nc,0,d\n")
+    with pytest.raises(UserError, match=r"own.csv, line 1: the header names a column twice: text, label, text"):
+        open_task("classification", str(path), FileSettings())
+
+
+def test_a_long_text_in_a_csv_is_no_error(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("text,label\n" + "".join(f'"{i} {"word " * 40_000}",{i % 2}\n' for i in range(4)))
+    data = open_task("classification", str(path), FileSettings(heldout_share=0.5))
+    assert len(data.train[0].first) > 200_000

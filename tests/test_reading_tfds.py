@@ -26,7 +26,7 @@ PREPARED = {
         {
             "premise": TEXT,
             "hypothesis": TEXT,
-            "label": tfds.features.ClassLabel(names=["entailment", "neutral", "contradiction"]),
+            "label": tfds.features.ClassLabel(names=["contradiction", "entailment", "neutral"]),
             "idx": INT,
         },
         {
@@ -228,7 +228,7 @@ def test_what_is_wrong_with_a_tfds_dataset_is_said(prepared, tmp_path):
         f"{folder}/mrpc/1.0.0, split train, record 0: no field 'question'; found idx, label, sentence1, sentence2"
     )
     assert message("rte", prepared("mnli")) == (
-        f"{folder}/mnli/1.0.0: the labels are entailment, neutral, contradiction; rte has entailment, not_entailment"
+        f"{folder}/mnli/1.0.0: the labels are contradiction, entailment, neutral; rte has entailment, not_entailment"
     )
     assert message("mnli", "tfds:benchmark/mrpc").startswith(f"{folder}/mrpc/1.0.0: the labels are")
     assert message("classification", prepared("v2.0")).endswith(

@@ -1,6 +1,8 @@
 """Sweeps: cells, resume after a kill, the report by hand."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -10,6 +12,7 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune import sweep, sweep_report
 from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.train import job
+from tests import finetuning, helpers, task_files
 
 
 def cells(**overrides):
@@ -40,6 +43,7 @@ def test_cells_are_checkpoints_tasks_seeds_and_rates():
         ({"tasks": "rte,sst3"}, "config.task must be one of .*; found 'sst3'"),
         ({"inits": "x/a,y/a"}, "config.inits must end in different folder names, found a, a"),
         ({"learning_rates": "1e-3,fast"}, "config.learning_rates must be numbers separated by commas"),
+        ({"learning_rates": "1e-5,0.00001"}, "config.learning_rates names one twice"),
         ({"learning_rates": "0"}, "config.learning_rates must be positive, found 0"),
         ({"seeds": 0}, "config.seeds must be at least 1, found 0"),
         ({"speed": 1}, "config.speed is unknown"),
@@ -61,20 +65,36 @@ def times(workdir):
     return {path: path.stat().st_mtime_ns for path in workdir.glob("*/*/*/result.json")}
 
 
+DYING = """
+import os
+from sctd_jax.train import job
+from tests import finetuning, helpers, task_files
+take, steps = job._TrainMetrics.take, []
+def dying(self, step, metrics):
+    take(self, step, metrics)
+    steps.append(step)
+    if len(steps) == 4:  # two steps a cell: in the middle of the second
+        os.kill(os.getpid(), 9)
+job._TrainMetrics.take = dying
+from absl import app
+from sctd_jax import main
+app.run(main._main)
+"""
+
+
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, folders, tmp_path, monkeypatch):
-    take, steps = job._TrainMetrics.take, []
-
-    def dying(self, step, metrics):
-        take(self, step, metrics)
-        steps.append(step)
-        if len(steps) == 4:  # two steps a cell: in the middle of the second
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(job._TrainMetrics, "take", dying)
-    with pytest.raises(KeyboardInterrupt):
-        go(pretrained, folders, tmp_path)
-    monkeypatch.undo()
+def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, rows, folders, tmp_path):
+    """kill -9, of the command."""
+    changes = {
+        "tasks": "rte,stsb", "inits": pretrained, "learning_rates": "1e-3", "seeds": 2, "max_length": 32,
+        "batch_size": 8, "epochs": 1, "data_dir": folders["rte"].parent,
+    }  # fmt: skip
+    arguments = ["--mode=sweep", f"--config={helpers.ROOT / 'configs' / 'sweep.py'}", f"--workdir={tmp_path}"]
+    arguments += [f"--config.{name}={value}" for name, value in changes.items()]
+    killed = subprocess.run(
+        [sys.executable, "-c", DYING, *arguments], env=helpers.environment(), capture_output=True, text=True
+    )
+    assert killed.returncode == -9, killed.stderr
     before = times(tmp_path)
     assert len(before) == 1
     assert len(json.loads((tmp_path / "report.json").read_text())["cells"]) == 1
@@ -96,6 +116,31 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, fold
     assert times(tmp_path) == after
     with pytest.raises(UserError, match=r"belongs to another fine-tuning: epochs \(1 there, 2 now\)"):
         go(pretrained, folders, tmp_path, epochs=2)
+    # Another checkpoint of the same name, and other data: finished cells are none of theirs.
+    (tmp_path / "other").mkdir()
+    other = finetuning.write_pretrained(tmp_path / "other" / "run", rows, seed=1)
+    with pytest.raises(UserError, match="started from other parameters"):
+        go(other, folders, tmp_path)
+    task_files.write_task(tmp_path / "more", "rte", {"train": 20, "dev": 6})
+    with pytest.raises(UserError, match="was trained on other examples than those in"):
+        go(pretrained, {"rte": tmp_path / "more" / "RTE"}, tmp_path, tasks="rte")
+
+
+def test_a_cell_that_diverges_counts_zero_and_does_not_end_the_sweep(pretrained, folders, tmp_path, monkeypatch):
+    def finetune(settings, workdir, *others):
+        workdir.mkdir(parents=True, exist_ok=True)
+        raise job.DivergedError("20 steps in a row")
+
+    monkeypatch.setattr(sweep, "finetune", finetune)
+    lines = go(pretrained, folders, tmp_path, tasks="rte")
+    assert lines.count("warning: 20 steps in a row; it counts as score 0") == 2
+    assert json.loads((tmp_path / "report.json").read_text())["tasks"][0]["median"] == 0.0
+
+
+def test_a_pair_that_cannot_run_is_said_before_the_first_cell(pretrained, folders, tmp_path):
+    with pytest.raises(UserError, match=r"config.max_length \(256\) must not exceed the 64 positions of"):
+        go(pretrained, folders, tmp_path, max_length=256)
+    assert not list(tmp_path.rglob("config.json"))
 
 
 def test_every_task_is_looked_at_before_the_first_cell(pretrained, folders, tmp_path):

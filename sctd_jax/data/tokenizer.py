@@ -32,7 +32,7 @@ _SPECIAL_PIECES = {
     "mask": ("[MASK]", "<mask>"),
 }
 _WORD_MARKS = ("\u2581", "\u0120")  # a space before the piece: of SentencePiece, of byte-level BPE
-_ENCODE_TEXTS = 256  # of `tokenizers` at a time: its encodings take a hundred times the memory of the ids
+_ENCODE_TEXTS = 256  # at a time where the encodings take many times the memory of the ids
 
 
 class Tokenized(NamedTuple):
@@ -141,8 +141,12 @@ def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
         return [np.array(ids, np.int32) for ids in processor.encode(list(texts), num_threads=os.cpu_count() or 1)]
 
     def encode_spans(texts: Sequence[str]) -> list[Tokenized]:
-        found = processor.encode(list(texts), num_threads=os.cpu_count() or 1, return_type="proto")
-        return [_from_proto(text, proto) for text, proto in zip(texts, found, strict=True)]
+        found = []
+        for start in range(0, len(texts), _ENCODE_TEXTS):
+            part = list(texts[start : start + _ENCODE_TEXTS])
+            protos = processor.encode(part, num_threads=os.cpu_count() or 1, return_type="proto")
+            found += [_from_proto(text, proto) for text, proto in zip(part, protos, strict=True)]
+        return found
 
     def decode(ids: Sequence[int]) -> str:
         return processor.decode([int(i) for i in ids])

@@ -21,7 +21,7 @@ class Row(NamedTuple):
     second: int  # where segment 1 begins; n for a single text
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Passage:
     """What a window shows of SQuAD's passage, for `squad.extract`."""
 
@@ -29,7 +29,7 @@ class Passage:
     best: np.ndarray  # bool[n], whether no other window gives the token more context
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Feature:
     """What the network sees of an example at once. SQuAD has one for each window of the passage."""
 

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 
@@ -23,7 +22,7 @@ from sctd_jax.finetune.examples import Example
 from sctd_jax.finetune.finetuned import HIGHEST_SCORE
 from sctd_jax.finetune.pretrained import Pretrained, open_pretrained
 from sctd_jax.finetune.reading import FileSettings, TaskData, open_task
-from sctd_jax.finetune.settings import FinetuneConfig, run_config
+from sctd_jax.finetune.settings import FinetuneConfig, check_length, run_config
 from sctd_jax.finetune.step import (
     Shape,
     compile_steps,
@@ -35,11 +34,12 @@ from sctd_jax.finetune.step import (
     step_flops,
 )
 from sctd_jax.finetune.tasks import TASKS
-from sctd_jax.finetune.workdir import check_workdir, claim_workdir
+from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train.checkpoint import Checkpoints, write
 from sctd_jax.train.job import Job, Result, run
+from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
 
@@ -47,7 +47,7 @@ RESULT_FILE = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Split:
+class Split:
     """Examples and their features."""
 
     examples: tuple[Example, ...]
@@ -55,7 +55,7 @@ class _Split:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Prepared:
     """What a fine-tuning needs, checked and read."""
 
     settings: FinetuneConfig
@@ -66,9 +66,9 @@ class _Run:
     data: TaskData
     train: batches.TrainBatches
     features: list[Feature]  # of the training examples
-    dev: dict[str, _Split]
-    test: dict[str, _Split]
-    digest: str  # of the labelled examples
+    dev: dict[str, Split]
+    test: dict[str, Split]
+    origin: Origin
     logits: Callable  # (params, batch) -> the network's outputs
 
 
@@ -90,47 +90,53 @@ def finetune(
       UserError: anything a person can put right; checkpoints that were saved stay.
     """
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
-    job_run = _open(settings, workdir, recipe, log)
-    config, mesh, shape = job_run.config, job_run.mesh, job_run.shape
+    made = prepare(settings, workdir, recipe, log)
+    config, mesh, shape = made.config, made.mesh, made.shape
     with closing(Checkpoints(workdir, config.train.keep_checkpoints, best=HIGHEST_SCORE)) as checkpoints:
         state = checkpoints.restore(state_shape(config, shape, mesh), log)
         if state is None:
-            state = _new_state(job_run)
+            state = _new_state(made, log)
         else:
             checkpoints.set_aside(after_step=int(state.step))
             log(f"resuming at step {int(state.step)}")
-        claim_workdir(workdir, settings, config, job_run.data.labels, job_run.digest, job_run.pretrained.tokenizer_file)
-        for line in report.start_table(settings, config, mesh, job_run.data, job_run.train.per_epoch):
+        claim_workdir(workdir, settings, config, made.origin, made.pretrained.tokenizer_file)
+        for line in report.start_table(settings, config, mesh, made.data, made.train.per_epoch):
             log(line)
-        began = time.monotonic()
         with stop_requests() as stop:
-            result = run(_job(job_run), workdir, checkpoints, state, stop, log)
+            result = run(_job(made), workdir, checkpoints, state, stop, log)
         if result.stopped_by is not None:
             log(f"stopped by signal {result.stopped_by} after step {result.step}; saved in {workdir}. "
                 "Run the same command to resume")  # fmt: skip
             return result
         best = checkpoints.best_step()
         state = checkpoints.restore(state_shape(config, shape, mesh), log, best)
-    _finish(job_run, workdir, state, time.monotonic() - began, log)
+    _finish(made, workdir, state, log)
     return dataclasses.replace(result, state=state)
 
 
-def _open(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: Callable[[str], None]) -> _Run:
-    """Each check before the longer work that follows it."""
+def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: Callable[[str], None]) -> Prepared:
+    """Check and read all that a fine-tuning needs, each check before the longer work that follows it.
+
+    Raises:
+      UserError: as `finetune`.
+    """
     task = TASKS[settings.task]
     pretrained = open_pretrained(settings.init, recipe, log)
-    data = read_data(settings)
+    check_length(settings, pretrained.config.model)
+    # Its own seed: what is held out of a single file must not depend on that of the training.
+    files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
+    data = open_task(settings.task, settings.data_dir, files)
     for note in data.notes:
         log(note)
     per_epoch = -(-len(data.train) // settings.batch_size)
     config = run_config(settings, pretrained.config, per_epoch)
     mesh = meshes.make_mesh(config)
-    digest = _digest(data)
-    check_workdir(workdir, settings, config, data.labels, digest)
-    hosts.check_same({"the config": settings, "the task's data": digest})
+    origin = Origin(data.labels, _digest(data), pretrained.identity)
+    check_workdir(workdir, settings, config, origin)
+    hosts.check_same({"the config": settings, "the task's data and the start": origin})
 
-    def split(examples: tuple[Example, ...]) -> _Split:
-        return _Split(examples, encode(pretrained.tokenizer, examples, task.head, settings.max_length))
+    def split(examples: tuple[Example, ...]) -> Split:
+        return Split(examples, encode(pretrained.tokenizer, examples, task.head, settings.max_length))
 
     train = split(data.train)
     dev, test = ({name: split(examples) for name, examples in part.items()} for part in (data.dev, data.test))
@@ -144,18 +150,7 @@ def _open(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: C
     config = run_config(settings, pretrained.config, ordered.per_epoch)
     shape = shape_of(task, data.labels, len(train.features[0].rows))
     logits = jit_logits(config, shape, mesh)
-    return _Run(settings, config, shape, mesh, pretrained, data, ordered, train.features, dev, test, digest, logits)
-
-
-def read_data(settings: FinetuneConfig) -> TaskData:
-    """The task's examples.
-
-    Raises:
-      UserError: files are missing or malformed.
-    """
-    # Its own seed: what is held out of a single file must not depend on that of the training.
-    files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
-    return open_task(settings.task, settings.data_dir, files)
+    return Prepared(settings, config, shape, mesh, pretrained, data, ordered, train.features, dev, test, origin, logits)
 
 
 def _digest(data: TaskData) -> str:
@@ -165,42 +160,48 @@ def _digest(data: TaskData) -> str:
     return found.hexdigest()
 
 
-def _new_state(job_run: _Run) -> TrainState:
-    config, shape = job_run.config, job_run.shape
-    laid_out = state_shape(config, shape, job_run.mesh)
+def _new_state(made: Prepared, log: Callable[[str], None]) -> TrainState:
+    config, shape = made.config, made.shape
+    laid_out = state_shape(config, shape, made.mesh)
     state = meshes.jit_init(lambda: initial_state(config, shape), laid_out)()
-    if job_run.settings.random_init:
+    if made.settings.random_init:
         return state
-    encoder = jax.device_put(job_run.pretrained.encoder(job_run.mesh), meshes.shardings(laid_out.params["encoder"]))
-    return state.replace(params={**state.params, "encoder": encoder})
+    found = made.pretrained.params(made.mesh)
+    # Where the head has one, and the pretrained model too: BERT's own has, token dropping trains none.
+    taken = {name: found[name] for name in ("encoder", "pooler") if name in found and name in state.params}
+    log(f"taken from {made.settings.init}: {' and '.join(taken)}; random: {', '.join(state.params.keys() - taken)}")
+    params = jax.device_put(taken, {name: meshes.shardings(laid_out.params[name]) for name in taken})
+    return state.replace(params={**state.params, **params})
 
 
-def _job(job_run: _Run) -> Job:
-    config, mesh, train = job_run.config, job_run.mesh, job_run.train
+def _job(made: Prepared) -> Job:
+    config, mesh, train = made.config, made.mesh, made.train
     count = config.train.batch_size
     mine = meshes.host_rows(mesh, count)
-    pad_id = job_run.pretrained.tokenizer.special["pad"]
+    pad_id = made.pretrained.tokenizer.special["pad"]
 
     def batch(step: int):
-        return _put(mesh, job_run.features, train.group(step), mine, count, pad_id)
+        return _put(mesh, made.features, train.group(step), mine, count, pad_id)
 
     def work(step: int) -> tuple[int, float]:
-        rows, length = count * job_run.shape.rows, train.group(step).length
+        rows, length = count * made.shape.rows, train.group(step).length
         return rows * length, step_flops(config, rows, length)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        return _measure(job_run, _predict(job_run, state, job_run.dev))
+        return _measure(made, _predict(made, state, made.dev))
 
     return Job(
         config=config,
         mesh=mesh,
-        compile=lambda: compile_steps(config, job_run.shape, mesh, train.lengths(config.train.steps)),
+        compile=lambda: compile_steps(config, made.shape, mesh, train.lengths(config.train.steps)),
         program=lambda step: program_name(train.group(step).length),
         batch=batch,
         work=work,
         evaluate=evaluate,
         evaluation_line=report.evaluation_line,
+        advice="Fine-tune with a lower config.learning_rate, in another --workdir",
         evaluate_first=False,
+        evaluate_when_stopping=True,
     )
 
 
@@ -211,49 +212,47 @@ def _put(mesh: Mesh, features: list[Feature], group: batches.Group, mine: np.nda
     return jax.tree.map(lambda rows: meshes.put_batch(mesh, count, rows), host_batch)
 
 
-def _outputs(job_run: _Run, state: TrainState, features: list[Feature]) -> list[np.ndarray]:
+def _outputs(made: Prepared, state: TrainState, features: list[Feature]) -> list[np.ndarray]:
     """The logits of features, in their order, in batches of the training's size."""
-    mesh, count = job_run.mesh, job_run.config.train.batch_size
-    mine, pad_id = meshes.host_rows(mesh, count), job_run.pretrained.tokenizer.special["pad"]
+    mesh, count = made.mesh, made.config.train.batch_size
+    mine, pad_id = meshes.host_rows(mesh, count), made.pretrained.tokenizer.special["pad"]
     order = np.argsort([feature.length for feature in features], kind="stable")
     found: dict[int, np.ndarray] = {}
-    for group in batches.group(features, order, count, job_run.settings.max_length):
-        rows = np.asarray(job_run.logits(state.params, _put(mesh, features, group, mine, count, pad_id)))
+    for group in batches.group(features, order, count, made.settings.max_length):
+        rows = np.asarray(made.logits(state.params, _put(mesh, features, group, mine, count, pad_id)))
         for i, row in zip(group.members[: group.count], rows, strict=False):
-            found[int(i)] = row[: features[i].length] if job_run.shape.head == "span" else row
+            found[int(i)] = row[: features[i].length] if made.shape.head == "span" else row
     return [found[i] for i in range(len(features))]
 
 
-def _predict(job_run: _Run, state: TrainState, splits: dict[str, _Split]) -> dict[str, list]:
+def _predict(made: Prepared, state: TrainState, splits: dict[str, Split]) -> dict[str, list]:
     return {
-        split: scoring.predict(
-            job_run.settings.task, part.examples, part.features, _outputs(job_run, state, part.features)
-        )
+        split: scoring.predict(made.settings.task, part.examples, part.features, _outputs(made, state, part.features))
         for split, part in splits.items()
     }
 
 
-def _measure(job_run: _Run, predictions: dict[str, list]) -> dict[str, float]:
+def _measure(made: Prepared, predictions: dict[str, list]) -> dict[str, float]:
     """The task's metrics from the predictions of its dev splits."""
-    name, dev = job_run.settings.task, job_run.dev
+    name, dev = made.settings.task, made.dev
     return scoring.summarize(
         name, {split: scoring.measure(name, part.examples, predictions[split]) for split, part in dev.items()}
     )
 
 
-def _finish(job_run: _Run, workdir: epath.Path, state: TrainState, seconds: float, log: Callable) -> None:
+def _finish(made: Prepared, workdir: epath.Path, state: TrainState, log: Callable) -> None:
     """Write the best checkpoint's predictions and result."""
-    settings, data, splits = job_run.settings, job_run.data, job_run.dev | job_run.test
-    predictions = _predict(job_run, state, splits)
-    metrics = _measure(job_run, predictions)
+    settings, data, splits = made.settings, made.data, made.dev | made.test
+    predictions = _predict(made, state, splits)
+    metrics = _measure(made, predictions)
     if not hosts.is_first():
         return
     for split, found in predictions.items():
         submission.write(settings.task, split, splits[split].examples, found, workdir / "predictions", data.labels)
     result = {
         "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate, "seed": settings.seed,
-        "step": int(state.step), "seconds": round(seconds, 1), **metrics,
+        "step": int(state.step), "seconds": read_metrics(workdir)[-1]["seconds"], **metrics,
     }  # fmt: skip
     write(workdir / RESULT_FILE, (json.dumps(result, indent=1) + "\n").encode())
-    for line in report.summary(workdir, settings, data, result, job_run.config.train.steps):
+    for line in report.summary(workdir, settings, data, result, made.config.train.steps):
         log(line)

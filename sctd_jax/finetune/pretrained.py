@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.finetune.finetuned import load_finetuned
+from sctd_jax.finetune.finetuned import HIGHEST_SCORE, load_finetuned
 from sctd_jax.interop.importing import read_model
-from sctd_jax.train.checkpoint import CONFIG_FILE, TASK_FILE
+from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, LOWEST_LOSS, TASK_FILE, Checkpoints
 from sctd_jax.train.run import load_run, read_config
 
 
@@ -25,7 +26,8 @@ class Pretrained:
     config: Config
     tokenizer: tokenizer.Tokenizer
     tokenizer_file: epath.Path
-    encoder: Callable[[Mesh], Any]  # the encoder's parameters
+    identity: str  # changes with the parameters
+    params: Callable[[Mesh], dict[str, Any]]  # `encoder`, and `pooler` where it has one
 
 
 def open_pretrained(init: str, recipe: Mapping, log: Callable[[str], None]) -> Pretrained:
@@ -37,21 +39,34 @@ def open_pretrained(init: str, recipe: Mapping, log: Callable[[str], None]) -> P
       log: told of damaged checkpoints.
 
     Raises:
-      UserError: neither the one nor the other.
+      UserError: none of the three.
     """
     path = storage.as_path(init)
     with storage.reaching(path):
-        ours, there = (path / "checkpoints").is_dir(), (path / CONFIG_FILE).is_file()
+        ours, there = (path / COMMAND_FILE).is_file(), (path / CONFIG_FILE).is_file()
     if ours:
-        file = tokenizer.find(path)
-        load = load_finetuned if (path / TASK_FILE).is_file() else load_run
-
-        def encoder(mesh: Mesh) -> Any:
-            return load(path, None, log, mesh).state.params["encoder"]
-
-        return Pretrained(read_config(path), tokenizer.load(file), file, encoder)
+        return _from_workdir(path, log)
     if not there:
         raise UserError(f"config.init {init}: expected the workdir of a run or a folder of transformers' BERT")
     found = read_model(Path(init), tokenizer_file=None, recipe=recipe)
+    params = {"encoder": found.state.params["encoder"]} | ({"pooler": found.pooler} if found.pooler else {})
     file = storage.as_path(found.tokenizer_file)
-    return Pretrained(found.config, tokenizer.load(file), file, lambda mesh: found.state.params["encoder"])
+    return Pretrained(found.config, tokenizer.load(file), file, found.digest, lambda mesh: params)
+
+
+def _from_workdir(workdir: epath.Path, log: Callable[[str], None]) -> Pretrained:
+    finetuned = (workdir / TASK_FILE).is_file()
+    with closing(Checkpoints(workdir, best=HIGHEST_SCORE if finetuned else LOWEST_LOSS, read_only=True)) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"config.init {workdir} has no checkpoint (finished cells of a sweep keep theirs only with "
+                            "config.keep_weights)")  # fmt: skip
+        step = (checkpoints.best_step() if finetuned else None) or steps[-1]
+        identity = checkpoints.identity(step)
+
+    def params(mesh: Mesh) -> dict[str, Any]:
+        found = (load_finetuned if finetuned else load_run)(workdir, step, log, mesh).state.params
+        return {name: found[name] for name in ("encoder", "pooler") if name in found}
+
+    file = tokenizer.find(workdir)
+    return Pretrained(read_config(workdir), tokenizer.load(file), file, identity, params)

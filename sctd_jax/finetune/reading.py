@@ -103,6 +103,8 @@ def open_task(name: str, data_dir: str, settings: FileSettings) -> TaskData:
     Raises:
       UserError: files that are missing, and whatever is malformed in them, by file and line.
     """
+    if "://" in data_dir:
+        raise UserError(f"config.data_dir {data_dir}: a task's files are read from disks; copy them first")
     notes = collections.Counter()
     if name in _OWN:
         splits, labels = _own_splits(name, data_dir, settings)
@@ -192,6 +194,9 @@ def _tfds_splits(name: str, data_dir: str) -> dict[str, _Split]:
     found = _class_names(builder, "label")
     if labels and found and len(found) != len(labels):
         raise UserError(f"{builder.data_dir}: the labels are {', '.join(found)}; {name} has {', '.join(labels)}")
+    ours = {label.casefold(): label for label in labels}
+    if ours.keys() == {label.casefold() for label in found}:  # the dataset's own order; the numbers follow it
+        labels = tuple(ours[label.casefold()] for label in found)
     names = _TFDS_MNLI if name == "mnli" else _TFDS
     return _tfds_records(builder, names, "label", labels, _TFDS_FIELDS.get(name, {}))
 
@@ -211,7 +216,7 @@ def _class_names(builder: Any, field: str) -> tuple[str, ...]:
 def _tfds_records(
     builder: Any, names: _Names, label: str, labels: tuple[str, ...], fields: dict[str, str]
 ) -> dict[str, _Split]:
-    """The splits of a dataset with its classes by name (they are in the order of `Task.labels`) and fields renamed."""
+    """The splits of a dataset with its fields renamed and its classes by name; number i is `labels[i]`."""
     missing = [split for split in names.required().values() if split not in builder.info.splits]
     if missing:
         raise UserError(f"{builder.data_dir}: no split {', '.join(missing)}; found {', '.join(builder.info.splits)}")

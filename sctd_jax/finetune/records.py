@@ -10,6 +10,8 @@ from typing import Any
 
 from sctd_jax.errors import UserError
 
+_LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -115,12 +117,15 @@ def read_csv(path: str) -> Iterator[Record]:
     Raises:
       UserError: a row with another number of columns, an open quote, or bytes that are not UTF-8.
     """
+    csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader((text for _, text in _lines(path)), strict=True)
     columns, number, line = None, 0, 1
     try:
         for values in reader:
             if values and columns is None:
                 columns = tuple(values)
+                if len(set(columns)) < len(columns):
+                    raise UserError(f"{path}, line {line}: the header names a column twice: {', '.join(columns)}")
             elif values:
                 if len(values) != len(columns):
                     raise _columns_error(path, line, values, columns)

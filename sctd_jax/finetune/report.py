@@ -56,7 +56,7 @@ def summary(
 ) -> list[str]:
     """Lines for the end of a run."""
     return [
-        f"done: {steps:,} steps, {duration(result['seconds'])} in this run",
+        f"done: {steps:,} steps, {duration(result['seconds'])} of training, evaluation and saving",
         f"best checkpoint: step {result['step']}: {_listed(result)}",
         f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}",
         "to transformers: python -m sctd_jax.interop.huggingface export "

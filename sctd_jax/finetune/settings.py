@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sctd_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, fill, require
+from sctd_jax.config import from_dict as config_from_dict
 from sctd_jax.finetune.tasks import TASKS
 
 
@@ -27,6 +28,8 @@ class FinetuneConfig:
     learning_rate: float  # 0: the task's
     warmup_share: float  # of the steps
     weight_decay: float
+    hidden_dropout: float
+    attention_dropout: float
     evaluations: int  # per epoch
     keep_checkpoints: int  # the last k; the best by the task's metric is kept besides
     log_every: int
@@ -53,7 +56,7 @@ def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
         require(getattr(found, field) >= 1, field, f"must be at least 1, found {getattr(found, field)}")
     for field in _NOT_NEGATIVE:
         require(getattr(found, field) >= 0, field, f"must not be negative, found {getattr(found, field)}")
-    for field in ("warmup_share", "heldout_share"):
+    for field in ("warmup_share", "heldout_share", "hidden_dropout", "attention_dropout"):
         require(0 <= getattr(found, field) < 1, field, f"must be at least 0 and below 1, found {getattr(found, field)}")
     task = TASKS[found.task]
     missing = ("max_length", "epochs", "batch_size", "learning_rate")
@@ -67,22 +70,36 @@ def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
     return found
 
 
-def run_config(settings: FinetuneConfig, pretrained: Config, steps_per_epoch: int) -> Config:
-    """The Config by which mesh, model, optimizer and loop of pretraining run a fine-tuning.
+def check_length(settings: FinetuneConfig, model: ModelConfig) -> None:
+    """Check that a model has positions enough.
 
-    AdamW as BERT's: betas 0.9 and 0.999, epsilon 1e-6, gradients clipped at norm 1, linear warm-up and decay.
+    Raises:
+      UserError: it has fewer than `max_length`.
     """
-    steps = settings.epochs * steps_per_epoch
-    model = dataclasses.replace(pretrained.model, dtype=settings.dtype, attention="auto", remat="auto")
     require(
         settings.max_length <= model.max_positions,
         "max_length",
-        f"({settings.max_length}) must not exceed the model's {model.max_positions} positions",
+        f"({settings.max_length}) must not exceed the {model.max_positions} positions of {settings.init}",
     )
+
+
+def run_config(settings: FinetuneConfig, pretrained: Config, steps_per_epoch: int) -> Config:
+    """The Config by which mesh, model, optimizer and loop of pretraining run a fine-tuning.
+
+    Betas, epsilon and clipping of the optimizer are BERT's, but Adam's bias is corrected, which fine-tuning needs
+    (Mosbach et al., ICLR 2021).
+    """
+    steps = settings.epochs * steps_per_epoch
+    model = dataclasses.replace(
+        pretrained.model, dtype=settings.dtype, attention="auto", remat="auto",
+        hidden_dropout=settings.hidden_dropout, attention_dropout=settings.attention_dropout,
+    )  # fmt: skip
     between = max(steps_per_epoch // settings.evaluations, 1)
-    return Config(
-        model=ModelConfig(**vars(model)),
-        dropping=dataclasses.replace(pretrained.dropping, method="full", keep_schedule=""),
+    found = Config(
+        model=model,
+        dropping=dataclasses.replace(
+            pretrained.dropping, method="full", keep_schedule="", full_steps_first=0, full_steps_last=0
+        ),
         masking=pretrained.masking,
         data=dataclasses.replace(pretrained.data, seq_len=settings.max_length),
         optimizer=OptimizerConfig(
@@ -97,3 +114,4 @@ def run_config(settings: FinetuneConfig, pretrained: Config, steps_per_epoch: in
         ),
         mesh=settings.mesh,
     )  # fmt: skip
+    return config_from_dict(dataclasses.asdict(found))  # a workdir that was written must be readable

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.finetune.tasks import Task
-from sctd_jax.model.heads import TaskBert
+from sctd_jax.model.heads import SPANS, TaskBert
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel.sharding import shard
 from sctd_jax.train.flops import layer_flops
@@ -32,7 +32,7 @@ class Shape:
     head: str
     outputs: int  # K; 1 for a score and for each choice, 2 for the ends of an answer
     rows: int = 1  # C
-    marked: int = 0
+    marked: str = ""  # how the head reads marked spans
 
 
 def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:
@@ -51,7 +51,7 @@ def initial_state(config: Config, shape: Shape) -> TrainState:
     """State before the first step with random weights; a pure function of `config.train.seed`."""
     init_key, run_key = jax.random.split(jax.random.key(config.train.seed))
     ids_BN = jnp.zeros((1, config.data.seq_len), jnp.int32)
-    marked_BM2 = jnp.zeros((1, shape.marked, 2), jnp.int32)
+    marked_BM2 = jnp.zeros((1, SPANS, 2), jnp.int32)
     params = make_model(config, shape).init(init_key, ids_BN, ids_BN == 0, ids_BN, marked_BM2)["params"]
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, make_optimizer(config.optimizer).init(params), None, run_key, zero)
@@ -126,9 +126,9 @@ def _batch_shape(config: Config, shape: Shape, mesh: Mesh, length: int) -> TaskB
     def array(dtype, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((count, *sizes), dtype, sharding=meshes.batch_sharding(mesh))
 
-    text = (shape.rows, length)
+    text, spans = (shape.rows, length), SPANS if shape.marked else 0
     return TaskBatch(
-        array(jnp.int32, *text), array(jnp.bool_, *text), array(jnp.int32, *text), array(jnp.int32, shape.marked, 2),
+        array(jnp.int32, *text), array(jnp.bool_, *text), array(jnp.int32, *text), array(jnp.int32, spans, 2),
         array(jnp.float32), array(jnp.int32, 2), array(jnp.float32),
     )  # fmt: skip
 

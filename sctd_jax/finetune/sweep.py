@@ -13,11 +13,12 @@ from sctd_jax import storage
 from sctd_jax.config import require
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import settings, sweep_report
-from sctd_jax.finetune.loop import RESULT_FILE, finetune, read_data
-from sctd_jax.finetune.pretrained import open_pretrained
+from sctd_jax.finetune.loop import RESULT_FILE, finetune, prepare
 from sctd_jax.finetune.settings import FinetuneConfig
 from sctd_jax.finetune.workdir import check_task
 from sctd_jax.parallel import hosts
+from sctd_jax.train.checkpoint import CONFIG_FILE, write
+from sctd_jax.train.job import DivergedError
 
 _OWN = ("tasks", "inits", "learning_rates", "seeds", "keep_weights")
 
@@ -55,6 +56,7 @@ def from_dict(values: Mapping[str, Any]) -> Sweep:
     except ValueError as error:
         raise UserError(f"config.learning_rates must be numbers separated by commas: {error}") from error
     require(all(rate > 0 for rate in rates), "learning_rates", f"must be positive, found {values['learning_rates']}")
+    require(len(set(rates)) == len(rates), "learning_rates", f"names one twice: {values['learning_rates']}")
     require(values["seeds"] >= 1, "seeds", f"must be at least 1, found {values['seeds']}")
     found = []
     for (init, name), task, seed, rate in itertools.product(
@@ -88,16 +90,18 @@ def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], 
       UserError: a checkpoint or a task cannot be read, which is looked at for all before the first cell; a cell failed.
     """
     folder, say = storage.as_path(workdir), hosts.only_first(log)
-    left = [cell for cell in sweep.cells if not _finished(folder, cell)]
+    left = _look_at_all(sweep, folder, recipe, say)
     say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} finished before")
-    for one in {(cell.settings.init, cell.settings.task): cell.settings for cell in left}.values():
-        open_pretrained(one.init, recipe, say)
-        read_data(one)
     for number, cell in enumerate(left, start=1):
         say(f"cell {number} of {len(left)}: {cell.name}")
-        result = finetune(cell.settings, folder / cell.name, recipe, log)
-        if result.stopped_by is not None:
-            return result.stopped_by
+        try:
+            result = finetune(cell.settings, folder / cell.name, recipe, log)
+        except DivergedError as error:
+            say(f"warning: {error}; it counts as score 0")
+            hosts.first_only(f"diverged {cell.name}", lambda cell=cell: _diverged(folder, cell))
+        else:
+            if result.stopped_by is not None:
+                return result.stopped_by
         hosts.first_only(f"cell {cell.name}", lambda cell=cell: _finish(folder, cell, sweep.keep_weights))
         jax.clear_caches()  # the programs of one cell are of no use to the next
     if hosts.is_first():
@@ -106,16 +110,39 @@ def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], 
     return None
 
 
-def _finished(folder: epath.Path, cell: Cell) -> bool:
-    there = (folder / cell.name / RESULT_FILE).exists()
-    if there:  # with other epochs, say, it would be another sweep's
-        check_task(folder / cell.name, cell.settings)
-    return there
+def _look_at_all(sweep: Sweep, folder: epath.Path, recipe: Mapping, say: Callable[[str], None]) -> list[Cell]:
+    """The cells that are not finished, once every checkpoint with every task is known to be able to run."""
+    left = []
+    by_pair = itertools.groupby(sweep.cells, key=lambda cell: (cell.settings.init, cell.settings.task))
+    for _, group in by_pair:
+        cells = list(group)
+        first = next((cell for cell in cells if not (folder / cell.name / CONFIG_FILE).exists()), cells[0])
+        origin = prepare(first.settings, folder / first.name, recipe, say).origin
+        for cell in cells:
+            finished = (folder / cell.name / RESULT_FILE).exists()
+            if finished:  # with other epochs, data or parameters it would be another sweep's
+                check_task(folder / cell.name, cell.settings, origin)
+                hosts.first_only(f"weights {cell.name}", lambda cell=cell: _let_go(folder, cell, sweep.keep_weights))
+            else:
+                left.append(cell)
+    return left
+
+
+def _diverged(folder: epath.Path, cell: Cell) -> None:
+    one = cell.settings
+    result = {"task": one.task, "init": one.init, "learning_rate": one.learning_rate, "seed": one.seed,
+              "diverged": True, "eval/score": 0.0}  # fmt: skip
+    write(folder / cell.name / RESULT_FILE, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def _let_go(folder: epath.Path, cell: Cell, keep_weights: bool) -> None:
+    weights = folder / cell.name / "checkpoints"
+    if not keep_weights and weights.exists():
+        weights.rmtree()
 
 
 def _finish(folder: epath.Path, cell: Cell, keep_weights: bool) -> None:
-    if not keep_weights:
-        (folder / cell.name / "checkpoints").rmtree()
+    _let_go(folder, cell, keep_weights)
     sweep_report.write_report(folder, read_results(folder))
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -19,10 +18,17 @@ from sctd_jax.train.checkpoint import CONFIG_FILE, TASK_FILE, check_new, same_co
 _MAY_CHANGE = ("init", "data_dir", "accumulation", "keep_checkpoints", "log_every", "mesh")
 
 
-def check_workdir(
-    workdir: epath.Path, settings: FinetuneConfig, config: Config, labels: Sequence[str], digest: str
-) -> None:
-    """Check before any long work that `workdir` is new or this fine-tuning's, `digest` that of its examples.
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a fine-tuning was made from, as `task.json` keeps it beside the settings."""
+
+    labels: tuple[str, ...]
+    data_sha256: str  # of the labelled examples
+    init_identity: str  # of the parameters that it starts from
+
+
+def check_workdir(workdir: epath.Path, settings: FinetuneConfig, config: Config, origin: Origin) -> None:
+    """Check before any long work that `workdir` is new or this fine-tuning's.
 
     Raises:
       UserError: it belongs to another one or to something else, or cannot be written.
@@ -34,19 +40,13 @@ def check_workdir(
             elif not (workdir / TASK_FILE).exists():
                 raise UserError(f"workdir {workdir} is a pretraining run's: fine-tune in another --workdir")
             else:
-                check_task(workdir, settings)
-                theirs = read_task(workdir)
-                if (theirs["labels"], theirs["data_sha256"]) != (list(labels), digest):
-                    raise UserError(
-                        f"workdir {workdir} was trained on other examples than those in {settings.data_dir}; choose "
-                        "another --workdir"
-                    )
+                check_task(workdir, settings, origin)
                 same_config(workdir, {"model": dataclasses.asdict(config.model)})
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
 
 
-def check_task(workdir: epath.Path, settings: FinetuneConfig) -> None:
+def check_task(workdir: epath.Path, settings: FinetuneConfig, origin: Origin) -> None:
     """Check that a workdir's fine-tuning is this one, but for what a rerun may change.
 
     Raises:
@@ -62,6 +62,14 @@ def check_task(workdir: epath.Path, settings: FinetuneConfig) -> None:
         raise UserError(
             f"workdir {workdir} belongs to another fine-tuning: {', '.join(other)}; choose another --workdir"
         )
+
+    what = None
+    if theirs["init_identity"] != origin.init_identity:
+        what = f"started from other parameters ({theirs['init_identity']}) than those of {settings.init} now"
+    if (theirs["labels"], theirs["data_sha256"]) != (list(origin.labels), origin.data_sha256):
+        what = f"was trained on other examples than those in {settings.data_dir}"
+    if what:
+        raise UserError(f"workdir {workdir} {what}; choose another --workdir")
 
 
 def read_task(workdir: epath.Path) -> dict[str, Any]:
@@ -80,8 +88,7 @@ def claim_workdir(
     workdir: epath.Path,
     settings: FinetuneConfig,
     config: Config,
-    labels: Sequence[str],
-    digest: str,
+    origin: Origin,
     tokenizer_file: epath.Path,
 ) -> None:
     """Write tokenizer, task, command and config, the last one last: it says that the workdir is a run's.
@@ -89,7 +96,7 @@ def claim_workdir(
     Raises:
       UserError: it cannot be written, or another host does not see it.
     """
-    task = {**dataclasses.asdict(settings), "labels": list(labels), "data_sha256": digest}
+    task = {**dataclasses.asdict(settings), **dataclasses.asdict(origin)}
 
     def claim():
         try:

@@ -26,12 +26,14 @@ _WRITTEN = {
 
 
 def export(workdir: epath.Path, out: Path, *, step: int | None, force: bool, log: Callable[[str], None]) -> None:
-    """Write `out` with what `AutoModelForMaskedLM` and `AutoTokenizer` load; it appears only when complete.
+    """Write `out` with what `AutoTokenizer` and `AutoModelForMaskedLM`, or the task's class, load.
+
+    It appears only when complete.
 
     Args:
-      workdir: of a run.
+      workdir: of a pretraining or a fine-tuning.
       out: a folder that does not exist, unless `force`.
-      step: of the checkpoint; None for the newest.
+      step: of the checkpoint; None for the newest, of a fine-tuning for the best.
       force: replace `out` if it is an export.
       log: receives progress lines.
 

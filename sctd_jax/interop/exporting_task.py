@@ -35,9 +35,7 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
     name = read_task(workdir)["task"]
     task = TASKS[name]
     if task.marked:
-        raise UserError(
-            f"{workdir}: the classifier of {name} reads the marked words beside [CLS]; transformers has no such class"
-        )
+        raise UserError(f"{workdir}: the classifier of {name} reads the marked words; transformers has no such class")
     found = load_finetuned(workdir, step, log)
     settings, config = found.task, found.config
     architecture, pipeline = _CLASSES[task.head]

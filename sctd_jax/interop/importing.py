@@ -1,6 +1,7 @@
 """A BERT checkpoint in `transformers`' format -> a workdir that later runs start from."""
 
 import dataclasses
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -22,8 +23,9 @@ from sctd_jax.train.state import TrainState, initial_state
 _WEIGHTS_FILE, _CONFIG_FILE = "model.safetensors", "config.json"
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.txt")
 _PICKLES, _SHARDS = (".bin", ".pt", ".pth", ".ckpt"), "model.safetensors.index.json"
-# In BERT checkpoints, but not in this network: the next-sentence task's, and an index that is always 0, 1, 2 ...
-_LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids")
+# In BERT checkpoints, but not in this network: tasks' heads, and an index that is always 0, 1, 2 ...
+_LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids", "classifier.", "qa_outputs.")
+_POOLER = {"kernel": "bert.pooler.dense.weight", "bias": "bert.pooler.dense.bias"}
 _DECODER_BIAS = "cls.predictions.decoder.bias"
 # Saved a second time by some versions, and what they are tied to.
 _TIED = {"cls.predictions.decoder.weight": weights.WORD_EMBEDDINGS, _DECODER_BIAS: weights.OUTPUT_BIAS}
@@ -68,6 +70,8 @@ class Imported:
     tokenizer_file: Path
     tensors: int  # how many were read
     has_head: bool  # of MLM; otherwise it starts from random weights
+    digest: str  # of the file
+    pooler: Mapping[str, np.ndarray] | None  # `kernel` [D, D] and `bias` [D], for fine-tuning
     notes: tuple[str, ...]  # what was left out or starts from random weights
 
 
@@ -95,7 +99,10 @@ def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) ->
     has_head = any(weights.is_head(name) for name in tensors)
     if not has_head:
         notes.append("there is no MLM head in it: the head starts from random weights, which pretraining trains")
-    return Imported(config, state, pieces_file, len(tensors), has_head, tuple(notes))
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    pooler = _read_pooler(checkpoint, model["hidden_size"])
+    return Imported(config, state, pieces_file, len(tensors), has_head, digest, pooler, tuple(notes))
 
 
 def _find_weights(source: Path) -> Path:
@@ -183,6 +190,15 @@ def _read_tensors(path: Path, config: Config, rows: int, initial: Mapping) -> tu
     for name in {weights.WORD_EMBEDDINGS, weights.OUTPUT_BIAS} & set(tensors):
         tensors[name] = tensors[name][: config.model.vocab_size]
     return tensors, left_out
+
+
+def _read_pooler(path: Path, width: int) -> dict[str, np.ndarray] | None:
+    with safe_open(path, framework="np") as file:
+        names = {_present_name(name): name for name in file.keys()}  # noqa: SIM118 it is no dict
+        if not set(_POOLER.values()) <= set(names):
+            return None
+        kernel, bias = (np.asarray(file.get_tensor(names[_POOLER[leaf]]), np.float32) for leaf in ("kernel", "bias"))
+    return {"kernel": kernel.T, "bias": bias} if (kernel.shape, bias.shape) == ((width, width), (width,)) else None
 
 
 def _by_present_name(path: Path, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:

@@ -22,7 +22,7 @@ RULES = {
     _PARAMETER + r"mlm_head/dense/kernel": ("fsdp", None),
     _PARAMETER + r"mlm_head/dense/bias": (),
     _PARAMETER + r"mlm_head/bias": ("tensor",),
-    _PARAMETER + r"(?:pooler|classifier|span_score)/(?:kernel|bias)": (),
+    _PARAMETER + r"(?:pooler|classifier|span_score_\d)/(?:kernel|bias)": (),
     _LAYER + r"attention/(?:query|key|value)/kernel": ("fsdp", "tensor", None),
     _LAYER + r"attention/(?:query|key|value)/bias": ("tensor", None),
     _LAYER + r"attention/output/kernel": ("tensor", None, "fsdp"),

@@ -129,7 +129,7 @@ def _probe(
     """Fit all probes of a model and score them. Dev states are not kept: of a large task they do not fit in memory."""
     task, config = TASKS[settings.task], pretrained.config.model
     max_length = min(settings.max_length or task.max_length, config.max_positions)
-    params = pretrained.encoder(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES))
+    params = pretrained.params(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES))["encoder"]
     states = jit_pooled_states(config)
     pad_id = pretrained.tokenizer.special["pad"]
 

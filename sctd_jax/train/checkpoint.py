@@ -225,6 +225,20 @@ class Checkpoints:
         choose = min if self._best.mode == "min" else max
         return choose(values, key=values.get) if values else None
 
+    def identity(self, step: int) -> str:
+        """Changes with the parameters of a checkpoint.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        try:
+            return f"step {step}, digest {self._expected_digest(step)}"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"checkpoint {self._folder / str(step)} is damaged: {_first_line(error)}") from error
+
+    def _expected_digest(self, step: int) -> int:
+        return json.loads((self._folder / str(step) / "check" / "metadata").read_text())["digest"]
+
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start saving `state` under its step, unless that step is there already.
 
@@ -290,7 +304,7 @@ class Checkpoints:
         """What is wrong with a checkpoint, or None. A bucket that does not answer is no damage."""
         folder = self._folder / str(step)
         try:
-            expected = json.loads((folder / "check" / "metadata").read_text())["digest"]
+            expected = self._expected_digest(step)
             found = _stored_digest(folder / "state")
         except (OSError, ValueError, KeyError, TypeError) as error:  # TensorStore's are ValueErrors
             if storage.is_remote(folder) and _OUTAGE.search(str(error)):

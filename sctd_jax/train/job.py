@@ -33,7 +33,15 @@ class Job:
     work: Callable[[int], tuple[int, float]]  # tokens and FLOPs of a step
     evaluate: Callable[[TrainState], dict[str, float]]
     evaluation_line: Callable[[int, dict[str, float]], str]
+    advice: str  # to a person whose run diverged
     evaluate_first: bool = True  # before the first step
+    # Where an evaluation decides which checkpoint is the best, none may be saved without it; where the machine is
+    # about to be taken, saving comes first.
+    evaluate_when_stopping: bool = False
+
+
+class DivergedError(UserError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +64,7 @@ def run(
     """Train from `state` to `train.steps`, with evaluations and checkpoints, unless `stop` asks for an end.
 
     Raises:
-      UserError: too many steps in a row were not finite.
+      DivergedError: `train.max_bad_steps` steps in a row were not finite.
       TryAgainError: another process or the storage failed.
     """
     config, start, steps = job.config, int(state.step), job.config.train.steps
@@ -78,7 +86,7 @@ def run(
             if (
                 (step % config.train.eval_every == 0 or last)
                 and (step > start or (step == 0 and job.evaluate_first))
-                and not stopping
+                and (job.evaluate_when_stopping or not stopping)
             ):
                 train.flush()
                 evaluated = job.evaluate(state)
@@ -95,7 +103,7 @@ def run(
             state, metrics = programs[job.program(step)](state, batch)
             train.take(step, metrics)
             if train.bad_streak >= config.train.max_bad_steps:
-                _give_up(config, checkpoints, state, train.bad_streak)
+                _give_up(job, checkpoints, state, train.bad_streak)
         checkpoints.wait()
         return Result(step, stop.signum if step < steps else None, state)
     except jax.errors.JaxRuntimeError as error:
@@ -165,11 +173,10 @@ class _TrainMetrics:
         self._window.clear()
 
 
-def _give_up(config: Config, checkpoints: Checkpoints, state: TrainState, streak: int) -> None:
+def _give_up(job: Job, checkpoints: Checkpoints, state: TrainState, streak: int) -> None:
     checkpoints.save(state, None)
     checkpoints.wait()
-    raise UserError(
-        f"{streak} steps in a row had a non-finite loss or gradient (train.max_bad_steps); their updates were left "
-        f"out, and the last good parameters are saved as step {int(state.step)}. Lower optimizer.learning_rate "
-        f"({config.optimizer.learning_rate}) or lengthen the warm-up, and run again in this workdir"
+    raise DivergedError(
+        f"{streak} steps in a row had a non-finite loss or gradient; their updates were left out, and the last good "
+        f"parameters are saved as step {int(state.step)}. {job.advice}"
     )

@@ -87,6 +87,8 @@ def _job(config: Config, mesh: Mesh, data: setup.Data) -> Job:
         work=lambda step: (tokens, step_flops(config.at(step), variant_at(config, step))),
         evaluate=setup.make_evaluate(config, data, mesh),
         evaluation_line=report.evaluation_line,
+        advice=f"Lower optimizer.learning_rate ({config.optimizer.learning_rate}) or lengthen the warm-up, and run "
+        "again in this workdir",
     )
 
 
