@@ -15,7 +15,7 @@ from tests import helpers, task_files
 CONFIG = helpers.config(dropping__method="full", model__num_layers=1, model__max_positions=64)
 
 
-def write_pretrained(workdir, rows, seed=5):
+def write_pretrained(workdir, rows, seed=5, scale=0.02):
     """A pretraining workdir at step 0: one layer, 64 positions."""
     workdir.mkdir()
     file = tokenizer.find(rows)
@@ -23,7 +23,7 @@ def write_pretrained(workdir, rows, seed=5):
     write_config(workdir, CONFIG)
     state = jax.jit(lambda: initial_state(CONFIG, helpers.SPECIAL))()
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(state.replace(params=helpers.moved(state.params, 0.02, seed)), {"eval/loss": 6.0})
+    checkpoints.save(state.replace(params=helpers.moved(state.params, scale, seed)), {"eval/loss": 6.0})
     checkpoints.close()
     return workdir
 

@@ -128,7 +128,7 @@ def test_an_export_that_fails_midway_leaves_the_old_one(exported, workdir, tmp_p
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_card", full)
+    monkeypatch.setattr(exporting, "_write_json", full)
     for folder in (out, tmp_path / "new"):
         with pytest.raises(UserError, match=r"cannot write .* No space left"):
             exporting.export(workdir, folder, step=None, force=True, log=print)
