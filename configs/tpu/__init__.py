@@ -1,1 +1,1 @@
-"""Recipes for TPU slices, each compiled for its own; docs/tpu.md has the table."""
+"""Recipes for TPU slices; benchmarks/tpu_recipes.py compiles each for its own."""

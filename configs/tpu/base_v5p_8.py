@@ -3,7 +3,7 @@
     launch/babysit.sh --name=base --zone=ZONE --type=v5p-8 --spot -- --config=configs/tpu/base_v5p_8.py \
         --config.data.rows=gs://BUCKET/rows --workdir=gs://BUCKET/runs/base
 
-Compiled for that slice and never run on one: docs/tpu.md says what memory it takes.
+Never run on one; `python benchmarks/tpu_recipes.py` compiles it for that slice and says what memory it takes.
 """
 
 from configs import base

@@ -3,7 +3,7 @@
     launch/babysit.sh --name=large --zone=ZONE --type=v4-16 --spot -- --config=configs/tpu/large_v4_16.py \
         --config.data.rows=gs://BUCKET/rows --workdir=gs://BUCKET/runs/large
 
-Compiled for that slice and never run on one: docs/tpu.md says what memory it takes.
+Never run on one; `python benchmarks/tpu_recipes.py` compiles it for that slice and says what memory it takes.
 """
 
 from configs import large
