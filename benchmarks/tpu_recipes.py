@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/tpu_recipes.json"))
     args = parser.parse_args()
     found = json.loads(args.out.read_text()) if args.out.exists() else []
-    for path in sorted(RECIPES.glob("*_*_*.py")):
+    for path in sorted(RECIPES.glob("[!_]*.py")):
         if path.stem not in {one["recipe"] for one in found}:
             found.append(measure(path.stem))
             args.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -17,7 +15,7 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune.step import shape_of, state_shape
 from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.finetune.workdir import read_task
-from sctd_jax.parallel.mesh import AXES
+from sctd_jax.parallel.mesh import one_device
 from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, Best, Checkpoints
 from sctd_jax.train.state import TrainState
 
@@ -51,7 +49,7 @@ def load_finetuned(
     """
     task = read_task(workdir)
     config = from_dict(json.loads((workdir / CONFIG_FILE).read_text()))
-    mesh = mesh or Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+    mesh = mesh or one_device()
     shape = state_shape(config, shape_of(TASKS[task["task"]], task["labels"]), mesh)
     with closing(Checkpoints(workdir, best=HIGHEST_SCORE, read_only=True)) as checkpoints:
         steps = checkpoints.steps()

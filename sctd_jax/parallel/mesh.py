@@ -40,6 +40,11 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
     return Mesh(across_slices((data, fsdp, tensor), slices, devices[:count]), **axes)
 
 
+def one_device() -> Mesh:
+    """A mesh of the first device, for what is only read or looked at."""
+    return Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+
+
 def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices of several TPU slices, or of several GPU nodes, as an array in which only 'data' goes across them.
 

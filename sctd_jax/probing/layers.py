@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -26,7 +25,7 @@ from sctd_jax.finetune.reading import FileSettings, TaskData, open_task
 from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.model.bert import Encoder
 from sctd_jax.objective import losses
-from sctd_jax.parallel.mesh import AXES
+from sctd_jax.parallel.mesh import one_device
 from sctd_jax.probing.models import check_pretrained, full_precision, names
 
 POOLINGS = ("cls", "mean")  # [CLS], and the mean over a row's real tokens, [CLS] and [SEP] among them
@@ -129,7 +128,7 @@ def _probe(
     """Fit all probes of a model and score them. Dev states are not kept: of a large task they do not fit in memory."""
     task, config = TASKS[settings.task], pretrained.config.model
     max_length = min(settings.max_length or task.max_length, config.max_positions)
-    params = pretrained.params(Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES))["encoder"]
+    params = pretrained.params(one_device())["encoder"]
     states = jit_pooled_states(config)
     pad_id = pretrained.tokenizer.special["pad"]
 

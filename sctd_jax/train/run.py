@@ -5,8 +5,6 @@ import json
 import os
 from collections.abc import Callable
 
-import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -16,7 +14,7 @@ from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.objective.masking import SpecialIds
-from sctd_jax.parallel.mesh import AXES
+from sctd_jax.parallel.mesh import one_device
 from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, TASK_FILE, Checkpoints
 from sctd_jax.train.compiling import state_shape
 from sctd_jax.train.state import TrainState
@@ -58,7 +56,7 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
         steps = checkpoints.steps()
         if not steps or step not in (None, *steps):
             raise UserError(f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}, found {steps}")
-        mesh = mesh or Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+        mesh = mesh or one_device()
         state = checkpoints.restore(state_shape(config, SpecialIds(**pieces.special), mesh), log, step)
     finally:
         checkpoints.close()
