@@ -46,7 +46,7 @@ def measure(model: str, length: int, method: str, chip: str, guess: int) -> dict
     config, mesh, sheet = aot.open_slice(config_of(model, length, method, guess), SLICES[chip], lambda line: None)
     stage, variant = steps_needed(config)[METHODS[method]]
     began = time.monotonic()
-    fit = fitting.largest_batch(stage, variant, mesh, sheet.hbm_bytes)
+    fit = fitting.largest_batch(stage, variant, SLICES[chip], mesh, sheet.hbm_bytes)
     return {
         "model": model, "length": length, "method": method, "chip": chip, "rows": fit.rows, "needed": fit.needed,
         "too_many": fit.too_many, "seconds": round(time.monotonic() - began), "date": time.strftime("%Y-%m-%d"),
@@ -62,7 +62,7 @@ def guess_rows(cells: list[dict], model: str, length: int, method: str, chip: st
         (("length", "method", "chip"), lambda cell: 0.4),
     ):
         wanted = {"model": model, "length": length, "method": method, "chip": chip}
-        for cell in cells:
+        for cell in reversed(cells):  # of several chips the last is the likest
             if all(cell[field] == wanted[field] for field in same):
                 return max(8, int(cell["rows"] * factor(cell)))
     return 96 * 512 // length
@@ -74,7 +74,7 @@ def table(cells: list[dict]) -> str:
     lines = [f"| model | N | method | {' | '.join(SLICES)} |", f"|---|---|---|{'---|' * len(SLICES)}"]
     for row in itertools.product(MODELS, LENGTHS, METHODS):
         there = [found.get((*row, chip)) for chip in SLICES]
-        values = [f"{cell['rows']} ({cell['needed'] / aot.GIB:.1f})" if cell else "" for cell in there]
+        values = [str(cell["rows"]) if cell else "" for cell in there]
         lines.append(f"| {row[0]} | {row[1]} | {row[2]} | {' | '.join(values)} |")
     return "\n".join(lines)
 

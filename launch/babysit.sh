@@ -6,8 +6,9 @@
 # Creates the slice, installs, runs; looks every --poll=60 seconds. A slice that is gone or does not answer is replaced, a
 # run that has died is run again: it resumes from its newest checkpoint. Ends with 0 when the run has ended well, otherwise
 # with a message: after a wrong config (the run's exit status 2), three deaths in a row within ten minutes of their starts,
-# three slices in a row that never answer, or five calls in a row that the cloud refuses. Then too the slice is deleted, if
-# the cloud lets it; --keep leaves it. Ctrl-C ends the watching only. Options besides: those of tpu_vm.sh.
+# three slices in a row that never answer or cannot be set up, three requests in a row that fail, or five calls in a row
+# that the cloud refuses. Then too the slice is deleted, if the cloud lets it; --keep leaves it. Ctrl-C ends the watching
+# only. Options besides: those of tpu_vm.sh.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib.sh
@@ -57,7 +58,7 @@ if [[ -n $dry_run ]]; then
 fi
 
 ready='' before='' workers='' ended=''
-deaths=0 refused=0 silent=0 dead_slices=0 started=0
+deaths=0 refused=0 silent=0 dead_slices=0 failed=0 started=0
 
 refuse() { # the cloud has refused a call, in its own words above
     refused=$((refused + 1))
@@ -66,13 +67,22 @@ refuse() { # the cloud has refused a call, in its own words above
 
 # An active slice: the run on it, unless one is going on already.
 launch() {
-    if workers=$(vm status 2>&1) && [[ $workers == *"sctd_jax worker: running"* ]]; then
+    if workers=$(vm status) && [[ $workers == *"sctd_jax worker: running"* ]]; then
         echo "$name: a run is going on"
     else
         vm setup || return 1
         vm run -- "${arguments[@]}" || return 1
     fi
     ready=yes started=$SECONDS
+}
+
+# A worker does not answer, or cannot be set up.
+unanswered() {
+    silent=$((silent + 1))
+    [[ $silent -ge 5 ]] || return 0
+    silent=0 dead_slices=$((dead_slices + 1))
+    [[ $dead_slices -lt 3 ]] || finish 1 "three slices in a row do not answer, or cannot be set up"
+    replace "does not answer" || refuse
 }
 
 replace() { # WHY
@@ -116,17 +126,22 @@ while true; do
         before=$now
         case $now in
             absent) if vm request ${options[@]+"${options[@]}"}; then refused=0 ready=''; else refuse; fi ;;
-            FAILED | SUSPENDED) if replace "is $now"; then refused=0; else refuse; fi ;;
+            FAILED)
+                failed=$((failed + 1))
+                vm describe || true
+                [[ $failed -lt 3 ]] || finish 1 "three requests in a row have failed, for the reason above"
+                if replace "is $now"; then refused=0; else refuse; fi
+                ;;
+            SUSPENDED) if replace "is $now"; then refused=0; else refuse; fi ;;
             ACTIVE)
+                refused=0 failed=0
                 if [[ -z $ready ]]; then
-                    if launch; then refused=0; else refuse; fi
+                    if launch; then silent=0; else unanswered; fi
                 elif workers=$(vm status); then
-                    refused=0 silent=0 dead_slices=0
+                    silent=0 dead_slices=0
                     look || refuse
-                elif silent=$((silent + 1)) && [[ $silent -ge 5 ]]; then
-                    silent=0 dead_slices=$((dead_slices + 1))
-                    [[ $dead_slices -lt 3 ]] || finish 1 "three slices in a row do not answer"
-                    replace "does not answer" || refuse
+                else
+                    unanswered
                 fi
                 ;;
             *) refused=0 ;; # in the queue, or on its way out

@@ -4,12 +4,13 @@
 #   launch/tpu_vm.sh create --name=NAME --zone=ZONE --type=v5litepod-8 [--spot | --reserved] [--project=PROJECT]
 #   launch/tpu_vm.sh setup  --name=NAME --zone=ZONE
 #   launch/tpu_vm.sh run    --name=NAME --zone=ZONE -- --config=configs/base.py --workdir=gs://BUCKET/runs/base ...
-#   launch/tpu_vm.sh status | logs | ssh | stop | delete --name=NAME --zone=ZONE [-- COMMAND for ssh]
+#   launch/tpu_vm.sh status | describe | logs | ssh | stop | delete --name=NAME --zone=ZONE [-- COMMAND for ssh]
 #
 # create  asks for the slice as a queued resource and waits until it is there (request only asks, wait only waits)
 # setup   copies what is committed here (git archive HEAD) to all workers and installs it
 # run     starts sctd_jax.main on all workers, detached: it outlives this terminal; run again, it resumes
 # status  of the slice, and of the run on every worker
+# describe  what the cloud says of the request, the reason of a failure too
 # logs    of worker 0, as they grow
 # stop    SIGTERM to the run: it saves a checkpoint on its way out
 # delete  gives the slice back; what is in gs:// stays
@@ -77,7 +78,7 @@ wait_until_active() {
         case $now in
             ACTIVE) return ;;
             FAILED | SUSPENDED | SUSPENDING | DELETING | absent)
-                die "$name is $now: see 'gcloud compute tpus queued-resources describe $name ${where[*]}', then $0 delete" ;;
+                die "$name is $now: see why with $0 describe, then $0 delete" ;;
         esac
         sleep "$poll"
     done
@@ -94,14 +95,14 @@ on() { # WORKER COMMAND...
 }
 
 setup() {
-    local folder=/tmp/sctd_jax
+    local folder=/tmp
     if [[ -z $dry_run ]]; then
         folder=$(mktemp -d)
         # shellcheck disable=SC2064  # the folder as it is now
         trap "rm -rf '$folder'" EXIT
     fi
     local archive=$folder/sctd_jax.tar.gz
-    git diff --quiet HEAD || echo "note: changes that are not committed stay here"
+    git diff --quiet HEAD || echo "note: changes that are not committed stay here" >&2
     run git archive --format=tar.gz "--prefix=sctd_jax/" "--output=$archive" HEAD
     run gcloud compute tpus tpu-vm scp "$archive" "$name:sctd_jax.tar.gz" "${where[@]}" --worker=all
     # A run that is going on keeps its files.
@@ -111,7 +112,7 @@ setup() {
 }
 
 case ${1:-} in
-    create | request | wait | setup | run | status | state | logs | ssh | stop | delete) ;;
+    create | request | wait | setup | run | status | describe | state | logs | ssh | stop | delete) ;;
     -h | --help | help) usage "$0" 0 ;;
     *) usage "$0" 2 >&2 ;;
 esac
@@ -134,6 +135,7 @@ case $1 in
             on all bash sctd_jax/launch/worker.sh status
         fi
         ;;
+    describe) run gcloud compute tpus queued-resources describe "$name" "${where[@]}" ;;
     logs) on 0 bash sctd_jax/launch/worker.sh logs ;;
     stop) on all bash sctd_jax/launch/worker.sh stop ;;
     ssh)

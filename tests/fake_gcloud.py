@@ -1,8 +1,9 @@
 """A stand-in for `gcloud` on PATH: a slice of two workers in folders, on which it runs what is sent over ssh.
 
 In the folder $FAKE_CLOUD are `calls` (what it was called with, a JSON list a line), `states` (what `describe` answers,
-a line each, the last one again and again; absent: no such slice), `refuse` (a message with which every call fails) and
-`worker-0`, `worker-1`, the home folders of the slice's VMs.
+a line each, the last one again and again; absent: no such slice), `fate` (the states of every new slice, FATE without
+it), `refuse` (a message with which every call fails), `silent` (where it is, no worker answers) and `worker-0`,
+`worker-1`, the home folders of the slice's VMs.
 """
 
 import json
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 CLOUD = Path(os.environ["FAKE_CLOUD"])
+FATE = "WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n"
 STATES, WORKERS = CLOUD / "states", [CLOUD / "worker-0", CLOUD / "worker-1"]
 
 
@@ -20,19 +22,21 @@ def fail(message: str) -> None:
     sys.exit(1)
 
 
-def describe() -> None:
+def describe(arguments: list[str]) -> None:
     if not STATES.exists():
         fail("NOT_FOUND: Resource was not found.")
     first, *rest = STATES.read_text().splitlines()
     if rest:
         STATES.write_text("\n".join(rest) + "\n")
-    print(first)
+    print(
+        first if "--format=value(state.state)" in arguments else f"state:\n  state: {first}\n  stateInitiator: SERVICE"
+    )
 
 
 def create(name: str) -> None:
     if STATES.exists():
         fail(f"ALREADY_EXISTS: {name}")
-    STATES.write_text("WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n")
+    STATES.write_text((CLOUD / "fate").read_text() if (CLOUD / "fate").exists() else FATE)
     for worker in WORKERS:
         worker.mkdir()
 
@@ -49,6 +53,8 @@ def workers(arguments: list[str]) -> list[Path]:
 
 
 def ssh(arguments: list[str]) -> int:
+    if (CLOUD / "silent").exists():
+        fail("ssh: connect to host 10.0.0.2 port 22: Connection timed out")
     command = next(a for a in arguments if a.startswith("--command=")).removeprefix("--command=")
     statuses = [
         subprocess.run(["bash", "-c", command], cwd=home, env={**os.environ, "HOME": str(home)}).returncode
@@ -66,7 +72,7 @@ def main(arguments: list[str]) -> int:
         return 0
     action = arguments[3]
     if action == "describe":
-        describe()
+        describe(arguments)
     elif action == "create":
         create(arguments[4])
     elif action == "delete":

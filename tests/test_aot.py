@@ -108,6 +108,23 @@ def test_what_does_not_fit_is_said_and_ends_with_status_1():
     assert re.search(r"HBM          does not fit in 15.75 GiB: .*\d", result.stdout)
 
 
+@pytest.mark.slow
+@with_libtpu
+def test_the_largest_batch_is_found_without_generating_code():
+    """The buffers of what fits, and the compiler's refusal of the next size."""
+    result = compile_mode(
+        "--topology=v5e:2x2", "--largest_batch", "--config.dropping.method=full", "--config.model.num_layers=2",
+        "--config.data.seq_len=512", "--config.model.max_positions=512", "--config.model.attention=plain",
+        "--config.train.batch_size=2048",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows, needed, too_many = re.search(
+        r"^  (\d+) rows a chip: ([\d.]+) of 15.75 GiB; (\d+) do not fit$", result.stdout, re.MULTILINE
+    ).groups()
+    assert int(rows) < int(too_many) <= 1.5 * int(rows)
+    assert 15.75 / 1.6 < float(needed) < 15.75
+
+
 @with_libtpu
 @pytest.mark.parametrize("topology", ["v5e:3x7", "nonsense", "v3:2x2"])
 def test_an_unknown_slice_is_refused(topology):

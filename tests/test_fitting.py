@@ -57,23 +57,29 @@ def test_one_that_never_fits_is_said():
 
 
 def test_the_command_prints_every_step_of_the_config(monkeypatch):
-    """On four chips, with a pretended compiler: consistency steps need twice as much."""
+    """On four chips, with a pretended compiler: consistency steps need twice as much, code a MiB that does not fit."""
     monkeypatch.setattr(aot, "topology_devices", lambda topology: jax.devices()[:4])
-    monkeypatch.setattr(aot.chips, "find", lambda kind: Chip(1e12, 1e9, 1.0))
+    monkeypatch.setattr(aot.chips, "find", lambda kind: Chip(1e12, 1e9, 2.0))
 
-    def compile_program(config, variant, mesh, name):
-        needed = config.train.batch_size // mesh.size * 2**20 * (2 if variant == "consistency" else 1)
+    def buffer_bytes(config, variant, topology):
+        assert topology == "v5e:2x2"
+        needed = config.train.batch_size // 4 * 2**20 * (2 if variant == "consistency" else 1)
         if needed > 2**31:
             raise aot.DoesNotFitError("the compiler's words")
+        return needed
+
+    def compile_program(config, variant, mesh, name):
+        needed = buffer_bytes(config, variant, "v5e:2x2") + 2**20
         return aot.Program(0.0, needed, 0, 0.0, 0.0, {})
 
+    monkeypatch.setattr(fitting, "buffer_bytes", buffer_bytes)
     monkeypatch.setattr(fitting, "compile_program", compile_program)
     lines = []
     assert fitting.fit_for(helpers.config(train__batch_size=128), "v5e:2x2", lines.append)
     assert lines[0].startswith("v5e:2x2: 4 x cpu")
     assert lines[2:] == [
         "drop",
-        "  1024 rows a chip: 1.00 of 1.0 GiB; 1536 do not fit",
+        "  1536 rows a chip: 1.50 of 2.0 GiB; 2048 do not fit",
         "consistency",
-        "  512 rows a chip: 1.00 of 1.0 GiB; 768 do not fit",
+        "  768 rows a chip: 1.50 of 2.0 GiB; 1024 do not fit",
     ]

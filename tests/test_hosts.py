@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from sctd_jax.errors import UserError
+from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train.loop import train_and_evaluate
@@ -147,6 +147,22 @@ def test_the_environment_can_say_it_and_has_to_say_all(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(UserError, match="JAX_PROCESS_ID"):
         hosts.join(None, None, None)
+
+
+@pytest.mark.parametrize("error", [ValueError("coordinator_address should be defined."), RuntimeError("no address")])
+def test_on_a_tpu_vm_only_a_slice_of_one_goes_on_alone(monkeypatch, error):
+    """JAX finds no cluster there; whatever else fails is the other hosts' business too."""
+
+    def initialize(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(hosts, "_on_tpu_vm", lambda: True)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    if isinstance(error, ValueError):
+        hosts.join(None, None, None)
+    else:
+        with pytest.raises(TryAgainError, match="the processes of this run cannot join: no address"):
+            hosts.join(None, None, None)
 
 
 def test_the_three_flags_go_together():

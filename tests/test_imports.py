@@ -39,6 +39,7 @@ ALLOWED = {
     "parallel.sharding": [],
     "parallel.chips": [],
     "parallel.aot": ["config", "model", "objective", "parallel", "train"],
+    "parallel.buffers": ["config", "parallel", "train"],
     "parallel.fitting": ["config", "parallel", "train"],
     "train": [
         "config",

@@ -22,7 +22,8 @@ def cluster(tmp_path):
             program = tmp_path / name
             program.write_text(f'#!/bin/bash\nprintf "%q " {name} "$@" >> {calls}\necho >> {calls}\nexit {status}\n')
             program.chmod(0o755)
-        environment = {"PYTHON": sys.executable, "SLURM_JOB_ID": "77"} | environment
+        # Bash counts SECONDS on from what it finds.
+        environment = {"PYTHON": sys.executable, "SLURM_JOB_ID": "77", "SECONDS": "3600"} | environment
         path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
         result = subprocess.run(
             ["bash", SBATCH, *args], env=path | environment, cwd=helpers.ROOT, capture_output=True, text=True
@@ -45,6 +46,14 @@ def test_a_run_that_has_stopped_and_saved_goes_back_into_the_queue(cluster):
     result, calls = cluster("--config=configs/base.py", srun_status=143)
     assert result.returncode == 0
     assert calls[1:] == [["scontrol", "requeue", "77"]]
+
+
+def test_a_run_that_is_stopped_at_once_does_not_go_round_for_ever(cluster):
+    """srun answers 143 too where one process refuses its config and the others are ended while they start."""
+    result, calls = cluster("--config=configs/base.py", srun_status=143, SECONDS="30")
+    assert result.returncode == 143
+    assert "stopped within five minutes" in result.stdout
+    assert len(calls) == 1
 
 
 def test_a_run_that_has_failed_does_not(cluster):

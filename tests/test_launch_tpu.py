@@ -150,7 +150,10 @@ def test_a_second_run_is_refused_and_stop_ends_the_first_with_its_own_status(clo
     assert output.splitlines()[1:] == ["sctd_jax worker: ended 143", "training", "saved"] * 2
 
 
-@pytest.mark.parametrize("command", ["create", "setup", "run", "status", "logs", "ssh", "stop", "delete"])
+COMMANDS = ["create", "setup", "run", "status", "describe", "logs", "ssh", "stop", "delete"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_failing_cloud_call_stops_with_its_message(cloud, command):
     (cloud.folder / "refuse").write_text("PERMISSION_DENIED: no quota for you")
     status, output = cloud.run("tpu_vm.sh", command, *PLACE, *(["--", "--config=c"] if command == "run" else []))
@@ -159,7 +162,7 @@ def test_a_failing_cloud_call_stops_with_its_message(cloud, command):
     assert len(cloud.calls()) == 1
 
 
-@pytest.mark.parametrize("command", ["create", "setup", "run", "status", "logs", "ssh", "stop", "delete"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_dry_run_prints_what_the_run_would_do(cloud, command):
     arguments = ["--", *ODD] if command in ("run", "ssh") else []
     status, output = cloud.run("tpu_vm.sh", command, *PLACE, "--dry-run", *arguments)
@@ -282,6 +285,27 @@ def test_babysit_replaces_a_slice_whose_machines_do_not_answer(cloud):
     assert "the slice does not answer; another one" in output
 
 
+def test_babysit_gives_up_on_slices_that_never_answer(cloud):
+    (cloud.folder / "silent").touch()
+    process = babysit(cloud)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1, output
+    assert "Connection timed out" in output
+    assert output.count("the slice does not answer; another one") == 2
+    assert "three slices in a row do not answer, or cannot be set up" in output
+    assert cloud.actions().count("create") == cloud.actions().count("delete") == 3
+
+
+def test_babysit_gives_up_on_requests_that_fail_and_shows_what_the_cloud_says(cloud):
+    (cloud.folder / "fate").write_text("WAITING_FOR_RESOURCES\nFAILED\n")
+    process = babysit(cloud)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1, output
+    assert output.count("stateInitiator: SERVICE") == 3
+    assert "three requests in a row have failed" in output
+    assert cloud.actions().count("create") == cloud.actions().count("delete") == 3
+
+
 def test_babysit_bears_a_preemption_while_it_installs(cloud):
     cloud._program("python3", "[[ -e $FAKE_CLOUD/second ]] || { touch $FAKE_CLOUD/second; exit 1; }; " + INSTALL)
     process = babysit(cloud)
@@ -349,11 +373,34 @@ def test_gke_builds_runs_and_deletes_through_xpk(cloud):
     assert (status, output) == (2, "error: run needs --image; see launch/gke.sh --help\n")
 
 
-def test_gke_stops_with_xpks_message(cloud):
-    cloud._program("xpk", "echo 'cluster my-cluster not found' >&2; exit 3")
-    status, output = cloud.run("gke.sh", "status", "--cluster=my-cluster")
+GKE = {
+    "build": ["--image=registry/sctd_jax:1"],
+    "run": ["--cluster=my-cluster", "--name=base", "--image=registry/sctd_jax:1", "--", *ODD],
+    "status": ["--cluster=my-cluster"],
+    "logs": ["--cluster=my-cluster", "--name=base"],
+    "delete": ["--cluster=my-cluster", "--name=base"],
+}
+
+
+@pytest.mark.parametrize("command", GKE)
+def test_gke_stops_with_the_message_of_what_failed(cloud, command):
+    for program in ("xpk", "kubectl", "docker"):
+        cloud._program(program, "echo 'cluster my-cluster not found' >&2; exit 3")
+    status, output = cloud.run("gke.sh", command, *GKE[command])
     assert status == 3
-    assert "cluster my-cluster not found" in output
+    assert output.count("cluster my-cluster not found") == 1
+
+
+@pytest.mark.parametrize("command", GKE)
+def test_gke_dry_runs(cloud, command):
+    status, output = cloud.run("gke.sh", command, "--dry-run", *GKE[command])
+    assert status == 0, output
+    assert not cloud.calls()
+    assert not (cloud.folder / "others").exists()
+    printed = [shlex.split(line) for line in output.splitlines()]
+    assert {line[0] for line in printed} <= {"docker", "xpk", "gcloud", "kubectl"}
+    if command == "run":
+        assert shlex.split(printed[-1][-1].removeprefix("--command="))[-3:] == list(ODD)
 
 
 def test_images_and_recipes_ask_for_the_pinned_jax():

@@ -134,26 +134,41 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
       DoesNotFitError: it needs more HBM than a chip has.
       UserError: the compiler failed for another reason.
     """
-    word_start_V = np.ones(config.model.vocab_size, bool) if config.masking.whole_word else None
     began = time.monotonic()
-    try:
-        compiled = compile_train_step(config, _SPECIAL, variant, mesh, word_start_V)
-    except jax.errors.JaxRuntimeError as error:
-        message = str(error).strip().splitlines()[0]
-        if not ("RESOURCE_EXHAUSTED" in message and "hbm" in message.lower()):
-            raise UserError(f"the TPU compiler failed on the {name} step: {message}") from error
-        raise DoesNotFitError(message.removeprefix("RESOURCE_EXHAUSTED: ")) from error
-    seconds = time.monotonic() - began
-    memory = compiled.memory_analysis()
+    compiled = compile_step(config, variant, mesh, name)
     return Program(
-        seconds=seconds,
-        needed=peak_bytes(compiled) + memory.generated_code_size_in_bytes,
-        state=memory.argument_size_in_bytes,
+        seconds=time.monotonic() - began,
+        needed=hbm_bytes(compiled),
+        state=compiled.memory_analysis().argument_size_in_bytes,
         flops=step_flops(config, variant) / mesh.size,
         # XLA counts the body of a loop once.
         traffic=compiled.cost_analysis().get("bytes accessed", 0.0) * config.microbatches(variant),
         collectives=collectives(compiled.as_text()),
     )
+
+
+def compile_step(
+    config: Config, variant: Variant, mesh: jax.sharding.Mesh, name: str, options: dict[str, str] | None = None
+) -> jax.stages.Compiled:
+    """One train step for the chips of a mesh, with options of the compiler.
+
+    Raises:
+      DoesNotFitError: it needs more HBM than a chip has.
+      UserError: the compiler failed for another reason.
+    """
+    word_start_V = np.ones(config.model.vocab_size, bool) if config.masking.whole_word else None
+    try:
+        return compile_train_step(config, _SPECIAL, variant, mesh, word_start_V, options)
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error).strip().splitlines()[0]
+        if not ("RESOURCE_EXHAUSTED" in message and "hbm" in message.lower()):
+            raise UserError(f"the TPU compiler failed on the {name} step: {message}") from error
+        raise DoesNotFitError(message.removeprefix("RESOURCE_EXHAUSTED: ")) from error
+
+
+def hbm_bytes(compiled: jax.stages.Compiled) -> int:
+    """What a program and its buffers take of a chip's HBM."""
+    return peak_bytes(compiled) + compiled.memory_analysis().generated_code_size_in_bytes
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:

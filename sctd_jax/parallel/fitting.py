@@ -8,10 +8,13 @@ from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.parallel.aot import GIB, DoesNotFitError, compile_program, open_slice
+from sctd_jax.parallel.buffers import buffer_bytes
 from sctd_jax.train.step import Variant, steps_needed
 
 # Rows a chip that are tried, two to each doubling; 8 is what the chips' tiles hold.
 SIZES = [8, *(part << octave for octave in range(3, 15) for part in (2, 3))]
+# More than a program's own code takes, which has to fit beside its buffers (BERT-base's consistency step: 0.4 GiB).
+_CODE = GIB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Fit:
     """The largest batch of a train step on one chip."""
 
     rows: int
-    needed: int  # bytes of HBM
+    needed: int  # bytes of HBM; without the program's code where that fits in any case
     too_many: int | None  # rows, the next of SIZES: does not fit; None if the largest of SIZES does
 
 
@@ -37,7 +40,7 @@ def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
     for name, (stage, variant) in steps_needed(config).items():
         log(name)
         try:
-            fit = largest_batch(stage, variant, mesh, chip.hbm_bytes)
+            fit = largest_batch(stage, variant, topology, mesh, chip.hbm_bytes)
             end = f"{fit.too_many} do not fit" if fit.too_many else "more were not tried"
             log(f"  {fit.rows} rows a chip: {fit.needed / GIB:.2f} of {chip.hbm_gib} GiB; {end}")
         except DoesNotFitError as error:
@@ -46,13 +49,14 @@ def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
     return fits
 
 
-def largest_batch(config: Config, variant: Variant, mesh: Mesh, limit: int) -> Fit:
+def largest_batch(config: Config, variant: Variant, topology: str, mesh: Mesh, limit: int) -> Fit:
     """How many rows of one train step fit on a chip, of those in SIZES.
 
     Args:
       config: its batch size is the first guess.
       variant: of the step.
-      mesh: of the chips.
+      topology: the slice.
+      mesh: of its chips.
       limit: bytes of HBM that a program may use on a chip.
 
     Raises:
@@ -60,9 +64,11 @@ def largest_batch(config: Config, variant: Variant, mesh: Mesh, limit: int) -> F
     """
 
     def needed(rows: int) -> int | None:
-        train = dataclasses.replace(config.train, batch_size=rows * mesh.size)
+        sized = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=rows * mesh.size))
         try:
-            size = compile_program(dataclasses.replace(config, train=train), variant, mesh, "train").needed
+            size = buffer_bytes(sized, variant, topology)
+            if limit - _CODE < size <= limit:
+                size = compile_program(sized, variant, mesh, "train").needed
         except DoesNotFitError:
             return None
         return size if size <= limit else None

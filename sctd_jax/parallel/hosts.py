@@ -50,7 +50,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     try:
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
-        if not asked:  # a TPU VM that is none of a slice, in a container say
+        if not asked and isinstance(error, ValueError):  # a TPU VM that is none of a slice, in a container say
             return
         reason = str(error).strip().splitlines()[0]
         raise TryAgainError(f"the processes of this run cannot join: {reason}") from error

@@ -24,11 +24,19 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def compile_train_step(
-    config: Config, special: SpecialIds, variant: Variant, mesh: Mesh, word_start_V: jax.Array | None = None
+    config: Config,
+    special: SpecialIds,
+    variant: Variant,
+    mesh: Mesh,
+    word_start_V: jax.Array | None = None,
+    options: dict[str, str] | None = None,
 ) -> jax.stages.Compiled:
-    """`make_train_step` as an executable `(state, tokens) -> (state, metrics)`; the state is donated."""
+    """`make_train_step` as an executable `(state, tokens) -> (state, metrics)`; the state is donated.
+
+    `options` are the compiler's, by name.
+    """
     state = state_shape(config, special, mesh)
     batch = (config.train.batch_size, config.data.seq_len)
     tokens = jax.ShapeDtypeStruct(batch, jnp.int32, sharding=meshes.batch_sharding(mesh))
     step_fn = make_train_step(config, special, variant, word_start_V, mesh)
-    return meshes.jit_train_step(mesh, step_fn, state).lower(state, tokens).compile()
+    return meshes.jit_train_step(mesh, step_fn, state).lower(state, tokens).compile(options)
