@@ -83,6 +83,14 @@ def test_the_last_two_and_the_best_are_kept(tmp_path, state):
     assert_same(best, at(state, 2))
 
 
+@pytest.mark.parametrize("keep", [1, 5])
+def test_of_two_best_the_last_is_the_best_however_many_are_kept(tmp_path, state, keep):
+    save(tmp_path, state, {1: 3.0, 2: 3.0, 3: 4.0}, keep)
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    assert checkpoints.best_step() == 2
+    checkpoints.close()
+
+
 def test_a_loss_that_is_no_number_is_never_the_best(tmp_path, state):
     save(tmp_path, state, {1: 2.0, 2: float("nan"), 3: 1.0, 4: float("nan"), 5: float("inf"), 6: 4.0})
     checkpoints = Checkpoints(tmp_path, read_only=True)

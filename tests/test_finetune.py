@@ -58,6 +58,12 @@ def test_every_task_runs_from_its_official_layout(name, pretrained, folders, tmp
     assert any(f"best checkpoint: step {found['step']}" in line for line in lines)
 
 
+def test_a_marked_word_that_is_cut_off_is_said_with_its_split_before_anything_runs(pretrained, folders, tmp_path):
+    with pytest.raises(UserError, match=rf"{folders['wic']}, train: example \d+: the marked text .* is cut off"):
+        run(pretrained, tmp_path / "run", "wic", folders["wic"], max_length=16)
+    assert not list(tmp_path.rglob("config.json"))
+
+
 def test_it_learns_and_starts_from_the_pretrained_weights(pretrained, folders, tmp_path):
     """The words decide: after some epochs the training sentences' dev twins are all right."""
     folder = task_files.write_task(tmp_path / "more", "sst2", {"train": 64, "dev": 16})

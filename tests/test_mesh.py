@@ -16,7 +16,7 @@ from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel import sharding
 from sctd_jax.parallel.sharding import shard
 from sctd_jax.train import setup
-from sctd_jax.train.compiling import compile_train_step, state_shape
+from sctd_jax.train.compiling import state_shape
 from sctd_jax.train.state import initial_state
 from sctd_jax.train.step import mask_batch, variant_at
 from tests import helpers
@@ -40,12 +40,16 @@ def start():
     return initial_state(config_on((1, 1, 1)), helpers.SPECIAL)
 
 
+@functools.cache
+def compiled(config):
+    """The config's train steps, as the loop compiles them: ahead of time, so that nothing can compile twice."""
+    return setup.compile_steps(config, setup.Data(None, None, None, helpers.SPECIAL, None), meshes.make_mesh(config))
+
+
 def run(config, steps=5):
     """State and metrics after some steps on the config's mesh."""
-    mesh = meshes.make_mesh(config)
+    mesh, fns = meshes.make_mesh(config), compiled(config)
     state = jax.device_put(start(), meshes.shardings(state_shape(config, helpers.SPECIAL, mesh)))
-    # As the loop compiles them: ahead of time, so that nothing can compile twice.
-    fns = setup.compile_steps(config, setup.Data(None, None, None, helpers.SPECIAL, None), mesh)
     history = []
     for step in range(steps):
         tokens = np.asarray(helpers.random_rows(config.train.batch_size, seed=step, pad=True))
@@ -105,18 +109,18 @@ def collectives(hlo):
         yield kind, re.findall(r"\w+\[([\d,]*)\]", shapes), list(way(int(frame[1]))) if frame else []
 
 
-@pytest.mark.parametrize("shape", ["8x1x1", "2x2x2"])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape):
-    config = config_on(SHAPES[shape], dropping__method="drop")
-    mesh = meshes.make_mesh(config)
-    found = list(collectives(compile_train_step(config, helpers.SPECIAL, "drop", mesh).as_text()))
-    assert any("step_fn" in way for *_, way in found)
+    config = config_on(SHAPES[shape], dropping__method="drop", **METHODS["drop"])
+    found = list(collectives(compiled(config)["drop"].as_text()))
+    assert found
+    assert all("step_fn" in way for *_, way in found)  # none comes from nowhere
     ours = {"select", "importance_scores", "keep_highest", "gather", "merge"}
     assert not [entry for entry in found if ours & set(entry[2])]
     if shape == "8x1x1":
         # What is left: the sums of the gradients, of the importance table and of the metrics.
         assert {kind for kind, *_ in found} == {"all-reduce"}
-        state = state_shape(config, helpers.SPECIAL, mesh)
+        state = state_shape(config, helpers.SPECIAL, meshes.make_mesh(config))
         allowed = {",".join(map(str, leaf.shape)) for leaf in jax.tree.leaves((state.params, state.importance_V))}
         assert {shape for _, shapes, _ in found for shape in shapes} <= allowed | {""}
 

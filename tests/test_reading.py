@@ -32,9 +32,12 @@ EXPECTED = {
         2,
         Example(
             2,
-            "Clara was hungry. What was the cause of this?",
+            "Clara was hungry.",
             label=1,
-            choices=("The river was wide in Kraków.", "Clara had eaten nothing."),
+            choices=(
+                "What was the cause of this? The river was wide in Kraków.",
+                "What was the cause of this? Clara had eaten nothing.",
+            ),
         ),
     ),
     "multirc": (
@@ -132,11 +135,14 @@ def test_a_byte_order_mark_crlf_quotes_and_other_line_separators(tmp_path):
 def test_rows_that_the_official_files_break_are_counted(tmp_path):
     folder = write_task(tmp_path, "qqp")
     assert open_task("qqp", folder).notes == (f"{folder}/train.tsv: 2 rows with too few columns left out",)
-    with open(folder / "dev.tsv", "a") as file:
-        file.write("9\t1\t2\t\tIs this empty?\t0\n")
+    for split in ("train", "dev"):
+        with open(folder / f"{split}.tsv", "a") as file:
+            file.write("9\t1\t2\t\tIs this empty?\t0\n")
     data = open_task("qqp", folder)
-    assert len(data.dev["dev"]) == SIZES["dev"]
-    assert data.notes[1] == f"{folder}/dev.tsv: 1 rows without a text left out"
+    assert len(data.train) == SIZES["train"]
+    assert data.notes[1] == f"{folder}/train.tsv: 1 rows without a text left out"
+    # The metric is of all rows of the official dev set.
+    assert data.dev["dev"][SIZES["dev"]] == Example(9, " ", "Is this empty?", label=0)
     with open(folder / "test.tsv", "a") as file:
         file.write("4\t\tIs this empty?\n")
     assert open_task("qqp", folder).test["test"][4] == Example(4, " ", "Is this empty?")  # must be answered

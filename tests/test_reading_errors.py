@@ -111,6 +111,7 @@ BAD_FIELDS = {
     "record entities": ("record", {"passage": {"text": "abc", "entities": []}},
                         ", query 1: a query without entities"),
     "hellaswag label": ("hellaswag", {"label": "4"}, "unknown label 4, expected 0 to 3"),
+    "hellaswag endings": ("hellaswag", {"endings": ["a", "b", "c"]}, "3 endings, expected 4"),
     "hellaswag ending": ("hellaswag", {"endings": ["a", ""]}, "the field 'endings' is empty"),
 }  # fmt: skip
 

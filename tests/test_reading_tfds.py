@@ -134,7 +134,7 @@ PREPARED = {
     ),
     "hellaswag": (
         {"context": TEXT, "endings": tfds.features.Sequence(TEXT), "label": INT},
-        {split: [{"context": "c She", "endings": ["x", "y"], "label": 1}] for split in ("train", "validation")},
+        {split: [{"context": "c She", "endings": list("wxyz"), "label": 1}] for split in ("train", "validation")},
     ),
     "own": (
         {"text": TEXT, "label": tfds.features.ClassLabel(names=["neg", "pos"])},
@@ -201,12 +201,16 @@ def test_tfds_superglue(prepared):
     assert wsc.train == (Example(1, "Ann ran, she won", label=1, marked=(Span(0, 0, 3), Span(0, 9, 12))),)
 
 
-def test_tfds_of_other_tasks(prepared):
+def test_tfds_of_other_tasks(prepared, tmp_path):
+    folder = tmp_path / "benchmark"
     squad = open_task("squad2", prepared("v2.0"))
     assert squad.train == (Example("q1", "who?", "ä Ann", answers=(Answer("Ann", 2),)),)
     assert squad.dev == {"dev": (Example("q2", "who?", "Ann"),)}
+    assert message("squad1", "tfds:benchmark/v2.0") == (
+        f"{folder}/v2.0/1.0.0, split validation, record 0: a question without an answer; SQuAD 2.0 is the task squad2"
+    )
     hellaswag = open_task("hellaswag", prepared("hellaswag"))
-    assert hellaswag.train == (Example(0, "c She", label=1, choices=("x", "y")),)
+    assert hellaswag.train == (Example(0, "c She", label=1, choices=tuple("wxyz")),)
     own = open_task("classification", prepared("own"), heldout_share=0.3)
     assert (own.labels, len(own.train), len(own.dev["dev"])) == (("neg", "pos"), 7, 3)
     assert all(own.labels[e.label] == ("neg", "pos")[int(e.first[-1]) % 2] for e in own.train)

@@ -35,6 +35,11 @@ def test_cells_are_checkpoints_tasks_seeds_and_rates():
     assert last.settings.init == "gs://bucket/b/"
 
 
+def test_each_task_may_have_a_data_dir_of_its_own():
+    found = cells(data_dir="tfds:glue/{task}").cells
+    assert {cell.settings.data_dir for cell in found} == {"tfds:glue/rte", "tfds:glue/stsb"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -56,7 +61,7 @@ def test_a_bad_field_is_named(change, message):
 
 def go(pretrained, folders, workdir, **overrides):
     lines = []
-    found = cells(inits=str(pretrained), data_dir=str(folders["rte"].parent), learning_rates="1e-3", **overrides)
+    found = cells(inits=str(pretrained), data_dir=str(folders["rte"].parent), **{"learning_rates": "1e-3", **overrides})
     assert sweep.run_sweep(found, workdir, base.get_config().to_dict(), lines.append) is None
     return lines
 
@@ -122,6 +127,9 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, rows
     with pytest.raises(UserError, match="started from other parameters"):
         go(other, folders, tmp_path)
     task_files.write_task(tmp_path / "more", "rte", {"train": 20, "dev": 6})
+    # Nor would the report compare rates that were tried with other settings.
+    with pytest.raises(UserError, match=r"belongs to another fine-tuning: epochs \(1 there, 2 now\)"):
+        go(pretrained, folders, tmp_path, epochs=2, learning_rates="3e-3")
     with pytest.raises(UserError, match="was trained on other examples than those in"):
         go(pretrained, {"rte": tmp_path / "more" / "RTE"}, tmp_path, tasks="rte")
 

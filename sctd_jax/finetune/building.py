@@ -1,6 +1,6 @@
 """The records of each task as examples: which field is what, which text comes first, and where marked words stand.
 
-Sources: GLUE and SuperGLUE for the fields of their files (wsc and the questions of copa as in SuperGLUE's baseline),
+Sources: GLUE and SuperGLUE for the fields of their files (wsc and copa as in SuperGLUE's baseline),
 Devlin et al. (2019), 4.2 to 4.4, for the order of SQuAD's and SWAG's texts.
 """
 
@@ -28,10 +28,15 @@ class FileSettings:
 class Context:
     """What holds for all records of a split."""
 
-    hidden: bool  # of a test split: its labels are not read, and none of its rows may be left out
+    split: str  # train, dev... or test...
     labels: tuple[str, ...]
     settings: FileSettings
     note: Callable[[str], None]  # counts what the user should know of
+
+    @property
+    def hidden(self) -> bool:
+        """Of a test split the labels are not read, and none of its rows may be left out."""
+        return self.split.startswith("test")
 
 
 Builder = Callable[[Record, Context], Iterable[Example]]
@@ -110,7 +115,7 @@ def _id(record: Record) -> int:
 
 
 def _text(record: Record, field: str, context: Context) -> str:
-    """A hidden row must be answered even without a text; a space keeps the pair a pair."""
+    """Where a row counts even without a text, a space keeps the pair a pair."""
     return record.text(field, empty=context.hidden) or " "
 
 
@@ -134,15 +139,18 @@ def _choice(record: Record, field: str, choices: tuple[str, ...], context: Conte
     return found
 
 
-def _texts(first: str, second: str, label: str, skip_empty: bool = False) -> Builder:
-    """Of one text or two, by their fields; rows without one of the texts are left out if `skip_empty`."""
+def _texts(first: str, second: str, label: str, some_empty: bool = False) -> Builder:
+    """Of one text or two, by their fields; with `some_empty` training rows without one of the texts are left out."""
 
     def build(record: Record, context: Context) -> Iterator[Example]:
         fields = [field for field in (first, second) if field]
-        if skip_empty and not context.hidden and not all(record.text(field, empty=True).strip() for field in fields):
-            context.note("rows without a text left out")
-            return
-        texts = [_text(record, field, context) for field in fields]
+        if some_empty:
+            texts = [record.text(field, empty=True).strip() or " " for field in fields]
+            if context.split == "train" and " " in texts:
+                context.note("rows without a text left out")
+                return
+        else:
+            texts = [_text(record, field, context) for field in fields]
         yield Example(_id(record), *texts, label=_label(record, label, context))
 
     return build
@@ -158,9 +166,14 @@ def _copa(record: Record, context: Context) -> Iterator[Example]:
     asked = record.text("question")
     if asked not in _COPA_QUESTIONS:
         raise UserError(f"{record.place}: unknown question {asked!r}, expected one of {', '.join(_COPA_QUESTIONS)}")
-    choices = tuple(_text(record, field, context) for field in ("choice1", "choice2"))
-    first = f"{_text(record, 'premise', context)} {_COPA_QUESTIONS[asked]}"
-    yield Example(_id(record), first, label=_choice(record, "label", choices, context), choices=choices)
+    texts = (_text(record, field, context) for field in ("choice1", "choice2"))
+    choices = tuple(f"{_COPA_QUESTIONS[asked]} {text}" for text in texts)
+    yield Example(
+        _id(record),
+        _text(record, "premise", context),
+        label=_choice(record, "label", choices, context),
+        choices=choices,
+    )
 
 
 def _multirc(record: Record, context: Context) -> Iterator[Example]:
@@ -234,6 +247,12 @@ def _words(record: Record, name: str, context: Context) -> Span:
     return Span(0, *nearest)
 
 
+def _squad1(record: Record, context: Context) -> Iterator[Example]:
+    if record.fields.get("is_impossible", False):
+        raise UserError(f"{record.place}: a question without an answer; SQuAD 2.0 is the task squad2")
+    yield from _squad(record, context)
+
+
 def _squad(record: Record, context: Context) -> Iterator[Example]:
     passage = record.text("context")
     answers = ()
@@ -264,6 +283,8 @@ def _swag(record: Record, context: Context) -> Iterator[Example]:
 def _hellaswag(record: Record, context: Context) -> Iterator[Example]:
     start = record.text("ctx_b", empty=True) if "ctx_b" in record.fields else ""  # TFDS has it at the end of ctx_a
     endings = [Record(record.place, 0, {"endings": ending}).text("endings") for ending in record.items("endings")]
+    if len(endings) != 4:
+        raise UserError(f"{record.place}: {len(endings)} endings, expected 4")
     yield _completion(record, _id(record), "ctx_a", start, endings, context)
 
 
@@ -305,9 +326,9 @@ BUILDERS: dict[str, Builder] = {
     "sst2": _texts("sentence", "", "label"),
     "mrpc": _texts("#1 String", "#2 String", "Quality"),
     "stsb": _similarity,
-    # Official training files of these two hold a few empty questions and hypotheses.
-    "qqp": _texts("question1", "question2", "is_duplicate", skip_empty=True),
-    "mnli": _texts("sentence1", "sentence2", "gold_label", skip_empty=True),
+    # Official files of these two hold a few empty questions and hypotheses.
+    "qqp": _texts("question1", "question2", "is_duplicate", some_empty=True),
+    "mnli": _texts("sentence1", "sentence2", "gold_label", some_empty=True),
     "qnli": _texts("question", "sentence", "label"),
     "rte": _texts("sentence1", "sentence2", "label"),
     "wnli": _texts("sentence1", "sentence2", "label"),
@@ -319,7 +340,7 @@ BUILDERS: dict[str, Builder] = {
     "superglue_rte": _texts("premise", "hypothesis", "label"),
     "wic": _wic,
     "wsc": _wsc,
-    "squad1": _squad,
+    "squad1": _squad1,
     "squad2": _squad,
     "swag": _swag,
     "hellaswag": _hellaswag,

@@ -135,11 +135,14 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     check_workdir(workdir, settings, config, origin)
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
 
-    def split(examples: tuple[Example, ...]) -> Split:
-        return Split(examples, encode(pretrained.tokenizer, examples, task.head, settings.max_length))
+    def split(name: str, examples: tuple[Example, ...]) -> Split:
+        try:
+            return Split(examples, encode(pretrained.tokenizer, examples, task.head, settings.max_length))
+        except UserError as error:
+            raise UserError(f"{settings.data_dir}, {name}: {error}") from error
 
-    train = split(data.train)
-    dev, test = ({name: split(examples) for name, examples in part.items()} for part in (data.dev, data.test))
+    train = split("train", data.train)
+    dev, test = ({name: split(name, examples) for name, examples in part.items()} for part in (data.dev, data.test))
     counts = {len(part.features[0].rows) for part in (train, *dev.values(), *test.values())}
     if len(counts) > 1:
         raise UserError(f"the splits of {settings.task} have different numbers of choices: {sorted(counts)}")

@@ -117,7 +117,7 @@ def open_task(name: str, data_dir: str, settings: FileSettings) -> TaskData:
         def note(what: str, where: str = found.where) -> None:
             notes[where, what] += 1
 
-        context = Context(split.startswith("test"), labels, settings, note)
+        context = Context(split, labels, settings, note)
         examples[split] = tuple(example for record in found.records for example in BUILDERS[name](record, context))
         if not examples[split]:
             raise UserError(f"{found.where}: no rows")
@@ -244,7 +244,7 @@ def _own_splits(name: str, data_dir: str, settings: FileSettings) -> tuple[dict[
     train = splits["train"] = dataclasses.replace(splits["train"], records=list(splits["train"].records))
     labels = ()
     if name == "classification":
-        context = Context(False, (), settings, lambda what: None)
+        context = Context("train", (), settings, lambda what: None)
         labels = tuple(sorted({own_label(record, context) for record in train.records}))
         if len(labels) < 2:
             raise UserError(

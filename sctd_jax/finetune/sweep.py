@@ -15,7 +15,7 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune import settings, sweep_report
 from sctd_jax.finetune.loop import RESULT_FILE, finetune, prepare
 from sctd_jax.finetune.settings import FinetuneConfig
-from sctd_jax.finetune.workdir import check_task
+from sctd_jax.finetune.workdir import Origin, check_task
 from sctd_jax.parallel import hosts
 from sctd_jax.train.checkpoint import CONFIG_FILE, write
 from sctd_jax.train.job import DivergedError
@@ -42,6 +42,8 @@ class Sweep:
 def from_dict(values: Mapping[str, Any]) -> Sweep:
     """The cells of `configs/sweep.py`: seeds first, so that every rate has a first number early.
 
+    In `data_dir` each task's name takes the place of `{task}`.
+
     Raises:
       UserError: a field is missing or impossible.
     """
@@ -62,7 +64,9 @@ def from_dict(values: Mapping[str, Any]) -> Sweep:
     for (init, name), task, seed, rate in itertools.product(
         zip(inits, names, strict=True), tasks, range(values["seeds"]), rates
     ):
-        one = settings.from_dict({**common, "task": task, "init": init, "learning_rate": rate, "seed": seed})
+        data_dir = common["data_dir"].replace("{task}", task)
+        own = {"task": task, "data_dir": data_dir, "init": init, "learning_rate": rate, "seed": seed}
+        one = settings.from_dict({**common, **own})
         found.append(Cell(f"{name}/{task}/{rate:g}-seed{seed}", one))
     return Sweep(tuple(found), values["keep_weights"])
 
@@ -79,7 +83,8 @@ def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], 
 
     Args:
       sweep: the cells.
-      workdir: of the sweep. The report covers all cells in it, those of earlier sweeps too.
+      workdir: of the sweep. The report covers all cells in it, those of earlier sweeps too, which must have the same
+        settings and data.
       recipe: as in `finetune`.
       log: receives the lines.
 
@@ -118,14 +123,25 @@ def _look_at_all(sweep: Sweep, folder: epath.Path, recipe: Mapping, say: Callabl
         cells = list(group)
         first = next((cell for cell in cells if not (folder / cell.name / CONFIG_FILE).exists()), cells[0])
         origin = prepare(first.settings, folder / first.name, recipe, say).origin
+        _check_comparable(folder, cells[0], origin)
         for cell in cells:
-            finished = (folder / cell.name / RESULT_FILE).exists()
-            if finished:  # with other epochs, data or parameters it would be another sweep's
-                check_task(folder / cell.name, cell.settings, origin)
+            if (folder / cell.name / RESULT_FILE).exists():
                 hosts.first_only(f"weights {cell.name}", lambda cell=cell: _let_go(folder, cell, sweep.keep_weights))
             else:
                 left.append(cell)
     return left
+
+
+def _check_comparable(folder: epath.Path, cell: Cell, origin: Origin) -> None:
+    """Check that nothing but checkpoint, rate and seed sets a task's finished cells apart from those of this sweep.
+
+    Raises:
+      UserError: one has other settings, data or, under the same checkpoint's name, parameters.
+    """
+    checkpoint, task, _ = cell.name.split("/")
+    for result in folder.glob(f"*/{task}/*/{RESULT_FILE}"):
+        same = result.parent.parent.parent.name == checkpoint
+        check_task(result.parent, cell.settings, origin, but_for=("learning_rate", "seed"), same_start=same)
 
 
 def _diverged(folder: epath.Path, cell: Cell) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 Head = Literal["classification", "regression", "multiple_choice", "span"]
 
 _NOT_ENTAILED = ("entailment", "not_entailment")
+_ENTAILED = ("not_entailment", "entailment")
 _THREE = ("entailment", "neutral", "contradiction")
 
 
@@ -24,6 +25,7 @@ class Task:
     head: Head
     metrics: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # of the labels, for people, where the files have numbers; used on export
     score: tuple[str, ...] = ()  # of the metrics; () for all of them
     benchmark: Literal["glue", "superglue", ""] = ""
     folder: str = ""  # its name in the official download
@@ -51,20 +53,20 @@ def _superglue(folder: str, metrics: tuple[str, ...], labels: tuple[str, ...], *
 
 
 TASKS: dict[str, Task] = {
-    "cola": _glue("CoLA", ("mcc",), ("0", "1")),
-    "sst2": _glue("SST-2", ("accuracy",), ("0", "1")),
-    "mrpc": _glue("MRPC", ("accuracy", "f1"), ("0", "1")),
+    "cola": _glue("CoLA", ("mcc",), ("0", "1"), names=("unacceptable", "acceptable")),
+    "sst2": _glue("SST-2", ("accuracy",), ("0", "1"), names=("negative", "positive")),
+    "mrpc": _glue("MRPC", ("accuracy", "f1"), ("0", "1"), names=("not_equivalent", "equivalent")),
     "stsb": _glue("STS-B", ("pearson", "spearman"), (), head="regression"),
-    "qqp": _glue("QQP", ("accuracy", "f1"), ("0", "1")),
+    "qqp": _glue("QQP", ("accuracy", "f1"), ("0", "1"), names=("not_duplicate", "duplicate")),
     "mnli": _glue("MNLI", ("accuracy", "accuracy_mm"), _THREE),
     "qnli": _glue("QNLI", ("accuracy",), _NOT_ENTAILED),
     "rte": _glue("RTE", ("accuracy",), _NOT_ENTAILED),
-    "wnli": _glue("WNLI", ("accuracy",), ("0", "1")),
+    "wnli": _glue("WNLI", ("accuracy",), ("0", "1"), names=_ENTAILED),
     "boolq": _superglue("BoolQ", ("accuracy",), ("false", "true")),
     "cb": _superglue("CB", ("accuracy", "macro_f1"), ("entailment", "contradiction", "neutral")),
     "copa": _superglue("COPA", ("accuracy",), (), head="multiple_choice"),
-    "multirc": _superglue("MultiRC", ("f1a", "em"), ("0", "1")),
-    "record": _superglue("ReCoRD", ("f1", "em"), ("0", "1"), batch_size=8),
+    "multirc": _superglue("MultiRC", ("f1a", "em"), ("0", "1"), names=("false", "true")),
+    "record": _superglue("ReCoRD", ("f1", "em"), ("0", "1"), names=("false", "true"), batch_size=8),
     "superglue_rte": _superglue("RTE", ("accuracy",), _NOT_ENTAILED),
     "wic": _superglue("WiC", ("accuracy",), ("false", "true"), marked="mean"),
     "wsc": _superglue("WSC", ("accuracy",), ("False", "True"), marked="attention"),

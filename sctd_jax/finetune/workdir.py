@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from typing import Any
 
 from etils import epath
@@ -46,8 +47,21 @@ def check_workdir(workdir: epath.Path, settings: FinetuneConfig, config: Config,
         raise UserError(f"workdir {workdir}: {error}") from error
 
 
-def check_task(workdir: epath.Path, settings: FinetuneConfig, origin: Origin) -> None:
+def check_task(
+    workdir: epath.Path,
+    settings: FinetuneConfig,
+    origin: Origin,
+    but_for: Collection[str] = (),
+    same_start: bool = True,
+) -> None:
     """Check that a workdir's fine-tuning is this one, but for what a rerun may change.
+
+    Args:
+      workdir: of a fine-tuning.
+      settings: of this one.
+      origin: of this one.
+      but_for: more settings that may be others.
+      same_start: whether it must have started from the same parameters.
 
     Raises:
       UserError: it is another one, or damaged.
@@ -56,7 +70,7 @@ def check_task(workdir: epath.Path, settings: FinetuneConfig, origin: Origin) ->
     other = [
         f"{field} ({theirs.get(field)!r} there, {value!r} now)"
         for field, value in mine.items()
-        if field not in _MAY_CHANGE and theirs.get(field) != value
+        if field not in (*_MAY_CHANGE, *but_for) and theirs.get(field) != value
     ]
     if other:
         raise UserError(
@@ -64,7 +78,7 @@ def check_task(workdir: epath.Path, settings: FinetuneConfig, origin: Origin) ->
         )
 
     what = None
-    if theirs["init_identity"] != origin.init_identity:
+    if same_start and theirs["init_identity"] != origin.init_identity:
         what = f"started from other parameters ({theirs['init_identity']}) than those of {settings.init} now"
     if (theirs["labels"], theirs["data_sha256"]) != (list(origin.labels), origin.data_sha256):
         what = f"was trained on other examples than those in {settings.data_dir}"

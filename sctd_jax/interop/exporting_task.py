@@ -1,6 +1,6 @@
 """A fine-tuned model as `transformers`' BertForSequenceClassification, ...MultipleChoice or ...QuestionAnswering."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -46,13 +46,13 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
         config=config.model,
         tokenizer=found.tokenizer,
         tensors=weights.to_bert(config.model, found.state.params, table),
-        settings={"architectures": [architecture], **_labels(task, settings["labels"])},
+        settings={"architectures": [architecture], **_labels(task, task.names or settings["labels"])},
         card=card(workdir, config.model, pipeline, f"fine-tuned on {name} with sctd_jax", facts, found.command),
         step=int(found.state.step),
     )
 
 
-def _labels(task: Task, labels: list[str]) -> Mapping[str, Any]:
+def _labels(task: Task, labels: Sequence[str]) -> Mapping[str, Any]:
     if task.head == "regression":
         return {"id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
     if task.head != "classification":

@@ -220,8 +220,9 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The best step among those that are kept; the first one where several are."""
-        values = {step: self._best(metrics) for step in self.steps() if (metrics := self._manager.metrics(step))}
+        """The best step among those that are kept; the last one where several are, as Orbax keeps that."""
+        found = ((step, self._manager.metrics(step)) for step in reversed(self.steps()))
+        values = {step: self._best(metrics) for step, metrics in found if metrics}
         choose = min if self._best.mode == "min" else max
         return choose(values, key=values.get) if values else None
 
