@@ -4,7 +4,8 @@
         --config.inits=runs/full,runs/sctd --config.tasks=cola,mrpc,rte --config.data_dir=glue_data
 
 Interrupted, the same command goes on; a cell that is finished is never run again. The other fields are those of
-`configs/finetune.py`. Hardware: as there; BERT-base on all of GLUE is hundreds of runs.
+`configs/finetune.py`. Hardware: as there; BERT-base on all of GLUE is hundreds of runs, and we have measured none: the
+tests run small sweeps.
 """
 
 from configs import finetune
