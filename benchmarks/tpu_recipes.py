@@ -1,9 +1,10 @@
 """The recipes of configs/tpu, each compiled for its slice: the table of docs/tpu.md.
 
-python benchmarks/tpu_recipes.py [--out docs/tpu_recipes.json]
+python benchmarks/tpu_recipes.py [base_v5e_8 ...] [--out docs/tpu_recipes.json]
 
-Compiles every step of a recipe, which takes minutes; what is in `--out` already is not done again, so it can be
-interrupted. Prints the table as markdown. Needs libtpu: `make tpu`, and TPU_LIBRARY_PATH=.venv-tpu/libtpu/libtpu.so.
+Compiles every step of a recipe (without names, of all recipes), which takes minutes; what is in `--out` already is not
+done again, so it can be interrupted. Prints the table as markdown. Needs libtpu: `make tpu`, and
+TPU_LIBRARY_PATH=.venv-tpu/libtpu/libtpu.so.
 """
 
 import argparse
@@ -57,14 +58,16 @@ def table(found: list[dict]) -> str:
 def main() -> int:
     """The command; 1 if a recipe does not fit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("recipe", nargs="*", default=sorted(path.stem for path in RECIPES.glob("[!_]*.py")))
     parser.add_argument("--out", type=Path, default=Path("docs/tpu_recipes.json"))
     args = parser.parse_args()
     found = json.loads(args.out.read_text()) if args.out.exists() else []
-    for path in sorted(RECIPES.glob("[!_]*.py")):
-        if path.stem not in {one["recipe"] for one in found}:
-            found.append(measure(path.stem))
+    for name in args.recipe:
+        if name not in {one["recipe"] for one in found}:
+            found.append(measure(name))
             args.out.write_text(json.dumps(found, indent=1) + "\n")
             print(found[-1], file=sys.stderr, flush=True)
+    found.sort(key=lambda one: one["recipe"])
     print(table(found))
     return 0 if all(size <= one["hbm"] for one in found for size in one["needed"].values()) else 1
 
