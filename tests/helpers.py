@@ -70,7 +70,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, **cache, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILER, "PYTHONPATH": str(ROOT)}
 
 
-def start_pair(workdir, rows, *args, each=lambda i: (), env=None) -> list[subprocess.Popen]:
+def start_pair(
+    workdir, rows, *args, each=lambda i: (), env=None, program=("-m", "sctd_jax.main")
+) -> list[subprocess.Popen]:
     """Two processes of two devices each that train `tests/small.py`."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -78,7 +80,7 @@ def start_pair(workdir, rows, *args, each=lambda i: (), env=None) -> list[subpro
     env = dict(env or environment())
     env["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     command = [
-        sys.executable, "-m", "sctd_jax.main", "--config=tests/small.py", f"--workdir={workdir}",
+        sys.executable, *program, "--config=tests/small.py", f"--workdir={workdir}",
         f"--config.data.rows={rows}", f"--coordinator=localhost:{port}", "--num_processes=2", *args,
     ]  # fmt: skip
     return [

@@ -1,5 +1,6 @@
 """Two real processes on this machine: the same numbers as one, one set of checkpoints, one end."""
 
+import functools
 import shutil
 import signal
 import time
@@ -31,7 +32,7 @@ def assert_killing_ends_the_other(processes, killed):
     processes[killed].kill()
     began = time.monotonic()
     statuses, outputs = helpers.end(processes)
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - began < 80
     other = 1 - killed
     assert statuses[other] not in (0, None)
     assert "another task died" in outputs[other] or "another process of this run ended" in outputs[other]
@@ -96,9 +97,23 @@ def test_a_run_moves_from_one_process_to_two_on_another_mesh_past_a_damaged_chec
     assert_same_state(load_run(tmp_path / "run", 6, print).state, alone[1], 1e-6)
 
 
+# The command, but a silent process counts as dead after a third of the time.
+IMPATIENT = """
+from absl import app
+from sctd_jax import main
+from sctd_jax.parallel import hosts
+hosts._HEARTBEAT_SECONDS = 20
+app.run(main._main, flags_parser=main._parse)
+"""
+
+
 def test_a_signal_to_one_saves_on_all_and_a_killed_one_ends_the_others(rows, tmp_path):
-    arguments = ("--config.train.steps=100000", "--config.train.eval_every=20", "--config.train.checkpoint_every=20")
-    processes = helpers.start_pair(tmp_path / "run", rows, *arguments)
+    arguments = (
+        "--config.dropping.method=drop", "--config.train.steps=100000", "--config.train.eval_every=20",
+        "--config.train.checkpoint_every=20",
+    )  # fmt: skip
+    start = functools.partial(helpers.start_pair, tmp_path / "run", rows, *arguments, program=("-c", IMPATIENT))
+    processes = start()
     until(processes[0], "step 30/")
     processes[1].send_signal(signal.SIGTERM)
     statuses, (first, second) = helpers.end(processes)
@@ -107,14 +122,14 @@ def test_a_signal_to_one_saves_on_all_and_a_killed_one_ends_the_others(rows, tmp
     saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert f"after step {saved};" in first
 
-    processes = helpers.start_pair(tmp_path / "run", rows, *arguments)
+    processes = start()
     assert f"resuming at step {saved}" in until(processes[0], "resuming")
     until(processes[0], f"step {saved + 30 - saved % 2}/")
     assert_killing_ends_the_other(processes, 0)
     kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
     assert kept >= saved
 
-    processes = helpers.start_pair(tmp_path / "run", rows, *arguments)
+    processes = start()
     assert f"resuming at step {kept}" in until(processes[0], "resuming")
     until(processes[0], f"step {kept + 10 - kept % 2}/")
     assert_killing_ends_the_other(processes, 1)

@@ -104,7 +104,7 @@ def test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used(bucket, tr
 def test_two_processes_share_a_bucket(bucket, prepared):
     """Each must see what the other has written since it looked last: the claimed workdir, the checkpoint."""
     assert prepared.returncode == 0, prepared.stderr
-    arguments = ("--config.mesh.fsdp=4", "--config.train.steps=3")
+    arguments = ("--config.mesh.fsdp=4", "--config.train.steps=3", "--config.dropping.method=full")
     processes = helpers.start_pair("gs://bucket/pair", "gs://bucket/rows", *arguments, env=bucket[1])
     statuses, (first, second) = helpers.end(processes)
     assert statuses == [0, 0], first + second
