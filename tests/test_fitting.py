@@ -1,11 +1,14 @@
 """The search of the largest batch, over a pretended compiler."""
 
+import multiprocessing
+
 import jax
 import pytest
 
-from sctd_jax.parallel import aot, fitting
+from sctd_jax.errors import UserError
+from sctd_jax.parallel import aot, buffers, fitting
 from sctd_jax.parallel.chips import Chip
-from tests import helpers
+from tests import helpers, pretended_compilers
 
 
 def compiler(limit):
@@ -54,6 +57,23 @@ def test_one_that_never_fits_is_said():
     with pytest.raises(aot.DoesNotFitError, match="8 rows a chip do not fit"):
         fitting.search(needed, 64)
     assert asked == [64, 48, 24, 8]
+
+
+@pytest.mark.parametrize(("compiler", "found"), [("places", 27612763744), ("ends_without_report", 123)])
+def test_buffers_are_known_before_the_compiler_ends(monkeypatch, compiler, found):
+    monkeypatch.setattr(buffers, "_compile", getattr(pretended_compilers, compiler))
+    assert buffers.buffer_bytes(helpers.config(), "drop", "v5e:2x2") == found
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [("refuses", "--topology=v5e:3x7: no such slice"), ("dies", "the TPU compiler's process died with status 139")],
+)
+def test_what_the_compiler_says_or_that_it_died_is_one_message(monkeypatch, compiler, message):
+    monkeypatch.setattr(buffers, "_compile", getattr(pretended_compilers, compiler))
+    with pytest.raises(UserError, match=message):
+        buffers.buffer_bytes(helpers.config(), "drop", "v5e:3x7")
 
 
 def test_the_command_prints_every_step_of_the_config(monkeypatch):

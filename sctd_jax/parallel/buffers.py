@@ -6,6 +6,7 @@ known by then: this leaves the rest out.
 
 import multiprocessing
 import re
+import signal
 import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,7 +64,8 @@ def _placed(folder: Path) -> int | None:
 
 
 def _compile(config: Config, variant: Variant, topology: str, folder: str, sender: Connection) -> None:
-    """In the process of its own, to the end: where there is nothing to place, or no report, it is soon reached."""
+    """In the process of its own, to the end if no report is written."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the other process ends this one
     try:
         mesh = make_mesh(config, topology_devices(topology))
         sender.send(hbm_bytes(compile_step(config, variant, mesh, "train", {"xla_dump_to": folder})))

@@ -1,0 +1,33 @@
+"""What `buffers` may meet in the compiler's process, in place of `buffers._compile`; imported there, so little is."""
+
+import os
+import time
+from pathlib import Path
+
+from sctd_jax.errors import UserError
+
+REPORT = "Memory Space: default (color=0)\nTotal bytes: 27612763744 (25.72GiB)\n  cumulative_size;  size;\n"
+
+
+def places(config, variant, topology, folder, sender):
+    """Buffers, then code for an hour."""
+    report = Path(folder) / "module_0003.jit_step_fn.after_optimizations-memory-usage-report.txt"
+    report.write_text(REPORT[:48])  # in the middle of the number
+    time.sleep(1)
+    report.write_text(REPORT)
+    time.sleep(3600)
+
+
+def ends_without_report(config, variant, topology, folder, sender):
+    """As where there is nothing to place."""
+    sender.send(123)
+
+
+def refuses(config, variant, topology, folder, sender):
+    """A topology that is none."""
+    sender.send(UserError(f"--topology={topology}: no such slice"))
+
+
+def dies(config, variant, topology, folder, sender):
+    """As libtpu does of a small stack."""
+    os._exit(139)
