@@ -78,7 +78,7 @@ wait_until_active() {
         case $now in
             ACTIVE) return ;;
             FAILED | SUSPENDED | SUSPENDING | DELETING | absent)
-                die "$name is $now: see why with $0 describe, then $0 delete" ;;
+                die "$name is $now: see why with '$0 describe --name=$name ${where[*]}', then $0 delete" ;;
         esac
         sleep "$poll"
     done
