@@ -21,6 +21,11 @@ TRY_AGAIN_STATUS = 75  # sysexits.h: a temporary failure; launch/babysit.sh runs
 _CLOUD_LIBRARIES = ("gcsfs", "google", "aiohttp")  # whose exceptions have no common base
 
 
+def printable(text: object) -> str:
+    """A text on one line as a terminal may show it: control characters, which files' names can hold, are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
 def run_command(command: Callable[[], int]) -> int:
     """Exit status of a command: its own, or what a message follows.
 

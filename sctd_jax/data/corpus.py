@@ -31,16 +31,44 @@ class Chunk(NamedTuple):
 
     document: int
     text: str
+    source: int  # index of its source
+
+
+@dataclasses.dataclass
+class SourceCounts:
+    """What a pass over the text met in one source."""
+
+    documents: int = 0  # not empty
+    empty: int = 0
+    characters: int = 0
+    replaced: int = 0  # bytes or sequences that are not UTF-8
 
 
 @dataclasses.dataclass
 class Counts:
     """What a pass over the text met; filled while `read` runs."""
 
-    documents: int = 0  # not empty
-    empty: int = 0
-    characters: int = 0
-    replaced: int = 0  # bytes or sequences that are not UTF-8
+    sources: list[SourceCounts] = dataclasses.field(default_factory=list)  # in the order of the sources
+
+    @property
+    def documents(self) -> int:
+        """Documents that are not empty, in all sources."""
+        return sum(source.documents for source in self.sources)
+
+    @property
+    def empty(self) -> int:
+        """Empty documents in all sources."""
+        return sum(source.empty for source in self.sources)
+
+    @property
+    def characters(self) -> int:
+        """Characters in all sources."""
+        return sum(source.characters for source in self.sources)
+
+    @property
+    def replaced(self) -> int:
+        """Bytes or sequences that are not UTF-8, in all sources."""
+        return sum(source.replaced for source in self.sources)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +118,19 @@ def read(sources: Iterable[Source], *, text_field: str, documents: str, counts: 
       UserError: a file that cannot be read, or a record without the text field.
     """
     number = 0
-    for source in sources:
+    for index, source in enumerate(sources):
         wrote = False
+        here = SourceCounts()
+        counts.sources.append(here)
         try:
-            for text, last in _pieces(source, text_field, documents, counts):
+            for text, last in _pieces(source, text_field, documents, here):
                 if text and (wrote or not text.isspace()):
                     wrote = True
-                    counts.characters += len(text)
-                    yield Chunk(number, text)
+                    here.characters += len(text)
+                    yield Chunk(number, text, index)
                 if last:
-                    counts.documents += wrote
-                    counts.empty += not wrote
+                    here.documents += wrote
+                    here.empty += not wrote
                     number += wrote
                     wrote = False
         except (OSError, EOFError, zlib.error) as error:
@@ -153,7 +183,7 @@ def _tfds_source(text: str) -> Source:
     return Source(folder, split or "train")
 
 
-def _pieces(source: Source, text_field: str, documents: str, counts: Counts) -> Iterator[tuple[str, bool]]:
+def _pieces(source: Source, text_field: str, documents: str, counts: SourceCounts) -> Iterator[tuple[str, bool]]:
     """(text, whether it ends its document), in order."""
     if source.path.endswith(_TEXT) and not source.split:
         yield from _text_pieces(source.path, documents, counts)
@@ -184,7 +214,7 @@ def _open(path: str):
     return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
 
 
-def _decode(raw: bytes, counts: Counts) -> str:
+def _decode(raw: bytes, counts: SourceCounts) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -193,14 +223,14 @@ def _decode(raw: bytes, counts: Counts) -> str:
         return text
 
 
-def _without_surrogates(text: str, counts: Counts) -> str:
+def _without_surrogates(text: str, counts: SourceCounts) -> str:
     """JSON may escape halves of a surrogate pair alone, which no encoding can write."""
     text, found = _SURROGATE.subn("\ufffd", text)
     counts.replaced += found
     return text
 
 
-def _blocks(path: str, counts: Counts) -> Iterator[str]:
+def _blocks(path: str, counts: SourceCounts) -> Iterator[str]:
     """A text file in decoded pieces that end at white space (a piece without any is passed on as it is)."""
     with _open(path) as file:
         rest = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
@@ -224,7 +254,7 @@ def _character_boundary(block: bytes) -> int:
     return end
 
 
-def _text_pieces(path: str, documents: str, counts: Counts) -> Iterator[tuple[str, bool]]:
+def _text_pieces(path: str, documents: str, counts: SourceCounts) -> Iterator[tuple[str, bool]]:
     if documents == "file":
         yield from ((block, False) for block in _blocks(path, counts))
         yield "", True
@@ -242,7 +272,7 @@ def _text_pieces(path: str, documents: str, counts: Counts) -> Iterator[tuple[st
     yield "", True
 
 
-def _jsonl_texts(path: str, text_field: str, counts: Counts) -> Iterator[str]:
+def _jsonl_texts(path: str, text_field: str, counts: SourceCounts) -> Iterator[str]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -256,7 +286,7 @@ def _jsonl_texts(path: str, text_field: str, counts: Counts) -> Iterator[str]:
             yield _without_surrogates(record[text_field], counts)
 
 
-def _parquet_texts(path: str, text_field: str, counts: Counts) -> Iterator[str]:
+def _parquet_texts(path: str, text_field: str, counts: SourceCounts) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
@@ -277,7 +307,7 @@ def _parquet_texts(path: str, text_field: str, counts: Counts) -> Iterator[str]:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def _tfds_texts(source: Source, text_field: str, counts: Counts) -> Iterator[str]:
+def _tfds_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterator[str]:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(source.path)
