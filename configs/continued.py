@@ -9,18 +9,22 @@ optimizer and a new importance table. A tenth of base.py's steps at half its lea
 to be set by what your text needs. Hardware: as base.py. Its full-length result has not been measured by us.
 """
 
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from configs import base
+from sctd_jax import stored
+from sctd_jax.errors import UserError
 
 
 def get_config(init: str = "") -> ConfigDict:
     """The recipe for a workdir to start from."""
     found = Path(init, "config.json")
-    model = json.loads(found.read_text()).get("model") if init and found.is_file() else None
+    try:
+        model = stored.read(found, stored.CONFIG).values.get("model") if init and found.is_file() else None
+    except UserError as error:
+        raise ValueError(str(error)) from error  # which absl hands on
     tokenizers = [path for name in ("tokenizer.model", "tokenizer.json") if (path := Path(init, name)).is_file()]
     if not isinstance(model, dict) or not tokenizers:
         raise ValueError(

@@ -23,7 +23,7 @@ from absl import logging
 from sctd_jax.errors import UserError, run_command
 from sctd_jax.finetune.reading import FileSettings
 from sctd_jax.probing import drawing, drift, layers, perplexity
-from sctd_jax.train.checkpoint import write
+from sctd_jax.train.workdir import write
 
 
 def main(argv: list[str] | None = None) -> int:

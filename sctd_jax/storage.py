@@ -4,17 +4,19 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from etils import epath
 
-from sctd_jax.errors import TryAgainError, UserError
+from sctd_jax.errors import TryAgainError, UserError, printable
 
 _OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _REMOTE = "gs://"  # what Orbax, TensorStore, epath and fsspec all reach
@@ -68,6 +70,22 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
             raise
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise TryAgainError(f"{os.fspath(path)} cannot be reached: {reason}") from error
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The fields of a small file.
+
+    Raises:
+      UserError: it is no UTF-8, no JSON or not an object with fields, or cannot be read.
+    """
+    try:
+        with reaching(path):
+            found = json.loads(path.read_bytes().decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {printable(error) or 'it is empty'}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: an object with fields is expected, found {printable(repr(found)):.40}")
+    return found
 
 
 def check_writable(folder: epath.Path) -> None:

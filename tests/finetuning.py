@@ -8,8 +8,9 @@ from sctd_jax.data import tokenizer
 from sctd_jax.finetune import settings as finetune_settings
 from sctd_jax.finetune.loop import finetune
 from sctd_jax.finetune.tasks import TASKS
-from sctd_jax.train.checkpoint import Checkpoints, write_config
+from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.state import initial_state
+from sctd_jax.train.workdir import write_config
 from tests import helpers, task_files
 
 CONFIG = helpers.config(dropping__method="full", model__num_layers=1, model__max_positions=64)

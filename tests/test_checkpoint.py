@@ -11,8 +11,9 @@ import pytest
 
 from sctd_jax.errors import UserError
 from sctd_jax.train import checkpoint
-from sctd_jax.train.checkpoint import Checkpoints, check_rows, check_workdir, claim_workdir
+from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.state import initial_state
+from sctd_jax.train.workdir import check_rows, check_workdir, claim_workdir
 from tests import helpers
 
 

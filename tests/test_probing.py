@@ -19,12 +19,12 @@ from sctd_jax.interop import bert_config, weights
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.probing import drift, layers, models, perplexity
-from sctd_jax.train.checkpoint import CONFIG_FILE, TASK_FILE
 from sctd_jax.train.evaluation import EVAL_SEED
 from sctd_jax.train.loop import train_and_evaluate
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import initial_state, make_model
 from sctd_jax.train.step import mask_batch, select
+from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE
 from tests import helpers, task_files
 
 SPECIAL = helpers.SPECIAL

@@ -1,7 +1,6 @@
 """A fine-tuning's workdir read back."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -9,15 +8,16 @@ from typing import Any
 from etils import epath
 from jax.sharding import Mesh
 
-from sctd_jax.config import Config, from_dict
+from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune.step import shape_of, state_shape
 from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.finetune.workdir import read_task
 from sctd_jax.parallel.mesh import one_device
-from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, Best, Checkpoints
+from sctd_jax.train.checkpoint import Best, Checkpoints
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.workdir import read_command, read_config
 
 HIGHEST_SCORE = Best("eval/score", "max")
 
@@ -47,8 +47,7 @@ def load_finetuned(
     Raises:
       UserError: no such checkpoint.
     """
-    task = read_task(workdir)
-    config = from_dict(json.loads((workdir / CONFIG_FILE).read_text()))
+    task, config = read_task(workdir, log), read_config(workdir, log)
     mesh = mesh or one_device()
     shape = state_shape(config, shape_of(TASKS[task["task"]], task["labels"]), mesh)
     with closing(Checkpoints(workdir, best=HIGHEST_SCORE, read_only=True)) as checkpoints:
@@ -56,5 +55,4 @@ def load_finetuned(
         if not steps or step not in (None, *steps):
             raise UserError(f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}, found {steps}")
         state = checkpoints.restore(shape, log, checkpoints.best_step() if step is None else step)
-    command = (workdir / COMMAND_FILE).read_text().strip()
-    return Finetuned(config, task, tokenizer.load(tokenizer.find(workdir)), command, state)
+    return Finetuned(config, task, tokenizer.load(tokenizer.find(workdir)), read_command(workdir), state)

@@ -34,14 +34,15 @@ from sctd_jax.finetune.step import (
     step_flops,
 )
 from sctd_jax.finetune.tasks import TASKS
-from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir
+from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, followed
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.train.checkpoint import Checkpoints, write
+from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.job import Job, Result, run
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.workdir import write
 
 RESULT_FILE = "result.json"
 
@@ -91,7 +92,7 @@ def finetune(
     """
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
     made = prepare(settings, workdir, recipe, log)
-    config, mesh, shape = made.config, made.mesh, made.shape
+    settings, config, mesh, shape = made.settings, made.config, made.mesh, made.shape
     with closing(Checkpoints(workdir, config.train.keep_checkpoints, best=HIGHEST_SCORE)) as checkpoints:
         state = checkpoints.restore(state_shape(config, shape, mesh), log)
         if state is None:
@@ -120,6 +121,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     Raises:
       UserError: as `finetune`.
     """
+    settings = followed(workdir, settings, log)
     task = TASKS[settings.task]
     pretrained = open_pretrained(settings.init, recipe, log)
     check_length(settings, pretrained.config.model)

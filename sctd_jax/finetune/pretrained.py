@@ -15,8 +15,9 @@ from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune.finetuned import HIGHEST_SCORE, load_finetuned
 from sctd_jax.interop.importing import read_model
-from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, LOWEST_LOSS, TASK_FILE, Checkpoints
-from sctd_jax.train.run import load_run, read_config
+from sctd_jax.train.checkpoint import LOWEST_LOSS, Checkpoints
+from sctd_jax.train.run import load_run
+from sctd_jax.train.workdir import COMMAND_FILE, CONFIG_FILE, TASK_FILE, read_config
 
 
 @dataclasses.dataclass(frozen=True)

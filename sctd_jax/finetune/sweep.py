@@ -17,8 +17,8 @@ from sctd_jax.finetune.loop import RESULT_FILE, finetune, prepare
 from sctd_jax.finetune.settings import FinetuneConfig
 from sctd_jax.finetune.workdir import Origin, check_task
 from sctd_jax.parallel import hosts
-from sctd_jax.train.checkpoint import CONFIG_FILE, write
 from sctd_jax.train.job import DivergedError
+from sctd_jax.train.workdir import CONFIG_FILE, write
 
 _OWN = ("tasks", "inits", "learning_rates", "seeds", "keep_weights")
 

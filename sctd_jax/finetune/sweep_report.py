@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from etils import epath
 
 from sctd_jax.finetune.tasks import TASKS
-from sctd_jax.train.checkpoint import write
+from sctd_jax.train.workdir import write
 
 _BENCHMARKS = {"glue": "GLUE", "superglue": "SuperGLUE"}
 

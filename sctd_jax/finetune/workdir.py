@@ -2,18 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from etils import epath
 
-from sctd_jax import storage
-from sctd_jax.config import Config
+from sctd_jax import storage, stored
+from sctd_jax.config import Config, fill, require
 from sctd_jax.data import tokenizer
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune.settings import FinetuneConfig
+from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.parallel import hosts
-from sctd_jax.train.checkpoint import CONFIG_FILE, TASK_FILE, check_new, same_config, write, write_config
+from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check_new, same_config, write, write_config
 
 # What a rerun may change without being another run.
 _MAY_CHANGE = ("init", "data_dir", "accumulation", "keep_checkpoints", "log_every", "mesh")
@@ -86,16 +87,51 @@ def check_task(
         raise UserError(f"workdir {workdir} {what}; choose another --workdir")
 
 
-def read_task(workdir: epath.Path) -> dict[str, Any]:
-    """`task.json`: the settings and the labels.
+def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """`task.json`: the settings and the origin, as this code has them.
+
+    Args:
+      workdir: of a fine-tuning.
+      log: told of what earlier code had otherwise.
 
     Raises:
-      UserError: it is damaged.
+      UserError: it is damaged or a newer version's.
     """
+    found = _stored(workdir, log)
+    origin = {field.name: found.values.pop(field.name, None) for field in dataclasses.fields(Origin)}
+    labels, *texts = origin.values()
     try:
-        return json.loads((workdir / TASK_FILE).read_text())
-    except ValueError as error:
-        raise UserError(f"{workdir / TASK_FILE} is damaged ({error}); choose another --workdir") from error
+        settings = fill("config", FinetuneConfig, found.values)
+        require(settings.task in TASKS, "task", f"must be one of {', '.join(TASKS)}; found {settings.task!r}")
+        listed = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+        if not listed or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{', '.join(origin)} must be names and two texts, found {origin}")
+    except UserError as error:
+        raise UserError(f"{workdir / TASK_FILE} is damaged ({printable(error)}); choose another --workdir") from error
+    return dataclasses.asdict(settings) | origin
+
+
+def followed(workdir: epath.Path, settings: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConfig:
+    """The settings with which a workdir is gone on with: those that its run began without stay as they were then.
+
+    Raises:
+      UserError: `task.json` is damaged or a newer version's.
+    """
+    with storage.reaching(workdir):
+        there = (workdir / TASK_FILE).is_file() and (workdir / CONFIG_FILE).is_file()
+    if not there:
+        return settings
+    values, notes = stored.follow(dataclasses.asdict(settings), _stored(workdir, log), stored.TASK, _MAY_CHANGE)
+    for note in notes:
+        log(note)
+    return fill("config", FinetuneConfig, values)
+
+
+def _stored(workdir: epath.Path, log: Callable[[str], None]) -> stored.Stored:
+    found = stored.read(workdir / TASK_FILE, stored.TASK)
+    for note in found.notes:
+        log(note)
+    return found
 
 
 def claim_workdir(
@@ -110,10 +146,11 @@ def claim_workdir(
     Raises:
       UserError: it cannot be written, or another host does not see it.
     """
-    task = {**dataclasses.asdict(settings), **dataclasses.asdict(origin)}
 
     def claim():
         try:
+            begun = stored.read(workdir / TASK_FILE, stored.TASK).begun if (workdir / CONFIG_FILE).exists() else None
+            task = stored.header(stored.TASK, begun) | dataclasses.asdict(settings) | dataclasses.asdict(origin)
             if not (workdir / CONFIG_FILE).exists():
                 name, content = tokenizer.canonical(tokenizer_file)
                 write(workdir / name, content)

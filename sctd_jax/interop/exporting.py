@@ -14,9 +14,9 @@ from sctd_jax.errors import UserError
 from sctd_jax.interop import bert_config, tokenizer_json, weights
 from sctd_jax.interop.exported import Model, card
 from sctd_jax.interop.exporting_task import task_model
-from sctd_jax.train.checkpoint import TASK_FILE
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import Run, load_run
+from sctd_jax.train.workdir import TASK_FILE
 
 _CARD, _WEIGHTS, _CONFIG = "README.md", "model.safetensors", "config.json"
 _TOKENS, _TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"

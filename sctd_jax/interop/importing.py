@@ -17,8 +17,9 @@ from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.interop import bert_config, weights
 from sctd_jax.objective.masking import SpecialIds
-from sctd_jax.train.checkpoint import Checkpoints, write_config
+from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.state import TrainState, initial_state
+from sctd_jax.train.workdir import write_config
 
 _WEIGHTS_FILE, _CONFIG_FILE = "model.safetensors", "config.json"
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.txt")

@@ -22,12 +22,12 @@ from sctd_jax.objective.masking import SpecialIds, row_keys
 from sctd_jax.plot import curve
 from sctd_jax.probing.models import check_pretrained, full_precision, names
 from sctd_jax.train import setup
-from sctd_jax.train.checkpoint import check_rows
 from sctd_jax.train.evaluation import EVAL_SEED, cosine
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.run import load_run, read_config
+from sctd_jax.train.run import load_run
 from sctd_jax.train.state import make_model
 from sctd_jax.train.step import mask_batch, select
+from sctd_jax.train.workdir import check_rows, read_config
 
 POOLINGS = ("cls", "mean")
 _CURVES = {"local": "eval/drift_local", "global": "eval/drift_global"}

@@ -13,8 +13,9 @@ from sctd_jax.config import Config, ModelConfig
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.interop.importing import read_model
-from sctd_jax.train.checkpoint import CONFIG_FILE, TASK_FILE, Checkpoints
-from sctd_jax.train.run import load_run, read_config
+from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.run import load_run
+from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, read_config
 
 
 @dataclasses.dataclass(frozen=True)

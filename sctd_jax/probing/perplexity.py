@@ -25,7 +25,7 @@ from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.probing.models import MaskedLm, full_precision, names, open_masked_lm
 from sctd_jax.train import setup
-from sctd_jax.train.checkpoint import check_rows
+from sctd_jax.train.workdir import check_rows
 
 NOTE = (
     "PPPL is per token: never compare it between models with different tokenizers. Bits per character may be compared "

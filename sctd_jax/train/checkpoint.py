@@ -1,8 +1,4 @@
-"""Saving and restoring a run; the only file that knows Orbax.
-
-A workdir is all that is needed later: `config.json`, `command.txt`, the tokenizer, `prepared.json` (about the
-rows) and `checkpoints/STEP/` with the whole TrainState, importance table included.
-"""
+"""Saving and restoring a run's state; the only file that saves with Orbax."""
 
 import dataclasses
 import json
@@ -10,8 +6,6 @@ import logging
 import math
 import os
 import re
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,152 +21,14 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from sctd_jax import storage
-from sctd_jax.config import Config
-from sctd_jax.data import tokenizer
-from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.parallel import hosts
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.workdir import CHECKPOINTS
 
-CONFIG_FILE, COMMAND_FILE, _CHECKPOINTS = "config.json", "command.txt", "checkpoints"
-TASK_FILE = "task.json"  # what a fine-tuned model has besides
 # How TensorStore and gcsfs say that it is not the data.
 _OUTAGE = re.compile("UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|DEADLINE_EXCEEDED|ABORTED|Forbidden|Cannot connect")
 _READERS = 8  # arrays that are checked at a time
-# What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
-# learning rate, and what a run started from may have been moved since.
-_MAY_CHANGE = {
-    "train.steps", "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.max_bad_steps", "train.accumulation",
-    "train.consistency_accumulation", "optimizer.learning_rate",
-    "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
-    "data.documents", "mesh.data", "mesh.fsdp", "mesh.tensor",
-    "train.init",
-    "model.attention", "model.remat",
-}  # fmt: skip
-
-
-def check_workdir(workdir: epath.Path, config: Config) -> None:
-    """Check before any long work that `workdir` is new or this config's.
-
-    Raises:
-      UserError: it belongs to another config, to an imported model or to something else, or cannot be written.
-    """
-    try:
-        with storage.reaching(workdir):
-            if (workdir / CONFIG_FILE).exists():
-                if (workdir / TASK_FILE).exists():
-                    raise UserError(f"workdir {workdir} holds a fine-tuned model: pretrain in another --workdir")
-                if not (workdir / METADATA_FILE).exists():
-                    raise UserError(
-                        f"workdir {workdir} holds an imported model, which stays as it is: train in another --workdir, "
-                        f"starting from this one: --config=configs/continued.py:{workdir}"
-                    )
-                same_config(workdir, dataclasses.asdict(config))
-            else:
-                check_new(workdir)
-    except OSError as error:
-        raise UserError(f"workdir {workdir}: {error}") from error
-
-
-def check_new(workdir: epath.Path) -> None:
-    """Check that a folder without a config may become a workdir, and make it.
-
-    Raises:
-      UserError: something else is in it.
-      OSError: it cannot be written.
-    """
-    if workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
-        raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    if storage.is_remote(workdir):
-        storage.check_writable(workdir)
-
-
-def _ours(path: epath.Path) -> bool:
-    """What a kill inside `claim_workdir` can leave."""
-    names = (
-        tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, _CHECKPOINTS
-    )  # fmt: skip
-    return path.name in names or path.name.startswith(".claim-")
-
-
-def has_checkpoints(workdir: epath.Path) -> bool:
-    """Whether anything was saved in `workdir`."""
-    return any((workdir / _CHECKPOINTS).glob("[0-9]*"))
-
-
-def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
-    """Check that the steps in `workdir` were trained on these rows.
-
-    Raises:
-      UserError: they were trained on others.
-    """
-    if not (workdir / CONFIG_FILE).exists():
-        return
-    there, now = read_metadata(workdir), read_metadata(rows)
-    for field in ("tokenizer_sha256", "rows", "tokens"):
-        if getattr(there, field) != getattr(now, field):
-            raise UserError(
-                f"workdir {workdir} was trained on other rows than {rows}: {field} is {getattr(there, field)} there "
-                f"and {getattr(now, field)} here; choose another --workdir"
-            )
-
-
-def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path) -> None:
-    """Write tokenizer, row metadata, command and config, the last one last: it says that the workdir is a run's.
-
-    With several hosts the first one writes.
-
-    Raises:
-      UserError: it cannot be written, or another host does not see it.
-    """
-    hosts.first_only("claim", lambda: _claim(workdir, config, rows))
-    if not hosts.all_say((workdir / CONFIG_FILE).exists()):
-        raise UserError(f"workdir {workdir} must be on storage that all hosts of the run share")
-
-
-def _claim(workdir: epath.Path, config: Config, rows: epath.Path) -> None:
-    try:
-        if not (workdir / CONFIG_FILE).exists():
-            for path in (tokenizer.find(rows), rows / METADATA_FILE):
-                write(workdir / path.name, path.read_bytes())
-        write_config(workdir, config)
-    except OSError as error:
-        raise UserError(f"workdir {workdir}: {error}") from error
-
-
-def write_config(workdir: epath.Path, config: Config) -> None:
-    """Write the running command, then the config, which makes the folder a run's."""
-    write(workdir / COMMAND_FILE, shlex.join(["python", *sys.orig_argv[1:]]).encode())
-    write(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2).encode())
-
-
-def write(path: epath.Path, content: bytes) -> None:
-    """Write a file of a workdir; a kill leaves the one before or the new one."""
-    temporary = path.with_name(f".claim-{path.name}-{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def same_config(workdir: epath.Path, mine: dict) -> None:
-    """Check that a workdir's config is this one, but for what a rerun may change.
-
-    Raises:
-      UserError: it is another one, or damaged.
-    """
-    try:
-        theirs = json.loads((workdir / CONFIG_FILE).read_text())
-    except ValueError as error:
-        raise UserError(f"{workdir / CONFIG_FILE} is damaged ({error}); choose another --workdir") from error
-    other = [
-        f"{section}.{field} ({theirs.get(section, {}).get(field)!r} there, {value!r} now)"
-        for section, fields in mine.items()
-        for field, value in fields.items()
-        if f"{section}.{field}" not in _MAY_CHANGE and theirs.get(section, {}).get(field) != value
-    ]
-    if other:
-        raise UserError(f"workdir {workdir} belongs to another config: {', '.join(other)}; choose another --workdir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +51,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.Path, keep: int = 1, *, best: Best = LOWEST_LOSS, read_only: bool = False):
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file it touches
-        folder = workdir / _CHECKPOINTS
+        folder = workdir / CHECKPOINTS
         self._folder = folder if storage.is_remote(workdir) else epath.Path(os.path.abspath(folder))
         self._best = best
         # `reverse`: Orbax keeps the end of the sorted list, and a lowest loss shall be there.

@@ -15,7 +15,7 @@ from sctd_jax.model import attention
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train import report, setup
-from sctd_jax.train.checkpoint import Checkpoints, check_rows, check_workdir, claim_workdir, has_checkpoints
+from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.compiling import state_shape
 from sctd_jax.train.flops import step_flops
 from sctd_jax.train.job import Job, Result, run
@@ -24,6 +24,7 @@ from sctd_jax.train.run import check_init
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import step_name, variant_at
+from sctd_jax.train.workdir import check_rows, check_workdir, claim_workdir, followed, has_checkpoints
 
 
 def train_and_evaluate(config: Config, workdir: str | os.PathLike, log: Callable[[str], None] = print) -> Result:
@@ -33,7 +34,7 @@ def train_and_evaluate(config: Config, workdir: str | os.PathLike, log: Callable
       UserError: anything a person can put right; checkpoints that were saved stay.
     """
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
-    mesh, data = _open(config, workdir, log)
+    config, mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, config.train.keep_checkpoints)) as checkpoints:
         state = _restore(config, data, mesh, checkpoints, log)
         claim_workdir(workdir, config, data.folder)
@@ -50,8 +51,9 @@ def train_and_evaluate(config: Config, workdir: str | os.PathLike, log: Callable
         return result
 
 
-def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tuple[Mesh, setup.Data]:
-    """Mesh and rows of a run, each check before the longer work that follows it."""
+def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tuple[Config, Mesh, setup.Data]:
+    """Config, mesh and rows of a run, each check before the longer work that follows it."""
+    config = followed(workdir, config, log)
     mesh = meshes.make_mesh(config)
     attention.choose(config, attention.platform_of(mesh.devices.flat[0]))  # an impossible one ends the run here
     check_workdir(workdir, config)
@@ -60,7 +62,7 @@ def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tu
     data = setup.open_data(config, log)
     check_rows(workdir, data.folder)
     hosts.check_same({"the config": config, "the prepared rows": data.metadata})
-    return mesh, data
+    return config, mesh, data
 
 
 def _restore(config: Config, data: setup.Data, mesh, checkpoints: Checkpoints, log: Callable) -> TrainState:
@@ -124,7 +126,7 @@ def evaluate_workdir(
         there = (workdir / "checkpoints").is_dir()
     if not there:
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
-    mesh, data = _open(config, workdir, log)
+    config, mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         state = checkpoints.restore(state_shape(config, data.special, mesh), log)
     if state is None:

@@ -1,23 +1,22 @@
 """A workdir read back: what export and a run that starts from it begin with."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 
-from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax import storage
-from sctd_jax.config import Config, from_dict
+from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel.mesh import one_device
-from sctd_jax.train.checkpoint import COMMAND_FILE, CONFIG_FILE, TASK_FILE, Checkpoints
+from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.compiling import state_shape
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.workdir import TASK_FILE, is_trained, read_command, read_config
 
 # Of the model, by a run that starts from another one's parameters.
 _FREE_TO_CHANGE = ("hidden_dropout", "attention_dropout", "initializer_range", "dtype", "attention", "remat")
@@ -47,7 +46,7 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
       UserError: not a run's workdir, or no such checkpoint.
     """
     workdir = storage.as_path(workdir)
-    config = read_config(workdir)
+    config = read_config(workdir, log)
     if (workdir / TASK_FILE).is_file():
         raise UserError(f"{workdir} holds a fine-tuned model; expected the workdir of a pretraining run")
     pieces = tokenizer.load(tokenizer.find(workdir))
@@ -60,9 +59,10 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
         state = checkpoints.restore(state_shape(config, SpecialIds(**pieces.special), mesh), log, step)
     finally:
         checkpoints.close()
-    command = (workdir / COMMAND_FILE).read_text().strip() if (workdir / COMMAND_FILE).is_file() else "not recorded"
     metadata = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
-    return Run(config, metadata, pieces, command, state)
+    if metadata is None and is_trained(workdir):
+        log(f"warning: {workdir / METADATA_FILE} is missing, which says what rows this run is trained on")
+    return Run(config, metadata, pieces, read_command(workdir), state)
 
 
 def check_init(config: Config) -> None:
@@ -89,20 +89,3 @@ def check_init(config: Config) -> None:
             f"config.data.{f'rows {rows} were' if rows else 'input would be'} prepared with another tokenizer than "
             f"that of config.train.init: use --config.data.tokenizer={kept}"
         )
-
-
-def read_config(workdir: epath.Path) -> Config:
-    """The config of a pretraining run.
-
-    Raises:
-      UserError: not a run's workdir, or its config is damaged.
-    """
-    path = workdir / CONFIG_FILE
-    with storage.reaching(workdir):
-        there = path.is_file()
-    if not there:
-        raise UserError(f"{workdir} is not the workdir of a run (no {CONFIG_FILE})")
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,160 @@
+"""Configurations that earlier code wrote, as this code reads them.
+
+A stored configuration says by its `version` how many of the changes below it knows (1: none). The others are made up
+for when it is read: a field that it lacks gets the value by which this code does what the code of then did.
+`begun` is the version that began the run: what came later stays as it was then, whatever the recipe says now.
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from sctd_jax import storage
+from sctd_jax.errors import UserError, printable
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """A new field."""
+
+    field: str
+    before: Any  # the value by which the code does what it did without the field
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """A field by another name."""
+
+    field: str
+    now: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Removed:
+    """A field of which one value is left, which is no choice."""
+
+    field: str
+    left: Any
+
+
+Change = Added | Renamed | Removed
+# `section.field` of `config.json` and `field` of `task.json`, in the order in which they came. One line for each field;
+# lines are only ever appended, for their number is the version.
+CONFIG: list[Change] = []
+TASK: list[Change] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A configuration that was read back, by today's names."""
+
+    values: dict[str, Any]
+    begun: int  # the version that began the run
+    notes: tuple[str, ...]  # what was made up for
+
+
+def version_of(changes: Sequence[Change]) -> int:
+    """The version of what is written now."""
+    return 1 + len(changes)
+
+
+def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
+    """Read `config.json` (with `CONFIG`) or `task.json` (with `TASK`); its fields are checked by who uses them.
+
+    Raises:
+      UserError: it is damaged, or has a field of a newer version or a removed one that is needed.
+    """
+    found = storage.read_json(path)
+    version, begun = found.pop("version", 1), found.pop("begun", None)
+    begun = version if begun is None else begun
+    if not all(type(number) is int and number >= 1 for number in (version, begun)):
+        raise UserError(f"{path} is damaged: its version is {version!r}, begun {begun!r}, not a number from 1 on")
+    newest = version_of(changes)
+    if version > newest:
+        raise UserError(f"{path} was written by a newer version of sctd_jax (its configuration has version {version}, "
+                        f"this one reads up to {newest}): use that one")  # fmt: skip
+    notes, before = [], dict(_flat(found))
+    for change in changes[version - 1 :]:
+        notes += _apply(change, before, path)
+    if notes:
+        notes = [f"{path} was written by an earlier version of sctd_jax, which is followed: {', '.join(notes)}"]
+    return Stored(_nested(before), begun, tuple(notes))
+
+
+def _apply(change: Change, values: dict[str, Any], path: epath.Path) -> list[str]:
+    match change:
+        case Added(field, before):
+            if field in values:
+                return []
+            values[field] = before
+            return [f"{field}={before!r}"]
+        case Renamed(field, now):
+            if field not in values:
+                return []
+            values[now] = values.pop(field)
+            return [f"{now} (then {field})"]
+        case Removed(field, left):
+            found = values.pop(field, left)
+            if found != left:
+                raise UserError(f"{path} has {field}={printable(repr(found))}, but this version of sctd_jax can no "
+                                f"longer do anything but {left!r}: use the version that wrote it")  # fmt: skip
+            return []
+
+
+def header(changes: Sequence[Change], begun: int | None = None) -> dict[str, int]:
+    """What stands before the fields of a stored configuration."""
+    return {"version": version_of(changes), "begun": begun or version_of(changes)}
+
+
+def follow(
+    mine: Mapping[str, Any], there: Stored, changes: Sequence[Change], may_change: Collection[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """A recipe's fields for a run that is gone on with: those that came after its beginning stay as they were.
+
+    Args:
+      mine: fields, by sections where they have them.
+      there: the run's.
+      changes: `CONFIG` or `TASK`.
+      may_change: fields that a rerun may have otherwise.
+
+    Returns:
+      The fields, and a note for each that differs from the recipe's.
+    """
+    came_later: list[str] = []
+    for change in changes[there.begun - 1 :]:
+        match change:
+            case Added(field, _):
+                came_later.append(field)
+            case Renamed(field, now):
+                came_later = [now if name == field else name for name in came_later]
+            case Removed(field, _):
+                came_later = [name for name in came_later if name != field]
+    values, theirs, notes = dict(_flat(mine)), dict(_flat(there.values)), []
+    for field in came_later:
+        if field in may_change or field not in values or field not in theirs or values[field] == theirs[field]:
+            continue
+        notes.append(f"{field} stays {theirs[field]!r}, as the run began without it (the recipe's {values[field]!r} is "
+                     "for new runs)")  # fmt: skip
+        values[field] = theirs[field]
+    return _nested(values), notes
+
+
+def _flat(values: Mapping[str, Any]):
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{field}", inner) for field, inner in value.items())
+        else:
+            yield name, value
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, _, field = name.rpartition(".")
+        if not section:
+            values[name] = value
+        elif isinstance(values.setdefault(section, {}), dict):  # else it is damaged, which its reader says
+            values[section][field] = value
+    return values

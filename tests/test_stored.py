@@ -1,0 +1,216 @@
+"""Runs of earlier code: `fixtures/da051c2.tar.xz` is what its users have."""
+
+import dataclasses
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from configs import base, finetune
+from sctd_jax import stored
+from sctd_jax.config import Config, from_dict
+from sctd_jax.errors import UserError, printable
+from sctd_jax.finetune import loop as finetune_loop
+from sctd_jax.finetune import settings as finetune_settings
+from sctd_jax.finetune import workdir as finetune_workdir
+from sctd_jax.finetune.pretrained import open_pretrained
+from sctd_jax.interop.exporting import export
+from sctd_jax.stored import Added, Removed, Renamed
+from sctd_jax.train import workdir as workdirs
+from sctd_jax.train.loop import evaluate_workdir, train_and_evaluate
+
+ARCHIVE = Path(__file__).parent / "fixtures" / "da051c2.tar.xz"
+
+
+def unpack(folder):
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    """A folder with `rows`, `run` and `tuned`, which the tests leave as they are."""
+    return unpack(tmp_path_factory.mktemp("old"))
+
+
+def recipe(old, **train):
+    """Today's recipe of the run: base.py with the fields that `old.py` set."""
+    values, theirs = base.get_config().to_dict(), json.loads((old / "run" / "config.json").read_text())
+    for section, fields in theirs.items():
+        values[section] |= {name: value for name, value in fields.items() if name in values[section]}
+    values["data"]["rows"] = str(old / "rows")
+    values["train"] |= train
+    values["mesh"]["data"] = 1
+    return from_dict(values)
+
+
+def test_every_field_that_the_old_run_does_not_have_has_a_line_in_the_table(old):
+    def names(type_, prefix=""):
+        for field in dataclasses.fields(type_):
+            if dataclasses.is_dataclass(field.type):
+                yield from names(field.type, f"{field.name}.")
+            else:
+                yield prefix + field.name
+
+    for file, changes, type_, more in (
+        ("run/config.json", stored.CONFIG, Config, ()),
+        ("tuned/task.json", stored.TASK, finetune_settings.FinetuneConfig, finetune_workdir.Origin),
+    ):
+        there = stored.read(epath.Path(old / file), changes).values
+        flat = {name for name, _ in stored._flat(there)}
+        assert flat == {*names(type_), *(names(more) if more else ())}, file
+    assert workdirs.read_config(epath.Path(old / "run")).train.steps == 4
+
+
+def test_an_old_run_evaluates_to_what_it_said_then(old):
+    lines = []
+    metrics = evaluate_workdir(recipe(old), old / "run", lines.append)
+    then = json.loads((old / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics["eval/loss"] == pytest.approx(then["eval/loss"], abs=1e-4)
+    assert not any("damaged" in line for line in lines)
+
+
+def test_an_old_run_goes_on(tmp_path):
+    folder, lines = unpack(tmp_path), []
+    result = train_and_evaluate(recipe(folder, steps=6), folder / "run", lines.append)
+    assert result.step == 6
+    assert "resuming at step 4" in lines
+    assert json.loads((folder / "run" / "config.json").read_text())["begun"] == 1
+
+
+def test_old_runs_are_exported(old, tmp_path):
+    for name, architecture in (("run", "BertForMaskedLM"), ("tuned", "BertForSequenceClassification")):
+        export(epath.Path(old / name), tmp_path / name, step=None, force=False, log=lambda line: None)
+        assert architecture in (tmp_path / name / "config.json").read_text()
+
+
+def test_an_old_run_is_fine_tuned_and_an_old_fine_tuning_goes_on(old):
+    values = finetune.get_config().to_dict() | {
+        "task": "classification", "init": str(old / "run"), "data_dir": str(old / "labels.jsonl"), "max_length": 16,
+        "batch_size": 8, "epochs": 1, "learning_rate": 1e-3,
+    }  # fmt: skip
+    settings, there = finetune_settings.from_dict(values), base.get_config().to_dict()
+    made = finetune_loop.prepare(settings, epath.Path(old / "tuned"), there, lambda line: None)
+    assert set(made.pretrained.params(made.mesh)) == {"encoder"}
+    again = open_pretrained(str(old / "tuned"), there, lambda line: None)
+    assert set(again.params(made.mesh)) == {"encoder", "pooler"}
+
+
+# Changes of fields, on the old run's files.
+
+
+@pytest.fixture
+def changed(old, monkeypatch):
+    """A function that lets today's code have other changes than it has."""
+
+    def change(config=(), task=()):
+        monkeypatch.setattr(stored, "CONFIG", list(config))
+        monkeypatch.setattr(stored, "TASK", list(task))
+
+    return change
+
+
+def read(old, changes, file="run/config.json"):
+    return stored.read(epath.Path(old / file), changes)
+
+
+def test_a_field_that_came_later_takes_the_value_of_then_and_is_named(old):
+    found = read(old, [Added("optimizer.eps_at", "update"), Added("extra.x", 1)])
+    assert found.values["optimizer"]["eps_at"] == "update"
+    assert found.values["extra"] == {"x": 1}
+    assert len(found.notes) == 1
+    assert "config.json was written by an earlier version" in found.notes[0]
+    assert found.notes[0].endswith("optimizer.eps_at='update', extra.x=1")
+
+
+def test_a_field_has_its_new_name_and_a_removed_one_only_the_value_that_is_left(old):
+    found = read(old, [Renamed("optimizer.eps", "optimizer.epsilon"), Removed("train.accumulation", 1)])
+    assert found.values["optimizer"]["epsilon"] == 1e-6
+    assert "eps" not in found.values["optimizer"]
+    assert "accumulation" not in found.values["train"]
+    assert found.notes[0].endswith("optimizer.epsilon (then optimizer.eps)")
+    with pytest.raises(UserError, match=r"config.json has dropping.method='sctd', but .* do anything but 'drop'"):
+        read(old, [Removed("dropping.method", "drop")])
+
+
+def test_a_newer_versions_configuration_is_refused_by_name(old, tmp_path):
+    for file in ("run/config.json", "tuned/task.json"):
+        path = epath.Path(tmp_path / "new.json")
+        path.write_text(json.dumps({**json.loads((old / file).read_text()), "version": 9}))
+        with pytest.raises(UserError, match=r"new.json was written by a newer version .*9, this one reads up to 1"):
+            stored.read(path, [])
+    for version in (0, "1", None, True):
+        path.write_text(json.dumps({"version": version}))
+        with pytest.raises(UserError, match=r"new.json is damaged: its version is"):
+            stored.read(path, [])
+
+
+def test_a_run_keeps_what_it_began_without_however_often_it_is_resumed(old, tmp_path, changed):
+    """`train.seed` stands for a field that came after the run, with another default today."""
+    workdir, config = epath.Path(tmp_path), recipe(old)
+    values = json.loads((old / "run" / "config.json").read_text())
+    del values["train"]["seed"], values["train"]["log_every"]
+    (workdir / "config.json").write_text(json.dumps(values))
+    changed(config=[Added("train.seed", 7), Added("train.log_every", 5)])
+    for resumed in range(2):
+        lines = []
+        mine = workdirs.followed(workdir, config, lines.append)
+        assert (mine.train.seed, mine.train.log_every) == (7, 2)  # the latter may change
+        assert any("train.seed stays 7, as the run began without it (the recipe's 0" in line for line in lines)
+        assert any("earlier version" in line for line in lines) == (resumed == 0)
+        workdirs.same_config(workdir, dataclasses.asdict(mine))
+        workdirs.write_config(workdir, mine)
+    written = json.loads((workdir / "config.json").read_text())
+    assert (written["version"], written["begun"], written["train"]["seed"]) == (3, 1, 7)
+    with pytest.raises(UserError, match=r"train.seed \(7 there, 0 now\)"):
+        workdirs.same_config(workdir, dataclasses.asdict(config))
+
+
+def test_settings_of_a_fine_tuning_are_followed_too(old, tmp_path, changed):
+    workdir = epath.Path(tmp_path)
+    for name in ("task.json", "config.json"):
+        (workdir / name).write_bytes((old / "tuned" / name).read_bytes())
+    values = json.loads((workdir / "task.json").read_text())
+    del values["weight_decay"]
+    (workdir / "task.json").write_text(json.dumps(values))
+    changed(task=[Added("weight_decay", 0.5)])
+    lines, mine = [], {**finetune.get_config().to_dict(), "task": "classification", "init": "x", "data_dir": "y"}
+    followed = finetune_workdir.followed(workdir, finetune_settings.from_dict(mine), lines.append)
+    assert followed.weight_decay == 0.5
+    assert "weight_decay stays 0.5" in lines[-1]
+    assert finetune_workdir.read_task(workdir)["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: b"",
+        lambda text: b"\xff\xfe" + text,
+        lambda text: b"null",
+        lambda text: b"[1]",
+        lambda text: text[:-9],
+        lambda text: b"[" * 100_000,
+        lambda text: re.sub(rb'"(model|mesh)": {', rb'"\1": null, "was": {', text),
+        lambda text: re.sub(rb'"(model|mesh)": {', rb'"\1": "\\u001b[31m\\nerror:", "was": {', text),
+        lambda text: text.replace(b'"init": "', b'"init": null, "w\\nas": "'),
+        lambda text: None,
+    ],
+    ids=["empty", "no UTF-8", "null", "list", "cut", "deep", "null section", "text for a section", "field", "folder"],
+)
+def test_a_damaged_configuration_is_one_line(old, tmp_path, damage):
+    workdir = epath.Path(tmp_path)
+    for name in ("config.json", "task.json"):
+        path, content = workdir / name, damage((old / "tuned" / name).read_bytes())
+        path.mkdir() if content is None else path.write_bytes(content)
+    for attempt in (
+        lambda: workdirs.read_config(workdir),
+        lambda: workdirs.same_config(workdir, dataclasses.asdict(recipe(old))),
+        lambda: finetune_workdir.read_task(workdir),
+    ):
+        with pytest.raises(UserError, match=r"(config|task).json is damaged") as caught:
+            attempt()
+        assert printable(caught.value) == str(caught.value)
