@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sctd_jax import stored
 from sctd_jax.errors import UserError
 from sctd_jax.train import checkpoint
 from sctd_jax.train.checkpoint import Checkpoints
@@ -212,7 +213,8 @@ def claim(workdir, rows, **overrides):
 
 def test_a_workdir_holds_config_tokenizer_and_row_metadata(tmp_path, rows):
     claim(tmp_path / "run", rows)
-    assert json.loads((tmp_path / "run" / "config.json").read_text()) == dataclasses.asdict(helpers.config())
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written == stored.header(stored.CONFIG) | dataclasses.asdict(helpers.config())
     for name in ("tokenizer.model", "prepared.json"):
         assert (tmp_path / "run" / name).read_bytes() == (rows / name).read_bytes()
 

@@ -42,7 +42,7 @@ from sctd_jax.train.job import Job, Result, run
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
-from sctd_jax.train.workdir import write
+from sctd_jax.train.workdir import held, write
 
 RESULT_FILE = "result.json"
 
@@ -91,14 +91,20 @@ def finetune(
       UserError: anything a person can put right; checkpoints that were saved stay.
     """
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
+    with held(workdir, "fine-tuning", log) as check:
+        return _finetune(settings, workdir, recipe, check, log)
+
+
+def _finetune(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, check: Callable, log: Callable) -> Result:
     made = prepare(settings, workdir, recipe, log)
     settings, config, mesh, shape = made.settings, made.config, made.mesh, made.shape
-    with closing(Checkpoints(workdir, config.train.keep_checkpoints, best=HIGHEST_SCORE)) as checkpoints:
+    keep = config.train.keep_checkpoints
+    with closing(Checkpoints(workdir, keep, best=HIGHEST_SCORE, check=check)) as checkpoints:
         state = checkpoints.restore(state_shape(config, shape, mesh), log)
         if state is None:
             state = _new_state(made, log)
         else:
-            checkpoints.set_aside(after_step=int(state.step))
+            checkpoints.set_aside(after_step=int(state.step), log=log)
             log(f"resuming at step {int(state.step)}")
         claim_workdir(workdir, settings, config, made.origin, made.pretrained.tokenizer_file)
         for line in report.start_table(settings, config, mesh, made.data, made.train.per_epoch):

@@ -18,7 +18,7 @@ from sctd_jax.finetune.settings import FinetuneConfig
 from sctd_jax.finetune.workdir import Origin, check_task
 from sctd_jax.parallel import hosts
 from sctd_jax.train.job import DivergedError
-from sctd_jax.train.workdir import CONFIG_FILE, write
+from sctd_jax.train.workdir import CONFIG_FILE, held, write
 
 _OWN = ("tasks", "inits", "learning_rates", "seeds", "keep_weights")
 
@@ -95,6 +95,11 @@ def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], 
       UserError: a checkpoint or a task cannot be read, which is looked at for all before the first cell; a cell failed.
     """
     folder, say = storage.as_path(workdir), hosts.only_first(log)
+    with held(folder, "a sweep", say):
+        return _run_sweep(sweep, folder, recipe, log, say)
+
+
+def _run_sweep(sweep: Sweep, folder: epath.Path, recipe: Mapping, log: Callable, say: Callable) -> int | None:
     left = _look_at_all(sweep, folder, recipe, say)
     say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} finished before")
     for number, cell in enumerate(left, start=1):
@@ -169,4 +174,4 @@ def read_results(folder: epath.Path) -> list[dict[str, Any]]:
 
 def _results(folder: epath.Path) -> Iterator[dict[str, Any]]:
     for path in folder.glob(f"*/*/*/{RESULT_FILE}"):
-        yield {**json.loads(path.read_text()), "checkpoint": path.parent.parent.parent.name}
+        yield {**storage.read_json(path), "checkpoint": path.parent.parent.parent.name}

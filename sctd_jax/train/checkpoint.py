@@ -1,5 +1,6 @@
 """Saving and restoring a run's state; the only file that saves with Orbax."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -46,41 +47,82 @@ class Best:
 LOWEST_LOSS = Best("eval/loss", "min")
 
 
-class Checkpoints:
-    """The checkpoints of one run: the last k and the best one, saved in the background."""
+class DamagedError(UserError):
+    """A checkpoint is not whole."""
 
-    def __init__(self, workdir: epath.Path, keep: int = 1, *, best: Best = LOWEST_LOSS, read_only: bool = False):
+
+class Checkpoints:
+    """The checkpoints of one run: the last k and the best one, saved in the background.
+
+    `check` is called before each save, and raises where the workdir is no longer this process's.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        keep: int = 1,
+        *,
+        best: Best = LOWEST_LOSS,
+        read_only: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ):
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file it touches
         folder = workdir / CHECKPOINTS
         self._folder = folder if storage.is_remote(workdir) else epath.Path(os.path.abspath(folder))
-        self._best = best
+        self._best, self._keep, self._read_only, self.check = best, keep, read_only, check
+        # Without a `best_fn` Orbax reads no metrics, a damaged file of which would end it.
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        self._manager, self._writes = ocp.CheckpointManager(self._folder, options=options), False
+
+    def _open_to_write(self) -> None:
+        if self._writes or self._read_only:
+            return
         # `reverse`: Orbax keeps the end of the sorted list, and a lowest loss shall be there.
         best_one = policies.BestN(
-            get_metric_fn=best,
-            reverse=best.mode == "min",
+            get_metric_fn=self._best,
+            reverse=self._best.mode == "min",
             n=1,
             keep_checkpoints_without_metrics=False,
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best_one]),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best_one]),
             # The policy decides; without a `best_fn` Orbax would not write the metrics, and forget the best.
-            best_fn=best,
-            best_mode=best.mode,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
+            best_fn=self._best,
+            best_mode=self._best.mode,
+            cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager.close()
+        self._manager, self._writes = ocp.CheckpointManager(self._folder, options=options), True
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The best step among those that are kept; the last one where several are, as Orbax keeps that."""
-        found = ((step, self._manager.metrics(step)) for step in reversed(self.steps()))
-        values = {step: self._best(metrics) for step, metrics in found if metrics}
+        """The best step among those that are kept and whose metrics can be read; of several the last, as Orbax does."""
+        values = {}
+        for step in reversed(self.steps()):
+            with contextlib.suppress(DamagedError):
+                if (value := self._value(step)) is not None:
+                    values[step] = value
         choose = min if self._best.mode == "min" else max
         return choose(values, key=values.get) if values else None
+
+    def _value(self, step: int) -> float | None:
+        """The metric of a checkpoint; None if it was saved without. Raises DamagedError."""
+        path = self._folder / str(step) / "metrics" / "metrics"
+        try:
+            if not path.exists():
+                return None
+            found = storage.read_json(path)
+            value = found.get(self._best.metric)
+            if type(value) not in (int, float):
+                raise DamagedError(f"{path} is damaged: no number for {self._best.metric}, found {value!r}")
+        except TryAgainError:
+            raise
+        except UserError as error:
+            raise DamagedError(str(error)) from error
+        return value
 
     def identity(self, step: int) -> str:
         """Changes with the parameters of a checkpoint.
@@ -107,11 +149,17 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self.check()
         digest = {"digest": int(_digest(state))}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), check=ocp.args.JsonSave(digest))
         if metrics is not None and not math.isfinite(self._best(metrics)):
             metrics = None
-        self._guard(step, lambda: self._manager.save(step, args=arguments, metrics=metrics, force=True))
+
+        def save():
+            self._open_to_write()
+            self._manager.save(step, args=arguments, metrics=metrics, force=True)
+
+        self._guard(step, save)
 
     def wait(self) -> None:
         """Return when the last save is on disk.
@@ -163,21 +211,38 @@ class Checkpoints:
         try:
             expected = self._expected_digest(step)
             found = _stored_digest(folder / "state")
+            self._value(step)
+        except DamagedError as error:
+            return _first_line(error)
         except (OSError, ValueError, KeyError, TypeError) as error:  # TensorStore's are ValueErrors
             if storage.is_remote(folder) and _OUTAGE.search(str(error)):
                 raise TryAgainError(f"{folder} cannot be read now: {_first_line(error)}") from error
             return _first_line(error)
         return None if found == expected else "its numbers do not add up to what was saved"
 
-    def set_aside(self, after_step: int) -> None:
-        """Move damaged checkpoints newer than `after_step` out of the way, so that they can be saved again."""
+    def set_aside(self, after_step: int, log: Callable[[str], None] = print) -> None:
+        """Move checkpoints newer than `after_step` out of the way, which are damaged, so that they can be saved again.
+
+        Older ones whose metrics are damaged go too, which is said: Orbax reads them when it looks for the best.
+        """
 
         def move():
-            for step in [s for s in self.steps() if s > after_step]:
+            for step in self.steps():
+                if step < after_step and (problem := self._unreadable(step)):
+                    log(f"warning: checkpoint {self._folder / str(step)} is damaged and set aside: {problem}")
+                elif step <= after_step:
+                    continue
                 (self._folder / str(step)).rename(self._folder.with_name(f"damaged-{step}-{time.time_ns()}"))
 
         hosts.first_only("damaged checkpoints", move)
         self._manager.reload()
+
+    def _unreadable(self, step: int) -> str | None:
+        try:
+            self._value(step)
+        except DamagedError as error:
+            return _first_line(error)
+        return None
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
         try:

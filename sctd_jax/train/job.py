@@ -16,7 +16,7 @@ from sctd_jax.data.loader import prefetch
 from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.parallel import chips, hosts
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.metrics import Console, Silent, Speed, Writer
+from sctd_jax.train.metrics import Console, Silent, Speed, Writer, read_metrics
 from sctd_jax.train.signals import StopRequest
 from sctd_jax.train.state import TrainState
 
@@ -64,21 +64,24 @@ def run(
     """Train from `state` to `train.steps`, with evaluations and checkpoints, unless `stop` asks for an end.
 
     Raises:
-      DivergedError: `train.max_bad_steps` steps in a row were not finite.
+      DivergedError: `train.max_bad_steps` steps in a row were not finite, or not one step of the run was.
       TryAgainError: another process or the storage failed.
     """
     config, start, steps = job.config, int(state.step), job.config.train.steps
     if start == steps:
         return Result(start, None, state)
+    before = read_metrics(workdir, log) if hosts.is_first() else []
     log("compiling ...")
     began = time.monotonic()
     programs = job.compile()
     log(f"compiled {', '.join(programs)} in {time.monotonic() - began:.0f} s")
 
     batches = prefetch(job.batch, start, steps)
-    writer, console = (Writer(workdir, start), Console(start, steps)) if hosts.is_first() else (Silent(), Silent())
-    train = _TrainMetrics(job, writer, console)
+    writer, console = Silent(), Silent()
     try:
+        if hosts.is_first():
+            writer, console = Writer(workdir, start, log, checkpoints.check), Console(start, steps)
+        train = _TrainMetrics(job, writer, console)
         for step in range(start, steps + 1):
             # The order is fixed: eval -> checkpoint -> next batch -> dispatch -> metrics of the step before.
             stopping, last = stop.at(step), step == steps
@@ -105,6 +108,9 @@ def run(
             if train.bad_streak >= config.train.max_bad_steps:
                 _give_up(job, checkpoints, state, train.bad_streak)
         checkpoints.wait()
+        if step == steps and not train.good and hosts.all_say(all(line.get("train/loss") is None for line in before)):
+            raise DivergedError(f"not one of the {steps - start} steps had a finite loss and gradient, so that nothing "
+                                f"was trained. {job.advice}")  # fmt: skip
         return Result(step, stop.signum if step < steps else None, state)
     except jax.errors.JaxRuntimeError as error:
         if not hosts.several() or not re.search("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Gloo|Connection", str(error)):
@@ -132,7 +138,7 @@ class _TrainMetrics:
         self._speed = Speed(chip and chip.flops * job.mesh.size)
         self._unread: tuple[int, Mapping[str, jax.Array]] | None = None
         self._window: dict[str, list[float]] = {}
-        self.bad_streak = 0
+        self.bad_streak, self.good = 0, 0
 
     def take(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Update `step` has just been dispatched; read the one before."""
@@ -152,6 +158,7 @@ class _TrainMetrics:
         self._speed.step(*self._work(step))
         skipped = values["skipped"] > 0
         self.bad_streak = self.bad_streak + 1 if skipped else 0
+        self.good += not skipped
         if skipped:
             self._console.log(f"warning: step {step + 1} had a non-finite loss or gradient and was skipped")
         for name, value in values.items():

@@ -24,7 +24,7 @@ from sctd_jax.train.run import check_init
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import step_name, variant_at
-from sctd_jax.train.workdir import check_rows, check_workdir, claim_workdir, followed, has_checkpoints
+from sctd_jax.train.workdir import check_rows, check_workdir, claim_workdir, followed, has_checkpoints, held
 
 
 def train_and_evaluate(config: Config, workdir: str | os.PathLike, log: Callable[[str], None] = print) -> Result:
@@ -34,8 +34,13 @@ def train_and_evaluate(config: Config, workdir: str | os.PathLike, log: Callable
       UserError: anything a person can put right; checkpoints that were saved stay.
     """
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
+    with held(workdir, "training", log) as check:
+        return _train(config, workdir, check, log)
+
+
+def _train(config: Config, workdir: epath.Path, check: Callable[[], None], log: Callable[[str], None]) -> Result:
     config, mesh, data = _open(config, workdir, log)
-    with closing(Checkpoints(workdir, config.train.keep_checkpoints)) as checkpoints:
+    with closing(Checkpoints(workdir, config.train.keep_checkpoints, check=check)) as checkpoints:
         state = _restore(config, data, mesh, checkpoints, log)
         claim_workdir(workdir, config, data.folder)
         for line in report.start_table(config, mesh, data, state):
@@ -70,7 +75,7 @@ def _restore(config: Config, data: setup.Data, mesh, checkpoints: Checkpoints, l
     if state is None:
         return setup.new_state(config, data, mesh, log)
     step = int(state.step)
-    checkpoints.set_aside(after_step=step)
+    checkpoints.set_aside(after_step=step, log=log)
     if step > config.train.steps:
         raise UserError(f"config.train.steps is {config.train.steps}, but the workdir has trained {step} already")
     log(f"resuming at step {step}")

@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,46 @@ METRICS_FILE = "metrics.jsonl"
 class Writer:
     """`metrics.jsonl` and TensorBoard files in the workdir; one JSON object a line.
 
-    Every line has `step` (updates done) and `seconds` (of training so far, restarts added up). Nothing can be appended
-    to a file in a bucket: for a workdir there they are written to a temporary folder, which `upload` copies.
+    Every line has `step` (updates done) and `seconds` (of training so far, restarts added up). Steps after `start` will
+    be trained again: their lines are cut off. Nothing can be appended to a file in a bucket: for a workdir there they
+    are written to a temporary folder, which `upload` copies.
+
+    Args:
+      workdir: of the run.
+      start: step at which it goes on.
+      log: told of lines that are cut off.
+      check: raises before anything is copied to a bucket where that is no longer this process's.
     """
 
-    def __init__(self, workdir: epath.Path, start: int):
-        self._workdir, self._folder = workdir, Path(workdir)
+    def __init__(
+        self,
+        workdir: epath.Path,
+        start: int,
+        log: Callable[[str], None] = print,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._workdir, self._folder, self._check = workdir, Path(workdir), check
         if storage.is_remote(workdir):
             self._folder = Path(tempfile.mkdtemp(prefix="sctd_jax-metrics-"))
             with storage.reaching(workdir):
                 if (workdir / METRICS_FILE).exists():
                     (self._folder / METRICS_FILE).write_bytes((workdir / METRICS_FILE).read_bytes())
         path = self._folder / METRICS_FILE
-        cut_short = path.exists() and not path.read_bytes().endswith(b"\n")
+        lines, damaged = _read(path)
+        kept = [line for line in _last_of_each(lines) if start > 0 and line["step"] <= start]
+        if len(kept) < len(lines) or damaged:
+            again, left = len(lines) - len(kept), f"{damaged} damaged ones left out" if damaged else ""
+            cut = f"{again} lines cut off, for their steps after {start} are trained again" if again else ""
+            log(f"{workdir / METRICS_FILE}: {', '.join(filter(None, [cut, left]))}")
+        if path.exists():
+            rewritten = path.with_name(f".claim-{METRICS_FILE}")
+            rewritten.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            rewritten.replace(path)
         self._jsonl = path.open("a", buffering=1)
-        if cut_short:  # by a kill: begin on a line of our own
-            self._jsonl.write("\n")
-        before = [line["seconds"] for line in read_metrics(self._folder) if line["step"] <= start]
-        self._began = time.monotonic() - max(before, default=0.0)
-        self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"))
+        self._began = time.monotonic() - max((line["seconds"] for line in kept), default=0.0)
+        # TensorBoard hides events from `purge_step` on that earlier files have.
+        purge = start + 1 if kept else None
+        self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record values under the number of updates done."""
@@ -63,6 +85,7 @@ class Writer:
         self._tensorboard.close()
         if storage.is_remote(self._workdir):
             try:
+                self._check()
                 storage.upload(self._folder, self._workdir)
             except UserError as error:  # must not hide what ended the run
                 print(f"warning: {error}; the newest metrics are in {self._folder}", flush=True)
@@ -78,15 +101,63 @@ class Silent:
         return lambda *_: None
 
 
-def read_metrics(workdir: epath.Path | Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics file; one that a kill cut short is left out."""
-    lines, path = [], workdir / METRICS_FILE
-    for line in path.read_text().splitlines() if path.exists() else []:
+def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Lines of a run's metrics file, by step; of a step that was trained twice the last ones.
+
+    Args:
+      workdir: of the run.
+      log: told how many lines are damaged and left out, but for a last one that a kill cut short.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    with storage.reaching(workdir):
+        lines, damaged = _read(workdir / METRICS_FILE)
+    if damaged:
+        log(f"warning: {workdir / METRICS_FILE}: {damaged} damaged lines are left out")
+    return _last_of_each(lines)
+
+
+def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines as they stand there, and how many are damaged."""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    lines, damaged = [], 0
+    *whole, last = content.split(b"\n")
+    for raw in (*whole, last):
+        text = raw.strip(b"\0 \r")  # two writers at once, or a crash of the machine, leave holes
+        damaged += len(text) < len(raw.strip())
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+            line = json.loads(text)
+            if not (isinstance(line, dict) and type(line.get("step")) is int):
+                raise ValueError(line)
+            if not all(value is None or type(value) in (int, float) for value in [line["seconds"], *line.values()]):
+                raise ValueError(line)
+        except (ValueError, KeyError, RecursionError):
+            damaged += bool(text) and raw is not last
+        else:
+            lines.append(line)
+    return lines, damaged
+
+
+def _last_of_each(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line of training and one of evaluation for each step: a resumed run trained what followed again."""
+    kept: list[dict[str, Any]] = []
+    for line in lines:
+        while kept and kept[-1]["step"] > line["step"]:
+            kept.pop()
+        at = len(kept)
+        while at and kept[at - 1]["step"] == line["step"]:
+            at -= 1
+        kept[at:] = [other for other in kept[at:] if _evaluates(other) != _evaluates(line)]
+        kept.append(line)
+    return kept
+
+
+def _evaluates(line: dict[str, Any]) -> bool:
+    return any(name.startswith("eval/") for name in line)
 
 
 class Console:

@@ -4,21 +4,21 @@ A workdir is all that is needed later: `config.json`, `command.txt`, the tokeniz
 rows) and `checkpoints/STEP/` with the whole TrainState, importance table included.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
-from sctd_jax import storage, stored
+from sctd_jax import lease, storage, stored
 from sctd_jax.config import Config, fill, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import UserError, printable
-from sctd_jax.lease import LEASE_FILE
 from sctd_jax.parallel import hosts
 
 CONFIG_FILE, COMMAND_FILE, CHECKPOINTS = "config.json", "command.txt", "checkpoints"
@@ -34,6 +34,20 @@ _MAY_CHANGE = {
     "train.init",
     "model.attention", "model.remat",
 }  # fmt: skip
+
+
+@contextlib.contextmanager
+def held(workdir: epath.Path, what: str, log: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """The first host keeps other runs out of `workdir`; gives what raises where another one has taken it over.
+
+    Raises:
+      UserError: another process is at work there.
+    """
+    if not hosts.is_first():
+        yield lambda: None
+        return
+    with lease.hold(workdir, what, log) as mine:
+        yield mine.check
 
 
 def check_workdir(workdir: epath.Path, config: Config) -> None:
@@ -80,7 +94,7 @@ def _ours(path: epath.Path) -> bool:
     """What a kill inside `claim_workdir` can leave."""
     names = (
         tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, CHECKPOINTS,
-        LEASE_FILE,
+        lease.LEASE_FILE,
     )  # fmt: skip
     return path.name in names or path.name.startswith(".claim-")
 
