@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from sctd_jax import stored
-from sctd_jax.errors import UserError
+from sctd_jax.data.rows import RowWriter
+from sctd_jax.errors import UserError, printable
 from sctd_jax.train import checkpoint
+from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.state import initial_state
 from sctd_jax.train.workdir import check_rows, check_workdir, claim_workdir
@@ -178,6 +181,7 @@ import jax, jax.numpy as jnp
 from pathlib import Path
 from sctd_jax.errors import UserError
 from sctd_jax.train import checkpoint
+from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.state import initial_state
 from tests import helpers
@@ -267,3 +271,117 @@ def test_a_damaged_config_or_metadata_file_is_named(tmp_path, rows):
     (tmp_path / "config.json").write_text("")
     with pytest.raises(UserError, match=r"config.json is damaged"):
         claim(tmp_path, rows)
+
+
+@pytest.fixture
+def few_rows(rows, tmp_path):
+    """A copy of the rows that a test may damage."""
+    return shutil.copytree(rows, tmp_path / "rows")
+
+
+def test_rows_that_became_fewer_or_others_are_refused_before_anything_starts(tmp_path, rows, few_rows):
+    claim(tmp_path / "run", rows)
+    claim(tmp_path / "run", few_rows)  # wherever they lie
+    info = json.loads((few_rows / "dataset_info.json").read_text())
+    train = next(split for split in info["splits"] if split["name"] == "train")
+    count = int(train["shardLengths"][0])
+    train["shardLengths"] = [str(count - 5)]
+    (few_rows / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=rf"are damaged: {count - 5:,} train rows in dataset_info.json, {count:,} in"):
+        claim(tmp_path / "run", few_rows)
+    metadata = json.loads((few_rows / "prepared.json").read_text())
+    (few_rows / "prepared.json").write_text(json.dumps(metadata | {"rows": count - 5}))
+    with pytest.raises(UserError, match=rf"trained on other rows .*: rows is {count} there and {count - 5} here"):
+        claim(tmp_path / "run", few_rows)
+
+
+def test_rows_of_the_same_counts_and_other_content_are_refused(tmp_path, rows, few_rows):
+    claim(tmp_path / "run", rows)
+    there = json.loads((tmp_path / "run" / "rows.json").read_text())
+    shard = next(few_rows.glob("*train*"))
+    seq_len, writer = 32, RowWriter(few_rows, 32)
+    tokens = np.arange(seq_len, dtype=np.int32)
+    for split in there:
+        writer.add(split, (tokens for _ in range(there[split]["rows"])))
+    writer.close()
+    assert shard.exists()
+    with pytest.raises(UserError, match=r"trained on other rows .*: train is .*; give it those, or choose another"):
+        claim(tmp_path / "run", few_rows)
+
+
+def test_an_old_run_takes_the_fingerprint_of_its_rows_on_and_says_so(tmp_path, rows):
+    claim(tmp_path, rows)
+    there = (tmp_path / "rows.json").read_bytes()
+    (tmp_path / "rows.json").unlink()
+    lines = []
+    claim_workdir(tmp_path, helpers.config(), rows, lines.append)
+    assert (tmp_path / "rows.json").read_bytes() == there
+    assert [line for line in lines if "has no rows.json" in line]
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "prepared.json"])
+@pytest.mark.parametrize("content", [b"", b"null", b"{}", b"\xff", b"\x1b[31m", None])
+def test_damaged_files_of_rows_are_one_line(tmp_path, few_rows, name, content):
+    (few_rows / name).unlink()
+    if content is not None:
+        (few_rows / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"rows in .*rows cannot be read|prepared.json") as caught:
+        check_rows(tmp_path, few_rows)
+    assert printable(caught.value) == str(caught.value)
+
+
+def test_a_lost_prepared_json_is_no_imported_model(tmp_path, rows):
+    claim(tmp_path, rows)
+    (tmp_path / "prepared.json").unlink()
+    with pytest.raises(UserError, match=r"prepared.json is missing.*: copy it from the folder of the rows"):
+        check_workdir(tmp_path, helpers.config())
+    (tmp_path / "checkpoints" / "0").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds an imported model"):
+        check_workdir(tmp_path, helpers.config())
+
+
+def test_a_lease_makes_no_folder_foreign(tmp_path, rows):
+    with workdirs.held(tmp_path, "training", lambda line: None):
+        claim(tmp_path, rows)
+        with pytest.raises(UserError, match="in use by process"), workdirs.held(tmp_path, "training", print):
+            pass
+
+
+METRICS_DAMAGE = {
+    "empty": b"", "cut": b'{"eval/lo', "null": b"null", "no UTF-8": b"\xff{}", "without the metric": b"{}",
+    "text": b'{"eval/loss": "x"}', "folder": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", METRICS_DAMAGE.values(), ids=METRICS_DAMAGE)
+def test_a_checkpoint_with_damaged_metrics_is_passed_over_like_other_damage(tmp_path, saved_twice, state, content):
+    workdir = shutil.copytree(saved_twice, tmp_path / "run")
+    path = workdir / "checkpoints" / "6" / "metrics" / "metrics"
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    restored, messages = restore(workdir, state)
+    assert int(restored.step) == 3
+    assert len(messages) == 1
+    assert "checkpoints/6 is damaged and passed over" in messages[0]
+
+
+@pytest.fixture(scope="module")
+def saved_twice(tmp_path_factory, state):
+    workdir = tmp_path_factory.mktemp("twice")
+    save(workdir, state, {3: 2.0, 6: 1.0})
+    return workdir
+
+
+def test_a_run_goes_on_beside_damaged_metrics_and_says_what_it_set_aside(tmp_path, saved_twice, state):
+    workdir = shutil.copytree(saved_twice, tmp_path / "run")
+    (workdir / "checkpoints" / "3" / "metrics" / "metrics").write_bytes(b"")
+    lines = []
+    with closing(Checkpoints(workdir, 2)) as checkpoints:
+        assert checkpoints.best_step() == 6
+        checkpoints.set_aside(after_step=6, log=lines.append)
+        checkpoints.save(at(state, 9), {"eval/loss": 3.0})
+        checkpoints.wait()
+        assert checkpoints.steps() == [6, 9]
+        assert checkpoints.best_step() == 6
+    assert len(lines) == 1
+    assert "checkpoints/3 is damaged and set aside" in lines[0]

@@ -70,9 +70,13 @@ class Checkpoints:
         folder = workdir / CHECKPOINTS
         self._folder = folder if storage.is_remote(workdir) else epath.Path(os.path.abspath(folder))
         self._best, self._keep, self._read_only, self.check = best, keep, read_only, check
-        # Without a `best_fn` Orbax reads no metrics, a damaged file of which would end it.
-        options = ocp.CheckpointManagerOptions(read_only=True, create=False)
-        self._manager, self._writes = ocp.CheckpointManager(self._folder, options=options), False
+        self._manager = self._open_to_read()
+        self._writes = False
+
+    def _open_to_read(self) -> ocp.CheckpointManager:
+        # Lightweight: without the metrics, a damaged file of which would end it.
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False, lightweight_initialize=True)
+        return ocp.CheckpointManager(self._folder, options=options)
 
     def _open_to_write(self) -> None:
         if self._writes or self._read_only:
@@ -235,7 +239,8 @@ class Checkpoints:
                 (self._folder / str(step)).rename(self._folder.with_name(f"damaged-{step}-{time.time_ns()}"))
 
         hosts.first_only("damaged checkpoints", move)
-        self._manager.reload()
+        self.close()
+        self._manager, self._writes = self._open_to_read(), False
 
     def _unreadable(self, step: int) -> str | None:
         try:

@@ -109,8 +109,10 @@ def run(
                 _give_up(job, checkpoints, state, train.bad_streak)
         checkpoints.wait()
         if step == steps and not train.good and hosts.all_say(all(line.get("train/loss") is None for line in before)):
-            raise DivergedError(f"not one of the {steps - start} steps had a finite loss and gradient, so that nothing "
-                                f"was trained. {job.advice}")  # fmt: skip
+            raise DivergedError(
+                f"not one of the steps from {start} to {steps} had a finite loss and gradient: nothing was trained. "
+                f"{job.advice}"
+            )
         return Result(step, stop.signum if step < steps else None, state)
     except jax.errors.JaxRuntimeError as error:
         if not hosts.several() or not re.search("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Gloo|Connection", str(error)):

@@ -42,7 +42,7 @@ def _train(config: Config, workdir: epath.Path, check: Callable[[], None], log: 
     config, mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, config.train.keep_checkpoints, check=check)) as checkpoints:
         state = _restore(config, data, mesh, checkpoints, log)
-        claim_workdir(workdir, config, data.folder)
+        claim_workdir(workdir, config, data.folder, log)
         for line in report.start_table(config, mesh, data, state):
             log(line)
         started = time.monotonic()

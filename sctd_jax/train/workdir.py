@@ -20,9 +20,12 @@ from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import UserError, printable
 from sctd_jax.parallel import hosts
+from sctd_jax.train.fingerprint import fingerprint
+from sctd_jax.train.metrics import METRICS_FILE
 
 CONFIG_FILE, COMMAND_FILE, CHECKPOINTS = "config.json", "command.txt", "checkpoints"
 TASK_FILE = "task.json"  # what a fine-tuned model has besides
+ROWS_FILE = "rows.json"  # the fingerprint of the rows
 # What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
 # learning rate, and what a run started from may have been moved since.
 _MAY_CHANGE = {
@@ -94,7 +97,7 @@ def _ours(path: epath.Path) -> bool:
     """What a kill inside `claim_workdir` can leave."""
     names = (
         tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, CHECKPOINTS,
-        lease.LEASE_FILE,
+        ROWS_FILE, lease.LEASE_FILE,
     )  # fmt: skip
     return path.name in names or path.name.startswith(".claim-")
 
@@ -105,28 +108,32 @@ def has_checkpoints(workdir: epath.Path) -> bool:
 
 
 def is_trained(workdir: epath.Path) -> bool:
-    """Whether a run's workdir is more than an imported model, whose one checkpoint is that of step 0."""
-    return any(path.name != "0" for path in (workdir / CHECKPOINTS).glob("[0-9]*"))
+    """Whether a run's workdir is more than an imported model: a checkpoint of step 0 and nothing measured."""
+    steps = [path.name for path in (workdir / CHECKPOINTS).glob("[0-9]*")]
+    return steps != ["0"] or (workdir / METRICS_FILE).exists()
 
 
 def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
-    """Check that the steps in `workdir` were trained on these rows.
+    """Check that rows can be read, and that the steps in `workdir` were trained on these.
 
     Raises:
-      UserError: they were trained on others.
+      UserError: they cannot, or the steps were trained on others.
     """
+    mine = fingerprint(rows)
     if not (workdir / CONFIG_FILE).exists():
         return
     there, now = read_metadata(workdir), read_metadata(rows)
-    for field in ("tokenizer_sha256", "rows", "tokens"):
-        if getattr(there, field) != getattr(now, field):
-            raise UserError(
-                f"workdir {workdir} was trained on other rows than {rows}: {field} is {getattr(there, field)} there "
-                f"and {getattr(now, field)} here; choose another --workdir"
-            )
+    pairs = {field: (getattr(there, field), getattr(now, field)) for field in ("tokenizer_sha256", "rows", "tokens")}
+    if (workdir / ROWS_FILE).exists():
+        digests = storage.read_json(workdir / ROWS_FILE)
+        pairs |= {split: (digests.get(split), found) for split, found in mine.items()}
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UserError(f"workdir {workdir} was trained on other rows than {rows}: {what} is {theirs} there and "
+                            f"{ours} here; give it those, or choose another --workdir")  # fmt: skip
 
 
-def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path) -> None:
+def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path, log: Callable[[str], None] = print) -> None:
     """Write tokenizer, row metadata, command and config, the last one last: it says that the workdir is a run's.
 
     With several hosts the first one writes.
@@ -134,16 +141,21 @@ def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path) -> None
     Raises:
       UserError: it cannot be written, or another host does not see it.
     """
-    hosts.first_only("claim", lambda: _claim(workdir, config, rows))
+    hosts.first_only("claim", lambda: _claim(workdir, config, rows, log))
     if not hosts.all_say((workdir / CONFIG_FILE).exists()):
         raise UserError(f"workdir {workdir} must be on storage that all hosts of the run share")
 
 
-def _claim(workdir: epath.Path, config: Config, rows: epath.Path) -> None:
+def _claim(workdir: epath.Path, config: Config, rows: epath.Path, log: Callable[[str], None]) -> None:
     try:
         if not (workdir / CONFIG_FILE).exists():
             for path in (tokenizer.find(rows), rows / METADATA_FILE):
                 write(workdir / path.name, path.read_bytes())
+        elif not (workdir / ROWS_FILE).exists():
+            log(f"{workdir} has no {ROWS_FILE}, which earlier code did not write: from now on it remembers the rows in "
+                f"{rows} by it")  # fmt: skip
+        if not (workdir / ROWS_FILE).exists() or not (workdir / CONFIG_FILE).exists():
+            write(workdir / ROWS_FILE, json.dumps(fingerprint(rows), indent=2).encode())
         write_config(workdir, config)
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
