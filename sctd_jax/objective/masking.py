@@ -25,6 +25,7 @@ class MaskedBatch:
     positions_BP: jax.Array
     targets_BP: jax.Array  # true ids
     weights_BP: jax.Array  # f32: 1 at predictions, 0 at empty slots
+    mask_id: int = struct.field(pytree_node=False)  # of [MASK] in `input_ids_BN`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,7 @@ def mask_tokens(
         positions_BP=positions_BP,
         targets_BP=targets_BP,
         weights_BP=chosen_BP.astype(jnp.float32),
+        mask_id=special.mask,
     )
 
 

@@ -20,7 +20,7 @@ from sctd_jax.train.compiling import state_shape
 from sctd_jax.train.flops import step_flops
 from sctd_jax.train.job import Job, Result, run
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.run import check_init
+from sctd_jax.train.run import check_init, read_config
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import step_name, variant_at
@@ -36,9 +36,13 @@ def train_and_evaluate(config: Config, workdir: str | os.PathLike, log: Callable
     mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, config.train.keep_checkpoints)) as checkpoints:
         state = _restore(config, data, mesh, checkpoints, log)
+        before = read_config(workdir) if state.step > 0 else config
         claim_workdir(workdir, config, data.folder)
         for line in report.start_table(config, mesh, data, state):
             log(line)
+        if before != config:
+            for line in report.schedule_lines(config, before, workdir, int(state.step)):
+                log(line)
         started = time.monotonic()
         with stop_requests() as stop:
             if state.step < config.train.steps:
