@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from sctd_jax.train import report
 from sctd_jax.train.optimizer import decay_mask, learning_rate, make_optimizer
 from sctd_jax.train.state import initial_state
 from tests import helpers
@@ -23,6 +24,31 @@ def test_linear_and_cosine_schedules():
 def test_a_run_shorter_than_its_warmup_never_reaches_the_peak():
     config = helpers.config(train__steps=3, optimizer__warmup_steps=10, optimizer__learning_rate=1.0)
     np.testing.assert_allclose([learning_rate(config, s) for s in (0, 2)], [0.1, 0.3], rtol=1e-6)
+
+
+def test_a_rate_that_jumps_on_resuming_is_said_with_what_works_better(tmp_path):
+    def config(**changes):
+        return helpers.config(**{
+            "train__steps": 1200, "optimizer__warmup_steps": 100, "optimizer__learning_rate": 1.0, "data__rows": "rows",
+            **changes,
+        })  # fmt: skip
+
+    before = config()
+    jump, better = report.schedule_lines(config(train__steps=2400), before, tmp_path, 1200)
+    assert jump == (
+        "warning: the learning rate goes from 0.000909 (0.1% of the peak) at step 1,200 to 0.522 (52.2% of the peak) "
+        "at step 1,201 at once, for train.steps was 1200 and is 2400"
+    )
+    assert f"--config.train.init={tmp_path}" in better
+    (fall,) = report.schedule_lines(config(train__steps=700, optimizer__learning_rate=0.5), before, tmp_path, 650)
+    assert "(50.1% of the peak) at step 650 to 0.0417 (8.3%" in fall
+    assert "train.steps was 1200 and is 700, optimizer.learning_rate was 1.0 and is 0.5" in fall
+    assert not report.schedule_lines(config(train__log_every=5), before, tmp_path, 50)
+    assert not report.schedule_lines(config(train__steps=2400), before, tmp_path, 50)  # the warm-up is the same
+    assert not report.schedule_lines(before, before, tmp_path, 1200)
+    ends = {"dropping__full_steps_last": 100, "optimizer__learning_rate": 0.0}
+    (again,) = report.schedule_lines(config(train__steps=2400, **ends), config(**ends), tmp_path, 1200)
+    assert again.endswith("the run drops tokens again, for train.steps was 1200 and is 2400")
 
 
 def test_decay_covers_every_parameter_and_spares_biases_and_norms():

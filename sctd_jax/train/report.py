@@ -151,6 +151,8 @@ def schedule_lines(config: Config, before: Config, workdir: Path, step: int) -> 
       workdir: of the run.
       step: updates that it has done, at least one.
     """
+    if step == config.train.steps:
+        return []
     was, now = float(learning_rate(before, step - 1)), float(learning_rate(config, step))
     unchanged = float(learning_rate(before, min(step, before.train.steps - 1)))
     changes = ", ".join(
