@@ -92,6 +92,7 @@ class OptimizerConfig:
     beta1: float
     beta2: float
     eps: float
+    eps_place: str  # 'after_correction' of the bias of sqrt(v) (optax, torch) or 'before_correction' (Keras, fairseq)
     weight_decay: float
     decay: str  # 'kernels' (not biases and LayerNorm) or 'all'
     clip_norm: float  # global norm; 0: no clipping
@@ -201,6 +202,7 @@ _CHOICES = {
     "data.tokenizer_type": ("unigram", "bpe"),
     "optimizer.name": ("adamw", "lamb"),
     "optimizer.schedule": ("linear", "cosine"),
+    "optimizer.eps_place": ("after_correction", "before_correction"),
     "optimizer.mu_dtype": ("float32", "bfloat16"),
     "optimizer.decay": ("kernels", "all"),
 }

@@ -43,6 +43,9 @@ def test_pooling():
     np.testing.assert_array_equal(losses.pool(state, mask, "cls"), state[:, 0])
     mean = losses.pool(state, mask, "mean")
     np.testing.assert_allclose(mean[1], state[1, :2].mean(0), rtol=1e-6)
+    padding = jnp.zeros((2, 5), bool)
+    np.testing.assert_array_equal(losses.pool(state, padding, "mean"), 0)
+    assert (jax.grad(lambda x: losses.pool(x, padding, "mean").sum())(state) == 0).all()
 
 
 @pytest.mark.parametrize(("consistency", "expected"), [(False, 3.0), (True, 0.5 * 3 + 0.5 * 4 + 0.1 * (5 + 6))])

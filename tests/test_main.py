@@ -91,6 +91,7 @@ def test_the_same_command_again_has_nothing_to_do_and_more_steps_resume(finished
     assert "done: 6 steps" in again.stdout
     longer = run(workdir, rows, *DROPOUT, "--config.train.steps=8")
     assert "resuming at step 6" in longer.stdout
+    assert "warning: the learning rate goes from 0.00025 (25.0% of the peak) at step 6 to 0.000333" in longer.stdout
     assert "done: 8 steps" in longer.stdout
     after = saved(workdir, 6)
     assert all((before[name] == after[name]).all() for name in before)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sctd_jax.objective.masking import mask_tokens
+from sctd_jax.objective.masking import _row_uniform, mask_tokens
 from tests.helpers import SPECIAL, random_rows
 
 KEY = jax.random.key(3)
@@ -84,33 +84,57 @@ def word_start():
     return jnp.arange(512) < 256
 
 
-def words_of(row):
+def words_of(row, starts):
     """Spans of words: a special token and whatever follows it begin a new one."""
     words, previous_special = [], True
     for position, token in enumerate(row):
         special = token in SPECIAL.unmaskable
-        if special or token < 256 or previous_special:
+        if special or token < starts or previous_special:
             words.append([])
         words[-1].append(position)
         previous_special = special
     return words
 
 
-def test_whole_words_are_chosen_together_and_within_the_budget(word_start):
-    tokens = random_rows(200, seed=5)
-    batch = mask(tokens, word_start_V=word_start)
-    counts = []
-    for row, positions, weights in zip(*map(np.asarray, (tokens, batch.positions_BP, batch.weights_BP)), strict=True):
-        chosen = {int(p) for p, w in zip(positions, weights, strict=True) if w}
-        counts.append(len(chosen))
-        for word in words_of(row):
-            assert set(word) <= chosen or not set(word) & chosen
-    assert max(counts) == 5
-    assert np.mean(counts) > 4
+def chosen_in_order(batch):
+    """By row, the predicted positions in the order of their slots."""
+    for positions, weights in zip(*map(np.asarray, (batch.positions_BP, batch.weights_BP)), strict=True):
+        yield positions[weights == 1].tolist()
 
 
-def test_a_word_longer_than_the_budget_is_never_cut(word_start):
-    tokens = random_rows(1).at[0, 1:31].set(300)  # one word of thirty pieces
+@pytest.mark.parametrize("starts", [256, 64, 24])  # of 512 ids: words of 2, 8 and 20 pieces on average
+def test_whole_words_are_berts_and_single_pieces_fill_up_only_where_words_cannot(starts):
+    """BERT's rule one word after the other: one that does not fit is passed over, and the next is tried."""
+    tokens, budget = random_rows(200, length=64, seed=5), 10
+    batch = mask(tokens, word_start_V=jnp.arange(512) < starts, num_predicted=budget)
+    score_BN = _row_uniform(jax.random.fold_in(KEY, 0), jnp.arange(200), 64)
+    for row, score, chosen in zip(np.asarray(tokens), np.asarray(score_BN), chosen_in_order(batch), strict=True):
+        words, expected = words_of(row, starts), []
+        by_score = [word for _, word in sorted(zip(score, words, strict=False)) if row[word[0]] >= 5]
+        for word in by_score:
+            expected += word if len(word) <= budget - len(expected) else []
+        assert chosen[: len(expected)] == expected
+        passed_over = {position for word in by_score if len(word) > budget for position in word}
+        if 2 * len(expected) < budget:
+            passed_over = {position for word in by_score for position in word}
+        added = chosen[len(expected) :]
+        assert set(added) <= passed_over - set(expected)
+        assert len(chosen) == min(budget, len(expected) + len(passed_over - set(expected)))
+
+
+def test_text_without_spaces_is_masked_piece_by_piece(word_start):
+    """Words longer than the budget: the predictions are those of single tokens."""
+    tokens = random_rows(8).at[:, 1:31].set(300)  # thirty pieces
+    whole, single = mask(tokens, word_start_V=word_start), mask(tokens)
+    jax.tree.map(np.testing.assert_array_equal, whole, single)
+    assert (whole.weights_BP == 1).all()
+    beside = mask(tokens.at[:, 25:31].set(200), word_start_V=word_start)  # words that fit come before their pieces
+    assert all(min(chosen) >= 25 for chosen in chosen_in_order(beside))
+
+
+def test_short_rows_have_a_prediction_whatever_their_words(word_start):
+    """Rows of 3 to 10 tokens, each one word between [CLS] and [SEP]."""
+    at, last = jnp.arange(32)[None], jnp.arange(2, 10)[:, None]
+    tokens = jnp.where(at > last, SPECIAL.pad, jnp.where(at == last, SPECIAL.sep, 300)).at[:, 0].set(SPECIAL.cls)
     batch = mask(tokens, word_start_V=word_start)
-    assert batch.weights_BP.sum() == 0
-    np.testing.assert_array_equal(batch.input_ids_BN, tokens)
+    np.testing.assert_array_equal(batch.weights_BP.sum(1), [1] * 7 + [2])

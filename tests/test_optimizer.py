@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from sctd_jax.train import report
 from sctd_jax.train.optimizer import decay_mask, learning_rate, make_optimizer
 from sctd_jax.train.state import initial_state
 from tests import helpers
@@ -22,6 +24,31 @@ def test_linear_and_cosine_schedules():
 def test_a_run_shorter_than_its_warmup_never_reaches_the_peak():
     config = helpers.config(train__steps=3, optimizer__warmup_steps=10, optimizer__learning_rate=1.0)
     np.testing.assert_allclose([learning_rate(config, s) for s in (0, 2)], [0.1, 0.3], rtol=1e-6)
+
+
+def test_a_rate_that_jumps_on_resuming_is_said_with_what_works_better(tmp_path):
+    def config(**changes):
+        return helpers.config(**{
+            "train__steps": 1200, "optimizer__warmup_steps": 100, "optimizer__learning_rate": 1.0, "data__rows": "rows",
+            **changes,
+        })  # fmt: skip
+
+    before = config()
+    jump, better = report.schedule_lines(config(train__steps=2400), before, tmp_path, 1200)
+    assert jump == (
+        "warning: the learning rate goes from 0.000909 (0.1% of the peak) at step 1,200 to 0.522 (52.2% of the peak) "
+        "at step 1,201 at once, for train.steps was 1200 and is 2400"
+    )
+    assert f"--config.train.init={tmp_path}" in better
+    (fall,) = report.schedule_lines(config(train__steps=700, optimizer__learning_rate=0.5), before, tmp_path, 650)
+    assert "(50.1% of the peak) at step 650 to 0.0417 (8.3%" in fall
+    assert "train.steps was 1200 and is 700, optimizer.learning_rate was 1.0 and is 0.5" in fall
+    assert not report.schedule_lines(config(train__log_every=5), before, tmp_path, 50)
+    assert not report.schedule_lines(config(train__steps=2400), before, tmp_path, 50)  # the warm-up is the same
+    assert not report.schedule_lines(before, before, tmp_path, 1200)
+    ends = {"dropping__full_steps_last": 100, "optimizer__learning_rate": 0.0}
+    (again,) = report.schedule_lines(config(train__steps=2400, **ends), config(**ends), tmp_path, 1200)
+    assert again.endswith("the run drops tokens again, for train.steps was 1200 and is 2400")
 
 
 def test_decay_covers_every_parameter_and_spares_biases_and_norms():
@@ -62,6 +89,43 @@ def test_lamb_scales_a_leafs_update_to_the_norm_of_its_parameters():
     got = updates("lamb", params, {"a": {"kernel": jnp.array([1e-1, -1e-1])}})["a"]["kernel"]
     np.testing.assert_allclose(jnp.linalg.norm(got), np.sqrt(20), rtol=1e-5)
     np.testing.assert_allclose(got[0] / got[1], -2 / 3, rtol=1e-4)
+
+
+def test_lamb_leaves_biases_and_norms_to_adam():
+    """They start at 0 and 1: the norm of their parameters would hold them there. The state is that of older runs."""
+    params = {"a": {"kernel": jnp.array([2.0, -4.0]), "bias": jnp.array([1e-3, 0.0]), "scale": jnp.array([1.0, 1.0])}}
+    grads = jax.tree.map(lambda _: jnp.array([1e-1, -1e-1]), params)
+    got = {decay: updates("lamb", params, grads, optimizer__decay=decay)["a"] for decay in ("kernels", "all")}
+    for name in ("bias", "scale"):
+        np.testing.assert_allclose(got["kernels"][name], [1, -1], rtol=1e-4)
+        np.testing.assert_allclose(jnp.linalg.norm(got["all"][name]), jnp.linalg.norm(params["a"][name]), rtol=1e-4)
+    state = make_optimizer(helpers.config(optimizer__name="lamb").optimizer).init(params)
+    assert type(state[-1]) is type(optax.scale_by_trust_ratio().init(params))
+
+
+def test_epsilon_before_the_bias_correction_is_keras_and_fairseqs():
+    rng, params = np.random.default_rng(0), {"kernel": jnp.zeros(3)}
+    kinds = {"eps": 0.1, "weight_decay": 0.0, "clip_norm": 0.0}
+    places = {
+        place: make_optimizer(
+            helpers.config(optimizer__eps_place=place, **{f"optimizer__{k}": v for k, v in kinds.items()}).optimizer
+        )
+        for place in ("after_correction", "before_correction")
+    }
+    state = {place: optimizer.init(params) for place, optimizer in places.items()}
+    m, v = np.zeros(3), np.zeros(3)
+    for t in range(1, 4):
+        grad = rng.standard_normal(3)
+        m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+        correction = np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        expected = {
+            "before_correction": correction * m / (np.sqrt(v) + 0.1),
+            "after_correction": correction * m / (np.sqrt(v) + 0.1 * np.sqrt(1 - 0.999**t)),
+        }
+        for place, optimizer in places.items():
+            update, state[place] = optimizer.update({"kernel": jnp.asarray(grad)}, state[place], params)
+            np.testing.assert_allclose(update["kernel"], expected[place], rtol=1e-4)
+    assert jax.tree.structure(state["after_correction"]) == jax.tree.structure(state["before_correction"])
 
 
 def test_clipping_scales_by_the_global_norm():

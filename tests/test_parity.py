@@ -1,5 +1,6 @@
 """Our numbers against those that the two public implementations computed themselves (tests/golden/README.md)."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs.presets import modelgarden, sctd_release
@@ -15,6 +17,7 @@ from sctd_jax.config import from_dict
 from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
+from sctd_jax.train.optimizer import learning_rate, make_optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
 FORWARD, LOGITS, TABLE = 2e-5, 1e-4, 1e-4  # relative tolerances of the recordings
@@ -196,6 +199,9 @@ def test_modelgarden_embeddings(mg):
     close(embedded, arrays["pad/embeddings"], FORWARD)
 
 
+KEY_BIASES = ("['key']['bias']",)
+
+
 def compare_gradients(ours, theirs, tolerance=1e-4, skip=()):
     """Each leaf against the recording, relative to the leaf's largest number.
 
@@ -204,26 +210,93 @@ def compare_gradients(ours, theirs, tolerance=1e-4, skip=()):
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
     for (path, leaf), expected in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
         name = jax.tree_util.keystr(path)
+        if any(part in name for part in skip):
+            continue
         if name.endswith("['key']['bias']"):
             assert float(jnp.abs(leaf).max()) < 1e-5 * scale
-        elif not any(part in name for part in skip):
+        else:
             close(leaf, expected, tolerance, what=name)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def modelgarden_loss_and_gradient(config, params, batch, kept):
+    """Of its drop pass; `batch` has its names."""
+
+    def loss(params):
+        mask = batch["input_mask"].astype(bool)
+        logits, _ = forward(config, params, batch["input_word_ids"], mask, batch["input_type_ids"], kept)
+        predicted = jnp.take_along_axis(logits, batch["masked_lm_positions"][..., None], axis=1)
+        loss_BP = losses.cross_entropy(predicted, batch["masked_lm_ids"])
+        return (loss_BP * batch["masked_lm_weights"]).sum() / batch["masked_lm_weights"].sum()
+
+    return jax.value_and_grad(loss)(params)
+
+
+MODELGARDEN_BATCH = (
+    "input_word_ids", "input_mask", "input_type_ids", "masked_lm_positions", "masked_lm_ids", "masked_lm_weights"
+)  # fmt: skip
 
 
 def test_modelgarden_gradient_of_every_parameter(mg):
     config, params, arrays = mg
-    ids, mask, segments = mg_inputs(arrays, "pad")
-    kept = jnp.sort(jnp.asarray(arrays["pad/selected"]), axis=1)
-    positions, targets, weights = (jnp.asarray(arrays[f"pad/masked_lm_{n}"]) for n in ("positions", "ids", "weights"))
-
-    def loss(params):
-        logits, _ = forward(config, params, ids, mask, segments, kept)
-        predicted = jnp.take_along_axis(logits, positions[..., None], axis=1)
-        return (losses.cross_entropy(predicted, targets) * weights).sum() / weights.sum()
-
-    value, grads = jax.jit(jax.value_and_grad(loss))(jax.tree.map(jnp.asarray, params))
-    close(value, arrays["pad/drop_step/loss"], LOGITS)
+    batch = {name: arrays[f"pad/{name}"] for name in MODELGARDEN_BATCH}
+    loss, grads = modelgarden_loss_and_gradient(config, params, batch, np.sort(arrays["pad/selected"], axis=1))
+    close(loss, arrays["pad/drop_step/loss"], LOGITS)
     compare_gradients(grads, modelgarden_tree("pad/drop_step/grad/", arrays))
+
+
+def trajectory(config, params, arrays, loss_and_gradient):
+    """Losses and gradient norms of 12 updates, by a preset's optimizer at the recorded rates, and the last parameters.
+
+    Args:
+      config: of the preset.
+      params: before the first update.
+      arrays: the recording.
+      loss_and_gradient: (number of the update, parameters, importance table before it) -> (loss, gradient).
+    """
+    optimizer = make_optimizer(config.optimizer)
+
+    @jax.jit
+    def move(params, state, grads, rate):
+        updates, state = optimizer.update(grads, state, params)
+        return jax.tree.map(lambda p, u: p - rate * u, params, updates), state, optax.tree.norm(grads)
+
+    state, history = optimizer.init(params), []
+    tables = [arrays[name] for name in arrays if name.startswith("init/") and "importance" in name]
+    tables = [tables[0].ravel(), *arrays["importance"]]
+    for step, rate in enumerate(arrays["lr"]):
+        loss, grads = loss_and_gradient(step, params, tables[step])
+        params, state, norm = move(params, state, grads, np.float32(rate))
+        history.append((float(loss), float(norm)))
+    return *np.array(history).T, params
+
+
+def rates(config):
+    """Ours at the recordings' peak, warm-up and length, as the presets have them."""
+    recorded = dataclasses.replace(config.optimizer, learning_rate=2e-3, warmup_steps=4)
+    config = dataclasses.replace(config, optimizer=recorded, train=dataclasses.replace(config.train, steps=20))
+    return np.array([learning_rate(config, step) for step in range(12)])
+
+
+def test_modelgarden_trains_as_its_preset_does(mg):
+    """Twelve updates of its task by its optimizer; the selection is by its own table (SPEC 7.2 to 7.4)."""
+    config, arrays = mg[0], load("modelgarden_trajectory")
+
+    def loss_and_gradient(step, params, table_V):
+        batch = {name: arrays[f"steps/{name}"][step] for name in MODELGARDEN_BATCH}
+        ids, mask = jnp.asarray(batch["input_word_ids"]), jnp.asarray(batch["input_mask"], bool)
+        score = token_dropping.importance_scores(jnp.asarray(table_V), ids, mask, None, 0)
+        return modelgarden_loss_and_gradient(
+            config, params, batch, np.asarray(token_dropping.keep_highest(score, mask, config.num_kept))
+        )
+
+    loss, norm, params = trajectory(config, modelgarden_tree("init/", arrays), arrays, loss_and_gradient)
+    close(loss, arrays["loss"], LOGITS)
+    close(norm, arrays["global_norm_used_for_clipping"], LOGITS)
+    compare_gradients(params, modelgarden_tree("final/", arrays), skip=KEY_BIASES)
+    # Its linear decay counts from 0, so that its warm-up ends at 0.8 of the peak here, and its rate is that of our
+    # update before.
+    np.testing.assert_allclose(arrays["lr"][1:5], 0.8 * rates(config)[:4], rtol=1e-5)
 
 
 def moved_table(arrays, case, beta, frozen):
@@ -381,11 +454,16 @@ def test_sctd_drops_cls_of_short_rows_and_we_do_not(sctd):
     assert (token_dropping.keep_highest(score, mask, config.num_kept)[:, 0] == 0).all()
 
 
-def sctd_objective(config, params, arrays, batch, *, stop_gradient):
-    """The paper's loss in the recording's scale (sums, not means), and its two KLs by both poolings."""
-    ids, mask = sctd_inputs(arrays, batch)
-    kept = jnp.asarray(arrays[f"{batch}/selected"])
-    targets = jnp.asarray(arrays[f"{batch}/target"])
+PAPER = {"released": np.float32(0), "sc_weight": np.float32(0.05)}
+RELEASED = {**PAPER, "released": np.float32(1)}
+
+
+def sctd_objective(config, params, ids, targets, kept, *, stop_gradient, released=0.0, sc_weight=0.05):
+    """The paper's loss in the recording's scale (sums, not means), and its two KLs by both poolings.
+
+    With `released` 1, the loss of its code: the second MLM term is the drop pass's too (SPEC 7.6).
+    """
+    mask = ids != 1
     drop_logits, drop_states = forward(config, params, ids, mask, None, kept)
     full_logits, full_states = forward(config, params, ids, mask, None, None)
     kls = {}
@@ -396,15 +474,27 @@ def sctd_objective(config, params, arrays, batch, *, stop_gradient):
             full = jax.lax.stop_gradient(full) if stop_gradient else full
             kls[f"{pool}_{name}"] = losses.consistency_kl(full, losses.pool(drop_states[i], drop_mask, pool))
     mlm = [(losses.cross_entropy(x, targets) * (targets != 1)).sum() for x in (drop_logits, full_logits)]
-    sums = losses.Sums(mlm[0], mlm[1], kls["cls_final"], kls["cls_penultimate"])
-    return losses.combine(sums, jnp.array(1.0), 1, consistency=True, sc_weight=0.05), kls
+    second = released * mlm[0] + (1 - released) * mlm[1]
+    sums = losses.Sums(mlm[0], second, kls["cls_final"], kls["cls_penultimate"])
+    return losses.combine(sums, jnp.array(1.0), 1, consistency=True, sc_weight=sc_weight), kls
+
+
+@functools.partial(jax.jit, static_argnames=("config", "stop_gradient"))
+def sctd_loss_and_gradient(config, params, *batch, **kwargs):
+    objective = functools.partial(sctd_objective, config, **kwargs)
+    return jax.value_and_grad(lambda params: objective(params, *batch), has_aux=True)(params)
+
+
+def sctd_batch(arrays, batch):
+    """(ids, targets, kept positions) of a recorded batch."""
+    return tuple(np.asarray(arrays[f"{batch}/{name}"], np.int32) for name in ("src_tokens", "target", "selected"))
 
 
 @pytest.mark.parametrize("batch", ["nopad", "pad"])
 def test_sctd_consistency_kl_by_both_poolings(sctd, batch):
     """Its mean pools [PAD] too, ours does not: equal on full rows, different on purpose where there is padding."""
     config, params, arrays = sctd
-    _, kls = jax.jit(functools.partial(sctd_objective, config, arrays=arrays, batch=batch, stop_gradient=False))(params)
+    (_, kls), _ = sctd_loss_and_gradient(config, params, *sctd_batch(arrays, batch), stop_gradient=False, **PAPER)
     for name in ("penultimate", "final"):
         close(kls[f"cls_{name}"], arrays[f"{batch}/kl_cls_{name}"], LOGITS, what=name)
         theirs = arrays[f"{batch}/kl_avg_{name}"]
@@ -418,8 +508,8 @@ def test_sctd_consistency_kl_by_both_poolings(sctd, batch):
 def test_sctd_paper_objective_and_the_gradient_of_every_parameter(sctd, stop_gradient):
     config, params, arrays = sctd
     name = "paper_align_detached_target" if stop_gradient else "paper_align"
-    objective = functools.partial(sctd_objective, config, arrays=arrays, batch="pad", stop_gradient=stop_gradient)
-    (loss, _), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(jax.tree.map(jnp.asarray, params))
+    batch = sctd_batch(arrays, "pad")
+    (loss, _), grads = sctd_loss_and_gradient(config, params, *batch, stop_gradient=stop_gradient, **PAPER)
     close(loss, arrays[f"pad/{name}/loss"], LOGITS)
     theirs = sctd_tree(f"pad/{name}/grad/", arrays)
     compare_gradients(grads, theirs, skip=("segment",))
@@ -429,10 +519,34 @@ def test_sctd_paper_objective_and_the_gradient_of_every_parameter(sctd, stop_gra
 def test_sctd_takes_its_second_mlm_term_from_the_drop_pass_and_we_do_not(sctd, batch):
     """SPEC 7.6: its released loss is the paper's with MLM(drop) in the place of MLM(full)."""
     config, params, arrays = sctd
-    drop, full = (float(arrays[f"{batch}/{which}/mlm_loss_sum"]) for which in ("drop", "full"))
-    ours = float(sctd_objective(config, params, arrays, batch, stop_gradient=False)[0])
-    close(ours + 0.5 * (drop - full), arrays[f"{batch}/official_align/loss"], LOGITS)
-    assert abs(ours - float(arrays[f"{batch}/official_align/loss"])) > 0.1
+    ours, released = (
+        sctd_loss_and_gradient(config, params, *sctd_batch(arrays, batch), stop_gradient=False, **terms)[0][0]
+        for terms in (PAPER, RELEASED)
+    )
+    close(released, arrays[f"{batch}/official_align/loss"], LOGITS)
+    assert abs(float(ours) - float(arrays[f"{batch}/official_align/loss"])) > 0.1
+
+
+def test_sctd_trains_as_its_preset_does(sctd):
+    """Twelve updates of its code, two of them consistency steps; the selection is its own (SPEC 7.2), ties and all."""
+    config, arrays = sctd[0], load("sctd_trajectory")
+
+    def loss_and_gradient(step, params, table_V):
+        ids, targets, tokens = (arrays[f"steps/{name}"][step] for name in ("src_tokens", "target", "ntokens"))
+        kept = np.sort(np.argsort(table_V[ids], axis=1, kind="stable")[:, 8:], axis=1)
+        terms = RELEASED if step % config.dropping.sc_interval == 0 else {**RELEASED, "sc_weight": np.float32(0)}
+        (loss, _), grads = sctd_loss_and_gradient(config, params, ids, targets, kept, stop_gradient=False, **terms)
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        grads["encoder"]["embeddings"]["segment"] *= 0  # it has none
+        return loss, grads
+
+    loss, norm, params = trajectory(config, sctd_tree("init/", arrays), arrays, loss_and_gradient)
+    close(loss, arrays["loss_sum"], LOGITS)
+    close(norm, arrays["grad_norm"], LOGITS)
+    compare_gradients(params, sctd_tree("final/", arrays), skip=(*KEY_BIASES, "segment"))
+    # Its first update has rate 0: in the warm-up its rate is that of our update before.
+    np.testing.assert_allclose(arrays["lr"][:5], [0, *rates(config)[:4]], rtol=1e-5)
+    np.testing.assert_allclose(arrays["lr"][4:], rates(config)[4:], rtol=1e-5)
 
 
 def test_sctd_importance_update(sctd):

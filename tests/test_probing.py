@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sctd_jax import probe
+from sctd_jax import probe, storage
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.interop import bert_config, weights
 from sctd_jax.model.bert import Bert
-from sctd_jax.objective.masking import row_keys
 from sctd_jax.probing import drift, layers, models, perplexity
-from sctd_jax.train.evaluation import EVAL_SEED
+from sctd_jax.train.evaluation import EVAL_SEED, selection_keys
 from sctd_jax.train.loop import train_and_evaluate
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import initial_state, make_model
@@ -233,6 +232,26 @@ def test_drift_of_a_run(run, tmp_path, capsys):
     assert "dropping (drop): local drift (cosine)" in said and f"{ends[1]:.4f} at step 2" in said
 
 
+def test_drift_by_layer_is_of_the_k_of_its_step_and_of_rows_from_all_over(run, rows, tmp_path, monkeypatch):
+    workdir, seen = shutil.copytree(run, tmp_path / "run"), []
+    config = json.loads((workdir / CONFIG_FILE).read_text())
+    config["dropping"]["keep_schedule"] = "0:12,2:24"
+    (workdir / CONFIG_FILE).write_text(json.dumps(config))
+
+    def measured(config, *_):
+        def compare(params, importance_V, tokens_BN, rows_B):
+            seen.append((config.num_kept, rows_B))
+            return np.ones((2, 3, 2, 16))
+
+        return compare
+
+    monkeypatch.setattr(drift, "jit_compare", measured)
+    assert drift.by_layer(storage.as_path(workdir), 20, print)["rows"] == 20
+    held_out = len(Rows(rows, HELD_OUT))
+    assert [kept for kept, _ in seen] == [24, 24]
+    np.testing.assert_array_equal(np.concatenate([rows_B for _, rows_B in seen])[:20], np.arange(20) * held_out // 20)
+
+
 def test_the_curve_is_there_without_the_rows(run, tmp_path, capsys):
     workdir = shutil.copytree(run, tmp_path / "run")
     config = json.loads((workdir / CONFIG_FILE).read_text())
@@ -265,9 +284,9 @@ def test_keeping_all_tokens_is_no_drift(method):
 def test_drift_by_layer_is_that_of_two_whole_passes(method):
     config = helpers.config(dropping__method=method)
     cosine, kl, state = compared(config)
-    key, rows_B = jax.random.key(EVAL_SEED), jnp.arange(4)
-    batch = mask_batch(config, SPECIAL, key, tokens(), None, rows_B)
-    kept = select(config, state.importance_V, batch, row_keys(jax.random.fold_in(key, 1), rows_B))
+    rows_B = jnp.arange(4)
+    batch = mask_batch(config, SPECIAL, jax.random.key(EVAL_SEED), tokens(), None, rows_B)
+    kept = select(config, state.importance_V, batch, selection_keys(rows_B))
     encode = make_model(config).apply
     full, drop = (
         encode({"params": state.params}, batch.input_ids_BN, batch.mask_BN, method=whole_pass, kept_BK=kept_BK)

@@ -1,20 +1,23 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sctd_jax.errors import UserError
 from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.train import setup
+from sctd_jax.train import job, setup
 from sctd_jax.train.compiling import state_shape
-from sctd_jax.train.evaluation import make_eval_step, summarize
+from sctd_jax.train.evaluation import EVAL_SEED, make_eval_step, selection_keys, summarize
 from sctd_jax.train.loop import train_and_evaluate
+from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.state import initial_state, make_model
 from sctd_jax.train.step import (
     forward_sums,
@@ -255,7 +258,8 @@ def test_a_non_finite_step_changes_nothing_but_the_counters():
 def test_a_step_moves_the_table_by_the_drop_passs_mean_losses():
     config, tokens = helpers.config(dropping__importance_beta=0.5), helpers.random_rows(8)
     state = start(config, scale=0.1)
-    after, _ = one_step(config, state, tokens, "consistency")
+    after, metrics = one_step(config, state, tokens, "consistency")
+    assert float(metrics["predictions"]) == 8 * config.num_predicted
     key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 0)
     batch = mask_batch(config, helpers.SPECIAL, key, tokens)
     keys = row_keys(key, jnp.arange(8))
@@ -292,6 +296,19 @@ def test_the_head_sees_the_predicted_rows_only():
     assert "tensor<8x32x509xf32>" not in text
 
 
+@pytest.mark.parametrize("selector", ["importance", "importance+random"])
+def test_mask_tokens_are_kept_before_other_special_tokens(selector):
+    """Rows with more [SEP] or [UNK] than K: [MASK] shares its importance with them in the table."""
+    config = helpers.config(dropping__selector=selector, masking__mask_share=1.0, masking__random_share=0.0)
+    for special in (helpers.SPECIAL.sep, helpers.SPECIAL.unk):
+        tokens = helpers.random_rows(8).at[:, 1:26].set(special)
+        batch = mask_batch(config, helpers.SPECIAL, jax.random.key(1), tokens)
+        kept = select(config, start(config).importance_V, batch, row_keys(jax.random.key(2), jnp.arange(8)))
+        assert (batch.weights_BP.sum(1) == config.num_predicted).all()
+        for row, predicted in zip(np.asarray(kept), np.asarray(batch.positions_BP), strict=True):
+            assert set(predicted) <= set(row)
+
+
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_every_selector_trains(selector):
     config = helpers.config(dropping__selector=selector)
@@ -313,14 +330,45 @@ def test_random_ltd_draws_a_set_for_each_layer_and_trains():
     assert np.isfinite(float(metrics["loss"]))
 
 
-def test_a_run_goes_through_its_keep_schedule(rows, tmp_path):
+def test_a_run_and_its_evaluation_go_through_its_keep_schedule(rows, tmp_path):
     config = helpers.config(
-        dropping__method="drop", dropping__keep_schedule="0:12,2:24", train__steps=3, data__rows=str(rows), mesh__data=1
-    )
+        dropping__method="drop", dropping__keep_schedule="0:12,2:32", train__steps=3, data__rows=str(rows),
+        mesh__data=1, model__initializer_range=0.2,
+    )  # fmt: skip
     log = []
     assert train_and_evaluate(config, tmp_path / "run", log.append).step == 3
-    assert any(line.startswith("compiled drop of 12, drop of 24 in") for line in log)
-    assert any("12, then 24 from step 2 of 32 in layers 1 to 2" in line for line in log)
+    assert any(line.startswith("compiled drop of 12, drop of 32 in") for line in log)
+    assert any("12, then 32 from step 2 of 32 in layers 1 to 2" in line for line in log)
+    dropped, kept = (line for line in read_metrics(tmp_path / "run") if "eval/loss" in line)
+    assert (dropped["step"], kept["step"]) == (0, 3)
+    assert dropped["eval/drop_loss"] != pytest.approx(dropped["eval/loss"], rel=1e-5)
+    assert kept["eval/drop_loss"] == pytest.approx(kept["eval/loss"], rel=1e-5)  # K = N: the full model
+    assert kept["eval/drift_global"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_step_without_a_prediction_is_said_once_and_a_run_of_them_stops():
+    said = []
+    console = types.SimpleNamespace(log=said.append, advance=lambda done: None, progress=lambda done, means: None)
+    run = types.SimpleNamespace(
+        config=helpers.config(train__steps=30), work=lambda step: (256, 1.0), mesh=types.SimpleNamespace(size=1)
+    )
+
+    def reader():
+        said.clear()
+        return job._TrainMetrics(run, types.SimpleNamespace(write=lambda step, values: None), console)
+
+    def read(metrics, predictions):
+        for step, count in enumerate(predictions):
+            metrics.take(step, {"loss": 0.0, "learning_rate": 1.0, "skipped": 0, "predictions": count})
+        metrics.flush()
+
+    read(reader(), [40, 0, *[0] * 20, 40])
+    (line,) = said
+    assert line.startswith("warning: step 2 had no prediction (all tokens of its rows are special tokens)")
+    read(reader(), [0] * 9 + [40] * 9)
+    assert len(said) == 1
+    with pytest.raises(UserError, match="the first 10 steps had no prediction: all tokens of its rows are special"):
+        read(reader(), [0] * 11)
 
 
 def test_training_lowers_the_loss():
@@ -352,9 +400,52 @@ def test_evaluation_uses_the_full_model_and_reports_the_drop_pass_beside_it():
     assert metrics["eval/drop_loss"] != pytest.approx(metrics["eval/loss"], rel=1e-5)
     assert 0 < metrics["eval/drift_local"] < 1
     assert "eval/drop_loss" not in full
-    nothing_dropped = evaluate(helpers.config(dropping__drop_rate=0.0), state, tokens, [True] * 4)
-    assert nothing_dropped["eval/drift_global"] == pytest.approx(1, abs=1e-5)
-    assert nothing_dropped["eval/drop_loss"] == pytest.approx(metrics["eval/loss"], rel=1e-5)
+
+
+def test_evaluation_reads_rows_from_all_over_the_held_out_ones(monkeypatch):
+    read = []
+
+    class Held:
+        def __init__(self, folder, split):
+            pass
+
+        def __len__(self):
+            return 1001
+
+        def read(self, numbers):
+            return np.zeros((len(numbers), 32), np.int32) + np.asarray(numbers)[:, None]
+
+    def counting(config, *_):
+        def step(state, tokens_BN, rows_B, valid_B):
+            read.append((config.num_kept, np.asarray(tokens_BN[:, 0]), np.asarray(rows_B)[np.asarray(valid_B)]))
+            return {"predictions": (rows_B < 1000).sum() * blank, "rows": 8.0, "loss": 1.0, "correct": 1.0}
+
+        return step
+
+    monkeypatch.setattr(setup, "Rows", Held)
+    monkeypatch.setattr(setup, "make_eval_step", counting)
+    monkeypatch.setattr(meshes, "jit_eval_step", lambda mesh, step, state: step)
+    config = helpers.config(train__eval_rows=20, dropping__keep_schedule="0:12,2:24", mesh__data=1)
+    data = setup.Data(None, None, None, helpers.SPECIAL, None)
+    evaluate, state, blank = setup.make_evaluate(config, data, meshes.make_mesh(config)), start(config), 1
+    evaluate(state)
+    evaluate(state.replace(step=state.step + 2))
+    assert [kept for kept, *_ in read] == [12] * 3 + [24] * 3
+    tokens, numbers = (np.concatenate([part[i] for part in read[:3]]) for i in (1, 2))
+    np.testing.assert_array_equal(tokens[:20], numbers)  # the masks are those of the row, whichever rows are beside it
+    assert len(numbers) == 20
+    assert set(np.diff(numbers)) == {50}
+    blank = 0
+    with pytest.raises(UserError, match="held-out rows have no token to predict"):
+        evaluate(state)
+
+
+def test_selection_of_the_evaluation_draws_apart_from_its_masks():
+    """`mask_tokens` folds 0, 1 and 2 into the evaluation's key."""
+    rows_B = jnp.arange(3)
+    masks = [row_keys(jax.random.fold_in(jax.random.key(EVAL_SEED), i), rows_B) for i in range(3)]
+    keys = np.concatenate([jax.random.key_data(keys_B) for keys_B in (*masks, selection_keys(rows_B))])
+    assert len(np.unique(keys, axis=0)) == 12
 
 
 def test_rows_that_fill_up_the_last_batch_do_not_count():

@@ -104,8 +104,8 @@ def run_config(settings: FinetuneConfig, pretrained: Config, steps_per_epoch: in
         data=dataclasses.replace(pretrained.data, seq_len=settings.max_length),
         optimizer=OptimizerConfig(
             name="adamw", learning_rate=settings.learning_rate, warmup_steps=round(settings.warmup_share * steps),
-            schedule="linear", beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=settings.weight_decay, decay="kernels",
-            clip_norm=1.0, mu_dtype="float32",
+            schedule="linear", beta1=0.9, beta2=0.999, eps=1e-6, eps_place="after_correction",
+            weight_decay=settings.weight_decay, decay="kernels", clip_norm=1.0, mu_dtype="float32",
         ),
         train=dataclasses.replace(
             pretrained.train, seed=settings.seed, init=settings.init, steps=steps, batch_size=settings.batch_size,

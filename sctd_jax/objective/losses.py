@@ -30,7 +30,8 @@ def pool(state_BRD: jax.Array, mask_BR: jax.Array, how: str) -> jax.Array:
     if how == "cls":
         return state_BRD[:, 0]
     weight_BR1 = mask_BR[..., None].astype(jnp.float32)
-    return (state_BRD.astype(jnp.float32) * weight_BR1).sum(1) / weight_BR1.sum(1)
+    # A row of nothing but padding has the vector 0.
+    return (state_BRD.astype(jnp.float32) * weight_BR1).sum(1) / jnp.maximum(weight_BR1.sum(1), 1.0)
 
 
 def consistency_kl(full_BD: jax.Array, drop_BD: jax.Array) -> jax.Array:

@@ -11,6 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+# Each takes the words up to one that does not fit. BERT goes on until none does; in 7,000 rows of words of 1.4 to 50
+# pieces on average, 8 passes gave the same predictions in every row.
+_GREEDY_PASSES = 8
+
 
 @struct.dataclass
 class MaskedBatch:
@@ -21,6 +25,7 @@ class MaskedBatch:
     positions_BP: jax.Array
     targets_BP: jax.Array  # true ids
     weights_BP: jax.Array  # f32: 1 at predictions, 0 at empty slots
+    mask_id: int = struct.field(pytree_node=False)  # of [MASK] in `input_ids_BN`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +84,8 @@ def mask_tokens(
       rate: share of a row's real tokens to predict (at least one).
       mask_share: of the predicted positions, shown as [MASK].
       random_share: of the predicted positions, shown as a random ordinary id; the rest is unchanged.
-      word_start_V: bool[V], True for ids that begin a word: whole words are chosen, and a word that would
-        exceed the number of predictions is left out. None: single tokens are chosen.
+      word_start_V: bool[V], True for ids that begin a word: whole words are chosen (`_whole_words`). None: single
+        tokens are chosen.
     """
     tokens_BN = tokens_BN.astype(jnp.int32)
     mask_BN = tokens_BN != special.pad
@@ -90,14 +95,14 @@ def mask_tokens(
 
     score_BN = _row_uniform(choose_key, rows_B, tokens_BN.shape[1])
     if word_start_V is None:
-        word_BN = jax.lax.broadcasted_iota(jnp.int32, tokens_BN.shape, 1)
+        order_BN, count_B = _by_score(score_BN, candidate_BN)[0], jnp.minimum(budget_B, candidate_BN.sum(1))
     else:
         starts_BN = jnp.take(word_start_V, tokens_BN, mode="clip") | ~candidate_BN
         # The token after [CLS] or [SEP] starts a word whatever its spelling.
         starts_BN |= jnp.pad(~candidate_BN[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-        word_BN = jnp.cumsum(starts_BN, axis=1) - 1
-    score_BN = jnp.where(candidate_BN, jnp.take_along_axis(score_BN, word_BN, axis=1), 2.0)
-    positions_BP, chosen_BP = _take(score_BN, word_BN, candidate_BN, budget_B, num_predicted)
+        order_BN, count_B = _whole_words(score_BN, starts_BN, candidate_BN, budget_B)
+    positions_BP = order_BN[:, :num_predicted]
+    chosen_BP = jax.lax.broadcasted_iota(jnp.int32, positions_BP.shape, 1) < count_B[:, None]
 
     targets_BP = jnp.take_along_axis(tokens_BN, positions_BP, axis=1)
     fate_BP = _row_uniform(show_key, rows_B, num_predicted)
@@ -112,23 +117,58 @@ def mask_tokens(
         positions_BP=positions_BP,
         targets_BP=targets_BP,
         weights_BP=chosen_BP.astype(jnp.float32),
+        mask_id=special.mask,
     )
 
 
-def _take(
-    score_BN: jax.Array, word_BN: jax.Array, candidate_BN: jax.Array, budget_B: jax.Array, num_predicted: int
+def _whole_words(
+    score_BN: jax.Array, starts_BN: jax.Array, candidate_BN: jax.Array, budget_B: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The P lowest scores: their positions, and which of them are predictions (whole words in budget)."""
+    """BERT's rule: the words in random order, each taken that fits into what is left of the budget.
+
+    Where less than half of the budget could be filled so, the rest is single pieces; otherwise only pieces of words
+    that exceed the whole budget, such as those of a script without spaces, fill what is left.
+
+    Args:
+      score_BN: uniform numbers, of words by their number in the row, and of single pieces by position.
+      starts_BN: True where a word begins.
+      candidate_BN: True at tokens that may be predicted.
+      budget_B: of predictions.
+
+    Returns:
+      Positions i32[B, N], those to predict first, and their number i32[B].
+    """
+    at_BN = jax.lax.broadcasted_iota(jnp.int32, score_BN.shape, 1)
+    length = score_BN.shape[1]
+    first_BN = jax.lax.cummax(jnp.where(starts_BN, at_BN, 0), axis=1)
+    ends_BN = jnp.pad(starts_BN[:, 1:], ((0, 0), (0, 1)), constant_values=True)
+    last_BN = jax.lax.cummin(jnp.where(ends_BN, at_BN, length), axis=1, reverse=True)
+    word_score_BN = jnp.take_along_axis(score_BN, jnp.cumsum(starts_BN, axis=1) - 1, axis=1)
+    order_BN, size_BN, after_BN, candidate_BN, score_BN = _by_score(
+        word_score_BN, candidate_BN, last_BN - first_BN + 1, last_BN - at_BN, candidate_BN, score_BN
+    )
+    budget_B1 = budget_B[:, None]
+
+    def take_prefix(_, taken_BN):
+        """Words up to the first that does not fit. One that is too long now stays so: what is left only shrinks."""
+        left_B1 = budget_B1 - taken_BN.sum(1, keepdims=True)
+        fits_BN = candidate_BN & ~taken_BN & (size_BN <= left_B1)
+        return taken_BN | (fits_BN & (jnp.cumsum(fits_BN, axis=1) + after_BN <= left_B1))
+
+    taken_BN = jax.lax.fori_loop(0, _GREEDY_PASSES, take_prefix, jnp.zeros_like(candidate_BN))
+    taken_B1 = taken_BN.sum(1, keepdims=True)
+    pieces_BN = candidate_BN & ~taken_BN & ((size_BN > budget_B1) | (2 * taken_B1 < budget_B1))
+    # Words in their order before single pieces in theirs before the rest.
+    rank_BN = jnp.where(taken_BN, -1.0, jnp.where(pieces_BN, score_BN, 2.0))
+    _, order_BN = jax.lax.sort((rank_BN, order_BN), num_keys=1, is_stable=True)
+    return order_BN, jnp.minimum(budget_B, (taken_BN | pieces_BN).sum(1))
+
+
+def _by_score(score_BN: jax.Array, candidate_BN: jax.Array, *others_BN: jax.Array) -> list[jax.Array]:
+    """Positions by ascending score, candidates first, and other arrays in that order."""
     position_BN = jax.lax.broadcasted_iota(jnp.int32, score_BN.shape, 1)
-    _, order_BN = jax.lax.sort((score_BN, position_BN), num_keys=1, is_stable=True)
-    word_in_order_BN = jnp.take_along_axis(word_BN, order_BN, axis=1)
-    slot_BN = position_BN
-    # A word fits if the slot of its last token is inside the budget: the next slot holds another word.
-    ends_BN = jnp.pad(word_in_order_BN[:, 1:] != word_in_order_BN[:, :-1], ((0, 0), (0, 1)), constant_values=True)
-    in_budget_BN = ends_BN & (slot_BN < budget_B[:, None])
-    last_slot_B = jnp.max(jnp.where(in_budget_BN, slot_BN, -1), axis=1)
-    chosen_BN = (slot_BN <= last_slot_B[:, None]) & jnp.take_along_axis(candidate_BN, order_BN, axis=1)
-    return order_BN[:, :num_predicted], chosen_BN[:, :num_predicted]
+    score_BN = jnp.where(candidate_BN, score_BN, 2.0)
+    return jax.lax.sort((score_BN, position_BN, *others_BN), num_keys=1, is_stable=True)[1:]
 
 
 def _row_uniform(key: jax.Array, rows_B: jax.Array, count: int) -> jax.Array:

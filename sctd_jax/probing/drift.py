@@ -18,11 +18,11 @@ from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
 from sctd_jax.model import token_dropping
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import SpecialIds, row_keys
+from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.plot import curve
 from sctd_jax.probing.models import check_pretrained, full_precision, names
 from sctd_jax.train import setup
-from sctd_jax.train.evaluation import EVAL_SEED, cosine
+from sctd_jax.train.evaluation import EVAL_SEED, cosine, eval_rows, selection_keys
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import make_model
@@ -107,20 +107,20 @@ def by_layer(workdir: epath.Path, count: int, log: Callable[[str], None]) -> dic
     data = setup.open_data(run.config, log)
     check_rows(workdir, data.folder)
     rows = Rows(data.folder, HELD_OUT)
-    count = min(count, len(rows))
-    compare = jit_compare(run.config, data.special, data.word_start_V)
+    chosen = eval_rows(count, len(rows))
+    compare = jit_compare(run.config.at(int(run.state.step)), data.special, data.word_start_V)
     parts = []
-    for start in range(0, count, _BATCH):
-        numbers = start + np.arange(_BATCH)
+    for start in range(0, len(chosen), _BATCH):
         # The last batch is filled up with its own rows, which then do not count.
-        tokens_BN = rows.read(np.minimum(numbers, count - 1))
+        numbers = chosen[np.minimum(start + np.arange(_BATCH), len(chosen) - 1)]
+        tokens_BN = rows.read(numbers)
         values = compare(run.state.params, run.state.importance_V, tokens_BN, numbers.astype(np.int32))
-        parts.append(np.asarray(values, np.float64)[..., : count - start])
+        parts.append(np.asarray(values, np.float64)[..., : len(chosen) - start])
     means = np.concatenate(parts, axis=-1).mean(axis=-1)
     first, layers = run.config.drop_layers[0], run.config.model.num_layers
     return {
         "step": int(run.state.step),
-        "rows": count,
+        "rows": len(chosen),
         "layer": list(range(first + 1, layers + 1)),
         **{
             pooling: {"cosine": means[0, :, i].tolist(), "kl": means[1, :, i].tolist()}
@@ -136,7 +136,7 @@ def jit_compare(config: Config, special: SpecialIds, word_start_V: np.ndarray | 
     def compare(params: Any, importance_V: jax.Array, tokens_BN: jax.Array, rows_B: jax.Array) -> jax.Array:
         key = jax.random.key(EVAL_SEED)  # so that the newest point of a curve is found again
         batch = mask_batch(config, special, key, tokens_BN, word_start_V, rows_B)
-        kept_BK = select(config, importance_V, batch, row_keys(jax.random.fold_in(key, 1), rows_B))
+        kept_BK = select(config, importance_V, batch, selection_keys(rows_B))
 
         def both(bert):
             x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
@@ -16,24 +17,35 @@ from sctd_jax.train.step import loss_rows, mask_batch, select
 EVAL_SEED = 20230524
 
 
+def eval_rows(count: int, available: int) -> np.ndarray:
+    """Numbers of at most `count` held-out rows, spread evenly over all: neighbours are of one document."""
+    count = min(count, available)
+    return np.arange(count) * available // count
+
+
+def selection_keys(rows_B: jax.Array) -> jax.Array:
+    """A key per held-out row for selectors that draw, independent of those of its masks."""
+    return row_keys(jax.random.key(EVAL_SEED + 1), rows_B)
+
+
 def make_eval_step(
     config: Config, special: SpecialIds, word_start_V: jax.Array | None = None, mesh: Mesh | None = None
 ):
     """(state, tokens_BN, rows_B, valid_B) -> sums, for `summarize`.
 
+    The config's K is that of every step: of a `keep_schedule`, take `config.at(step)`.
     `rows_B` are held-out row numbers (they fix the masks); rows with `valid_B` False count nothing.
     """
     model = make_model(config, mesh)
     dropping = config.dropping.method != "full"
 
     def eval_step(state: TrainState, tokens_BN: jax.Array, rows_B: jax.Array, valid_B: jax.Array):
-        key = jax.random.key(EVAL_SEED)
-        batch = mask_batch(config, special, key, tokens_BN, word_start_V, rows_B)
+        batch = mask_batch(config, special, jax.random.key(EVAL_SEED), tokens_BN, word_start_V, rows_B)
         weights_BP = batch.weights_BP * valid_B[:, None]
         rows_BR = loss_rows(batch)
         kept_BK = None
         if dropping:
-            kept_BK = select(config, state.importance_V, batch, row_keys(jax.random.fold_in(key, 1), rows_B))
+            kept_BK = select(config, state.importance_V, batch, selection_keys(rows_B))
 
         def network(bert):
             def branch(kept_BK):
@@ -63,10 +75,10 @@ def make_eval_step(
 
 
 def cosine(a_BD: jax.Array, b_BD: jax.Array) -> jax.Array:
-    """Cosine f32[B] between sentence vectors."""
+    """Cosine f32[B] between sentence vectors; 1 where one is 0, as the mean over a row of padding is."""
     a_BD, b_BD = a_BD.astype(jnp.float32), b_BD.astype(jnp.float32)
     norms_B = jnp.linalg.norm(a_BD, axis=-1) * jnp.linalg.norm(b_BD, axis=-1)
-    return jnp.sum(a_BD * b_BD, axis=-1) / norms_B
+    return jnp.where(norms_B > 0, jnp.sum(a_BD * b_BD, axis=-1) / jnp.where(norms_B > 0, norms_B, 1.0), 1.0)
 
 
 def summarize(sums: dict[str, float]) -> dict[str, float]:

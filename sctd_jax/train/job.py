@@ -40,6 +40,9 @@ class Job:
     evaluate_when_stopping: bool = False
 
 
+_BLANK_STEPS = 10  # a run that begins with so many steps without a prediction learns nothing
+
+
 class DivergedError(UserError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
@@ -65,6 +68,7 @@ def run(
 
     Raises:
       DivergedError: `train.max_bad_steps` steps in a row were not finite, or not one step of the run was.
+      UserError: none of the first steps had a prediction.
       TryAgainError: another process or the storage failed.
     """
     config, start, steps = job.config, int(state.step), job.config.train.steps
@@ -141,6 +145,7 @@ class _TrainMetrics:
         self._unread: tuple[int, Mapping[str, jax.Array]] | None = None
         self._window: dict[str, list[float]] = {}
         self.bad_streak, self.good = 0, 0
+        self._steps = self._blank = 0  # read, and of these without a prediction
 
     def take(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Update `step` has just been dispatched; read the one before."""
@@ -163,6 +168,14 @@ class _TrainMetrics:
         self.good += not skipped
         if skipped:
             self._console.log(f"warning: step {step + 1} had a non-finite loss or gradient and was skipped")
+        self._steps += 1
+        if values.get("predictions") == 0:  # of pretraining
+            self._blank += 1
+            cause = "all tokens of its rows are special tokens"
+            if self._blank == 1:
+                self._console.log(f"warning: step {step + 1} had no prediction ({cause}); later ones are not announced")
+            if self._blank == self._steps == min(_BLANK_STEPS, self._config.train.steps):
+                raise UserError(f"the first {self._steps} steps had no prediction: {cause}; expected rows of text")
         for name, value in values.items():
             if np.isfinite(value):
                 self._window.setdefault(f"train/{name}", []).append(value)

@@ -24,7 +24,15 @@ from sctd_jax.train.run import check_init
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import step_name, variant_at
-from sctd_jax.train.workdir import check_rows, check_workdir, claim_workdir, followed, has_checkpoints, held
+from sctd_jax.train.workdir import (
+    check_rows,
+    check_workdir,
+    claim_workdir,
+    followed,
+    has_checkpoints,
+    held,
+    read_config,
+)
 
 
 def train_and_evaluate(config: Config, workdir: str | os.PathLike, log: Callable[[str], None] = print) -> Result:
@@ -42,9 +50,13 @@ def _train(config: Config, workdir: epath.Path, check: Callable[[], None], log: 
     config, mesh, data = _open(config, workdir, log)
     with closing(Checkpoints(workdir, config.train.keep_checkpoints, check=check)) as checkpoints:
         state = _restore(config, data, mesh, checkpoints, log)
+        before = read_config(workdir) if state.step > 0 else config
         claim_workdir(workdir, config, data.folder, log)
         for line in report.start_table(config, mesh, data, state):
             log(line)
+        if before != config:
+            for line in report.schedule_lines(config, before, workdir, int(state.step)):
+                log(line)
         started = time.monotonic()
         with stop_requests() as stop:
             if state.step < config.train.steps:

@@ -55,8 +55,43 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     So a skipped step moves the schedule on but not the moments, and no counter has to agree with another.
     """
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    steps.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps, mu_dtype=config.mu_dtype))
+    steps.append(_scale_by_adam(config))
     steps.append(optax.add_decayed_weights(config.weight_decay, lambda params: decay_mask(config, params)))
     if config.name == "lamb":
-        steps.append(optax.scale_by_trust_ratio())
+        steps.append(_scale_by_trust_ratio(config))
     return optax.chain(*steps)
+
+
+def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam's m / (sqrt(v) + eps), `eps` added to sqrt(v) after or before the correction of its bias.
+
+    Before it is Kingma and Ba's "epsilon hat" (section 2), as in Keras and fairseq: the same as eps / sqrt(1 - beta2^t)
+    after it, so that the state is the same too.
+    """
+
+    def adam(eps):
+        return optax.scale_by_adam(config.beta1, config.beta2, eps, mu_dtype=config.mu_dtype)
+
+    if config.eps_place == "after_correction":
+        return adam(config.eps)
+
+    def update(updates, state, params=None):
+        eps = config.eps / jnp.sqrt(1.0 - config.beta2 ** (state.count + 1.0))
+        return adam(eps).update(updates, state, params)
+
+    return optax.GradientTransformation(adam(config.eps).init, update)
+
+
+def _scale_by_trust_ratio(config: OptimizerConfig) -> optax.GradientTransformation:
+    """LAMB's layer-wise rate (You et al., ICLR 2020) of the leaves that decay, as in its code.
+
+    Biases, which start at 0, and LayerNorms would hardly move otherwise.
+    """
+    # Not `optax.masked`: with it the state would be another tree than that of older runs.
+    adapted = optax.scale_by_trust_ratio()
+
+    def update(updates, state, params=None):
+        scaled, state = adapted.update(updates, state, params)
+        return jax.tree.map(lambda on, a, b: a if on else b, decay_mask(config, params), scaled, updates), state
+
+    return optax.GradientTransformation(adapted.init, update)

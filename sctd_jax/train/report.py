@@ -12,13 +12,15 @@ from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.data.tokenizer import find
 from sctd_jax.model.attention import choose, platform_of
 from sctd_jax.parallel.mesh import describe, replicated
 from sctd_jax.train.flops import mean_step_flops, plain_step_flops, step_flops
 from sctd_jax.train.metrics import duration
+from sctd_jax.train.optimizer import learning_rate
 from sctd_jax.train.setup import Data, matmul_flops_per_second
 from sctd_jax.train.state import TrainState, make_model
-from sctd_jax.train.step import steps_needed
+from sctd_jax.train.step import steps_needed, variant_at
 
 _SLOW_STEP_SECONDS = 5.0
 _EXAMPLES, _CANDIDATES, _CONTEXT = 6, 3, 12
@@ -126,7 +128,50 @@ def summary(
     lines.append(f"checkpoint: {workdir / 'checkpoints' / str(int(state.step))}{best}")
     lines.append(f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}")
     if int(state.step) == config.train.steps:
-        lines.append(f"to train longer, repeat the command with --config.train.steps above {config.train.steps}")
+        lines.append(f"to train longer: {_longer(config, workdir)}")
+    return lines
+
+
+def _longer(config: Config, workdir: Path) -> str:
+    """Why not by more steps in the same workdir: `schedule_lines`."""
+    # Rows that were prepared have the tokenizer of the weights.
+    tokenizer = "" if config.data.rows else f" --config.data.tokenizer={shlex.quote(str(find(workdir)))}"
+    return (
+        "a new run from these weights with a warm-up of its own: repeat the command with --workdir=ANOTHER "
+        f"--config.train.init={shlex.quote(str(workdir))}{tokenizer} and the steps to add as --config.train.steps"
+    )
+
+
+def schedule_lines(config: Config, before: Config, workdir: Path, step: int) -> list[str]:
+    """Lines that warn of what another length or learning rate changes at once, where a run goes on.
+
+    Args:
+      config: that the run goes on with.
+      before: that it had.
+      workdir: of the run.
+      step: updates that it has done, at least one.
+    """
+    if step == config.train.steps:
+        return []
+    was, now = float(learning_rate(before, step - 1)), float(learning_rate(config, step))
+    unchanged = float(learning_rate(before, min(step, before.train.steps - 1)))
+    changes = ", ".join(
+        f"{section}.{name} was {old} and is {new}"
+        for section, name in (("train", "steps"), ("optimizer", "learning_rate"), ("optimizer", "warmup_steps"))
+        if (old := getattr(getattr(before, section), name)) != (new := getattr(getattr(config, section), name))
+    )
+    lines = []
+    if not math.isclose(now, unchanged, rel_tol=0.01):
+        peaks = (c.optimizer.learning_rate or 1.0 for c in (before, config))
+        old, new = (f"{rate:.3g} ({rate / peak:.1%} of the peak)" for rate, peak in zip((was, now), peaks, strict=True))
+        lines.append(
+            f"warning: the learning rate goes from {old} at step {step:,} to {new} at step {step + 1:,} at once, "
+            f"for {changes}"
+        )
+        if now > was:
+            lines.append(f"a rise without a warm-up costs some of what was learnt; better: {_longer(config, workdir)}")
+    if variant_at(before, step - 1) == "full" != variant_at(config, step):
+        lines.append(f"warning: after full-token steps the run drops tokens again, for {changes}")
     return lines
 
 

@@ -1,6 +1,7 @@
 """Everything that is made once before the loop: rows, mesh, compiled steps, state."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train.compiling import compile_train_step, state_shape
-from sctd_jax.train.evaluation import make_eval_step, summarize
+from sctd_jax.train.evaluation import eval_rows, make_eval_step, summarize
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import TrainState, initial_state
 from sctd_jax.train.step import steps_needed
@@ -92,22 +93,32 @@ def train_loader(config: Config, data: Data, mesh: Mesh) -> Loader:
 
 
 def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
-    """A function from a state to its held-out metrics, over the first `train.eval_rows` rows."""
+    """A function from a state to its held-out metrics, over `train.eval_rows` rows; drop passes with its step's K.
+
+    It raises a UserError if not one token of these rows can be predicted.
+    """
     rows = Rows(data.folder, HELD_OUT)
-    count, batch_size = min(config.train.eval_rows, len(rows)), config.train.batch_size // config.train.accumulation
+    chosen = eval_rows(config.train.eval_rows, len(rows))
+    batch_size = config.train.batch_size // config.train.accumulation
     mine = meshes.host_rows(mesh, batch_size)
-    eval_fn = make_eval_step(config, data.special, data.word_start_V, mesh)
-    eval_step = meshes.jit_eval_step(mesh, eval_fn, state_shape(config, data.special, mesh))
+
+    @functools.cache  # one compilation for each K that is met
+    def eval_step(stage: Config) -> Callable:
+        eval_fn = make_eval_step(stage, data.special, data.word_start_V, mesh)
+        return meshes.jit_eval_step(mesh, eval_fn, state_shape(stage, data.special, mesh))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         totals: dict[str, Any] = {}
-        for start in range(0, count, batch_size):
-            numbers = start + np.arange(batch_size)[mine]
+        for start in range(0, len(chosen), batch_size):
+            at = start + np.arange(batch_size)[mine]
             # The last batch is filled up with its own rows, which then do not count.
-            tokens = rows.read(np.minimum(numbers, count - 1))
-            inputs = (tokens, numbers.astype(np.int32), numbers < count)
-            sums = eval_step(state, *(meshes.put_batch(mesh, batch_size, x) for x in inputs))
+            numbers = chosen[np.minimum(at, len(chosen) - 1)]
+            inputs = (rows.read(numbers), numbers.astype(np.int32), at < len(chosen))
+            inputs = (meshes.put_batch(mesh, batch_size, x) for x in inputs)
+            sums = eval_step(config.at(int(state.step)))(state, *inputs)
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+        if not totals["predictions"]:
+            raise UserError(f"{data.folder}: the held-out rows have no token to predict, expected rows of text")
         return summarize({name: float(value) for name, value in totals.items()})
 
     return evaluate

@@ -104,7 +104,7 @@ def make_train_step(
             )
 
         new_state, metrics = update(config, optimizer, state, grads, loss, moved)
-        metrics["mlm_loss"] = sums.mlm / denominators[0]
+        metrics["mlm_loss"], metrics["predictions"] = sums.mlm / denominators[0], predictions
         if variant == "consistency":
             metrics["mlm_loss_full_pass"] = sums.mlm_full / denominators[0]
             metrics["sc_global"] = sums.sc_global / denominators[1]
@@ -138,6 +138,9 @@ def select(config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: 
     For random-LTD one such array for each dropping layer, drawn by itself.
     """
     selector = token_dropping.SELECTORS[config.selector]
+    # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
+    # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
+    importance_V = importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
 
     def positions(keys_B):
         score_BN = selector(importance_V, batch.input_ids_BN, batch.mask_BN, keys_B, config.num_top)
