@@ -79,6 +79,8 @@ class DataConfig:
     tokenizer_type: str  # of the one that is trained: 'unigram' or 'bpe'
     heldout_share: float  # of the documents
     seed: int
+    keep_zwnj: bool  # in a tokenizer that is trained: zero-width non-joiners are letters, not spaces
+    allow_unknown: bool  # also a text of which the tokenizer does not know a fifth
 
 
 @dataclasses.dataclass(frozen=True)

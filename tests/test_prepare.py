@@ -176,7 +176,7 @@ def test_too_little_text(tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("a few words only " * 300)
     settings = prepare.Settings((str(path),), "text", "file", 32, 30, "", "bpe", 0.01, 0)
-    with pytest.raises(UserError, match=r"\d+ training and \d+ held-out rows of 32 tokens from 1 documents"):
+    with pytest.raises(UserError, match=r"one document, and whole documents are held out.* --documents paragraph or line \(config.data.doc"):
         prepare.prepare(settings, tmp_path / "rows", **QUIET)
     path.write_text(" \n ")
     with pytest.raises(UserError, match=r"x.txt: no text in 1 empty documents"):
