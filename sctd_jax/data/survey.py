@@ -60,7 +60,8 @@ class Survey:
         elif self.lowest == self.highest:
             said = f"the text's {number:,} documents are copies of one, which must not stand on both sides of the split"
         else:
-            said = f"the text's {number:,} documents would all be needed for {MIN_HELDOUT_ROWS} held-out rows"
+            said = f"the text's {number:,} documents would all be needed for {MIN_HELDOUT_ROWS} held-out rows; "
+            said += "take a smaller --seq-len (config.data.seq_len)"
         raise UserError(f"{said}; give more text, or {MORE_DOCUMENTS}")
 
     def heldout_characters(self, pieces: Tokenizer, seq_len: int) -> float:
