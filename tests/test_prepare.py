@@ -1,6 +1,8 @@
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tokenizers
 
+from sctd_jax import lease
 from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
@@ -205,11 +208,12 @@ prepare.prepare({settings!r}, prepare.Path({str(out)!r}), print)
     )
     assert done.returncode == -9, done.stderr
     assert not out.exists()
-    left = list(tmp_path.iterdir())
-    assert len(left) == 1
-    assert "incomplete" in left[0].name
-    prepare.prepare(settings, out, **QUIET)
+    held, left = sorted(path.name for path in tmp_path.iterdir())
+    assert held == ".rows.lease"
+    assert "incomplete" in left
+    prepare.prepare(settings, out, **QUIET)  # the lease of the dead does not hold it up
     assert read_metadata(out).rows > 1000
+    assert not (tmp_path / held).exists()
 
 
 def test_a_folder_that_exists_is_left_alone(settings, rows):
@@ -217,6 +221,43 @@ def test_a_folder_that_exists_is_left_alone(settings, rows):
     with pytest.raises(UserError, match="exists already"):
         prepare.prepare(settings, rows, **QUIET)
     assert (rows / "prepared.json").read_bytes() == before
+
+
+def test_one_process_prepares_a_folder_at_a_time(settings, rows, tmp_path, monkeypatch):
+    """A second command is refused and names the first; a run that needs the same rows waits for them, or makes them."""
+    lines = []
+    with lease.hold(tmp_path / "rows", "preparing rows", beside=True):
+        with pytest.raises(UserError, match=rf"rows is in use by process {os.getpid()} on .* \(preparing rows"):
+            prepare.prepare(settings, tmp_path / "rows", lines.append)
+        assert lines == []
+    run = helpers.config(
+        data__input=",".join(settings.input), data__documents="paragraph", data__prepared_dir=str(tmp_path),
+        data__tokenizer=str(rows / "tokenizer.model"),
+    )  # fmt: skip
+    name = f"n32-v512-{prepare.identity(prepare.settings_of(run), corpus.find_sources(settings.input))}"
+
+    def wait(finish):
+        lines.clear()
+        with contextlib.ExitStack() as other:
+            other.enter_context(lease.hold(tmp_path / name, "preparing rows", beside=True))
+
+            def log(line):
+                lines.append(line)
+                if line.startswith("waiting"):
+                    finish()
+                    other.close()
+
+            folder = prepare.ensure_rows(run, log)
+        assert folder == tmp_path / name
+        assert read_metadata(folder).rows > 1000
+
+    monkeypatch.setattr(prepare, "_WAIT", 0.01)
+    wait(lambda: shutil.copytree(rows, tmp_path / name))
+    assert len(lines) == 1
+    shutil.rmtree(tmp_path / name)
+    wait(lambda: None)
+    assert lines[1].startswith("reading")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
 
 
 def test_text_that_cannot_be_split_is_refused_at_the_first_look(tmp_path):
@@ -339,7 +380,7 @@ def test_impossible_settings_are_refused_before_any_work(settings, tmp_path, cha
 
 def test_a_folder_that_cannot_be_made_is_named(settings, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write prepared rows to .*file/rows"):
+    with pytest.raises(UserError, match=r".*file/rows cannot be written"):
         prepare.prepare(settings, tmp_path / "file" / "rows", **QUIET)
 
 

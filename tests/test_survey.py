@@ -4,18 +4,19 @@ import os
 import numpy as np
 import pytest
 
-from sctd_jax.data import corpus
-from sctd_jax.data.survey import heldout_draw, read_again, survey
+from sctd_jax.data import corpus, survey
 from sctd_jax.errors import UserError
 
 
 def look(sources, documents="file", seq_len=8, **options):
     options = {"seed": 0, "sample_bytes": 1000} | options
-    return survey(sources, text_field="text", documents=documents, seq_len=seq_len, **options)
+    return survey.take(sources, text_field="text", documents=documents, seq_len=seq_len, **options)
 
 
 def again(found, sources, fingerprints, documents="file"):
-    return read_again(found, sources, fingerprints, text_field="text", documents=documents, counts=corpus.Counts())
+    return survey.read_again(
+        found, sources, fingerprints, text_field="text", documents=documents, counts=corpus.Counts()
+    )
 
 
 def test_copies_of_a_document_fall_on_one_side_wherever_they_stand(tmp_path):
@@ -34,11 +35,11 @@ def test_copies_of_a_document_fall_on_one_side_wherever_they_stand(tmp_path):
         draws.setdefault(chunk.document, set()).add(found.draw(chunk))
     assert all(len(different) == 1 for different in draws.values())
     draws = [draw for (draw,) in draws.values()]
-    expected = [heldout_draw(0, text) for text in texts]
-    assert draws == [*expected, heldout_draw(0, "x"), *expected[::-1], *expected]
+    expected = [survey.heldout_draw(0, text) for text in texts]
+    assert draws == [*expected, survey.heldout_draw(0, "x"), *expected[::-1], *expected]
     assert len(set(draws)) == len(texts) + 1
     assert 0.3 < np.mean(draws) < 0.7
-    assert heldout_draw(1, texts[0]) != heldout_draw(0, texts[0])
+    assert survey.heldout_draw(1, texts[0]) != survey.heldout_draw(0, texts[0])
 
 
 def test_nul_becomes_a_space_in_both_passes(tmp_path):

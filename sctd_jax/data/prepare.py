@@ -21,23 +21,15 @@ from pathlib import Path
 from etils import epath
 from tqdm import tqdm
 
-from sctd_jax import storage
+from sctd_jax import lease, storage
 from sctd_jax.config import Config
-from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer, unknown
+from sctd_jax.data import corpus, sentencepiece_trainer, survey, tokenizer, unknown
 from sctd_jax.data.packing import Packer
-from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
-from sctd_jax.data.survey import (
-    LOOK_BYTES,
-    MIN_HELDOUT_ROWS,
-    MORE_DOCUMENTS,
-    TRAINING_BYTES,
-    Survey,
-    read_again,
-    survey,
-)
+from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk
 from sctd_jax.errors import TryAgainError, UserError, run_command
 
 _LOOK_LINES = 100  # of the sample, from which on its share of unknown letters is believed
+_WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 _BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 
 
@@ -71,6 +63,8 @@ def settings_of(config: Config) -> Settings:
 def ensure_rows(config: Config, log: Callable[[str], None]) -> Path:
     """The folder on this host's disk with a config's rows, prepared now if they are missing.
 
+    Where another process prepares them at this moment, it waits for them, and takes over if that process dies.
+
     Raises:
       UserError: as `prepare`, or `data.rows` does not fit the config.
     """
@@ -81,11 +75,25 @@ def ensure_rows(config: Config, log: Callable[[str], None]) -> Path:
         sources = corpus.find_sources(settings.input)
         name = f"n{settings.seq_len}-v{settings.vocab_size}-{identity(settings, sources)}"
         folder = storage.as_path(config.data.prepared_dir) / name
-        with storage.reaching(folder):
-            there = (folder / METADATA_FILE).is_file()
-        if not there:
-            prepare(settings, folder, log)
+        waits = False
+        while not _is_there(folder):
+            try:
+                prepare(settings, folder, log)
+            except UserError as error:
+                if f"{folder} is in use by" not in str(error):
+                    if _is_there(folder):  # the other one has just finished
+                        break
+                    raise
+                if not waits:
+                    log(f"waiting for the same rows: {error}")
+                waits = True
+                time.sleep(_WAIT)
     return on_disk(folder, log)
+
+
+def _is_there(folder: epath.Path) -> bool:
+    with storage.reaching(folder):
+        return (folder / METADATA_FILE).is_file()
 
 
 def identity(settings: Settings, sources: list[corpus.Source]) -> str:
@@ -109,31 +117,38 @@ def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> 
       log: receives progress lines.
 
     Raises:
-      UserError: bad input, too little text, an unusable tokenizer, `out` exists, or the disk is full.
+      UserError: bad input, too little text, an unusable tokenizer, `out` exists or another process prepares it, or
+        the disk is full.
     """
-    in_bucket = storage.is_remote(out)
-    with storage.reaching(out):
-        if (out / METADATA_FILE if in_bucket else out).exists():
-            raise UserError(f"{out} exists already; choose another folder or remove it")
-    if in_bucket:
+    _check_new(out)
+    if storage.is_remote(out):
         storage.check_writable(out)
     _check(settings)
     sources = corpus.find_sources(settings.input)
-    work = None
+    with lease.hold(out, "preparing rows", log, beside=True) as held:
+        _check_new(out)  # it may have been finished since the first look
+        return _prepare_held(settings, out, sources, held, log)
+
+
+def _check_new(out: epath.Path) -> None:
+    with storage.reaching(out):
+        if (out / METADATA_FILE if storage.is_remote(out) else out).exists():
+            raise UserError(f"{out} exists already; choose another folder or remove it")
+
+
+def _prepare_held(settings: Settings, out: epath.Path, sources, held: lease.Lease, log: Callable) -> Metadata:
+    in_bucket, work = storage.is_remote(out), None
     try:
-        if not in_bucket:
-            out.parent.mkdir(parents=True, exist_ok=True)
         beside = None if in_bucket else out.parent
         work = Path(tempfile.mkdtemp(prefix=f"{out.name}.incomplete-", dir=beside))
         metadata = _prepare_into(work, settings, sources, log)
         work.chmod(0o755)
+        held.check()
         if in_bucket:
             work = _upload(work, out)
         else:
             work.rename(out)
     except OSError as error:
-        if (out / METADATA_FILE).is_file():  # another run has prepared the same rows meanwhile
-            return read_metadata(out)
         raise UserError(f"cannot write prepared rows to {out}: {error}") from error
     finally:
         if work is not None:
@@ -175,9 +190,9 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     started = time.monotonic()
     log(f"reading {len(sources)} source{'s' * (len(sources) != 1)}")
     before = [corpus.fingerprint(source) for source in sources]
-    look = survey(
+    look = survey.take(
         sources, text_field=settings.text_field, documents=settings.documents, seed=settings.seed,
-        seq_len=settings.seq_len, sample_bytes=LOOK_BYTES if settings.tokenizer else TRAINING_BYTES,
+        seq_len=settings.seq_len, sample_bytes=survey.LOOK_BYTES if settings.tokenizer else survey.TRAINING_BYTES,
     )  # fmt: skip
     counts = look.counts
     if not counts.documents:
@@ -188,7 +203,7 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     if look.nul:
         log(f"warning: {look.nul:,} NUL characters are read as spaces")
     # A token is seldom less than half a letter: what is impossible even so is refused before the work.
-    look.check_split(look.threshold(settings.heldout_share, MIN_HELDOUT_ROWS * settings.seq_len / 4))
+    look.check_split(look.threshold(settings.heldout_share, survey.MIN_HELDOUT_ROWS * settings.seq_len / 4))
 
     if settings.tokenizer:
         name, model = tokenizer.canonical(settings.tokenizer)
@@ -204,16 +219,16 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     threshold = look.threshold(settings.heldout_share, look.heldout_characters(pieces, settings.seq_len))
     look.check_split(threshold)
     counts = corpus.Counts()
-    chunks = read_again(
+    chunks = survey.read_again(
         look, sources, before, text_field=settings.text_field, documents=settings.documents, counts=counts
     )
     writer, heldout_documents, tokens, letters = _write_rows(work, settings, chunks, pieces, threshold, look)
     rows, heldout = writer.counts[TRAIN], writer.counts[HELD_OUT]
-    if heldout < MIN_HELDOUT_ROWS or rows < MIN_HELDOUT_ROWS:
+    if heldout < survey.MIN_HELDOUT_ROWS or rows < survey.MIN_HELDOUT_ROWS:
         raise UserError(
             f"the text gives {rows} training and {heldout} held-out rows of {settings.seq_len} tokens from "
-            f"{counts.documents} documents, but {MIN_HELDOUT_ROWS} of each are needed: give more text, a smaller "
-            f"--seq-len (config.data.seq_len), or {MORE_DOCUMENTS}"
+            f"{counts.documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, a "
+            f"smaller --seq-len (config.data.seq_len), or {survey.MORE_DOCUMENTS}"
         )
     letters = [letters.get(i, unknown.Letters()) for i in range(len(sources))]
     for line in unknown.report(names, letters, settings.allow_unknown):
@@ -249,11 +264,11 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     return metadata
 
 
-def _check_sample(settings: Settings, look: Survey, pieces: tokenizer.Tokenizer, names: list[str]) -> None:
+def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tokenizer, names: list[str]) -> None:
     """Refuse a tokenizer that does not know the text, as far as a sample can tell."""
     lines, size = [], 0
     for item in look.sample:
-        if size >= LOOK_BYTES and len(lines) >= _LOOK_LINES:
+        if size >= survey.LOOK_BYTES and len(lines) >= _LOOK_LINES:
             break
         lines.append(item)
         size += len(item[0])
@@ -268,7 +283,7 @@ def _check_sample(settings: Settings, look: Survey, pieces: tokenizer.Tokenizer,
 
 def _write_rows(
     work: Path, settings: Settings, chunks: Iterator[corpus.Chunk], pieces: tokenizer.Tokenizer, threshold: float,
-    look: Survey,
+    look: survey.Survey,
 ):  # fmt: skip
     ids = pieces.special
     packers = {split: Packer(settings.seq_len, ids["cls"], ids["sep"], ids["pad"]) for split in (TRAIN, HELD_OUT)}

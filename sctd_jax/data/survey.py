@@ -79,7 +79,7 @@ def read(sources, *, text_field: str, documents: str, counts: corpus.Counts) -> 
         yield (chunk._replace(text=chunk.text.replace("\0", " ")) if nul else chunk), nul
 
 
-def survey(sources, *, text_field: str, documents: str, seed: int, seq_len: int, sample_bytes: int) -> Survey:
+def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, sample_bytes: int) -> Survey:
     """Count, and sample without knowing the size of the text: the lowest random draws stay.
 
     Args:
