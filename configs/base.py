@@ -63,6 +63,8 @@ def get_config() -> ConfigDict:
                 "tokenizer_type": "bpe",
                 "heldout_share": 0.01,
                 "seed": 0,
+                "keep_zwnj": True,
+                "allow_unknown": False,
             },
             "optimizer": {
                 "name": "adamw",

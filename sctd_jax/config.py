@@ -79,6 +79,8 @@ class DataConfig:
     tokenizer_type: str  # of the one that is trained: 'unigram' or 'bpe'
     heldout_share: float  # of the documents
     seed: int
+    keep_zwnj: bool  # in a tokenizer that is trained: zero-width non-joiners are letters, not spaces
+    allow_unknown: bool  # also a text of which the tokenizer does not know a fifth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,18 +305,14 @@ def _check(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
-    model, length = config.model, config.data.seq_len
+    model, length, most = config.model, config.data.seq_len, config.model.max_positions
     require(
         model.hidden_size % model.num_heads == 0,
         "model.num_heads",
         f"must divide model.hidden_size ({model.hidden_size}), found {model.num_heads}",
     )
     require(length >= 8, "data.seq_len", f"must be at least 8, found {length}")
-    require(
-        length <= model.max_positions,
-        "data.seq_len",
-        f"({length}) must not exceed model.max_positions ({model.max_positions})",
-    )
+    require(length <= most, "data.seq_len", f"({length}) must not exceed model.max_positions ({most})")
 
 
 def _check_masking(config: Config) -> None:

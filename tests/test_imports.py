@@ -33,6 +33,8 @@ ALLOWED = {
     "data.sentencepiece_trainer": [],
     "data.corpus": [],
     "data.packing": [],
+    "data.survey": ["data.corpus", "data.tokenizer"],
+    "data.unknown": ["data.tokenizer"],
     "data.rows": ["storage"],
     "data.loader": ["data"],
     "data.prepare": ["config", "data", "lease", "storage"],

@@ -1,5 +1,8 @@
+import contextlib
 import dataclasses
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tokenizers
 
+from sctd_jax import lease
 from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
@@ -135,7 +139,53 @@ def test_identity_differs_by_text_tokenizer_and_length(settings, speeches, tmp_p
         identity(input=tuple(speeches[:11])), identity(tokenizer=str(rows / "tokenizer.model")),
     ]  # fmt: skip
     assert len(set(names)) == len(names)
-    assert identity() == identity()
+    assert identity() == identity() == identity(allow_unknown=True) != identity(keep_zwnj=False)
+
+
+def test_rows_of_earlier_versions_keep_their_names_and_open(settings, rows, tmp_path):
+    sources = corpus.find_sources(settings.input)
+    first_fields = (
+        "input", "text_field", "documents", "seq_len", "vocab_size", "tokenizer", "tokenizer_type", "heldout_share",
+        "seed",
+    )  # fmt: skip
+    for model in ("", str(rows / "tokenizer.model")):
+        changed = dataclasses.replace(settings, tokenizer=model, keep_zwnj=bool(model))
+        values = {name: getattr(changed, name) for name in first_fields}
+        values["sources"] = [corpus.fingerprint(source) for source in sources]
+        values |= {"tokenizer": tokenizer.digest(model)} if model else {}
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        assert prepare.identity(changed, sources) == digest[:16]
+    values = json.loads((rows / "prepared.json").read_text())
+    later = {**values, "a_field_of_a_later_version": 1}
+    earlier = {name: values[name] for name in list(values)[: list(values).index("settings") + 1]}
+    for content in (earlier, later):
+        (tmp_path / "prepared.json").write_text(json.dumps(content))
+        assert read_metadata(tmp_path).rows == values["rows"]
+    assert values["letters"] > 100_000
+    assert values["by_source"][0].keys() >= {"documents", "characters", "letters", "unknown_letters"}
+
+
+def test_a_tokenizer_that_does_not_know_the_text_is_refused_before_the_text_is_tokenised(rows, tmp_path):
+    """`--allow-unknown` takes it, and every letter is accounted for."""
+    path = tmp_path / "x.jsonl"
+    chinese = [chr(0x4E00 + i % 50) * 40 for i in range(400)]
+    path.write_text(
+        "".join(json.dumps({"text": f"{text} the United States {i}"}) + "\n" for i, text in enumerate(chinese))
+    )
+    settings = prepare.Settings((str(path),), "text", "file", 8, 512, str(rows / "tokenizer.model"), "bpe", 0.3, 0)
+    lines = []
+    with pytest.raises(
+        UserError, match=r"letters of a sample .* unknown .*x.jsonl: 6\d.\d% \(.* U\+4E.*--allow-unknown"
+    ):
+        prepare.prepare(settings, tmp_path / "rows", lines.append)
+    assert [line.split()[0] for line in lines] == ["reading", "400"]
+    metadata = prepare.prepare(dataclasses.replace(settings, allow_unknown=True), tmp_path / "rows", lines.append)
+    assert metadata.unknown_letters == 400 * 40
+    assert metadata.letters == sum(
+        len("".join(json.loads(line)["text"].split())) for line in path.read_text().splitlines()
+    )
+    assert metadata.by_source[0]["unknown_letters"] == 400 * 40
+    assert next(line for line in lines if "[UNK]" in line).startswith("warning: 16,000 of 2")
 
 
 def test_an_interrupted_preparation_is_not_mistaken_for_a_finished_one(settings, tmp_path):
@@ -158,11 +208,12 @@ prepare.prepare({settings!r}, prepare.Path({str(out)!r}), print)
     )
     assert done.returncode == -9, done.stderr
     assert not out.exists()
-    left = list(tmp_path.iterdir())
-    assert len(left) == 1
-    assert "incomplete" in left[0].name
-    prepare.prepare(settings, out, **QUIET)
+    held, left = sorted(path.name for path in tmp_path.iterdir())
+    assert held == ".rows.lease"
+    assert "incomplete" in left
+    prepare.prepare(settings, out, **QUIET)  # the lease of the dead does not hold it up
     assert read_metadata(out).rows > 1000
+    assert not (tmp_path / held).exists()
 
 
 def test_a_folder_that_exists_is_left_alone(settings, rows):
@@ -172,15 +223,61 @@ def test_a_folder_that_exists_is_left_alone(settings, rows):
     assert (rows / "prepared.json").read_bytes() == before
 
 
-def test_too_little_text(tmp_path):
+def test_one_process_prepares_a_folder_at_a_time(settings, rows, tmp_path, monkeypatch):
+    """A second command is refused and names the first; a run that needs the same rows waits for them, or makes them."""
+    lines = []
+    with lease.hold(tmp_path / "rows", "preparing rows", beside=True):
+        with pytest.raises(UserError, match=rf"rows is in use by process {os.getpid()} on .* \(preparing rows"):
+            prepare.prepare(settings, tmp_path / "rows", lines.append)
+        assert lines == []
+    run = helpers.config(
+        data__input=",".join(settings.input), data__documents="paragraph", data__prepared_dir=str(tmp_path),
+        data__tokenizer=str(rows / "tokenizer.model"),
+    )  # fmt: skip
+    name = f"n32-v512-{prepare.identity(prepare.settings_of(run), corpus.find_sources(settings.input))}"
+
+    def wait(finish):
+        lines.clear()
+        with contextlib.ExitStack() as other:
+            other.enter_context(lease.hold(tmp_path / name, "preparing rows", beside=True))
+
+            def log(line):
+                lines.append(line)
+                if line.startswith("waiting"):
+                    finish()
+                    other.close()
+
+            folder = prepare.ensure_rows(run, log)
+        assert folder == tmp_path / name
+        assert read_metadata(folder).rows > 1000
+
+    monkeypatch.setattr(prepare, "_WAIT", 0.01)
+    wait(lambda: shutil.copytree(rows, tmp_path / name))
+    assert len(lines) == 1
+    shutil.rmtree(tmp_path / name)
+    wait(lambda: None)
+    assert lines[1].startswith("reading")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_text_that_cannot_be_split_is_refused_at_the_first_look(tmp_path):
     path = tmp_path / "x.txt"
-    path.write_text("a few words only " * 300)
-    settings = prepare.Settings((str(path),), "text", "file", 32, 30, "", "bpe", 0.01, 0)
-    with pytest.raises(UserError, match=r"\d+ training and \d+ held-out rows of 32 tokens from 1 documents"):
-        prepare.prepare(settings, tmp_path / "rows", **QUIET)
-    path.write_text(" \n ")
-    with pytest.raises(UserError, match=r"x.txt: no text in 1 empty documents"):
-        prepare.prepare(settings, tmp_path / "rows", **QUIET)
+
+    def refused(text, words, documents="file", look=True):
+        lines = []
+        path.write_text(text)
+        settings = prepare.Settings((str(path),), "text", documents, 32, 30, "", "bpe", 0.01, 0)
+        with pytest.raises(UserError, match=words):
+            prepare.prepare(settings, tmp_path / "rows", lines.append)
+        assert any("training" in line for line in lines) != look
+
+    advice = r".*--documents paragraph or line \(config.data.documents\)"
+    refused("a few words only " * 3000, f"the text is one document, .*{advice}")
+    refused("the same again\n" * 3000, f"the text's 3,000 documents are copies of one, .*{advice}", "line")
+    refused("a few words\nonly and few\n", "the text's 2 documents would all be needed", "line")
+    text = "".join(f"few words {'and' * (i % 9)} only {'or' * (i // 9)}\n" for i in range(230))
+    refused(text, f"gives \\d+ training and \\d+ held-out rows of 32 tokens from 230 doc.*{advice}", "line", look=False)
+    refused(" \n ", r"x.txt: no text in 1 empty documents")
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
@@ -283,7 +380,7 @@ def test_impossible_settings_are_refused_before_any_work(settings, tmp_path, cha
 
 def test_a_folder_that_cannot_be_made_is_named(settings, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write prepared rows to .*file/rows"):
+    with pytest.raises(UserError, match=r".*file/rows cannot be written"):
         prepare.prepare(settings, tmp_path / "file" / "rows", **QUIET)
 
 

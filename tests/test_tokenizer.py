@@ -34,19 +34,6 @@ def test_specials_have_ids_0_to_4_and_training_is_deterministic(texts, model_typ
     assert not set(loaded.encode(["a [MASK] or [CLS] of [PAD] here"])[0]) & {0, 2, 3, 4}
 
 
-def test_lines_longer_than_the_trainer_takes_are_cut_between_words():
-    pieces = list(sentencepiece_trainer._sentences(["word " * 5000 + "\nshort"]))
-    assert all(len(piece.encode()) <= 4096 for piece in pieces)
-    assert " ".join(pieces).split() == ["word"] * 5000 + ["short"]
-
-
-def test_a_vocabulary_larger_than_the_text_supports_is_refused(texts):
-    with pytest.raises(UserError, match=r"model.vocab_size 60000: the text supports no unigram .* <= \d+"):
-        sentencepiece_trainer.train(texts[:1], 60_000, "unigram")
-    with pytest.raises(UserError, match=r"model.vocab_size 3"):
-        sentencepiece_trainer.train(texts[:1], 3, "unigram")
-
-
 def test_existing_models_with_other_ids_and_names(texts, tmp_path):
     prefix = str(tmp_path / "other")
     (tmp_path / "text").write_text("\n".join(texts))

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import functools
 import hashlib
-import heapq
 import itertools
 import json
 import shutil
@@ -19,20 +18,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from sctd_jax import storage
+from sctd_jax import lease, storage
 from sctd_jax.config import Config
-from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
+from sctd_jax.data import corpus, sentencepiece_trainer, survey, tokenizer, unknown
 from sctd_jax.data.packing import Packer
-from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
+from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk
 from sctd_jax.errors import TryAgainError, UserError, run_command
 
-MIN_HELDOUT_ROWS = 64
-_SAMPLE_BYTES = 40 << 20  # text that the tokenizer is trained on: under 1 GB of memory
-_CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must hold
+_LOOK_LINES = 100  # of the sample, from which on its share of unknown letters is believed
+_WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 _BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 
 
@@ -49,6 +46,8 @@ class Settings:
     tokenizer_type: str
     heldout_share: float
     seed: int
+    keep_zwnj: bool = True
+    allow_unknown: bool = False
 
 
 def settings_of(config: Config) -> Settings:
@@ -57,12 +56,14 @@ def settings_of(config: Config) -> Settings:
     inputs = tuple(text.strip() for text in data.input.split(",") if text.strip())
     return Settings(
         inputs, data.text_field, data.documents, data.seq_len, config.model.vocab_size, data.tokenizer,
-        data.tokenizer_type, data.heldout_share, data.seed,
+        data.tokenizer_type, data.heldout_share, data.seed, data.keep_zwnj, data.allow_unknown,
     )  # fmt: skip
 
 
 def ensure_rows(config: Config, log: Callable[[str], None]) -> Path:
     """The folder on this host's disk with a config's rows, prepared now if they are missing.
+
+    Where another process prepares them at this moment, it waits for them, and takes over if that process dies.
 
     Raises:
       UserError: as `prepare`, or `data.rows` does not fit the config.
@@ -74,16 +75,34 @@ def ensure_rows(config: Config, log: Callable[[str], None]) -> Path:
         sources = corpus.find_sources(settings.input)
         name = f"n{settings.seq_len}-v{settings.vocab_size}-{identity(settings, sources)}"
         folder = storage.as_path(config.data.prepared_dir) / name
-        with storage.reaching(folder):
-            there = (folder / METADATA_FILE).is_file()
-        if not there:
-            prepare(settings, folder, log)
+        waits = False
+        while not _is_there(folder):
+            try:
+                prepare(settings, folder, log)
+            except UserError as error:
+                if f"{folder} is in use by" not in str(error):
+                    if _is_there(folder):  # the other one has just finished
+                        break
+                    raise
+                if not waits:
+                    log(f"waiting for the same rows: {error}")
+                waits = True
+                time.sleep(_WAIT)
     return on_disk(folder, log)
+
+
+def _is_there(folder: epath.Path) -> bool:
+    with storage.reaching(folder):
+        return (folder / METADATA_FILE).is_file()
 
 
 def identity(settings: Settings, sources: list[corpus.Source]) -> str:
     """Hash of everything that the rows depend on: another text, tokenizer or length has another one."""
     values = dataclasses.asdict(settings) | {"sources": [corpus.fingerprint(source) for source in sources]}
+    del values["allow_unknown"]
+    # Rows that were prepared before this setting keep their name.
+    if settings.tokenizer or not settings.keep_zwnj:
+        del values["keep_zwnj"]
     if settings.tokenizer:
         values["tokenizer"] = tokenizer.digest(settings.tokenizer)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -98,31 +117,38 @@ def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> 
       log: receives progress lines.
 
     Raises:
-      UserError: bad input, too little text, an unusable tokenizer, `out` exists, or the disk is full.
+      UserError: bad input, too little text, an unusable tokenizer, `out` exists or another process prepares it, or
+        the disk is full.
     """
-    in_bucket = storage.is_remote(out)
-    with storage.reaching(out):
-        if (out / METADATA_FILE if in_bucket else out).exists():
-            raise UserError(f"{out} exists already; choose another folder or remove it")
-    if in_bucket:
+    _check_new(out)
+    if storage.is_remote(out):
         storage.check_writable(out)
     _check(settings)
     sources = corpus.find_sources(settings.input)
-    work = None
+    with lease.hold(out, "preparing rows", log, beside=True) as held:
+        _check_new(out)  # it may have been finished since the first look
+        return _prepare_held(settings, out, sources, held, log)
+
+
+def _check_new(out: epath.Path) -> None:
+    with storage.reaching(out):
+        if (out / METADATA_FILE if storage.is_remote(out) else out).exists():
+            raise UserError(f"{out} exists already; choose another folder or remove it")
+
+
+def _prepare_held(settings: Settings, out: epath.Path, sources, held: lease.Lease, log: Callable) -> Metadata:
+    in_bucket, work = storage.is_remote(out), None
     try:
-        if not in_bucket:
-            out.parent.mkdir(parents=True, exist_ok=True)
         beside = None if in_bucket else out.parent
         work = Path(tempfile.mkdtemp(prefix=f"{out.name}.incomplete-", dir=beside))
         metadata = _prepare_into(work, settings, sources, log)
         work.chmod(0o755)
+        held.check()
         if in_bucket:
             work = _upload(work, out)
         else:
             work.rename(out)
     except OSError as error:
-        if (out / METADATA_FILE).is_file():  # another run has prepared the same rows meanwhile
-            return read_metadata(out)
         raise UserError(f"cannot write prepared rows to {out}: {error}") from error
     finally:
         if work is not None:
@@ -163,32 +189,51 @@ def _check(settings: Settings) -> None:
 def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], log: Callable) -> Metadata:
     started = time.monotonic()
     log(f"reading {len(sources)} source{'s' * (len(sources) != 1)}")
-    survey = _survey(settings, sources)
-    counts = survey.counts
+    before = [corpus.fingerprint(source) for source in sources]
+    look = survey.take(
+        sources, text_field=settings.text_field, documents=settings.documents, seed=settings.seed,
+        seq_len=settings.seq_len, sample_bytes=survey.LOOK_BYTES if settings.tokenizer else survey.TRAINING_BYTES,
+    )  # fmt: skip
+    counts = look.counts
     if not counts.documents:
         raise UserError(f"input {', '.join(settings.input)}: no text in {counts.empty} empty documents")
     log(f"{counts.documents:,} documents, {counts.characters / 1e6:,.1f} M characters, {counts.empty:,} empty")
     if counts.replaced:
         log(f"warning: {counts.replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
+    if look.nul:
+        log(f"warning: {look.nul:,} NUL characters are read as spaces")
+    # A token is seldom less than half a letter: what is impossible even so is refused before the work.
+    look.check_split(look.threshold(settings.heldout_share, survey.MIN_HELDOUT_ROWS * settings.seq_len / 4))
 
     if settings.tokenizer:
         name, model = tokenizer.canonical(settings.tokenizer)
     else:
         log(f"training a {settings.tokenizer_type} tokenizer of {settings.vocab_size:,} pieces")
-        model = sentencepiece_trainer.train(survey.sample, settings.vocab_size, settings.tokenizer_type)
+        lines = [line for line, _ in look.sample]
+        model = sentencepiece_trainer.train(lines, settings.vocab_size, settings.tokenizer_type, settings.keep_zwnj)
         name = tokenizer.SENTENCEPIECE_FILE
     (work / name).write_bytes(model)
     pieces = tokenizer.load(work / name)
-    threshold = _heldout_threshold(settings, survey, pieces)
+    names = [source.path for source in sources]
+    _check_sample(settings, look, pieces, names)
+    threshold = look.threshold(settings.heldout_share, look.heldout_characters(pieces, settings.seq_len))
+    look.check_split(threshold)
     counts = corpus.Counts()
-    writer, heldout_documents, tokens = _write_rows(work, settings, sources, pieces, threshold, counts, survey)
+    chunks = survey.read_again(
+        look, sources, before, text_field=settings.text_field, documents=settings.documents, counts=counts
+    )
+    writer, heldout_documents, tokens, letters = _write_rows(work, settings, chunks, pieces, threshold, look)
     rows, heldout = writer.counts[TRAIN], writer.counts[HELD_OUT]
-    if heldout < MIN_HELDOUT_ROWS or rows < MIN_HELDOUT_ROWS:
+    if heldout < survey.MIN_HELDOUT_ROWS or rows < survey.MIN_HELDOUT_ROWS:
         raise UserError(
             f"the text gives {rows} training and {heldout} held-out rows of {settings.seq_len} tokens from "
-            f"{counts.documents} documents, but {MIN_HELDOUT_ROWS} of each are needed: give more text, a smaller "
-            "data.seq_len, or (one file, many texts) data.documents=paragraph or line"
+            f"{counts.documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, a "
+            f"smaller --seq-len (config.data.seq_len), or {survey.MORE_DOCUMENTS}"
         )
+    letters = [letters.get(i, unknown.Letters()) for i in range(len(sources))]
+    for line in unknown.report(names, letters, settings.allow_unknown):
+        log(line)
+    everything = unknown.total(letters)
     metadata = Metadata(
         seq_len=settings.seq_len,
         vocab_size=settings.vocab_size,
@@ -200,8 +245,15 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
         heldout_documents=heldout_documents,
         empty_documents=counts.empty,
         replaced_bytes=counts.replaced,
-        sources=[corpus.fingerprint(source) for source in sources],
+        sources=before,
         settings=dataclasses.asdict(settings),
+        letters=everything.total,
+        unknown_letters=everything.unknown,
+        commonest_unknown=dict(everything.commonest.most_common(100)),
+        by_source=[
+            dataclasses.asdict(count) | {"letters": here.total, "unknown_letters": here.unknown}
+            for count, here in zip(counts.sources, letters, strict=True)
+        ],
     )
     for split, expected in writer.counts.items():
         if len(Rows(work, split)) != expected:
@@ -212,107 +264,55 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     return metadata
 
 
-@dataclasses.dataclass
-class _Survey:
-    """What one pass over the text collects, in bounded memory."""
-
-    counts: corpus.Counts
-    sample: list[str]
-    candidates: list[tuple[float, int]]  # (draw, characters) of held-out candidates, by draw
-
-
-def _survey(settings: Settings, sources: list[corpus.Source]) -> _Survey:
-    """Count, and sample without knowing the size of the text: the lowest random draws stay."""
-    counts = corpus.Counts()
-    rng = np.random.default_rng(np.random.Philox(settings.seed))
-    sample = _LowestDraws(_SAMPLE_BYTES)
-    candidates = _LowestDraws((MIN_HELDOUT_ROWS + 1) * settings.seq_len * _CHARS_PER_TOKEN)
-    document, size = -1, 0
-    for chunk in corpus.read(sources, text_field=settings.text_field, documents=settings.documents, counts=counts):
-        if chunk.document != document:
-            if size:
-                candidates.offer(heldout_draw(settings.seed, document), size, size)
-            document, size = chunk.document, 0
-        size += len(chunk.text)
-        if not settings.tokenizer:
-            lines = chunk.text.splitlines()
-            for i in np.flatnonzero((draws := rng.random(len(lines))) < sample.limit):
-                sample.offer(draws[i], len(lines[i].encode("utf-8", "replace")), lines[i])
-    if size:
-        candidates.offer(heldout_draw(settings.seed, document), size, size)
-    return _Survey(counts, [text for _, text in sample.sorted()], candidates.sorted())
-
-
-class _LowestDraws:
-    """The items with the lowest draws whose sizes fill a budget (and not one more than needed)."""
-
-    def __init__(self, budget: int):
-        self._budget, self._total, self._heap, self.limit = budget, 0, [], 1.0
-
-    def offer(self, draw: float, size: int, item) -> None:
-        """Take the item if its draw is among the lowest."""
-        if draw >= self.limit:
-            return
-        heapq.heappush(self._heap, (-draw, size, item))
-        self._total += size
-        while self._total - self._heap[0][1] >= self._budget:
-            self.limit = -self._heap[0][0]
-            self._total -= heapq.heappop(self._heap)[1]
-
-    def sorted(self) -> list[tuple[float, object]]:
-        """(draw, item), lowest first."""
-        return sorted((-negative, item) for negative, _, item in self._heap)
-
-
-def heldout_draw(seed: int, document: int) -> float:
-    """Uniform in [0, 1), a pure function of the seed and the document's number."""
-    digest = hashlib.blake2b(f"{seed}:{document}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
-def _heldout_threshold(settings: Settings, survey: _Survey, pieces: tokenizer.Tokenizer) -> float:
-    """Documents that draw at most this are held out: `heldout_share`, more if that gives too few rows."""
-    text = "\n".join(survey.sample[:1000])[:100_000]
-    per_token = len(text) / max(len(pieces.encode([text])[0]), 1) if text else _CHARS_PER_TOKEN
-    # A quarter more than the sample suggests, and one row for the cut at the end.
-    needed = 1.25 * per_token * (MIN_HELDOUT_ROWS + 1) * settings.seq_len
-    total, threshold = 0, settings.heldout_share
-    for draw, characters in survey.candidates:
-        if total >= needed:
+def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tokenizer, names: list[str]) -> None:
+    """Refuse a tokenizer that does not know the text, as far as a sample can tell."""
+    lines, size = [], 0
+    for item in look.sample:
+        if size >= survey.LOOK_BYTES and len(lines) >= _LOOK_LINES:
             break
-        total += characters
-        threshold = max(threshold, draw)
-    return threshold
+        lines.append(item)
+        size += len(item[0])
+    if len(lines) < _LOOK_LINES and len(lines) < len(look.sample):
+        return
+    texts = [line for line, _ in lines]
+    letters = [unknown.Letters() for _ in names]
+    for (_, source), here in zip(lines, unknown.measure(pieces, texts, pieces.encode(texts)), strict=True):
+        letters[source].add(here)
+    unknown.report(names, letters, settings.allow_unknown, " of a sample")
 
 
 def _write_rows(
-    work: Path, settings: Settings, sources, pieces: tokenizer.Tokenizer, threshold: float, counts, survey: _Survey
-):
+    work: Path, settings: Settings, chunks: Iterator[corpus.Chunk], pieces: tokenizer.Tokenizer, threshold: float,
+    look: survey.Survey,
+):  # fmt: skip
     ids = pieces.special
     packers = {split: Packer(settings.seq_len, ids["cls"], ids["sep"], ids["pad"]) for split in (TRAIN, HELD_OUT)}
     writer = RowWriter(work, settings.seq_len)
-    chunks = corpus.read(sources, text_field=settings.text_field, documents=settings.documents, counts=counts)
     heldout_documents = tokens = 0
+    letters: dict[int, unknown.Letters] = {}
     unit = {"unit": "char", "unit_scale": True, "desc": "tokenising", "disable": None}
-    with tqdm(total=survey.counts.characters, **unit) as progress:
-        for batch, encoded in _encode_ahead(pieces, _with_ends(_batches(chunks))):
-            for (chunk, ends), piece_ids in zip(batch, encoded, strict=True):
-                split = HELD_OUT if heldout_draw(settings.seed, chunk.document) <= threshold else TRAIN
+    with tqdm(total=look.counts.characters, **unit) as progress:
+        for batch, encoded, known in _encode_ahead(pieces, _with_ends(_batches(chunks))):
+            for (chunk, ends), piece_ids, here in zip(batch, encoded, known, strict=True):
+                split = HELD_OUT if look.draw(chunk) <= threshold else TRAIN
                 heldout_documents += ends and split == HELD_OUT
                 tokens += len(piece_ids)
+                letters.setdefault(chunk.source, unknown.Letters()).add(here)
                 writer.add(split, packers[split].add(piece_ids, ends))
                 progress.update(len(chunk.text))
     for split, packer in packers.items():
         writer.add(split, packer.finish())
     writer.close()
-    return writer, heldout_documents, tokens
+    return writer, heldout_documents, tokens, letters
 
 
-def _encode_ahead(pieces: tokenizer.Tokenizer, batches: Iterator[list]) -> Iterator[tuple[list, list[np.ndarray]]]:
-    """Each batch with its ids; the tokenizer works on all cores while the batch before is packed and written."""
+def _encode_ahead(pieces: tokenizer.Tokenizer, batches: Iterator[list]) -> Iterator[tuple[list, list, list]]:
+    """Each batch with its ids and letters; the tokenizer works on all cores while the batch before is written."""
 
     def encode(batch):
-        return batch, pieces.encode([chunk.text for chunk, _ in batch])
+        texts = [chunk.text for chunk, _ in batch]
+        encoded = pieces.encode(texts)
+        return batch, encoded, unknown.measure(pieces, texts, encoded)
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = None
@@ -366,13 +366,15 @@ def main(argv: list[str] | None = None) -> int:
     add("--documents", choices=("file", "paragraph", "line"), default="file", help="a document in .txt files")
     add("--heldout-share", type=float, default=0.01)
     add("--seed", type=int, default=0)
+    add("--no-keep-zwnj", action="store_true", help="zero-width non-joiners become spaces in a tokenizer trained here")
+    add("--allow-unknown", action="store_true", help="also where the tokenizer does not know a fifth of the text")
     args = parser.parse_args(argv)
 
     def command() -> int:
         vocab_size = args.vocab_size or (len(tokenizer.load(args.tokenizer).pieces) if args.tokenizer else 30522)
         settings = Settings(
             tuple(args.input), args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
-            args.tokenizer_type, args.heldout_share, args.seed,
+            args.tokenizer_type, args.heldout_share, args.seed, not args.no_keep_zwnj, args.allow_unknown,
         )  # fmt: skip
         prepare(settings, storage.as_path(args.out), functools.partial(print, flush=True))
         return 0

@@ -37,6 +37,11 @@ class Metadata:
     replaced_bytes: int  # invalid UTF-8 sequences that became U+FFFD
     sources: list[str]
     settings: dict  # of the preparation
+    # From here on with defaults: older preparations have none of these.
+    letters: int = 0  # characters that are no white space; 0: not counted
+    unknown_letters: int = 0  # those that are [UNK] in the rows
+    commonest_unknown: dict[str, int] = dataclasses.field(default_factory=dict)  # the first hundred
+    by_source: list[dict] = dataclasses.field(default_factory=list)  # counts, in the order of `sources`
 
 
 class RowWriter:
@@ -80,7 +85,7 @@ class RowWriter:
 
 
 def read_metadata(folder: str | Path) -> Metadata:
-    """Metadata of a finished preparation.
+    """Metadata of a finished preparation; fields that this version does not know are left out.
 
     Raises:
       UserError: the folder holds none.
@@ -91,8 +96,9 @@ def read_metadata(folder: str | Path) -> Metadata:
     if not there:
         raise UserError(f"{folder} holds no prepared rows (no {METADATA_FILE}); write them with sctd_jax.data.prepare")
     try:
-        return Metadata(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        values, fields = json.loads(path.read_text()), {field.name for field in dataclasses.fields(Metadata)}
+        return Metadata(**{name: value for name, value in values.items() if name in fields})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
 
 

@@ -1,67 +1,125 @@
 """Train SentencePiece models that carry BERT's five special pieces."""
 
+import functools
 import io
-from collections.abc import Iterable
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
 
 import sentencepiece as spm
+import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 
 from sctd_jax.errors import UserError
 
-_MAX_SENTENCE_BYTES = 4096  # the trainer skips longer ones
+_MAX_SENTENCE_BYTES = 4096  # the trainer skips longer ones than it is told
 # Fixed, because the trainer's float sums, and so its pieces, depend on the number of threads.
 _TRAINER_THREADS = 16
 # Of the sample's characters; the trainer's own 0.9995 makes K, Q, X, Y and Z unknown in 12 MB of English.
 _CHARACTER_COVERAGE = 0.99999
+_ZWNJ = "\u200c"  # zero-width non-joiner: part of the spelling in Persian, Telugu and others
+_RESERVED = "\u2585"  # the trainer's own mark: it skips every sentence that holds one
 
 
-def train(texts: Iterable[str], vocab_size: int, model_type: str) -> bytes:
+def train(texts: Iterable[str], vocab_size: int, model_type: str, keep_zwnj: bool = True) -> bytes:
     """A serialised SentencePiece model with ids 0-4 = [PAD] [UNK] [CLS] [SEP] [MASK].
 
     Args:
       texts: the sample, in any cut.
       vocab_size: V, specials included.
       model_type: 'unigram' or 'bpe'.
+      keep_zwnj: whether a zero-width non-joiner that stands in the sample is a letter, or a space as SentencePiece
+        has it (and as it is where the sample holds none: a letter that the vocabulary lacks would be [UNK]).
 
     Raises:
-      UserError: the text is too little for the vocabulary.
+      UserError: the text has more letters than V, is too little for V, or holds nothing to learn.
     """
     model = io.BytesIO()
-    try:
-        spm.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
-            model_writer=model,
-            model_type=model_type,
-            vocab_size=vocab_size,
-            pad_id=0, unk_id=1, bos_id=2, eos_id=3,
-            pad_piece="[PAD]", unk_piece="[UNK]", bos_piece="[CLS]", eos_piece="[SEP]",
-            control_symbols=["[MASK]"],
-            character_coverage=_CHARACTER_COVERAGE,
-            max_sentence_length=2 * _MAX_SENTENCE_BYTES,
-            num_threads=_TRAINER_THREADS,
-            minloglevel=2,
-        )  # fmt: skip
-    except (RuntimeError, OSError) as error:
-        said = " ".join(str(error).split())[-200:]
-        raise UserError(
-            f"model.vocab_size {vocab_size}: the text supports no {model_type} vocabulary of that size; lower it, "
-            f"give more text or use another data.tokenizer_type (SentencePiece says: {said})"
-        ) from error
-    return model.getvalue()
+    texts = list(texts)
+    keep_zwnj = keep_zwnj and any(_ZWNJ in text for text in texts)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv") as rules:
+        if keep_zwnj:
+            rules.write(_rules_without_zwnj())
+            rules.flush()
+        try:
+            spm.SentencePieceTrainer.train(
+                sentence_iterator=_sentences(texts),
+                model_writer=model,
+                model_type=model_type,
+                vocab_size=vocab_size,
+                pad_id=0, unk_id=1, bos_id=2, eos_id=3,
+                pad_piece="[PAD]", unk_piece="[UNK]", bos_piece="[CLS]", eos_piece="[SEP]",
+                control_symbols=["[MASK]"],
+                character_coverage=_CHARACTER_COVERAGE,
+                max_sentence_length=2 * _MAX_SENTENCE_BYTES,
+                num_threads=_TRAINER_THREADS,
+                minloglevel=2,
+                **({"normalization_rule_tsv": rules.name, "required_chars": _ZWNJ} if keep_zwnj else {}),
+            )  # fmt: skip
+        except (RuntimeError, OSError) as error:
+            raise UserError(_advice(" ".join(str(error).split()), vocab_size, model_type)) from error
+    if not keep_zwnj:
+        return model.getvalue()
+    proto = sentencepiece_model.ModelProto.FromString(model.getvalue())
+    proto.normalizer_spec.ClearField("normalization_rule_tsv")  # a temporary name, other in each run
+    return proto.SerializeToString(deterministic=True)
 
 
-def _sentences(texts: Iterable[str]) -> Iterable[str]:
+def _advice(said: str, vocab_size: int, model_type: str) -> str:
+    """What to do about the trainer's refusal, which has opposite cures."""
+    if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", said):
+        return (
+            f"model.vocab_size {vocab_size} is too small: the text's letters alone need {int(needed[1]):,} pieces; "
+            "raise it (--vocab-size, config.model.vocab_size) above that, half as much again leaves room for words"
+        )
+    if most := re.search(r"too high.* value <= (\d+)", said):
+        other = ", or train a bpe one (--tokenizer-type, config.data.tokenizer_type)" if model_type == "unigram" else ""
+        return (
+            f"model.vocab_size {vocab_size} is too large: the text supports at most {int(most[1]):,} pieces of a "
+            f"{model_type} vocabulary; lower it (--vocab-size, config.model.vocab_size) to that, give more text{other}"
+        )
+    if "sentences_.empty()" in said or "all_chars_count" in said:
+        return "the text holds nothing that a tokenizer could learn (control or reserved characters only?)"
+    return (
+        f"model.vocab_size {vocab_size}: no {model_type} tokenizer of that size can be trained (SentencePiece says: "
+        f"{said[-200:]})"
+    )
+
+
+@functools.cache
+def _rules_without_zwnj() -> str:
+    """SentencePiece's default normalisation (nmt_nfkc) without the rule ZWNJ -> space, in its TSV of code points."""
+    rules = spm.SentencePieceNormalizer(rule_name="nmt_nfkc").decompile()
+    points = [[" ".join(f"{ord(c):X}" for c in side) for side in rule] for rule in rules if rule[0] != _ZWNJ]
+    return "".join(f"{found}\t{becomes}\n" for found, becomes in points)
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """The texts in sentences that the trainer does not skip."""
     for text in texts:
-        for line in text.splitlines():
+        for line in text.replace(_RESERVED, " ").splitlines():
             yield from _cut(line)
 
 
-def _cut(line: str) -> Iterable[str]:
+def _cut(line: str) -> Iterator[str]:
     words, size = [], 0
     for word in line.split():
-        size += 1 + len(word.encode("utf-8", "replace"))
-        if size > _MAX_SENTENCE_BYTES and words:
-            yield " ".join(words)
-            words, size = [], len(word)
-        words.append(word)
+        for part in [word] if 4 * len(word) <= _MAX_SENTENCE_BYTES else _parts(word):
+            size += 1 + (length := len(part.encode("utf-8", "replace")))
+            if size > _MAX_SENTENCE_BYTES and words:
+                yield " ".join(words)
+                words, size = [], length
+            words.append(part)
     if words:
         yield " ".join(words)
+
+
+def _parts(word: str) -> Iterator[str]:
+    """A word in pieces of at most _MAX_SENTENCE_BYTES: text without spaces (Chinese, Thai, DNA) is one long word."""
+    raw, start = word.encode("utf-8", "replace"), 0
+    while len(raw) - start > _MAX_SENTENCE_BYTES:
+        end = start + _MAX_SENTENCE_BYTES
+        while raw[end] & 0xC0 == 0x80:  # within a character
+            end -= 1
+        yield raw[start:end].decode()
+        start = end
+    yield raw[start:].decode()

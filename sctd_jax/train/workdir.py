@@ -33,7 +33,7 @@ _MAY_CHANGE = {
     "train.log_every", "train.max_bad_steps", "train.accumulation",
     "train.consistency_accumulation", "optimizer.learning_rate",
     "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
-    "data.documents", "mesh.data", "mesh.fsdp", "mesh.tensor",
+    "data.documents", "data.allow_unknown", "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.init",
     "model.attention", "model.remat",
 }  # fmt: skip

@@ -1,0 +1,208 @@
+"""The first pass over a text: counts, a sample, and which documents are held out, in bounded memory."""
+
+import dataclasses
+import hashlib
+import heapq
+from collections.abc import Iterator
+
+import numpy as np
+
+from sctd_jax.data import corpus
+from sctd_jax.data.tokenizer import Tokenizer
+from sctd_jax.errors import UserError, printable
+
+MIN_HELDOUT_ROWS = 64
+TRAINING_BYTES = 40 << 20  # sample that a tokenizer is trained on: under 1 GB of memory
+LOOK_BYTES = 1 << 20  # sample that shows whether a tokenizer fits
+MORE_DOCUMENTS = "(text files) more documents of the same text: --documents paragraph or line (config.data.documents)"
+_CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must hold
+
+
+@dataclasses.dataclass
+class Survey:
+    """What the first pass collects."""
+
+    seed: int
+    counts: corpus.Counts
+    sample: list[tuple[str, int]]  # (line, source), in random order
+    candidates: list[tuple[float, int]]  # (draw, characters) of held-out candidates, by draw
+    draws: dict[int, float]  # of the documents that come in several chunks
+    lowest: float  # draw of all documents
+    highest: float
+    nul: int  # NUL characters, which became spaces
+
+    def draw(self, chunk: corpus.Chunk) -> float:
+        """The draw of a chunk's document."""
+        known = self.draws.get(chunk.document)
+        return known if known is not None else heldout_draw(self.seed, chunk.text)
+
+    def threshold(self, share: float, characters: float) -> float:
+        """Documents that draw at most this are held out: `share` of them, more to hold that many characters."""
+        total, threshold = 0, share
+        for draw, size in self.candidates:
+            if total >= characters:
+                break
+            total += size
+            threshold = max(threshold, draw)
+        return threshold
+
+    def check_split(self, threshold: float) -> None:
+        """Refuse a text all of whose documents would be held out.
+
+        Raises:
+          UserError: it says why, and what to do.
+        """
+        if threshold < self.highest:
+            return
+        number = self.counts.documents
+        if number == 1:
+            said = "the text is one document, and whole documents are held out: none is left to train on"
+        elif self.lowest == self.highest:
+            said = f"the text's {number:,} documents are copies of one, which must not stand on both sides of the split"
+        else:
+            said = f"the text's {number:,} documents would all be needed for {MIN_HELDOUT_ROWS} held-out rows; "
+            said += "take a smaller --seq-len (config.data.seq_len)"
+        raise UserError(f"{said}; give more text, or {MORE_DOCUMENTS}")
+
+    def heldout_characters(self, pieces: Tokenizer, seq_len: int) -> float:
+        """Characters that give MIN_HELDOUT_ROWS rows, as the sample suggests, and a margin."""
+        text = "\n".join(line for line, _ in self.sample[:1000])[:100_000]
+        per_token = len(text) / max(len(pieces.encode([text])[0]), 1) if text else _CHARS_PER_TOKEN
+        # A quarter more than the sample suggests, and one row for the cut at the end.
+        return 1.25 * per_token * (MIN_HELDOUT_ROWS + 1) * seq_len
+
+
+def read(sources, *, text_field: str, documents: str, counts: corpus.Counts) -> Iterator[tuple[corpus.Chunk, int]]:
+    """`corpus.read` with spaces for NUL (padding of fixed-width files), which no tokenizer reads, and their number."""
+    for chunk in corpus.read(sources, text_field=text_field, documents=documents, counts=counts):
+        nul = chunk.text.count("\0")
+        yield (chunk._replace(text=chunk.text.replace("\0", " ")) if nul else chunk), nul
+
+
+def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, sample_bytes: int) -> Survey:
+    """Count, and sample without knowing the size of the text: the lowest random draws stay.
+
+    Args:
+      sources: from `corpus.find_sources`.
+      text_field: as `corpus.read` takes it.
+      documents: as `corpus.read` takes it.
+      seed: of the sample and of the held-out documents.
+      seq_len: N; the held-out candidates hold MIN_HELDOUT_ROWS rows.
+      sample_bytes: size of the sample.
+    """
+    counts = corpus.Counts()
+    rng = np.random.default_rng(np.random.Philox(seed))
+    sample = _LowestDraws(sample_bytes)
+    candidates = _LowestDraws((MIN_HELDOUT_ROWS + 1) * seq_len * _CHARS_PER_TOKEN)
+    found = Survey(seed, counts, [], [], {}, 1.0, 0.0, 0)
+    document, size, chunks, digest = -1, 0, 0, _digest(seed)
+
+    def end_document() -> None:
+        draw = _draw(digest)
+        candidates.offer(draw, size, size)
+        found.lowest, found.highest = min(found.lowest, draw), max(found.highest, draw)
+        if chunks > 1:
+            found.draws[document] = draw
+
+    for chunk, nul in read(sources, text_field=text_field, documents=documents, counts=counts):
+        if chunk.document != document:
+            if chunks:
+                end_document()
+            document, size, chunks, digest = chunk.document, 0, 0, _digest(seed)
+        size, chunks, found.nul = size + len(chunk.text), chunks + 1, found.nul + nul
+        _update(digest, chunk.text)
+        lines = chunk.text.splitlines()
+        for i in np.flatnonzero((draws := rng.random(len(lines))) < sample.limit):
+            sample.offer(draws[i], len(lines[i].encode("utf-8", "replace")), (lines[i], chunk.source))
+    if chunks:
+        end_document()
+    found.sample = [item for _, item in sample.sorted()]
+    found.candidates = candidates.sorted()
+    return found
+
+
+def read_again(
+    look: Survey, sources: list[corpus.Source], fingerprints: list[str], *, text_field: str, documents: str,
+    counts: corpus.Counts,
+) -> Iterator[corpus.Chunk]:  # fmt: skip
+    """The second pass, which fails at the end of a source that is not what the first pass read.
+
+    Args:
+      look: of the first pass.
+      sources: those of the first pass.
+      fingerprints: of the sources, taken before the first pass.
+      text_field: as `corpus.read` takes it.
+      documents: as `corpus.read` takes it.
+      counts: added to while reading.
+
+    Raises:
+      UserError: a source changed; or as `corpus.read`.
+    """
+
+    def check(i: int, *passes: corpus.SourceCounts) -> None:
+        try:
+            same = corpus.fingerprint(sources[i]) == fingerprints[i]
+        except OSError:
+            same = False
+        first = look.counts.sources[i]
+        if same and all(again == first for again in passes):
+            return
+        again = "".join(f", {again.characters:,} in the second" for again in passes)
+        raise UserError(
+            f"{printable(sources[i].path)} changed while it was read ({first.characters:,} characters in the first "
+            f"pass{again}); prepare again when nothing writes to it"
+        )
+
+    for i in range(len(sources)):
+        check(i)
+    done = 0
+    for chunk, _ in read(sources, text_field=text_field, documents=documents, counts=counts):
+        while done < chunk.source:
+            check(done, counts.sources[done])
+            done += 1
+        yield chunk
+    for i in range(done, len(sources)):
+        check(i, counts.sources[i])
+
+
+def heldout_draw(seed: int, text: str) -> float:
+    """Uniform in [0, 1), a pure function of the seed and the document's text: copies fall on one side of the split.
+
+    White space does not count: where a document is cut into chunks, and how its lines end, must not matter.
+    """
+    digest = _digest(seed)
+    _update(digest, text)
+    return _draw(digest)
+
+
+def _digest(seed: int):
+    return hashlib.blake2b(f"{seed}:".encode(), digest_size=8)
+
+
+def _update(digest, text: str) -> None:
+    digest.update("".join(text.split()).encode("utf-8", "replace"))
+
+
+def _draw(digest) -> float:
+    return int.from_bytes(digest.digest(), "big") / 2**64
+
+
+class _LowestDraws:
+    """The items with the lowest draws whose sizes fill a budget (and not one more than needed)."""
+
+    def __init__(self, budget: int):
+        self._budget, self._total, self._heap, self.limit = budget, 0, [], 1.0
+
+    def offer(self, draw: float, size: int, item) -> None:
+        """Take the item if its draw is among the lowest."""
+        if draw >= self.limit:
+            return
+        heapq.heappush(self._heap, (-draw, size, item))
+        self._total += size
+        while self._total - self._heap[0][1] >= self._budget:
+            self.limit = -self._heap[0][0]
+            self._total -= heapq.heappop(self._heap)[1]
+
+    def sorted(self) -> list[tuple[float, object]]:
+        """(draw, item), lowest first."""
+        return sorted((-negative, item) for negative, _, item in self._heap)

@@ -1,0 +1,87 @@
+import dataclasses
+
+import pytest
+
+from sctd_jax.data import tokenizer, unknown
+from sctd_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def pieces(rows):
+    return tokenizer.load(rows / "tokenizer.model")
+
+
+def measure(pieces, *texts):
+    return unknown.measure(pieces, texts, pieces.encode(texts))
+
+
+def test_letters_are_counted_where_pieces_are_few(pieces):
+    run = "".join(chr(0x4E00 + i) for i in range(3000))
+    long, plain, mixed, spelled = measure(
+        pieces, run, "the \x01Con\u00adgress", "of \u5b57\u5b57x \u5b57, the", "the [MASK]"
+    )
+    assert (pieces.encode([run])[0] == pieces.special["unk"]).sum() == 1
+    assert (long.total, long.unknown, long.share) == (3000, 3000, 1.0)
+    assert (plain.total, plain.unknown, list(plain.commonest)) == (
+        13,
+        1,
+        ["\xad"],
+    )  # and a control character is nothing
+    assert (mixed.total, mixed.unknown, mixed.commonest) == (10, 3, {"\u5b57": 3})
+    assert measure(pieces, "", " ") == [unknown.Letters(), unknown.Letters()]
+    assert spelled.total == 9
+
+
+def test_words_apart_give_what_the_whole_text_gives(pieces, speeches, tmp_path):
+    """Composed and decomposed letters, white space of all kinds, and WordPiece, which loses a word whole."""
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnop", "##a", "##b", "##e"])
+    )
+    texts = [
+        "caf\xe9 cafe\u0301 e\u0301e\u0301\u3000na\xefve\x85\ufb01n \u1e9b\u0323 \uac00 \u1100\u1161\u11a8",
+        "abe bad zebra \u5b57ab\u5b57",
+        "\u0e01\u200b\u0e02 \u2581x \u2585 \ufdfa \ufeff\U0001f468\u200d\U0001f469 a\u200cb",
+    ]  # fmt: skip
+    for model in (pieces, tokenizer.load(vocab)):
+        unk = model.special["unk"]
+        for text, found, (ids, spans) in zip(texts, measure(model, *texts), model.encode_spans(texts), strict=True):
+            whole = "".join("".join(text[start:end].split()) for start, end in spans[ids == unk])
+            assert found.unknown == len(whole), ascii(text)
+            assert sorted(found.commonest.elements()) == sorted(whole)
+            assert 0 < found.unknown <= found.total
+
+
+def test_only_texts_with_unknown_letters_are_tokenised_again(pieces):
+    asked = []
+    spied = dataclasses.replace(pieces, encode=lambda texts: asked.append(list(texts)) or pieces.encode(texts))
+    texts = ["the Congress", "of the \u5b57 of the", "and"]
+    unknown.measure(spied, texts, pieces.encode(texts))
+    assert asked == [["of", "the", "\u5b57"]]
+
+
+def test_what_is_unknown_is_said_by_file_and_letter():
+    few, some, much = (unknown.Letters(1000, count, unknown.Counter({"\u5b57": count})) for count in (9, 30, 900))
+    assert unknown.report(["a"], [few], False) == ["unknown to the tokenizer: 9 of 1,000 letters (0.90%)"]
+    (line,) = unknown.report(["a", "b\n\x1b[2J", "c"], [few, some, unknown.Letters()], False)
+    assert line == (
+        "warning: 39 of 2,000 letters (1.95%) are unknown to the tokenizer and become [UNK]: "
+        "b\\n\\x1b[2J: 3.0% (\u5b57 U+5B57 30)"
+    )
+    with pytest.raises(
+        UserError, match=r"909 of 2,000 .*c: 90.0% \(\u5b57 U\+5B57 900\).*--allow-unknown.*allow_unknown=True"
+    ):
+        unknown.report(["a", "c"], [few, much], False)
+    assert unknown.report(["a", "c"], [few, much], True)[0].startswith("warning: 909 of 2,000")
+    (line,) = unknown.report([*"abcdefgh"], [some] * 8, False)
+    assert line.endswith("; and 5 more above 1%")
+
+
+def test_counting_is_bounded_by_the_commonest_letters():
+    everything = unknown.Letters()
+    for start in range(0, 10_000, 500):
+        letters = unknown.Counter({chr(start + 0x100 + i): 1 for i in range(500)}) + unknown.Counter("\u5b57" * 50)
+        everything.add(unknown.Letters(1000, letters.total(), letters))
+    assert everything.unknown == 20 * 550
+    assert len(everything.commonest) <= 2000
+    assert everything.commonest.most_common(1)[0][0] == "\u5b57"
