@@ -235,7 +235,7 @@ def test_a_file_name_may_hold_glob_characters(tmp_path):
     assert read(tmp_path / "a[1].txt")[0] == ["hello"]
 
 
-@pytest.mark.parametrize("line", ['{"text": ' + "9" * 5000 + "}", "[" * 100_000])
+@pytest.mark.parametrize("line", ['{"text": ' + "9" * 5000 + "}", '{"text": ' + "[" * 100_000 + "}"])
 def test_json_that_python_refuses_is_named_by_line(tmp_path, line):
     (tmp_path / "x.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=r"x.jsonl, line 1: not JSON"):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from sctd_jax import storage
 from sctd_jax.config import Config
-from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
+from sctd_jax.data import corpus, files, sentencepiece_trainer, tokenizer
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
 from sctd_jax.errors import TryAgainError, UserError, run_command
@@ -54,7 +54,7 @@ class Settings:
 def settings_of(config: Config) -> Settings:
     """The settings of a run's rows."""
     data = config.data
-    inputs = tuple(text.strip() for text in data.input.split(",") if text.strip())
+    inputs = files.split(data.input)
     return Settings(
         inputs, data.text_field, data.documents, data.seq_len, config.model.vocab_size, data.tokenizer,
         data.tokenizer_type, data.heldout_share, data.seed,
@@ -107,7 +107,8 @@ def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> 
     if in_bucket:
         storage.check_writable(out)
     _check(settings)
-    sources = corpus.find_sources(settings.input)
+    sources = corpus.find_sources(settings.input, log)
+    corpus.check(sources, text_field=settings.text_field)
     work = None
     try:
         if not in_bucket:
@@ -168,8 +169,8 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     if not counts.documents:
         raise UserError(f"input {', '.join(settings.input)}: no text in {counts.empty} empty documents")
     log(f"{counts.documents:,} documents, {counts.characters / 1e6:,.1f} M characters, {counts.empty:,} empty")
-    if counts.replaced:
-        log(f"warning: {counts.replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
+    if warning := corpus.replaced_warning(sources, counts):
+        log(warning)
 
     if settings.tokenizer:
         name, model = tokenizer.canonical(settings.tokenizer)
@@ -350,7 +351,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m sctd_jax.data.prepare", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    sources = "file, folder, glob or tfds:NAME[/CONFIG][@SPLIT]; repeatable; none: the embedded trial corpus"
+    sources = (
+        "file, folder, glob or tfds:NAME[/CONFIG][@SPLIT], or several with commas; repeatable; none: the trial corpus"
+    )
     add("--input", action="append", default=[], metavar="SOURCE", help=sources)
     add("--out", required=True, help="folder to write, which must not exist")
     add("--vocab-size", type=int, help="default that of --tokenizer, or 30522")
@@ -370,8 +373,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         vocab_size = args.vocab_size or (len(tokenizer.load(args.tokenizer).pieces) if args.tokenizer else 30522)
+        inputs = files.split(",".join(args.input))
         settings = Settings(
-            tuple(args.input), args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
+            inputs, args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
             args.tokenizer_type, args.heldout_share, args.seed,
         )  # fmt: skip
         prepare(settings, storage.as_path(args.out), functools.partial(print, flush=True))
