@@ -109,7 +109,7 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
             if sources.setdefault(files.identity(path), source := Source(path)) is not source:
                 passed[files.AGAIN] += 1
     if passed.total():
-        log(f"note: passed over in the input: {files.describe(passed)}")
+        log(f"note: passed over: {files.describe(passed)}")
     return list(sources.values())
 
 
@@ -357,10 +357,11 @@ def _parquet_texts(source: Source, text_field: str, counts: SourceCounts) -> Ite
         kinds = [field.type for field in schema if field.name == text_field]
         kinds = [kind.value_type if pyarrow.types.is_dictionary(kind) else kind for kind in kinds]
         if kinds not in ([pyarrow.string()], [pyarrow.large_string()], [pyarrow.string_view()]):
-            columns = printable(", ".join(f"{field.name} ({field.type})" for field in schema))
+            fields = [field for field in schema if field.name == text_field] or schema
+            columns = printable(", ".join(f"{field.name} ({field.type})" for field in fields))
             raise UserError(
-                f"{source.path}: no string column {text_field!r} (data.text_field), found "
-                + (columns if len(columns) < 400 else f"{columns[:400]} ...")
+                f"{source.path}: no string column {text_field!r} (data.text_field), found {columns:.400}; "
+                "write its text as one column of strings"
             )
         for batch in file.iter_batches(batch_size=256, columns=[text_field]):
             column = batch.column(0)

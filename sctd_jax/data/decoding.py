@@ -86,18 +86,30 @@ def conversion(path: str, command: str, new: str) -> str:
 
 def _wide(path: str, head: bytes) -> str:
     """Whether the zeros of text without a mark show UTF-16 or UTF-32, as `what_is`."""
-    quarter, zeros = max(len(head) // 4, 1), [head[i::4].count(0) for i in range(4)]
-    total = sum(zeros)
-    if total < max(2, len(head) // 200) or (total < 8 and total < 0.4 * len(head)) or total > 0.8 * len(head):
+    zeros, quarter = [head[i::4].count(0) for i in range(4)], len(head) // 4
+    total, odd = sum(zeros), zeros[1] + zeros[3]
+    if total < 2 or total > 0.8 * len(head):
         return ""
+    high = head[1 if odd > total - odd else 0 :: 2]
     if min(zeros[2:]) >= 0.95 * quarter or min(zeros[:2]) >= 0.95 * quarter:
         name = "UTF-32LE" if zeros[3] > zeros[0] else "UTF-32BE"
-    elif max(odd := zeros[1] + zeros[3], total - odd) >= 0.95 * total:
+    elif high.count(0) < max(0.95 * total, len(head) // 200):
+        return ""
+    elif sum(byte < 0x20 for byte in high) >= 0.9 * len(high) or (total >= 8 and not _is_utf8(head)):
+        # Alphabets stand below U+2000; other scripts have bytes that are not UTF-8, and zeros for spaces and line ends.
         name = "UTF-16LE" if odd > total - odd else "UTF-16BE"
     else:
         return ""
     cure = conversion(path, f"iconv -f {name} -t UTF-8", "new.txt")
     return f"{name} without a byte order mark, as its zeros show, which is not read; convert it: {cure}"
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # its last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class _Recoded(io.RawIOBase):

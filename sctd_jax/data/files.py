@@ -19,16 +19,16 @@ _KINDS = {
     ".parquet": "parquet",
 }  # fmt: skip
 KNOWN = ".txt, .text, .jsonl, .ndjson, .json (JSON lines), each also with .gz, and .parquet"
-AGAIN = "further names of a file that is read"
-_HIDDEN, _SPECIAL = "hidden files or folders", "broken links or special files"
+AGAIN = "further names of files that are read"
+_HIDDEN, _SPECIAL = "hidden files and folders", "broken links and special files"
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _LONGEST_LINE = 1 << 24  # bytes of a JSON line that is looked at
 _ELSEWHERE = {
-    "gs": "text is read from disks; copy it: gcloud storage cp -r {} .",
-    "s3": "text is read from disks; copy it: aws s3 cp --recursive {} .",
-    "http": "nothing is downloaded; fetch it: curl -LO {}",
-    "https": "nothing is downloaded; fetch it: curl -LO {}",
-    "hf": "nothing is downloaded; fetch a data set: hf download --repo-type dataset NAME --local-dir FOLDER",
+    "gs": "text is read from disks; copy it to one first (gcloud storage cp -r)",
+    "s3": "text is read from disks; copy it to one first (aws s3 cp --recursive)",
+    "http": "nothing is downloaded; fetch it first (curl -LO)",
+    "https": "nothing is downloaded; fetch it first (curl -LO)",
+    "hf": "nothing is downloaded; fetch it first (hf download --repo-type dataset NAME --local-dir FOLDER)",
 }
 
 
@@ -70,8 +70,8 @@ def find(text: str, passed: collections.Counter) -> list[str]:
     """
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://|(hf):", text)
     if scheme and scheme[1] != "file":
-        cure = _ELSEWHERE.get(scheme[1] or scheme[2], "text is read from disks; copy it there first").format(text)
-        raise UserError(f"input {text}: {cure}")
+        cure = _ELSEWHERE.get(scheme[1] or scheme[2], "text is read from disks; copy it to one first")
+        raise UserError(f"input {text}: {cure}, and name the file or folder")
     path = text.removeprefix("file://")
     if not os.path.exists(path):
         path = os.path.expanduser(os.path.expandvars(path))
@@ -84,8 +84,11 @@ def find(text: str, passed: collections.Counter) -> list[str]:
         paths = [found for found in _glob(path) if os.path.isfile(found)]
     passed.update(here)
     if not paths:
-        over = f"; passed over {describe(here)}" if here else ""
-        raise UserError(f"input {text!r}: no file found (a file, a folder with {KNOWN}, or a glob is expected){over}")
+        over = f"; passed over: {describe(here)}" if here else ""
+        at = "" if path == text else f" ({path})"
+        raise UserError(
+            f"input {text!r}{at}: no file found (a file, a folder with {KNOWN}, or a glob is expected){over}"
+        )
     for found in paths:
         if not os.access(found, os.R_OK):
             raise UserError(f"input {found}: no permission to read it")
@@ -115,8 +118,8 @@ def describe(passed: collections.Counter) -> str:
     if kinds:
         common = [f"{count:,} {printable(name)}" for name, count in sorted(kinds.items(), key=lambda x: (-x[1], x[0]))]
         common[6:] = [f"{len(common) - 6} more suffixes"] if len(common) > 6 else []
-        parts.append(f"{kinds.total():,} files of other kinds ({', '.join(common)})")
-    return ", ".join(parts + [f"{passed[name]:,} {name}" for name in special if passed[name]])
+        parts.append(f"files of other kinds: {kinds.total():,} ({', '.join(common)})")
+    return "; ".join(parts + [f"{name}: {passed[name]:,}" for name in special if passed[name]])
 
 
 def _is_input(path: str, passed: collections.Counter) -> bool:
