@@ -125,7 +125,7 @@ def check(sources: Iterable[Source], *, text_field: str) -> None:
     """
     for source in sources:
         with _naming(source):
-            next(_pieces(source, text_field, "line", SourceCounts()), None)
+            next(_pieces(source, text_field, "file", SourceCounts()), None)
 
 
 def fingerprint(source: Source) -> str:

@@ -21,6 +21,7 @@ _KINDS = {
 KNOWN = ".txt, .text, .jsonl, .ndjson, .json (JSON lines), each also with .gz, and .parquet"
 AGAIN = "further names of files that are read"
 _HIDDEN, _SPECIAL = "hidden files and folders", "broken links and special files"
+_FOLDERS = "folders that a glob names (** looks into them)"
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _LONGEST_LINE = 1 << 24  # bytes of a JSON line that is looked at
 _ELSEWHERE = {
@@ -63,7 +64,7 @@ def find(text: str, passed: collections.Counter) -> list[str]:
 
     Args:
       text: a file, a folder (searched through links, without hidden files) or a glob.
-      passed: counts what a folder holds besides, by suffix, and names of a file that is there already.
+      passed: counts what is there besides, by suffix, and further names of a file.
 
     Raises:
       UserError: no file, one that cannot be read, or one of an unknown kind.
@@ -81,7 +82,12 @@ def find(text: str, passed: collections.Counter) -> list[str]:
     elif os.path.isdir(path):
         paths = [str(found) for found in sorted(map(Path, _walk(path, here))) if _is_input(str(found), here)]
     else:
-        paths = [found for found in _glob(path) if os.path.isfile(found)]
+        paths = []
+        for found in _glob(path):
+            if os.path.isfile(found):
+                paths.append(found)
+            else:
+                here[_FOLDERS if os.path.isdir(found) else _SPECIAL] += 1
     passed.update(here)
     if not paths:
         over = f"; passed over: {describe(here)}" if here else ""
@@ -112,7 +118,7 @@ def find(text: str, passed: collections.Counter) -> list[str]:
 
 def describe(passed: collections.Counter) -> str:
     """What was passed over, with its counts; '' for nothing."""
-    special = (_HIDDEN, _SPECIAL, AGAIN)
+    special = (_HIDDEN, _SPECIAL, _FOLDERS, AGAIN)
     kinds = collections.Counter({name: count for name, count in passed.items() if name not in special})
     parts = []
     if kinds:
