@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from collections import Counter
 
 import numpy as np
 import pyarrow
@@ -13,7 +14,7 @@ import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
-from sctd_jax.data import corpus, files
+from sctd_jax.data import corpus, files, prepare
 from sctd_jax.errors import UserError
 
 
@@ -128,7 +129,7 @@ def test_a_glob_with_two_stars_is_that_of_python(tmp_path, monkeypatch):
     ):  # fmt: skip
         expected = sorted(set(filter(os.path.isfile, glob.glob(pattern, recursive=True))))
         assert expected, pattern
-        assert files._glob(pattern) == expected, pattern
+        assert files._glob(pattern, Counter()) == expected, pattern
 
 
 def test_inputs_that_are_no_files_of_this_machine_say_what_to_do(tmp_path, monkeypatch):
@@ -158,20 +159,21 @@ def test_inputs_are_separated_by_commas_but_those_of_names(tmp_path, monkeypatch
     assert files.split("b.txt,Smith, John, 1999.txt , c,b.txt") == ("b.txt", "Smith, John, 1999.txt", "c", "b.txt")
 
 
-def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+def test_folders_without_permission_are_counted(tmp_path, monkeypatch):
     (tmp_path / "a" / "locked").mkdir(parents=True)
     (tmp_path / "a" / "x.txt").write_text("hello")
     scan = os.scandir
 
-    def refusing(path):
+    def refusing(path):  # root is refused nothing
         if str(path).endswith("locked"):
             raise PermissionError(13, "Permission denied")
         return scan(path)
 
     monkeypatch.setattr(files.os, "scandir", refusing)
     for name in ("a", "a/**/*.txt"):
-        with pytest.raises(UserError, match=r"a/locked: the folder cannot be read \(Permission denied\)"):
-            corpus.find_sources([str(tmp_path / name)])
+        assert said(tmp_path / name) == (["x.txt"], ["note: passed over: folders without permission: 1"])
+    with pytest.raises(UserError, match=r"a/locked: the folder cannot be read \(Permission denied\)"):
+        corpus.find_sources([str(tmp_path / "a" / "locked")])
 
 
 def test_text_gz_jsonl_and_parquet_agree(tmp_path):
@@ -458,6 +460,17 @@ def test_files_of_other_formats_are_named_before_any_is_read(tmp_path):
         for word in [name, *words]:
             assert word in str(error.value), f"{name}: {error.value}"
         assert "\n" not in str(error.value)
+
+
+def test_a_preparation_says_what_is_passed_over_and_refuses_before_it_reads(tmp_path):
+    for name, text in (("a.txt", "words " * 9), ("notes.md", "# notes"), ("z.jsonl", '[{"text": "one"}]')):
+        (tmp_path / name).write_text(text)
+    settings = prepare.Settings((str(tmp_path),), "text", "file", 32, 300, "", "bpe", 0.01, 0)
+    lines = []
+    with pytest.raises(UserError, match=r"z.jsonl, line 1: a JSON array"):
+        prepare.prepare(settings, tmp_path / "rows", lines.append)
+    assert lines == ["note: passed over: files of other kinds: 1 (1 .md)"]
+    assert not (tmp_path / "rows").exists()
 
 
 def test_an_arrow_stream_is_converted_by_the_line_that_is_advised(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ _KINDS = {
 KNOWN = ".txt, .text, .jsonl, .ndjson, .json (JSON lines), each also with .gz, and .parquet"
 AGAIN = "further names of files that are read"
 _HIDDEN, _SPECIAL = "hidden files and folders", "broken links and special files"
+_CLOSED = "folders without permission"
 _FOLDERS = "folders that a glob names (** looks into them)"
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _LONGEST_LINE = 1 << 24  # bytes of a JSON line that is looked at
@@ -84,14 +85,14 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
         paths = [found for found in sorted(paths, key=lambda name: name.split("/")) if _is_input(found, here)]
     else:
         paths = []
-        for found in _glob(path):
+        for found in _glob(path, here):
             if os.path.isfile(found):
                 paths.append(found)
             else:
                 here[_FOLDERS if os.path.isdir(found) else _SPECIAL] += 1
     passed.update(here)
     if not paths:
-        over = f"; passed over: {describe(here)}" if here else ""
+        over = f"; passed over: {describe(here)}" if here.total() else ""
         at = "" if path == text else f" ({path})"
         raise UserError(
             f"input {text!r}{at}: no file found (a file, a folder with {KNOWN}, or a glob is expected){over}"
@@ -119,7 +120,7 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
 
 def describe(passed: collections.Counter) -> str:
     """What was passed over, with its counts; '' for nothing."""
-    special = (_HIDDEN, _SPECIAL, _FOLDERS, AGAIN)
+    special = (_CLOSED, _HIDDEN, _SPECIAL, _FOLDERS, AGAIN)
     kinds = collections.Counter({name: count for name, count in passed.items() if name not in special})
     parts = []
     if kinds:
@@ -165,8 +166,12 @@ def _walk(root: str, passed: collections.Counter, hidden: bool = False) -> Itera
             with os.scandir(folder) as entries:
                 entries = [] if number in seen else list(entries)
         except OSError as error:
-            raise UserError(f"input {folder}: the folder cannot be read ({error.strerror})") from error
-        seen.add(number)
+            if folder == root or not isinstance(error, PermissionError):
+                raise UserError(f"input {folder}: the folder cannot be read ({error.strerror})") from error
+            passed[_CLOSED] += 1  # as lost+found
+            entries = []
+        else:
+            seen.add(number)
         for entry in entries:
             if entry.name.startswith(".") and not hidden:
                 passed[_HIDDEN] += 1
@@ -182,18 +187,19 @@ def _walk(root: str, passed: collections.Counter, hidden: bool = False) -> Itera
             pending, links = sorted(links, reverse=True), []
 
 
-def _glob(pattern: str) -> list[str]:
-    """As `glob.glob(recursive=True)`, which does not end where links make two loops."""
+def _glob(pattern: str, passed: collections.Counter) -> list[str]:
+    """As `glob.glob(recursive=True)`, which does not end where links make two loops and tells of no closed folder."""
     parts = pattern.split("/")
     if "**" not in parts:
         return sorted(glob.glob(pattern))
     at = parts.index("**")
     before, after = "/".join(parts[:at]), [part for part in parts[at:] if part]
-    found = []
+    found, beside = [], collections.Counter()
     for root in glob.glob(before) if before else ["/" if pattern.startswith("/") else "."]:
         if os.path.isdir(root):
             hidden = any(part.startswith(".") for part in after)
-            found += [path for path in _walk(root, collections.Counter(), hidden) if _matches(path, root, after)]
+            found += [path for path in _walk(root, beside, hidden) if _matches(path, root, after)]
+    passed[_CLOSED] += beside[_CLOSED]
     return sorted(found if before or pattern.startswith("/") else [path.removeprefix("./") for path in found])
 
 
