@@ -138,6 +138,7 @@ def test_inputs_that_are_no_files_of_this_machine_say_what_to_do(tmp_path, monke
         ("s3://bucket/x.txt", "aws s3 cp"),
         ("https://example.org/x.txt", "nothing is downloaded; fetch it first"),
         ("hf:user/name", "hf download"),
+        ("S3://bucket", "aws s3 cp"),
         ("hf://datasets/user/name", "hf download"),
         ("ftp://host/x.txt", "copy it to one first"),
     ):
@@ -312,7 +313,7 @@ def bad_inputs(folder):
         "empty": ["empty", "no file found"],
         "x.pdf": ["x.pdf", "unknown kind", ".jsonl"],
         "cut.txt.gz": ["cannot read", "cut.txt.gz"],
-        "not.txt.gz": ["cannot read", "not.txt.gz"],
+        "not.txt.gz": ["not.txt.gz: not compressed by gzip"],
         "bad.jsonl": ["bad.jsonl, line 2", "not JSON"],
         "other.jsonl": ["other.jsonl, line 1", "'text'", "data.text_field"],
         "list.jsonl": ["list.jsonl, line 1", "'text'"],
@@ -422,7 +423,10 @@ def foreign(folder):
         gzip.compress("\n".join(json.dumps(r, indent=1) for r in records).encode())
     )
     (folder / "mac.jsonl").write_text("\r".join(map(json.dumps, records)))
+    (folder / "joined.jsonl").write_text("".join(map(json.dumps, records)))
     (folder / "number.jsonl").write_text('{"text": 3}\n')
+    for name in ("lfs.txt", "lfs.jsonl.gz", "lfs.parquet"):
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 12\n")
     (folder / "gz.txt").write_bytes(gzip.compress(b"one"))
     for name, raw in {
         "zst.txt": b"\x28\xb5\x2f\xfd",
@@ -442,9 +446,11 @@ def foreign(folder):
         "x.txt": ["x.txt: Parquet", ".parquet"],
         "array.json": ["line 1: a JSON array", "jq -c '.[]' < ", "array.json > new.jsonl"],
         "array lines.jsonl": ["line 1: a JSON array", "jq -c '.[]' < '", "array lines.jsonl' > new.jsonl"],
-        "pretty.jsonl.gz": ["line 1: no whole JSON object", "gzip -dc", "| jq -c . > new.jsonl"],
+        "pretty.jsonl.gz": ["line 1: not one whole JSON object", "gzip -dc", "| jq -c . > new.jsonl"],
+        "joined.jsonl": ["line 1: not one whole JSON object", "jq -c . < "],
         "mac.jsonl": ["CR alone", "tr '\\r' '\\n' < "],
         "number.jsonl": ["line 1: the field 'text'", "is no text, found 3"],
+        **{name: ["a pointer of Git LFS", "git lfs pull"] for name in ("lfs.txt", "lfs.jsonl.gz", "lfs.parquet")},
         "gz.txt": ["compressed by gzip", "ends in .gz"],
         "zst.txt": ["compressed by zstd", "zstd -d"],
         "x.xz": ["compressed by xz", "xz -dk"],

@@ -324,9 +324,10 @@ def _jsonl_texts(source: Source, text_field: str, counts: SourceCounts) -> Itera
                 record = json.loads(decode(line.removeprefix(codecs.BOM_UTF8), counts.add_replaced))
             except (ValueError, RecursionError) as error:
                 what = f"not JSON ({error})"
-                if first and line.startswith(b"{") and not line.rstrip().endswith(b"}"):
+                whole = line.rstrip().endswith(b"}") and "Extra data" not in str(error)
+                if first and line.startswith(b"{") and not whole:
                     cure = conversion(path, "jq -c .", "new.jsonl")
-                    what = f"no whole JSON object, expected one on each line; if they span lines, convert it: {cure}"
+                    what = f"not one whole JSON object, expected on each line; if the file has them otherwise: {cure}"
                 raise UserError(f"{path}, line {number}: {what}") from error
             first = False
             if not isinstance(record, dict) or text_field not in record:
@@ -348,7 +349,7 @@ def _parquet_texts(source: Source, text_field: str, counts: SourceCounts) -> Ite
     import pyarrow.parquet
 
     with open(source.path, "rb") as file:
-        head = file.read(16)
+        head = file.read(32)
     if not head.startswith(b"PAR1") and (what := what_is(source.path, head)):
         raise UserError(f"{source.path}: {what}")
     try:

@@ -21,8 +21,9 @@ _ARROW = (
     "python -c 'import sys, pyarrow.ipc as i, pyarrow.parquet as p; p.write_table(i.open_{}(sys.argv[1]).read_all(), "
     "sys.argv[2])' {{}} new.parquet"
 )
+_GZIP = b"\x1f\x8b"
 _FORMATS = (  # first bytes, what it is, how to make a file of it that is read
-    (b"\x1f\x8b\x08", "compressed by gzip", "give it a name that ends in .gz"),
+    (_GZIP + b"\x08", "compressed by gzip", "give it a name that ends in .gz"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it: zstd -d {}"),
     (b"\xfd7zXZ\0", "compressed by xz", "unpack it: xz -dk {}"),
     (b"BZh91AY&SY", "compressed by bzip2", "unpack it: bunzip2 -k {}"),
@@ -30,6 +31,7 @@ _FORMATS = (  # first bytes, what it is, how to make a file of it that is read
     (b"%PDF-", "a PDF", "take its text: pdftotext {}"),
     (b"PAR1\x15", "Parquet", "give it a name that ends in .parquet"),
     (b"ARROW1\0\0", "an Arrow file", "convert it: " + _ARROW.format("file")),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file", "fetch it: git lfs pull"),
     (b"\xff\xff\xff\xff", "an Arrow stream", "convert it: " + _ARROW.format("stream")),
 )
 
@@ -46,9 +48,13 @@ def open_utf8(path: str, replaced: Callable[[int], None]) -> BinaryIO:
     Raises:
       UserError: the file is no text, or UTF-16 or UTF-32 without a mark.
     """
-    opened = gzip.open if path.lower().endswith(".gz") else open
-    file = opened(path, "rb")
+    file = open(path, "rb")  # noqa: SIM115 - it is what is returned
     try:
+        if path.lower().endswith(".gz"):
+            if (head := file.read(_HEAD)) and not head.startswith(_GZIP):
+                raise UserError(f"{path}: {what_is(path, head) or 'not compressed by gzip, as its name says'}")
+            file.close()
+            file = gzip.open(path, "rb")  # noqa: SIM115
         head = file.read(_HEAD)
         mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
         if not mark and (what := what_is(path, head) or (b"\0" in head and _wide(path, head))):

@@ -70,7 +70,7 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
     Raises:
       UserError: no file, one that cannot be read, or one of an unknown kind.
     """
-    scheme = re.match(r"([a-z][a-z0-9+.-]*)://|(hf):", text)
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://|(hf):", text.lower())
     if scheme and scheme[1] != "file":
         cure = _ELSEWHERE.get(scheme[1] or scheme[2], "text is read from disks; copy it to one first")
         raise UserError(f"input {text}: {cure}, and name the file or folder")
@@ -102,7 +102,7 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
             raise UserError(f"input {found}: no permission to read it")
         if not kind(found):
             with open(found, "rb") as file:
-                what = decoding.what_is(found, file.read(16))
+                what = decoding.what_is(found, file.read(32))
             raise UserError(f"input {found}: {what or f'unknown kind of file, expected {KNOWN}'}")
     names = collections.defaultdict(list)
     for found in paths:
