@@ -331,7 +331,7 @@ def test_ten_million_empty_documents_stay_small(tmp_path):
 
 
 def test_the_command(tmp_path, speeches):
-    args = ["--input", speeches[0], "--input", speeches[1], "--documents", "paragraph", "--seq-len", "16"]
+    args = ["--input", f"{speeches[0]},{speeches[1]}", "--documents", "paragraph", "--seq-len", "16"]
     args += ["--vocab-size", "300", "--out", str(tmp_path / "rows")]
     done = helpers.run_module("sctd_jax.data.prepare", *args)
     assert done.returncode == 0, done.stderr

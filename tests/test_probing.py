@@ -1,5 +1,6 @@
 """Probes without fine-tuning: linear probes by layer, drift and pseudo-perplexity, through their command."""
 
+import codecs
 import json
 import math
 import re
@@ -381,6 +382,15 @@ def test_texts_that_cannot_be_scored(folder, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_bytes(b"\n \n")
     assert "no text in it" in refused(capsys, *arguments, text)
+    for raw in (
+        codecs.BOM_UTF8 + b"a \xc3\xa4\r\nb\r\nc",
+        "\ufeffa ä\nb\nc\n".encode("utf-16-le"),
+        "a ä\rb\rc\r".encode(),
+    ):
+        text.write_bytes(raw)  # by its mark and whatever ends its lines
+        assert perplexity._read_lines(str(text), 2) == ["a ä", "b"]
+    text.write_bytes(codecs.BOM_UTF16_LE + b"a\0\0\xd8b\0")
+    assert "text.txt: 1 sequences that are not of the encoding" in refused(capsys, *arguments, text)
     text.write_bytes(b"fine\nb\xffd\n")
     assert "text.txt, line 2: not UTF-8" in refused(capsys, *arguments, text)
 

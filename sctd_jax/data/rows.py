@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from sctd_jax import storage
+from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError
 
 TRAIN, HELD_OUT = "train", "validation"
@@ -118,7 +119,7 @@ class Rows:
 
     def __init__(self, folder: str | Path, split: str):
         self._folder = folder
-        self._source = tfds.builder_from_directory(str(folder)).as_data_source(split=split)
+        self._source = open_folder(folder).as_data_source(split=split)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sctd_jax.data import corpus
+from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import records
 from sctd_jax.finetune.building import BUILDERS, Context, FileSettings, flatten, own_label
@@ -177,12 +178,10 @@ def _read_official(name: str, path: str, split: str, notes: collections.Counter)
 
 
 def _tfds_builder(data_dir: str) -> Any:
-    import tensorflow_datasets as tfds
-
     name, _, split = data_dir.partition("@")
     if split:
         raise UserError(f"config.data_dir = {data_dir}: the task chooses the splits, give {name}")
-    builder = tfds.builder_from_directory(corpus.find_sources([data_dir])[0].path)
+    builder = open_folder(corpus.find_sources([data_dir])[0].path)
     config = builder.info.config_name
     if config and config not in name.split("/"):
         raise UserError(f"config.data_dir = {data_dir} names no config; found {name.rstrip('/')}/{config}")

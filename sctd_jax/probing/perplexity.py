@@ -5,8 +5,8 @@ Shapes: B rows, N sequence length, V vocabulary, T scored tokens of one row.
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sctd_jax.config import ModelConfig
+from sctd_jax.data.decoding import open_utf8
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError
@@ -182,22 +183,26 @@ def _texts(
 
 def _read_lines(path: str, count: int) -> list[str]:
     """The first texts of a file, empty lines left out."""
-    lines = []
+    lines, replaced = [], []
     try:
-        with Path(path).open("rb") as file:
+        with open_utf8(path, replaced.append) as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    text = line.decode()
                 except UnicodeDecodeError as error:
                     raise UserError(f"--text {path}, line {number}: not UTF-8 ({error.reason})") from error
-                lines += [text] if text else []
-                if len(lines) == count:
+                # A file without LF is all one line here: CR alone ends its lines.
+                parts = [text] if text.endswith("\n") else text.split("\r")
+                lines += [part.strip() for part in parts if part.strip()]
+                if len(lines) >= count:
                     break
-    except OSError as error:
-        raise UserError(f"--text {path}: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"--text {path}: {getattr(error, 'strerror', None) or error}") from error
+    if sum(replaced):
+        raise UserError(f"--text {path}: {sum(replaced)} sequences that are not of the encoding of its byte order mark")
     if not lines:
         raise UserError(f"--text {path}: no text in it")
-    return lines
+    return lines[:count]
 
 
 def _rows(model: MaskedLm, lines: Sequence[str]) -> Iterator[np.ndarray]:

@@ -1,0 +1,141 @@
+"""Files of text as UTF-8 bytes: unpacked, decoded by their byte order mark, refused if they are something else."""
+
+import codecs
+import gzip
+import io
+import shlex
+from collections.abc import Callable
+from typing import BinaryIO
+
+from sctd_jax.errors import UserError
+
+_HEAD = 1 << 12  # bytes that tell what a file is
+_MARKS = {  # UTF-32's before UTF-16's, which begins alike
+    codecs.BOM_UTF8: "",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_ARROW = (
+    "python -c 'import sys, pyarrow.ipc as i, pyarrow.parquet as p; p.write_table(i.open_{}(sys.argv[1]).read_all(), "
+    "sys.argv[2])' {{}} new.parquet"
+)
+_GZIP = b"\x1f\x8b"
+_FORMATS = (  # first bytes, what it is, how to make a file of it that is read
+    (_GZIP + b"\x08", "compressed by gzip", "give it a name that ends in .gz"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it: zstd -d {}"),
+    (b"\xfd7zXZ\0", "compressed by xz", "unpack it: xz -dk {}"),
+    (b"BZh91AY&SY", "compressed by bzip2", "unpack it: bunzip2 -k {}"),
+    (b"PK\3\4", "a zip archive", "unpack it: unzip {}"),
+    (b"%PDF-", "a PDF", "take its text: pdftotext {}"),
+    (b"PAR1\x15", "Parquet", "give it a name that ends in .parquet"),
+    (b"ARROW1\0\0", "an Arrow file", "convert it: " + _ARROW.format("file")),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file", "fetch it: git lfs pull"),
+    (b"\xff\xff\xff\xff", "an Arrow stream", "convert it: " + _ARROW.format("stream")),
+)
+
+
+def open_utf8(path: str, replaced: Callable[[int], None]) -> BinaryIO:
+    """A file of text, unpacked if its name ends in .gz, as UTF-8 without its byte order mark.
+
+    UTF-16 and UTF-32 with a mark are decoded on the way; all other bytes come as they are.
+
+    Args:
+      path: of the file.
+      replaced: receives numbers of sequences that UTF-16 and UTF-32 do not know, which become U+FFFD.
+
+    Raises:
+      UserError: the file is no text, or UTF-16 or UTF-32 without a mark.
+    """
+    file = open(path, "rb")  # noqa: SIM115 - it is what is returned
+    try:
+        if path.lower().endswith(".gz"):
+            if (head := file.read(_HEAD)) and not head.startswith(_GZIP):
+                raise UserError(f"{path}: {what_is(path, head) or 'not compressed by gzip, as its name says'}")
+            file.close()
+            file = gzip.open(path, "rb")  # noqa: SIM115
+        head = file.read(_HEAD)
+        mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
+        if not mark and (what := what_is(path, head) or (b"\0" in head and _wide(path, head))):
+            raise UserError(f"{path}: {what}")
+        file.seek(len(mark))
+    except BaseException:
+        file.close()
+        raise
+    return io.BufferedReader(_Recoded(file, _MARKS[mark], replaced), 1 << 16) if _MARKS.get(mark) else file
+
+
+def decode(raw: bytes, replaced: Callable[[int], None]) -> str:
+    """UTF-8 as text; what is none becomes U+FFFD and is counted."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("utf-8", errors="replace")
+        replaced(text.count("\ufffd") - raw.count("\ufffd".encode()))
+        return text
+
+
+def what_is(path: str, head: bytes) -> str:
+    """What a file is that is neither text nor what its name says, and how to convert it; '' if it may be text."""
+    for magic, what, cure in _FORMATS:
+        if head.startswith(magic):
+            return f"{what}, which is not read as it is; {cure.format(shlex.quote(path))}"
+    return ""
+
+
+def conversion(path: str, command: str, new: str) -> str:
+    """A shell command that reads a file, unpacked, from its standard input and writes a new one."""
+    name = shlex.quote(path)
+    return f"gzip -dc {name} | {command} > {new}" if path.lower().endswith(".gz") else f"{command} < {name} > {new}"
+
+
+def _wide(path: str, head: bytes) -> str:
+    """Whether the zeros of text without a mark show UTF-16 or UTF-32, as `what_is`."""
+    zeros, quarter = [head[i::4].count(0) for i in range(4)], len(head) // 4
+    total, odd = sum(zeros), zeros[1] + zeros[3]
+    if total < 2 or total > 0.8 * len(head):
+        return ""
+    high = head[1 if odd > total - odd else 0 :: 2]
+    if min(zeros[2:]) >= 0.95 * quarter or min(zeros[:2]) >= 0.95 * quarter:
+        name = "UTF-32LE" if zeros[3] > zeros[0] else "UTF-32BE"
+    elif high.count(0) < max(0.95 * total, len(head) // 200):
+        return ""
+    elif sum(byte < 0x20 for byte in high) >= 0.9 * len(high) or (total >= 8 and not _is_utf8(head)):
+        # Alphabets stand below U+2000; other scripts have bytes that are not UTF-8, and zeros for spaces and line ends.
+        name = "UTF-16LE" if odd > total - odd else "UTF-16BE"
+    else:
+        return ""
+    cure = conversion(path, f"iconv -f {name} -t UTF-8", "new.txt")
+    return f"{name} without a byte order mark, as its zeros show, which is not read; convert it: {cure}"
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # its last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class _Recoded(io.RawIOBase):
+    """UTF-8 bytes of a file in another encoding."""
+
+    def __init__(self, file: BinaryIO, encoding: str, replaced: Callable[[int], None]):
+        # Only "\n" as it is: no other line end is translated.
+        self._text = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
+        self._replaced = replaced
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        text = self._text.read(len(buffer) // 4)  # a character has at most 4 bytes
+        self._replaced(text.count("\ufffd"))
+        raw = text.encode()
+        buffer[: len(raw)] = raw
+        return len(raw)
+
+    def close(self) -> None:
+        self._text.close()
+        super().close()

@@ -1,0 +1,217 @@
+"""Which files an input names: folders and globs, each real file once, and a count of what is passed over."""
+
+import collections
+import fnmatch
+import glob
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from sctd_jax.data import decoding
+from sctd_jax.errors import UserError, printable
+
+_KINDS = {
+    ".txt": "text", ".text": "text",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".parquet": "parquet",
+}  # fmt: skip
+KNOWN = ".txt, .text, .jsonl, .ndjson, .json (JSON lines), each also with .gz, and .parquet"
+AGAIN = "further names of files that are read"
+_HIDDEN, _SPECIAL = "hidden files and folders", "broken links and special files"
+_CLOSED = "folders without permission"
+_FOLDERS = "folders that a glob names (** looks into them)"
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_LONGEST_LINE = 1 << 24  # bytes of a JSON line that is looked at
+_ELSEWHERE = {
+    "gs": "text is read from disks; copy it to one first (gcloud storage cp -r)",
+    "s3": "text is read from disks; copy it to one first (aws s3 cp --recursive)",
+    "http": "nothing is downloaded; fetch it first (curl -LO)",
+    "https": "nothing is downloaded; fetch it first (curl -LO)",
+    "hf": "nothing is downloaded; fetch it first (hf download --repo-type dataset NAME --local-dir FOLDER)",
+}
+
+
+def kind(path: str) -> str:
+    """'text', 'jsonl' or 'parquet' by a file's name, in upper or lower case; '' for any other."""
+    name = path.lower()
+    found = _KINDS.get(os.path.splitext(name.removesuffix(".gz"))[1], "")
+    return "" if found == "parquet" and name.endswith(".gz") else found
+
+
+def identity(path: str) -> tuple:
+    """Equal for all names of one file."""
+    stat = os.stat(path)
+    # Size and time too: some network file systems give two files one number.
+    number = (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(path)
+    return number, stat.st_size, stat.st_mtime_ns
+
+
+def split(text: str) -> tuple[str, ...]:
+    """Inputs that commas separate; a comma that a file or folder has in its name separates none."""
+    parts, inputs = text.split(","), []
+    while parts:
+        joined = [",".join(parts[:count]).strip() for count in range(min(len(parts), 9), 0, -1)]
+        taken = next((name for name in joined[:-1] if os.path.exists(name)), joined[-1])
+        inputs += [taken] if taken else []
+        del parts[: len(joined) - joined.index(taken)]
+    return tuple(inputs)
+
+
+def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
+    """By their identities, the files that an input names, in a fixed order and each once.
+
+    Args:
+      text: a file, a folder (searched through links, without hidden files) or a glob.
+      passed: counts what is there besides, by suffix, and further names of a file.
+
+    Raises:
+      UserError: no file, one that cannot be read, or one of an unknown kind.
+    """
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://|(hf):", text.lower())
+    if scheme and scheme[1] != "file":
+        cure = _ELSEWHERE.get(scheme[1] or scheme[2], "text is read from disks; copy it to one first")
+        raise UserError(f"input {text}: {cure}, and name the file or folder")
+    path = text.removeprefix("file://")
+    if not os.path.exists(path):
+        path = os.path.expanduser(os.path.expandvars(path))
+    here = collections.Counter()
+    if os.path.isfile(path):  # first: its name may hold characters that a glob reads otherwise
+        paths = [path]
+    elif os.path.isdir(path):
+        paths = (found.removeprefix("./") for found in _walk(str(Path(path)), here))
+        paths = [found for found in sorted(paths, key=lambda name: name.split("/")) if _is_input(found, here)]
+    else:
+        paths = []
+        for found in _glob(path, here):
+            if os.path.isfile(found):
+                paths.append(found)
+            else:
+                here[_FOLDERS if os.path.isdir(found) else _SPECIAL] += 1
+    passed.update(here)
+    if not paths:
+        over = f"; passed over: {describe(here)}" if here.total() else ""
+        at = "" if path == text else f" ({path})"
+        raise UserError(
+            f"input {text!r}{at}: no file found (a file, a folder with {KNOWN}, or a glob is expected){over}"
+        )
+    for found in paths:
+        if not os.access(found, os.R_OK):
+            raise UserError(f"input {found}: no permission to read it")
+        if not kind(found):
+            with open(found, "rb") as file:
+                what = decoding.what_is(found, file.read(32))
+            raise UserError(f"input {found}: {what or f'unknown kind of file, expected {KNOWN}'}")
+    names = collections.defaultdict(list)
+    for found in paths:
+        names[identity(found)].append(found)
+    passed[AGAIN] += len(paths) - len(names)
+    # The file itself rather than a link, and by the shortest way: a loop of links has many.
+    best = {
+        min(same, key=lambda name: (os.path.realpath(name) != os.path.abspath(name), name.count("/"), name))
+        if len(same) > 1
+        else same[0]: number
+        for number, same in names.items()
+    }
+    return {best[found]: found for found in paths if found in best}
+
+
+def describe(passed: collections.Counter) -> str:
+    """What was passed over, with its counts; '' for nothing."""
+    special = (_CLOSED, _HIDDEN, _SPECIAL, _FOLDERS, AGAIN)
+    kinds = collections.Counter({name: count for name, count in passed.items() if name not in special})
+    parts = []
+    if kinds:
+        common = [f"{count:,} {printable(name)}" for name, count in sorted(kinds.items(), key=lambda x: (-x[1], x[0]))]
+        common[6:] = [f"{len(common) - 6} more suffixes"] if len(common) > 6 else []
+        parts.append(f"files of other kinds: {kinds.total():,} ({', '.join(common)})")
+    return "; ".join(parts + [f"{name}: {passed[name]:,}" for name in special if passed[name]])
+
+
+def _is_input(path: str, passed: collections.Counter) -> bool:
+    """Whether a file that a folder holds is read: .json may be anything, and is if it holds JSON lines."""
+    name = os.path.basename(path).lower()
+    stem, last = os.path.splitext(name)
+    suffix = (os.path.splitext(stem)[1] + last if last in _COMPRESSED else last) or "without a suffix"
+    if not kind(path):
+        passed[suffix] += 1
+    elif suffix in (".json", ".json.gz") and os.access(path, os.R_OK) and not _holds_json_lines(path):
+        passed[f"{suffix} without JSON lines"] += 1
+    else:
+        return True
+    return False
+
+
+def _holds_json_lines(path: str) -> bool:
+    """Two lines at least, the first an object; what cannot be read at all is for the reader to refuse."""
+    try:
+        with decoding.open_utf8(path, lambda count: None) as file:
+            first, second = file.readline(_LONGEST_LINE), file.readline(_LONGEST_LINE)
+        return second.startswith(b"{") and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+    except (OSError, EOFError, zlib.error, UserError):
+        return True
+
+
+def _walk(root: str, passed: collections.Counter, hidden: bool = False) -> Iterator[str]:
+    """All files under a folder, through links; each folder once, by its own way if it has one without a link."""
+    seen, pending, links = set(), [root], []
+    while pending:
+        folder = pending.pop()
+        try:
+            number = identity(folder)[0]
+            with os.scandir(folder) as entries:
+                entries = [] if number in seen else list(entries)
+        except OSError as error:
+            if folder == root or not isinstance(error, PermissionError):
+                raise UserError(f"input {folder}: the folder cannot be read ({error.strerror})") from error
+            passed[_CLOSED] += 1  # as lost+found
+            entries = []
+        else:
+            seen.add(number)
+        for entry in entries:
+            if entry.name.startswith(".") and not hidden:
+                passed[_HIDDEN] += 1
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                links.append(entry.path)
+            elif not entry.is_symlink() and entry.is_dir():
+                pending.append(entry.path)
+            elif os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
+                yield entry.path
+            else:
+                passed[_SPECIAL] += 1
+        if not pending:
+            pending, links = sorted(links, reverse=True), []
+
+
+def _glob(pattern: str, passed: collections.Counter) -> list[str]:
+    """As `glob.glob(recursive=True)`, which does not end where links make two loops and tells of no closed folder."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return sorted(glob.glob(pattern))
+    at = parts.index("**")
+    before, after = "/".join(parts[:at]), [part for part in parts[at:] if part]
+    found, beside = [], collections.Counter()
+    for root in glob.glob(before) if before else ["/" if pattern.startswith("/") else "."]:
+        if os.path.isdir(root):
+            hidden = any(part.startswith(".") for part in after)
+            found += [path for path in _walk(root, beside, hidden) if _matches(path, root, after)]
+    passed[_CLOSED] += beside[_CLOSED]
+    return sorted(found if before or pattern.startswith("/") else [path.removeprefix("./") for path in found])
+
+
+def _matches(path: str, root: str, pattern: list[str]) -> bool:
+    def match(parts: list[str], pattern: list[str]) -> bool:
+        if not pattern:
+            return not parts
+        if pattern[0] == "**":
+            visible = next((i for i, part in enumerate(parts) if part.startswith(".")), len(parts))
+            return any(match(parts[i:], pattern[1:]) for i in range(visible + 1))
+        if not parts or parts[0].startswith(".") > pattern[0].startswith("."):
+            return False
+        return fnmatch.fnmatchcase(parts[0], pattern[0]) and match(parts[1:], pattern[1:])
+
+    return match(path[len(root) :].strip("/").split("/"), pattern)
