@@ -173,6 +173,8 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
 
     if settings.tokenizer:
         name, model = tokenizer.canonical(settings.tokenizer)
+        for remark in tokenizer.remarks(settings.tokenizer):
+            log(remark)
     else:
         log(f"training a {settings.tokenizer_type} tokenizer of {settings.vocab_size:,} pieces")
         model = sentencepiece_trainer.train(survey.sample, settings.vocab_size, settings.tokenizer_type)

@@ -57,4 +57,4 @@ def load_finetuned(
             raise UserError(f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}, found {steps}")
         state = checkpoints.restore(shape, log, checkpoints.best_step() if step is None else step)
     command = (workdir / COMMAND_FILE).read_text().strip()
-    return Finetuned(config, task, tokenizer.load(tokenizer.find(workdir)), command, state)
+    return Finetuned(config, task, tokenizer.load(tokenizer.find(workdir), kept=True), command, state)

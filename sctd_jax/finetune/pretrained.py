@@ -69,4 +69,4 @@ def _from_workdir(workdir: epath.Path, log: Callable[[str], None]) -> Pretrained
         return {name: found[name] for name in ("encoder", "pooler") if name in found}
 
     file = tokenizer.find(workdir)
-    return Pretrained(read_config(workdir), tokenizer.load(file), file, identity, params)
+    return Pretrained(read_config(workdir), tokenizer.load(file, kept=True), file, identity, params)
