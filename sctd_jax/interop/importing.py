@@ -92,8 +92,8 @@ def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) ->
     notes = tokenizer.remarks(pieces_file)
     pad, said = pieces.special["pad"], described.get("pad_token_id")
     if said not in (None, pad):
-        notes.append(f"warning: config.json says pad_token_id {said}, but {pieces.pieces[pad]} is {pad}, which is used; "
-                     f"transformers keeps the embedding of {said} from training")  # fmt: skip
+        notes.append(f"warning: {_CONFIG_FILE} says pad_token_id {said}, but {pieces.pieces[pad]} is {pad}, which is "
+                     f"used; transformers never trained the embedding of {said}")  # fmt: skip
     if left_out:
         notes.append(f"left out, which this network has not: {_listed(left_out)}")
     if rows > model["vocab_size"]:

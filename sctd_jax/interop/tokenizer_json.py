@@ -21,15 +21,20 @@ def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
     symbols = [p.piece for i, p in enumerate(proto.pieces) if p.type == p.USER_DEFINED and i not in special.values()]
     # Only where no piece goes on after a space may words be taken one by one.
     by_word = not any(_SPACE in piece.piece[1:] for piece in proto.pieces if piece.type != piece.CONTROL)
-    words = pre_tokenizers.Metaspace(prepend_scheme="first", split=by_word)
+    cuts = [pre_tokenizers.Metaspace(prepend_scheme="first", split=by_word)]
     if proto.trainer_spec.model_type == _UNIGRAM:
         tokenizer = Tokenizer(_unigram(proto, special))
     else:
         tokenizer = Tokenizer(_bpe(proto, special, keep_whole=bool(symbols)))
         if symbols:  # found in the text before any pair is merged, the longest first
             longest_first = sorted(symbols, key=len, reverse=True)
-            kept = pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), "isolated")
-            words = pre_tokenizers.Sequence([words, kept])
+            cuts.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), "isolated"))
+    if proto.trainer_spec.byte_fallback:  # text that spells the piece of a byte is no byte: cut where no piece goes on
+        texts = [piece.piece for piece in proto.pieces if piece.type != piece.BYTE]
+        for pair, cut in (("<0", "<(?=0x[0-9A-F]{2}>)"), ("0x", "(?<=<)0(?=x[0-9A-F]{2}>)")):
+            if not any(pair in text for text in texts):
+                cuts.append(pre_tokenizers.Split(Regex(cut), "merged_with_previous"))
+                break
     steps = [
         normalizers.Replace(Regex(" {2,}"), " "),
         normalizers.Replace(Regex(f"[ {_SPACE}]+\\z"), ""),
@@ -39,7 +44,7 @@ def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
     if proto.normalizer_spec.precompiled_charsmap:
         steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
     tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = words
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts) if cuts[1:] else cuts[0]
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     # [MASK] takes the space before it: the model has seen it in the place of a piece that begins with one.
     tokenizer.add_special_tokens(
