@@ -85,7 +85,7 @@ def identity(settings: Settings, sources: list[corpus.Source]) -> str:
     """Hash of everything that the rows depend on: another text, tokenizer or length has another one."""
     values = dataclasses.asdict(settings) | {"sources": [corpus.fingerprint(source) for source in sources]}
     if settings.tokenizer:
-        values["tokenizer"] = tokenizer.digest(settings.tokenizer)
+        values["tokenizer"] = tokenizer.encoding_digest(settings.tokenizer)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -145,6 +145,16 @@ def digest(path: str | Path) -> str:
     return hashlib.sha256(canonical(path)[1]).hexdigest()
 
 
+def encoding_digest(path: str | Path) -> str:
+    """The digest; another one where rows split special tokens once that stay whole now."""
+    name, content = canonical(path)
+    special = json.loads(content)["added_tokens"] if name == JSON_FILE else []
+    split_before = [
+        token for token in special if token["special"] and token["content"] not in tokenizer_files.ROLE_NAMES
+    ]
+    return digest(path) + ("-whole" if split_before else "")
+
+
 def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
     try:
         processor = spm.SentencePieceProcessor(model_proto=content)
@@ -215,8 +225,8 @@ def check_exportable(content: bytes, path: str | Path) -> None:
     ]
     if normalizer.precompiled_charsmap:
         normalize = tokenizers.normalizers.Precompiled(normalizer.precompiled_charsmap).normalize_str
-        roles = {name for names in tokenizer_files.SPECIAL_PIECES.values() for name in names}
-        symbols = {piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED} - roles
+        symbols = {piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED}
+        symbols -= tokenizer_files.ROLE_NAMES
         symbols = [symbol.replace("\u2581", " ") for symbol in sorted(symbols)]
         # SentencePiece leaves them as they are in the text that it normalises.
         if other := [symbol for symbol in symbols if normalize(symbol) != symbol]:

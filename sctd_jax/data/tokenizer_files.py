@@ -4,6 +4,7 @@ Followed is transformers 5: its BertTokenizer takes the vocabulary and the added
 normaliser from the options in `tokenizer_config.json`; PreTrainedTokenizerFast takes the file as it is.
 """
 
+import collections
 import json
 import re
 import unicodedata
@@ -24,6 +25,7 @@ SPECIAL_PIECES = {
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
+ROLE_NAMES = frozenset(name for names in SPECIAL_PIECES.values() for name in names)
 _OPTIONS, _MODEL, _ROLES, _ADDED = (
     "tokenizer_config.json",
     "config.json",
@@ -100,14 +102,14 @@ def read(path: epath.Path) -> tuple[tokenizers.Tokenizer, list[str]]:
     around, remarks = beside(path), []
     is_bert = _is_bert(path, around)
     if path.suffix == ".json":
-        content = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes().decode("utf-8-sig")
         inner = tokenizers.Tokenizer.from_str(content)
         listed = json.loads(content).get("added_tokens") or []
         _check_ids(path, inner, [(token["id"], token["content"]) for token in listed])
         if is_bert:
             _follow_bert(path, inner, around)
     else:
-        pieces = path.read_text(encoding="utf-8-sig").split("\n")
+        pieces = path.read_bytes().decode("utf-8-sig").split("\n")
         vocab = {piece.rstrip(): i for i, piece in enumerate(pieces) if piece.strip()}
         case = _case(path, around, vocab, remarks)
         inner = tokenizers.BertWordPieceTokenizer(vocab, **case._asdict())._tokenizer
@@ -185,7 +187,7 @@ def _is_bert(path: epath.Path, around: Beside) -> bool:
         if not isinstance(around.options.get(option), bool | None):
             raise UserError(f"{options}: {option} is {around.options[option]!r}, expected true, false or null")
     never = set(around.options.get("never_split") or ()) - {str(token) for _, token in _declared(path, around)}
-    if lost := sorted(map(str, never - {name for names in SPECIAL_PIECES.values() for name in names})):
+    if lost := sorted(map(str, never - ROLE_NAMES)):
         raise UserError(f"{options}: never_split names {printable(lost[0])!r}, which transformers splits since "
                         "version 5; list it in additional_special_tokens or take it out")  # fmt: skip
     return True
@@ -316,9 +318,9 @@ def _add_tokens(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside, i
 
 def _check_ids(path: epath.Path, inner: tokenizers.Tokenizer, tokens: Sequence[tuple[int | None, str]]) -> None:
     ids = inner.get_vocab(with_added_tokens=True)
-    taken = {i: piece for piece, i in ids.items()}
+    counts = collections.Counter(ids.values())
     for expected, name in tokens:
-        if expected not in (None, ids[name]) or taken[ids[name]] != name:
+        if expected not in (None, ids[name]) or counts[ids[name]] > 1:
             raise UserError(
                 f"{path}: the added token {printable(name)!r} gets the id {ids[name]} there, "
                 + (f"but its file says {expected}" if expected not in (None, ids[name]) else "which another piece has")

@@ -51,6 +51,8 @@ def open_pretrained(init: str, recipe: Mapping, log: Callable[[str], None]) -> P
     found = read_model(Path(init), tokenizer_file=None, recipe=recipe)
     params = {"encoder": found.state.params["encoder"]} | ({"pooler": found.pooler} if found.pooler else {})
     file = storage.as_path(found.tokenizer_file)
+    for remark in tokenizer.remarks(file):
+        log(remark)
     return Pretrained(found.config, tokenizer.load(file), file, found.digest, lambda mesh: params)
 
 
