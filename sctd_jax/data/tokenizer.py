@@ -105,9 +105,9 @@ def canonical(path: str | Path) -> tuple[str, bytes]:
 
 
 def remarks(path: str | Path) -> list[str]:
-    """What `canonical` guesses, a line each; errors as there."""
+    """What `canonical` guesses or finds odd, a line each; errors as there."""
     path = _there(path)
-    return _read(path)[1] if path.suffix == _VOCAB_SUFFIX else []
+    return _read(path)[1] if path.suffix in (_VOCAB_SUFFIX, ".json") else []
 
 
 def _there(path: str | Path) -> epath.Path:
@@ -243,6 +243,8 @@ def _hugging_face(content: bytes, path: str | Path) -> Tokenizer:
     pieces = [""] * (max(ids.values()) + 1)
     for piece, i in ids.items():
         pieces[i] = piece
+    for token in settings["added_tokens"]:  # where two have an id, the one that text is read as
+        pieces[ids[token["content"]]] = token["content"]
     special = tokenizer_files.special_ids(pieces, path)
     roles = {pieces[i] for i in special.values()}
     for token in settings["added_tokens"]:
