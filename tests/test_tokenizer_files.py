@@ -8,6 +8,7 @@ import tokenizers
 
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
+from sctd_jax.interop import tokenizer_json
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["the", "cafe", "covid", "##19", "##s", "[", "]", "e1", "mask", "new", "x"]
@@ -74,6 +75,9 @@ def test_tokens_that_were_added_stay_whole_wherever_they_are_said(folder, files)
     (path.parent / "kept").mkdir()
     (path.parent / "kept" / name).write_bytes(content)
     assert tokenizer.load(path.parent / "kept" / name, kept=True).encode(["[E1] covid19"])[0].tolist() == [V, V + 1]
+    names = {role: loaded.pieces[i] for role, i in loaded.special.items()}
+    exported = tokenizer_json.completed(content, names, loaded.special)
+    assert exported.encode("the [E1] covid19").ids == [2, 5, V, V + 1, 3]
 
 
 def test_added_tokens_have_the_flags_of_the_file_beside_them(folder):
@@ -203,7 +207,7 @@ def test_a_json_that_bert_tokenizer_would_read_otherwise_is_refused(folder):
     [
         # Five special pieces of 60 are more than a twentieth, and say nothing of the words.
         (SPECIAL + list("abcdefghijklmnopqrstuvwxyz0123456789"), {}, "A b", ["a", "b"], ""),
-        ([*VOCAB, "The"], {}, "The the", ["The", "the"], "case is kept, as 1 of 12 pieces have it"),
+        ([*VOCAB, "The"], {}, "The the", ["The", "the"], "case is kept, as 1 of 12 pieces have capitals"),
         ([*VOCAB, *FILL, "möchte", "##ß"], {}, "Möchte", ["möchte"], "accents are kept, as 1 of 313"),
         ([*VOCAB, *FILL, "が", "か"], {}, "が か", ["が", "か"], "accents are kept, as 1 of 313"),
         ([*VOCAB, *FILL, "한국"], {}, "한국", ["한국"], "accents are kept, as 1 of 312"),

@@ -244,8 +244,8 @@ def _case(path: epath.Path, around: Beside, vocab: dict[str, int], remarks: list
         lowercase = cased <= _CASED_SHARE * len(words)
         if not lowercase:
             remarks.append(
-                f"{path}: nothing says do_lower_case; case is kept, as {cased:,} of {len(words):,} pieces have it "
-                f"(transformers lower-cases without {_OPTIONS})"
+                f"{path}: nothing says do_lower_case; case is kept, as {cased:,} of {len(words):,} pieces have "
+                f"capitals (transformers lower-cases without {_OPTIONS})"
             )
     stripped = lowercase if strip_accents is None else strip_accents
     accented = sum(piece != _without_accents(piece) for piece in words) if stripped else 0
