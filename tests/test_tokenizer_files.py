@@ -93,6 +93,7 @@ def test_added_tokens_have_the_flags_of_the_file_beside_them(folder):
     ("files", "said"),
     [
         ({"added_tokens": {"covid19": V + 5}}, rf"'covid19' gets the id {V} there, but its file says {V + 5}"),
+        ({"added_tokens": {"[PAD]": 3}}, r"'\[PAD\]' gets the id 0 there, but its file says 3"),
         ({"added_tokens": {"covid": V}}, rf"'covid' gets the id 7 there, but its file says {V}"),
         (
             {"inner": wordpiece(["[E1]"]), "tokenizer_config": {"added_tokens_decoder": {}, "do_lower_case": True},

@@ -79,6 +79,7 @@ def test_an_export_reads_text_as_the_model_does(train, kind, options):
     theirs = [encoding.ids for encoding in converted.encode_batch(lines, add_special_tokens=False)]
     for line, ids, expected in zip(lines, loaded.encode(lines), theirs, strict=True):
         assert ids.tolist() == expected, line
+    assert "one of its 1 other control_symbols, such as '[X]', is split" in tokenizer.remarks(path)[0]
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])

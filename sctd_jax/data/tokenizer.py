@@ -107,7 +107,17 @@ def canonical(path: str | Path) -> tuple[str, bytes]:
 def remarks(path: str | Path) -> list[str]:
     """What `canonical` guesses or finds odd, a line each; errors as there."""
     path = _there(path)
-    return _read(path)[1] if path.suffix in (_VOCAB_SUFFIX, ".json") else []
+    if path.suffix in (_VOCAB_SUFFIX, ".json"):
+        return _read(path)[1]
+    proto = sentencepiece_model.ModelProto.FromString(path.read_bytes())
+    split = [piece.piece for piece in proto.pieces if piece.type == piece.CONTROL]
+    split = [piece for piece in split if piece not in tokenizer_files.ROLE_NAMES]
+    if not split:
+        return []
+    return [
+        f"{path}: text that spells one of its {len(split)} other control_symbols, such as {printable(split[0])!r}, is "
+        "split; only user_defined_symbols stay whole"
+    ]
 
 
 def _there(path: str | Path) -> epath.Path:

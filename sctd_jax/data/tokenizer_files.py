@@ -307,7 +307,8 @@ def _declared(path: epath.Path, around: Beside) -> list[tuple[int | None, AddedT
 def _add_tokens(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside, is_bert: bool) -> None:
     pieces = list(inner.get_vocab(with_added_tokens=True))
     roles = {pieces[i] for i in special_ids(pieces, path).values()}
-    tokens = [pair for pair in _declared(path, around) if str(pair[1]) not in roles]
+    declared = _declared(path, around)
+    tokens = [pair for pair in declared if str(pair[1]) not in roles]
     held = {str(token) for token in inner.get_added_tokens_decoder().values()}
     lost = sorted(held - {str(token) for _, token in tokens} - roles)
     if is_bert and lost and "added_tokens_decoder" in around.options:
@@ -316,7 +317,7 @@ def _add_tokens(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside, i
             "by which transformers' BertTokenizer goes; add it there or take it out here"
         )
     inner.add_tokens([token for i, token in tokens if i is not None or str(token) not in held])
-    _check_ids(path, inner, [(i, str(token)) for i, token in tokens])
+    _check_ids(path, inner, [(i, str(token)) for i, token in declared])
     _check_role_names(path, around, pieces)
 
 
