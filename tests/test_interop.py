@@ -6,14 +6,17 @@ There tests/interop_check.py loads what we export, and tests/interop_create.py m
 import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file
 
 from sctd_jax.data import corpus, prepare, tokenizer
@@ -258,13 +261,72 @@ def test_training_continues_from_an_import(exported, workdir, tmp_path):
     assert f"Started from: {tmp_path / 'start'}" in (tmp_path / "model" / "README.md").read_text()
 
 
+def write_tokenizers(out):
+    """Folders with a tokenizer and files beside it, and 1,000 lines in which what they say makes a difference."""
+    lines, rng = real_lines(1000), random.Random(0)
+    odd = ["covid19", "covid19s", "NewYork", "newyork", "[E1]", "x[E1]y", "[e1]", "<X>", "CAFÉ", "café", "中文", "<B>"]
+    texts = [" ".join(rng.choice([word, word, rng.choice(odd)]) for word in line.split()[:15]) for line in lines]
+    (out / "tokenizers.json").write_text(json.dumps(texts))
+    common = [word for word, _ in Counter(" ".join(lines).replace(".", "").split()).most_common(300)]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab = list(
+        dict.fromkeys([*special, *common, *letters, *("##" + c for c in letters), *"[]<>.,中文", "new", "cafe"])
+    )
+
+    def wordpiece(added=(), plain=(), **options):
+        inner = tokenizers.BertWordPieceTokenizer({piece: i for i, piece in enumerate(vocab)}, **options)._tokenizer
+        inner.add_special_tokens(list(added))
+        inner.add_tokens(list(plain))
+        return {"tokenizer": json.loads(inner.to_str())}
+
+    flags = {"lstrip": True, "rstrip": True, "single_word": True, "normalized": False, "special": False}
+    decoder = {"added_tokens_decoder": {str(len(vocab)): {"content": "covid19", **flags}}}
+    bert, as_it_is = {"tokenizer_class": "BertTokenizer"}, {"tokenizer_class": "PreTrainedTokenizerFast"}
+    covid = {"added_tokens": {"covid19": len(vocab), "NewYork": len(vocab) + 1}}
+    both = {"added_tokens": {"[E1]": len(vocab), "covid19": len(vocab) + 1}}
+    lower = {"do_lower_case": True}
+    for name, files in {
+        "added": covid | {"tokenizer_config": lower},
+        "special": {"tokenizer_config": {"additional_special_tokens": ["[E1]", "<X>"], "bos_token": "<B>", **lower}},
+        "map": both | {"special_tokens_map": {"additional_special_tokens": ["[E1]"]}, "tokenizer_config": lower},
+        "decoder": {"tokenizer_config": decoder | {"do_lower_case": False}},
+        "json": wordpiece(["[E1]"], ["covid19"]) | {"tokenizer_config": bert},
+        "json_cased": wordpiece() | {"tokenizer_config": bert | {"do_lower_case": False}},
+        "json_accents": wordpiece() | {"tokenizer_config": bert | {"do_lower_case": True, "strip_accents": False}},
+        "json_chinese": wordpiece() | {"tokenizer_config": bert | {"tokenize_chinese_chars": False}},
+        "json_as_it_is": wordpiece(["[E1]"], lowercase=False) | {"tokenizer_config": as_it_is | lower},
+        "json_flags": wordpiece([], ["covid19"]) | {"tokenizer_config": as_it_is | decoder},
+        "json_more": wordpiece(["[E1]"], ["covid19"]) | {"tokenizer_config": as_it_is | {"cls_token": "[CLS]"}}
+        | {"added_tokens": {"covid19": len(vocab) + 1}, "special_tokens_map": {"additional_special_tokens": ["<X>"]}},
+    }.items():  # fmt: skip
+        folder = out / "tokenizers" / name
+        folder.mkdir(parents=True)
+        for file, content in {"config": {"model_type": "bert"}, **files}.items():
+            (folder / f"{file}.json").write_text(json.dumps(content))
+        if "tokenizer" not in files:
+            (folder / "vocab.txt").write_text("\n".join(vocab))
+
+
 @pytest.fixture(scope="module")
 def created(tmp_path_factory):
     """What `transformers` made: models, and what it says of 2,000 lines and a batch."""
     out = tmp_path_factory.mktemp("created")
+    write_tokenizers(out)
     (out / "lines.txt").write_text("\n".join(" ".join(line.split()) for line in real_lines(2000)))
     run_peer("interop_create.py", out, out / "lines.txt")
     return out
+
+
+@needs_peer
+def test_tokenizers_have_the_ids_of_transformers_whatever_lies_beside_them(created, tmp_path):
+    texts = json.loads((created / "tokenizers.json").read_text())
+    for folder in sorted((created / "tokenizers").iterdir()):
+        expected, size = json.loads((folder / "expected.json").read_text())
+        loaded = tokenizer.load(importing._find_tokenizer(folder))
+        assert len(loaded.pieces) == size, folder.name
+        for text, ids, theirs in zip(texts, loaded.encode(texts), expected, strict=True):
+            assert ids.tolist() == theirs, (folder.name, text)
 
 
 @needs_peer

@@ -104,7 +104,7 @@ def identity(settings: Settings, sources: list[corpus.Source]) -> str:
     if settings.tokenizer or not settings.keep_zwnj:
         del values["keep_zwnj"]
     if settings.tokenizer:
-        values["tokenizer"] = tokenizer.digest(settings.tokenizer)
+        values["tokenizer"] = tokenizer.encoding_digest(settings.tokenizer)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -208,6 +208,8 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
 
     if settings.tokenizer:
         name, model = tokenizer.canonical(settings.tokenizer)
+        for remark in tokenizer.remarks(settings.tokenizer):
+            log(remark)
     else:
         log(f"training a {settings.tokenizer_type} tokenizer of {settings.vocab_size:,} pieces")
         lines = [line for line, _ in look.sample]

@@ -15,22 +15,13 @@ import tokenizers
 from etils import epath
 
 from sctd_jax import storage
-from sctd_jax.errors import UserError
+from sctd_jax.data import tokenizer_files
+from sctd_jax.errors import UserError, printable
 
 # How a tokenizer is kept in a folder of rows or a workdir: as a SentencePiece model or as `tokenizers` JSON.
 SENTENCEPIECE_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
-_VOCAB_SUFFIX, _OPTIONS_FILE = ".txt", "tokenizer_config.json"  # BERT's vocab.txt, one WordPiece a line
-_WORDPIECE_CLASSES = (None, "BertTokenizer", "BertTokenizerFast", "PreTrainedTokenizerFast")
-_CASED_SHARE = 0.05  # of pieces with a capital: special pieces alone are far below, cased vocabularies far above
+_VOCAB_SUFFIX = ".txt"  # BERT's vocab.txt, one WordPiece a line
 _EXPORTABLE = (1, 2, 4)  # SentencePiece's unigram, bpe and char
-# Special pieces by role: BERT's names first, then RoBERTa's.
-_SPECIAL_PIECES = {
-    "pad": ("[PAD]", "<pad>"),
-    "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-}
 _WORD_MARKS = ("\u2581", "\u0120")  # a space before the piece: of SentencePiece, of byte-level BPE
 _ENCODE_TEXTS = 256  # at a time where the encodings take many times the memory of the ids
 
@@ -59,17 +50,27 @@ class Tokenizer:
         return piece[1:] if piece.startswith(_WORD_MARKS) else piece
 
 
-def load(path: str | Path) -> Tokenizer:
-    """Load a SentencePiece model, a `tokenizer.json` or a WordPiece `vocab.txt`.
+def load(path: str | Path, *, kept: bool = False) -> Tokenizer:
+    """Load a SentencePiece model, a `tokenizer.json` or a WordPiece `vocab.txt`, as `transformers` reads it.
 
     Special ids are read from the vocabulary by name. Truncation and padding that a `tokenizer.json` asks for are left
-    out: rows are packed.
+    out: rows are packed. Added tokens stay whole; the literal text of the five roles stays text.
+
+    Args:
+      path: the file; what lies beside it (`tokenizer_config.json` ...) counts.
+      kept: it lies in a run's workdir or beside its rows: a kind that is refused today must still open there.
 
     Raises:
-      UserError: no such file, not a tokenizer, or a special piece is missing.
+      UserError: no such file, not a tokenizer, a special piece is missing, or `transformers` reads it otherwise.
     """
     name, content = canonical(path)
-    loaded = (_sentencepiece if name == SENTENCEPIECE_FILE else _hugging_face)(content, path)
+    if name == SENTENCEPIECE_FILE:
+        loaded = _sentencepiece(content, path)
+        if not kept:
+            check_exportable(content, path)
+            tokenizer_files.check_sentencepiece(storage.as_path(path), loaded.pieces)
+    else:
+        loaded = _hugging_face(content, path)
     # Some models have their specials among the ordinary pieces, and a document may spell one.
     special_ids = [i for role, i in loaded.special.items() if role != "unk"]
 
@@ -89,25 +90,52 @@ def canonical(path: str | Path) -> tuple[str, bytes]:
     """File name and content with which a tokenizer is kept in a folder of rows or a workdir.
 
     Raises:
-      UserError: no such file, or not a tokenizer.
+      UserError: no such file, not a tokenizer, or `transformers` reads it otherwise.
     """
-    path = storage.as_path(path)
-    if not path.is_file():
-        raise UserError(f"data.tokenizer {path}: no such file")
-    options = _options(path.with_name(_OPTIONS_FILE)) if path.suffix == _VOCAB_SUFFIX else {}
-    try:
-        if path.suffix == _VOCAB_SUFFIX:
-            return JSON_FILE, _wordpiece(path, options).to_str().encode()
-        if path.suffix != ".json":
+    path = _there(path)
+    if path.suffix not in (_VOCAB_SUFFIX, ".json"):
+        try:
             return SENTENCEPIECE_FILE, path.read_bytes()
-        content = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
-    except Exception as error:  # `tokenizers` raises plain Exception on JSON it does not understand
-        raise UserError(f"data.tokenizer {path}: not a tokenizer ({error})") from error
+        except OSError as error:
+            raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
+    content = _read(path)[0]
     content.no_truncation()
     content.no_padding()
     return JSON_FILE, content.to_str().encode()
+
+
+def remarks(path: str | Path) -> list[str]:
+    """What `canonical` guesses or finds odd, a line each; errors as there."""
+    path = _there(path)
+    if path.suffix in (_VOCAB_SUFFIX, ".json"):
+        return _read(path)[1]
+    proto = sentencepiece_model.ModelProto.FromString(path.read_bytes())
+    split = [piece.piece for piece in proto.pieces if piece.type == piece.CONTROL]
+    split = [piece for piece in split if piece not in tokenizer_files.ROLE_NAMES]
+    if not split:
+        return []
+    return [
+        f"{path}: text that spells one of its {len(split)} other control_symbols, such as {printable(split[0])!r}, is "
+        "split; only user_defined_symbols stay whole"
+    ]
+
+
+def _there(path: str | Path) -> epath.Path:
+    path = storage.as_path(path)
+    if not path.is_file():
+        raise UserError(f"data.tokenizer {path}: no such file")
+    return path
+
+
+def _read(path: epath.Path) -> tuple[tokenizers.Tokenizer, list[str]]:
+    try:
+        return tokenizer_files.read(path)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
+    except Exception as error:  # `tokenizers` raises plain Exception on JSON it does not understand
+        raise UserError(f"data.tokenizer {path}: not a tokenizer ({printable(error)})") from error
 
 
 def find(folder: epath.Path) -> epath.Path:
@@ -127,6 +155,16 @@ def digest(path: str | Path) -> str:
     return hashlib.sha256(canonical(path)[1]).hexdigest()
 
 
+def encoding_digest(path: str | Path) -> str:
+    """The digest; another one where rows split special tokens once that stay whole now."""
+    name, content = canonical(path)
+    special = json.loads(content)["added_tokens"] if name == JSON_FILE else []
+    split_before = [
+        token for token in special if token["special"] and token["content"] not in tokenizer_files.ROLE_NAMES
+    ]
+    return digest(path) + ("-whole" if split_before else "")
+
+
 def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
     try:
         processor = spm.SentencePieceProcessor(model_proto=content)
@@ -134,7 +172,6 @@ def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
         raise UserError(
             f"data.tokenizer {path}: not a SentencePiece model (nor a .json of `tokenizers` or a vocab.txt)"
         ) from error
-    _check_exportable(content, path)
     pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
@@ -151,7 +188,7 @@ def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
     def decode(ids: Sequence[int]) -> str:
         return processor.decode([int(i) for i in ids])
 
-    return Tokenizer(pieces, _special_ids(pieces, path), _marked(pieces), encode, encode_spans, decode)
+    return Tokenizer(pieces, tokenizer_files.special_ids(pieces, path), _marked(pieces), encode, encode_spans, decode)
 
 
 def _from_proto(text: str, proto) -> Tokenized:
@@ -174,20 +211,36 @@ def _tokenized(text: str, ids: Sequence[int], spans: Sequence[tuple[int, int]]) 
     )
 
 
-def _check_exportable(content: bytes, path: str | Path) -> None:
-    """Refuse what `interop` could not give to transformers, before a run rather than after it."""
+def check_exportable(content: bytes, path: str | Path) -> None:
+    """Refuse a SentencePiece model that `interop` could not give to transformers, before a run rather than after it.
+
+    Raises:
+      UserError: what it was trained with.
+    """
     proto = sentencepiece_model.ModelProto.FromString(content)
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     kinds = {value: name.lower() for name, value in sentencepiece_model.TrainerSpec.ModelType.items()}
     wrong = [
         text
         for text, found in (
-            (f"model_type={kinds[proto.trainer_spec.model_type]}", proto.trainer_spec.model_type not in _EXPORTABLE),
-            ("add_dummy_prefix=false", not proto.normalizer_spec.add_dummy_prefix),
-            ("remove_extra_whitespaces=false", not proto.normalizer_spec.remove_extra_whitespaces),
-            ("treat_whitespace_as_suffix=true", proto.trainer_spec.treat_whitespace_as_suffix),
+            (f"model_type={kinds[trainer.model_type]}", trainer.model_type not in _EXPORTABLE),
+            ("add_dummy_prefix=false", not normalizer.add_dummy_prefix),
+            ("remove_extra_whitespaces=false", not normalizer.remove_extra_whitespaces),
+            ("treat_whitespace_as_suffix=true", trainer.treat_whitespace_as_suffix),
+            ("escape_whitespaces=false", not normalizer.escape_whitespaces),
+            # Spelt by SentencePiece in their parts, which `tokenizers` cannot.
+            ("pieces marked as unused", any(piece.type == piece.UNUSED for piece in proto.pieces)),
         )
         if found
     ]
+    if normalizer.precompiled_charsmap:
+        normalize = tokenizers.normalizers.Precompiled(normalizer.precompiled_charsmap).normalize_str
+        symbols = {piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED}
+        symbols -= tokenizer_files.ROLE_NAMES
+        symbols = [symbol.replace("\u2581", " ") for symbol in sorted(symbols)]
+        # SentencePiece leaves them as they are in the text that it normalises.
+        if other := [symbol for symbol in symbols if normalize(symbol) != symbol]:
+            wrong.append(f"user_defined_symbols that its normaliser changes ({printable(', '.join(other[:5]))})")
     if wrong:
         raise UserError(
             f"data.tokenizer {path}: trained with {', '.join(wrong)}: exported, transformers would tokenise otherwise"
@@ -195,21 +248,27 @@ def _check_exportable(content: bytes, path: str | Path) -> None:
 
 
 def _hugging_face(content: bytes, path: str | Path) -> Tokenizer:
-    inner = tokenizers.Tokenizer.from_buffer(content)
-    # Off while text is read: a document that spells "[MASK]" must not get the special id.
-    inner.encode_special_tokens = True
-    ids = inner.get_vocab(with_added_tokens=True)
+    settings = json.loads(content)
+    ids = tokenizers.Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     pieces = [""] * (max(ids.values()) + 1)
     for piece, i in ids.items():
         pieces[i] = piece
-    special = _special_ids(pieces, path)
-    model = json.loads(content)["model"]
-    if model["type"] == "WordPiece":
-        prefix = model["continuing_subword_prefix"]
-        word_start_V = np.array([not piece.startswith(prefix) for piece in pieces])
-        word_start_V[list(special.values())] = False
+    for token in settings["added_tokens"]:  # where two have an id, the one that text is read as
+        pieces[ids[token["content"]]] = token["content"]
+    special = tokenizer_files.special_ids(pieces, path)
+    roles = {pieces[i] for i in special.values()}
+    for token in settings["added_tokens"]:
+        token["special"] = token["content"] in roles
+    inner = tokenizers.Tokenizer.from_str(json.dumps(settings))
+    # A document that spells "[MASK]" must not get the special id; all other added tokens stay whole.
+    inner.encode_special_tokens = True
+    model = settings["model"]
+    if model["type"] == "WordPiece":  # only the prefix continues a word, also after [UNK]
+        word_start_V = np.array([not piece.startswith(model["continuing_subword_prefix"]) for piece in pieces])
     else:
         word_start_V = _marked(pieces)
+    word_start_V[[ids[token["content"]] for token in settings["added_tokens"]]] = True
+    word_start_V[[i for role, i in special.items() if role != "unk"]] = False
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
         found = []
@@ -230,44 +289,6 @@ def _hugging_face(content: bytes, path: str | Path) -> Tokenizer:
         return inner.decode([int(i) for i in ids])
 
     return Tokenizer(tuple(pieces), special, word_start_V, encode, encode_spans, decode)
-
-
-def _options(path: Path) -> dict:
-    """The `tokenizer_config.json` beside a vocabulary, if there is one."""
-    if not path.is_file():
-        return {}
-    try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(options, dict):
-        raise UserError(f"{path} cannot be read: expected an object with fields")
-    if (found := options.get("tokenizer_class")) not in _WORDPIECE_CLASSES:
-        raise UserError(f"{path}: tokenizer_class is {found!r}, supported are BertTokenizer and BertTokenizerFast")
-    return options
-
-
-def _wordpiece(path: Path, options: dict) -> tokenizers.Tokenizer:
-    """BERT's tokenizer from its `vocab.txt`; where nothing says whether it keeps case, the pieces show it."""
-    pieces = path.read_text(encoding="utf-8").split("\n")
-    vocab = {piece: i for i, piece in enumerate(pieces) if piece.strip()}
-    cased = sum(piece != piece.lower() for piece in vocab) > _CASED_SHARE * len(vocab)
-    return tokenizers.BertWordPieceTokenizer(
-        vocab,
-        lowercase=options.get("do_lower_case", not cased),
-        strip_accents=options.get("strip_accents"),
-        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
-    )._tokenizer
-
-
-def _special_ids(pieces: Sequence[str], path: str | Path) -> dict[str, int]:
-    ids = {}
-    for role, names in _SPECIAL_PIECES.items():
-        found = [pieces.index(name) for name in names if name in pieces]
-        if not found:
-            raise UserError(f"data.tokenizer {path}: no special piece {' or '.join(names)}")
-        ids[role] = found[0]
-    return ids
 
 
 def _marked(pieces: Sequence[str]) -> np.ndarray:

@@ -52,6 +52,8 @@ def open_pretrained(init: str, recipe: Mapping, log: Callable[[str], None]) -> P
     found = read_model(Path(init), tokenizer_file=None, recipe=recipe)
     params = {"encoder": found.state.params["encoder"]} | ({"pooler": found.pooler} if found.pooler else {})
     file = storage.as_path(found.tokenizer_file)
+    for remark in tokenizer.remarks(file):
+        log(remark)
     return Pretrained(found.config, tokenizer.load(file), file, found.digest, lambda mesh: params)
 
 
@@ -70,4 +72,4 @@ def _from_workdir(workdir: epath.Path, log: Callable[[str], None]) -> Pretrained
         return {name: found[name] for name in ("encoder", "pooler") if name in found}
 
     file = tokenizer.find(workdir)
-    return Pretrained(read_config(workdir), tokenizer.load(file), file, identity, params)
+    return Pretrained(read_config(workdir), tokenizer.load(file, kept=True), file, identity, params)

@@ -84,10 +84,12 @@ def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
     (folder / _WEIGHTS).chmod(0o644)
     name, content = tokenizer.canonical(tokenizer.find(workdir))
     if name == tokenizer.SENTENCEPIECE_FILE:
+        tokenizer.check_exportable(content, workdir / name)
         (folder / name).write_bytes(content)
         fast = tokenizer_json.convert(content, special)
     else:
         fast = tokenizer_json.completed(content, names, special)
+    more = [str(t) for t in fast.get_added_tokens_decoder().values() if t.special and str(t) not in names.values()]
     (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
     _write_json(folder / _CONFIG, bert_config.to_json(model.config, special["pad"]) | model.settings)
     _write_json(folder / _TOKENS, tokens)
@@ -98,6 +100,7 @@ def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **tokens,
+        **({"additional_special_tokens": more} if more else {}),
     }
     _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
     (folder / _CARD).write_text(model.card)

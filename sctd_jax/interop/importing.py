@@ -82,14 +82,19 @@ def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) ->
     folder = checkpoint.parent
     pieces_file = tokenizer_file or _find_tokenizer(folder)
     pieces = tokenizer.load(pieces_file)
-    model = bert_config.from_json(_read_json(folder / _CONFIG_FILE), str(folder / _CONFIG_FILE))
+    described = _read_json(folder / _CONFIG_FILE)
+    model = bert_config.from_json(described, str(folder / _CONFIG_FILE))
     rows = model["vocab_size"]
     model["vocab_size"] = _vocab_size(rows, len(pieces.pieces), pieces_file)
     config = _config(model, recipe)
     state = jax.jit(lambda: initial_state(config, SpecialIds(**pieces.special)))()
     tensors, left_out = _read_tensors(checkpoint, config, rows, state.params)
     state = state.replace(params=jax.device_put(weights.from_bert(config.model, tensors, state.params)))
-    notes = []
+    notes = tokenizer.remarks(pieces_file)
+    pad, said = pieces.special["pad"], described.get("pad_token_id")
+    if said not in (None, pad):
+        notes.append(f"warning: {_CONFIG_FILE} says pad_token_id {said}, but {pieces.pieces[pad]} is {pad}, which is "
+                     f"used; transformers never trained the embedding of {said}")  # fmt: skip
     if left_out:
         notes.append(f"left out, which this network has not: {_listed(left_out)}")
     if rows > model["vocab_size"]:
@@ -140,6 +145,11 @@ def _find_tokenizer(folder: Path) -> Path:
     found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     if not found:
         raise UserError(f"{folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); name one with --tokenizer")
+    # Of two, `transformers` reads the JSON, to which tokens may have been added since.
+    if [file.name for file in found[:2]] == list(_TOKENIZER_FILES[:2]):
+        pieces = tokenizer.load(found[0], kept=True).pieces
+        if [piece.strip() for piece in tokenizer.load(found[1]).pieces] != [piece.strip() for piece in pieces]:
+            return found[1]
     return found[0]
 
 

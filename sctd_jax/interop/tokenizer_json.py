@@ -1,26 +1,50 @@
 """SentencePiece model -> `tokenizer.json` of Hugging Face `tokenizers`, with the same ids for the same text."""
 
+import re
+
 import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 _UNIGRAM = 1  # TrainerSpec.ModelType
+_SPACE = "\u2581"
 
 
 def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
     """A fast tokenizer that adds [CLS] and [SEP] and gives segment ids for pairs.
 
     Args:
-      model: a serialised SentencePiece model.
+      model: a serialised SentencePiece model that `data.tokenizer.check_exportable` accepts.
       special: ids by role, as `data.tokenizer.Tokenizer.special` has them.
     """
     proto = sentencepiece_model.ModelProto.FromString(model)
     names = {role: proto.pieces[i].piece for role, i in special.items()}
-    tokenizer = Tokenizer(_unigram(proto) if proto.trainer_spec.model_type == _UNIGRAM else _bpe(proto))
-    steps = [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip(left=False, right=True)]
+    symbols = [p.piece for i, p in enumerate(proto.pieces) if p.type == p.USER_DEFINED and i not in special.values()]
+    # Only where no piece goes on after a space may words be taken one by one.
+    by_word = not any(_SPACE in piece.piece[1:] for piece in proto.pieces if piece.type != piece.CONTROL)
+    cuts = [pre_tokenizers.Metaspace(prepend_scheme="first", split=by_word)]
+    if proto.trainer_spec.model_type == _UNIGRAM:
+        tokenizer = Tokenizer(_unigram(proto, special))
+    else:
+        tokenizer = Tokenizer(_bpe(proto, special, keep_whole=bool(symbols)))
+        if symbols:  # found in the text before any pair is merged, the longest first
+            longest_first = sorted(symbols, key=len, reverse=True)
+            cuts.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), "isolated"))
+    if proto.trainer_spec.byte_fallback:  # text that spells the piece of a byte is no byte: cut where no piece goes on
+        texts = [piece.piece for piece in proto.pieces if piece.type != piece.BYTE]
+        for pair, cut in (("<0", "<(?=0x[0-9A-F]{2}>)"), ("0x", "(?<=<)0(?=x[0-9A-F]{2}>)")):
+            if not any(pair in text for text in texts):
+                cuts.append(pre_tokenizers.Split(Regex(cut), "merged_with_previous"))
+                break
+    steps = [
+        normalizers.Replace(Regex(" {2,}"), " "),
+        normalizers.Replace(Regex(f"[ {_SPACE}]+\\z"), ""),
+        # A letter of the text that looks like the mark of a space gets one before it.
+        normalizers.Replace(Regex(f"\\A{_SPACE}"), f" {_SPACE}"),
+    ]
     if proto.normalizer_spec.precompiled_charsmap:
         steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
     tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts) if cuts[1:] else cuts[0]
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     # [MASK] takes the space before it: the model has seen it in the place of a piece that begins with one.
     tokenizer.add_special_tokens(
@@ -47,13 +71,24 @@ def _template(names: dict[str, str], special: dict[str, int]) -> processors.Temp
     )
 
 
-def _unigram(proto) -> models.Unigram:
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+def _name(proto, i: int, special: dict[str, int]) -> str:
+    """A piece; with a space, which no text has here, if SentencePiece never finds it in text and no role needs it."""
+    piece = proto.pieces[i]
+    return f"{piece.piece} " if piece.type == piece.CONTROL and i not in special.values() else piece.piece
+
+
+def _unigram(proto, special: dict[str, int]) -> models.Unigram:
+    best = max((piece.score for piece in proto.pieces if piece.type == piece.NORMAL), default=0.0)
+    pieces = [
+        # SentencePiece's bonus for the symbols that shall stay whole.
+        (_name(proto, i, special), len(p.piece) * best - 0.1 if p.type == p.USER_DEFINED else p.score)
+        for i, p in enumerate(proto.pieces)
+    ]
     return models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id, byte_fallback=proto.trainer_spec.byte_fallback)
 
 
-def _bpe(proto) -> models.BPE:
-    vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+def _bpe(proto, special: dict[str, int], keep_whole: bool) -> models.BPE:
+    vocab = {_name(proto, i, special): i for i in range(len(proto.pieces))}
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
     merges = []
     # SentencePiece keeps no merges but the order in which pieces arose: the score.
@@ -62,4 +97,7 @@ def _bpe(proto) -> models.BPE:
         cuts = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
         merges += sorted(cuts, key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
     unknown = proto.pieces[proto.trainer_spec.unk_id].piece
-    return models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=proto.trainer_spec.byte_fallback)
+    return models.BPE(
+        vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=proto.trainer_spec.byte_fallback,
+        ignore_merges=keep_whole,
+    )  # fmt: skip

@@ -48,7 +48,7 @@ def open_masked_lm(path: str, recipe: Mapping, log: Callable[[str], None]) -> Ma
         if not steps:
             raise UserError(f"{path} has no checkpoint")
         return MaskedLm(
-            read_config(workdir), tokenizer.load(tokenizer.find(workdir)), workdir, steps,
+            read_config(workdir), tokenizer.load(tokenizer.find(workdir), kept=True), workdir, steps,
             lambda step: load_run(workdir, step, log).state.params,
         )  # fmt: skip
     found = read_model(Path(path), tokenizer_file=None, recipe=recipe)

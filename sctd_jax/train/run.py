@@ -49,7 +49,7 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
     config = read_config(workdir, log)
     if (workdir / TASK_FILE).is_file():
         raise UserError(f"{workdir} holds a fine-tuned model; expected the workdir of a pretraining run")
-    pieces = tokenizer.load(tokenizer.find(workdir))
+    pieces = tokenizer.load(tokenizer.find(workdir), kept=True)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         steps = checkpoints.steps()
@@ -84,7 +84,7 @@ def check_init(config: Config) -> None:
     rows = config.data.rows
     path = tokenizer.find(storage.as_path(rows)) if rows else config.data.tokenizer
     # The pieces, not the file: a vocab.txt and a tokenizer.json of one model give the same ids.
-    if not path or tokenizer.load(path).pieces != tokenizer.load(kept).pieces:
+    if not path or tokenizer.load(path, kept=bool(rows)).pieces != tokenizer.load(kept, kept=True).pieces:
         raise UserError(
             f"config.data.{f'rows {rows} were' if rows else 'input would be'} prepared with another tokenizer than "
             f"that of config.train.init: use --config.data.tokenizer={kept}"

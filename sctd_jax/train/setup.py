@@ -58,7 +58,7 @@ def open_data(config: Config, log: Callable[[str], None]) -> Data:
     path = tokenizer.find(folder)
     if tokenizer.digest(path) != metadata.tokenizer_sha256:
         raise UserError(f"{path} is not the tokenizer that the rows beside it were made with")
-    pieces = tokenizer.load(path)
+    pieces = tokenizer.load(path, kept=True)
     word_start_V = pieces.word_start_V if config.masking.whole_word else None
     if word_start_V is not None and not word_start_V.any():
         raise UserError("config.masking.whole_word: no piece of the vocabulary begins a word")
