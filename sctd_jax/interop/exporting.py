@@ -88,6 +88,7 @@ def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
         fast = tokenizer_json.convert(content, special)
     else:
         fast = tokenizer_json.completed(content, names, special)
+    fast = tokenizer_json.with_pairs(fast, names, special, model.config.type_vocab_size)
     (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
     _write_json(folder / _CONFIG, bert_config.to_json(model.config, special["pad"]) | model.settings)
     _write_json(folder / _TOKENS, tokens)
