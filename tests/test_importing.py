@@ -177,7 +177,7 @@ def test_every_misfit_is_listed_in_one_message(source):
     assert "and 70 more" in refused(source, "missing: bert.encoder.layer.1.attention")
 
 
-def test_a_decoder_of_its_own_is_unreadable(source, params, params):
+def test_a_decoder_of_its_own_is_refused(source, params):
     tensors = load_file(source / WEIGHTS)
     change(source, tensors | {"cls.predictions.decoder.weight": tensors[WORD] + 1})
     unreadable(source, params, f"cls.predictions.decoder.weight differs from {WORD}, but this network ties the two")
@@ -185,7 +185,7 @@ def test_a_decoder_of_its_own_is_unreadable(source, params, params):
     unreadable(source, params, "cls.predictions.decoder.bias differs from cls.predictions.bias")
 
 
-def test_a_tensor_under_two_names_is_unreadable(source, params, params):
+def test_a_tensor_under_two_names_is_refused(source, params):
     tensors = load_file(source / WEIGHTS)
     change(source, tensors | {"bert.embeddings.LayerNorm.gamma": np.ones(32, np.float32)})
     unreadable(source, params, r"holds bert.embeddings.LayerNorm.weight twice, as bert.* and as bert")
