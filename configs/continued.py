@@ -1,12 +1,14 @@
 r"""Continued pretraining by ScTD, from a BERT that was imported or from another run.
 
-    python -m sctd_jax.interop.huggingface import --from bert-base-uncased --workdir runs/bert
+    hf download google-bert/bert-base-uncased --local-dir bert
+    python -m sctd_jax.interop.huggingface import --from bert --workdir runs/bert
     python -m sctd_jax.main --config=configs/continued.py:runs/bert --workdir=runs/mine \
         --config.data.input='corpus/**/*.txt'
 
-The argument after the colon is the workdir to start from: its network, its tokenizer, its newest parameters; a new
-optimizer and a new importance table. A tenth of base.py's steps at half its learning rate: our choice, not a paper's,
-to be set by what your text needs. Hardware: as base.py. Its full-length result has not been measured by us.
+`hf` is of huggingface_hub. The argument after the colon is the workdir to start from: its network, its tokenizer, its
+newest parameters; a new optimizer and a new importance table. A tenth of base.py's steps at half its learning rate: our
+choice, not a paper's, to be set by what your text needs. Hardware: as base.py. Its full-length result has not been
+measured by us.
 """
 
 from pathlib import Path
@@ -28,7 +30,8 @@ def get_config(init: str = "") -> ConfigDict:
     tokenizers = [path for name in ("tokenizer.model", "tokenizer.json") if (path := Path(init, name)).is_file()]
     if not isinstance(model, dict) or not tokenizers:
         raise ValueError(
-            f"--config=configs/continued.py:WORKDIR wants the workdir of a run or an import, found {init!r}"
+            f"--config=configs/continued.py:WORKDIR wants the workdir of a run or an import, found {init!r}; a BERT of "
+            "transformers becomes one by python -m sctd_jax.interop.huggingface import --from FOLDER --workdir WORKDIR"
         )
     config = base.get_config()
     config.model.update(model)

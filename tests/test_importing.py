@@ -1,17 +1,22 @@
 """BERT checkpoints as they are found in the wild -> a workdir, or one message and nothing written."""
 
 import json
+import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
 from sctd_jax.data import prepare, tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.interop import bert_config, huggingface, importing, weights
+from sctd_jax.finetune.pretrained import open_pretrained
+from sctd_jax.interop import bert_config, convert, huggingface, importing, weights
 from sctd_jax.train.loop import train_and_evaluate
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import initial_state
@@ -73,11 +78,22 @@ def refused(source, match, **kwargs):
     return str(caught.value)
 
 
+def unreadable(source, params, match):
+    """As `refused`, without the time that initial parameters take."""
+    with pytest.raises(UserError, match=match) as caught:
+        importing._read_tensors(source / WEIGHTS, CONFIG, len(PIECES), params)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 def assert_same(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_a_masked_lm_comes_in_bit_for_bit(source, params):
+    """And no code of its folder runs: `auto_map` names classes for transformers' trust_remote_code."""
+    change(source, auto_map={"AutoModel": "modeling.Model", "AutoConfig": "modeling.Config"})
+    (source / "modeling.py").write_text(f"open({str(source.parent / 'it ran')!r}, 'w')")
     found, said = imported(source, path=source / WEIGHTS)
     assert_same(found, params)
     assert "imported 74 tensors" in said
@@ -94,12 +110,13 @@ def dataclass_fields(model):
 def test_an_encoder_without_prefix_and_head(source, params):
     """BertModel's names, the pooler and the index that old versions saved."""
     tensors = {name.removeprefix("bert."): x for name, x in load_file(source / WEIGHTS).items() if "cls." not in name}
-    tensors |= {"pooler.dense.weight": np.ones((32, 32)), "embeddings.position_ids": np.arange(32)[None]}
+    tensors |= {"pooler.dense.weight": np.ones((32, 32)), "pooler.dense.bias": np.ones(32)}
+    tensors |= {"embeddings.position_ids": np.arange(32)[None]}
     change(source, tensors)
     found, said = imported(source)
     assert_same(found["encoder"], params["encoder"])
     assert "there is no MLM head in it: the head starts from random weights" in said
-    assert "left out, which this network has not: embeddings.position_ids, pooler.dense.weight" in said
+    assert "left out, which this network has not: embeddings.position_ids, pooler.dense.bias, pooler" in said
     assert 0 < np.std(found["mlm_head"]["dense"]["kernel"]) < 0.05
     assert (found["mlm_head"]["norm"]["scale"] == 1).all()
 
@@ -161,25 +178,41 @@ def test_every_misfit_is_listed_in_one_message(source):
     assert "and 70 more" in refused(source, "missing: bert.encoder.layer.1.attention")
 
 
-def test_a_decoder_of_its_own_is_refused(source):
+def test_a_decoder_of_its_own_is_refused(source, params):
     tensors = load_file(source / WEIGHTS)
     change(source, tensors | {"cls.predictions.decoder.weight": tensors[WORD] + 1})
-    refused(source, f"cls.predictions.decoder.weight differs from {WORD}, but this network ties the two")
+    unreadable(source, params, f"cls.predictions.decoder.weight differs from {WORD}, but this network ties the two")
     change(source, tensors | {"cls.predictions.decoder.bias": tensors["cls.predictions.bias"] + 1})
-    refused(source, "cls.predictions.decoder.bias differs from cls.predictions.bias")
+    unreadable(source, params, "cls.predictions.decoder.bias differs from cls.predictions.bias")
 
 
-def test_a_tensor_under_two_names_is_refused(source):
+def test_a_tensor_under_two_names_is_refused(source, params):
     tensors = load_file(source / WEIGHTS)
     change(source, tensors | {"bert.embeddings.LayerNorm.gamma": np.ones(32, np.float32)})
-    refused(source, r"holds bert.embeddings.LayerNorm.weight twice, as bert.* and as bert")
+    unreadable(source, params, r"holds bert.embeddings.LayerNorm.weight twice, as bert.* and as bert")
 
 
-def test_numbers_that_are_not_finite(source):
+@pytest.mark.parametrize(
+    "name", [WORD, "cls.predictions.decoder.weight", "bert.pooler.dense.bias", "cls.seq_relationship.bias"]
+)
+def test_numbers_that_are_not_finite_are_found_in_every_tensor(source, params, name):
+    """The pooler is fine-tuned, and what an import leaves out shows that the file is damaged."""
     tensors = load_file(source / WEIGHTS)
-    tensors[WORD][3, 3] = np.nan
+    tensors["cls.predictions.decoder.weight"] = tensors[WORD].copy()
+    tensors |= {"bert.pooler.dense.weight": np.ones((32, 32)), "bert.pooler.dense.bias": np.ones(32)}
+    tensors["cls.seq_relationship.bias"] = np.ones(2)
+    tensors[name].flat[1] = 1e300 if name == "bert.pooler.dense.bias" else np.nan
     change(source, tensors)
-    refused(source, f"not finite in {WORD}")
+    unreadable(source, params, rf"not finite in {name}; take another copy")
+
+
+def test_a_pooler_that_does_not_fit_is_refused(source, params):
+    """Fine-tuning would start from random numbers in its place."""
+    tensors = load_file(source / WEIGHTS) | {"bert.pooler.dense.weight": np.ones((32, 8), np.float32)}
+    change(source, tensors)
+    unreadable(source, params, "has half a pooler: bert.pooler.dense.weight alone")
+    change(source, tensors | {"bert.pooler.dense.bias": np.ones(32, np.float32)})
+    unreadable(source, params, r"the pooler is \(32, 8\) and \(32,\), expected \(32, 32\) and \(32,\)")
 
 
 def test_other_networks_are_refused_with_every_reason(source):
@@ -208,26 +241,214 @@ def test_no_pickle_is_ever_loaded(source):
     (source / "training_args.bin").write_bytes(b"cos\nsystem\n(S'touch loaded'\ntR.")
     (source / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch loaded'\ntR.")
     for path in (source, source / "pytorch_model.bin"):
-        message = refused(source, r"pytorch_model.bin is a pickle, which can run any code", path=path)
-        assert f"import BertForMaskedLM as M; M.from_pretrained('{source}').save_pretrained('{source}'" in message
-    # An encoder must not come back from the conversion with a random head.
-    change(source, architectures=["BertModel"])
-    assert "import BertModel as M" in refused(source, r"is a pickle")
-    (source / "pytorch_model.bin").unlink()
-    (source / "model.safetensors.index.json").write_text("{}")
-    assert "import BertModel as M" in refused(source, r"holds shards, and one model.safetensors is expected; join them")
+        message = refused(source, r"pytorch_model.bin is a pickle, which can run any code and is never", path=path)
+        assert f"where torch and safetensors are installed: python -m sctd_jax.interop.convert {path}" in message
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle.*; pip install torch here: No module named"):
+        convert.convert(source)
+
+
+def other_formats(folder, tensors, monkeypatch):
+    """Writes the folder's tensors in each format, and stands in for the libraries that our environment has not."""
+    folder.mkdir()
+    (folder / "bert_config.json").write_text('{"vocab_size": 128}')
+    half = dict(list(tensors.items())[:30])
+    shards = folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors"
+    save_file(half, shards[0])
+    save_file({name: x for name, x in tensors.items() if name not in half}, shards[1])
+    # An index can name any file: it is not read.
+    save_file({"stolen": np.ones(1)}, folder.parent / "secret-00001-of-00001.safetensors")
+    index = {"weight_map": {name: "../secret-00001-of-00001.safetensors" for name in ("stolen", *tensors)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    yield shards, shards[0], "model-00001-of-00002.safetensors is a shard, and one model.safetensors is expected"
+
+    flax = {}
+    for name, x in tensors.items():
+        norm = "LayerNorm" in name
+        leaf = "embedding" if "_embeddings" in name else "scale" if norm else "kernel"
+        name = re.sub("weight$", leaf, name)
+        flax[tuple(name.split("."))] = x.T if leaf == "kernel" and name.endswith("kernel") else x
+    file = folder / "flax_model.msgpack"
+    file.write_bytes(serialization.msgpack_serialize(traverse_util.unflatten_dict(flax)))
+    yield [file], file, "flax_model.msgpack is Flax's; convert it, where flax"
+
+    keras = {}  # names as TFBertForMaskedLM saves them, tied tensors twice
+    for name, x in tensors.items():
+        name, matrix = name.replace(".", "/").replace("layer/", "layer_._").replace("cls/", "mlm___cls/"), x.ndim == 2
+        if "_embeddings/" in name:
+            name, matrix = name if "word" in name else name.replace("weight", "embeddings"), False
+        name = name.replace("LayerNorm/weight", "LayerNorm/gamma").replace("LayerNorm/bias", "LayerNorm/beta")
+        group = name.partition("/")[0]
+        name = name.replace("weight", "kernel") if matrix else name
+        for top in {group, "mlm___cls" if "word" in name else group}:
+            keras[f"{top}/tf_bert_for_masked_lm/{name}:0"] = x.T if matrix else x
+    monkeypatch.setitem(sys.modules, "h5py", SimpleNamespace(File=lambda path: KerasFile(keras)))
+    file = folder / "tf_model.h5"
+    file.touch()
+    yield [file], file, "tf_model.h5 is Keras's; convert it, where h5py"
+
+    google = {"global_step": np.int64(3), "bert/pooler/dense/kernel/adam_m": np.ones((2, 3))}
+    for name, x in tensors.items():
+        name = name.replace(".", "/").replace("layer/", "layer_").replace("predictions/bias", "predictions/output_bias")
+        name = name.replace("LayerNorm/weight", "LayerNorm/gamma").replace("LayerNorm/bias", "LayerNorm/beta")
+        kernel = name.endswith("/weight") and "_embeddings" not in name
+        google[name.removesuffix("/weight") + "/kernel" * kernel] = x.T if kernel else x
+    reader = SimpleNamespace(get_variable_to_shape_map=lambda: google, get_tensor=google.get)
+    stem = folder / "bert_model.ckpt"
+    train = SimpleNamespace(load_checkpoint=lambda path: reader if path == str(stem) else None)
+    monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(train=train))
+    files = [folder / f"bert_model.ckpt.{end}" for end in ("data-00000-of-00001", "index", "meta")]
+    [file.touch() for file in files]
+    yield files, stem, "is TensorFlow's; convert it, where tensorflow"
+    (folder / "checkpoint").touch()
+
+    class Tensor(np.ndarray):
+        detach = np.ndarray.view
+
+        def numpy(self):
+            return np.asarray(self)
+
+    def load(path, *, map_location, weights_only):
+        assert weights_only and map_location == "cpu"
+        state = {name: x.view(Tensor) for name, x in tensors.items()} | {"version": 3}
+        return {"state_dict": state, "epoch": 1} if path.suffix == ".ckpt" else state
+
+    torch = SimpleNamespace(load=load, is_tensor=lambda x: isinstance(x, Tensor), bfloat16="bfloat16")
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    for file in (folder / "pytorch_model.bin", folder / "epoch=3.ckpt"):
+        file.touch()
+        yield [file], file, "is a pickle"
+
+
+class KerasFile(dict):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def visititems(self, visit):
+        visit("bert", object())  # a group
+        for name, x in self.items():
+            visit(name, x)
+
+
+def test_weights_of_other_formats_get_the_line_that_converts_them_with_every_tensor(original, tmp_path, monkeypatch):
+    """Whatever `architectures` says: none is needed, and no MLM head gets lost."""
+    tensors = load_file(original / WEIGHTS)
+    folder = tmp_path / "other"
+    for files, named, message in other_formats(folder, tensors, monkeypatch):
+        for source in (folder, named):
+            with pytest.raises(UserError) as caught:
+                convert.find_weights(source)
+            assert message in str(caught.value)
+            assert str(caught.value).endswith(f": python -m sctd_jax.interop.convert {source}")
+            done = convert.convert(source)
+            found = load_file(done)
+            assert found.keys() == {re.sub("gamma$", "weight", name) for name in tensors}
+            jax.tree.map(np.testing.assert_array_equal, found, tensors)
+            with pytest.raises(UserError, match="is there already: nothing to convert"):
+                convert.convert(source)
+            done.unlink()
+        for file in files:
+            file.unlink()
+    assert json.loads((folder / "config.json").read_text()) == {"model_type": "bert", "vocab_size": 128}
+    with pytest.raises(UserError, match=r"two tensors are called a.weight, the second as a/kernel"):
+        convert.torch_names([("a/weight", np.ones(1)), ("a/kernel", np.zeros(1))])
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("bert-base-uncased", "google-bert/bert-base-uncased"),
+        ("nlpaueb/legal-bert-base-uncased", "nlpaueb/legal-bert-base-uncased"),
+        ("hf://org/x", "org/x"),
+        ("https://huggingface.co/org/x/tree/main", "org/x"),
+        ("/data/bert", None),
+        ("a/b/c", None),
+        ("../bert", None),
+    ],
+)
+def test_a_name_of_the_hub_gets_the_line_that_downloads_it(name, repository, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface, "_recipe", lambda path: {})
+    assert huggingface.main(["import", "--from", name, "--workdir", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ": no such file or folder" in line
+    assert (f"hf download {repository} " in line) if repository else "hf download" not in line
+    if name == "bert-base-uncased":  # for fine-tuning, too
+        with pytest.raises(UserError, match=f"hf download {repository} "):
+            open_pretrained(name, {}, print)
+
+
+def test_paths_of_a_bucket_do_not_become_folders_called_gs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface, "_recipe", lambda path: {})
+    assert huggingface.main(["import", "--from=gs://bucket/bert", "--workdir=run"]) == 2
+    assert "--from gs://bucket/bert: a folder of this machine is expected; copy it" in capsys.readouterr().err
+    for arguments in (["import", "--from=bert", "--workdir=gs://b/run"], ["export", "--workdir=run", "--out=gs://b/x"]):
+        with pytest.raises(SystemExit):
+            huggingface.main(arguments)
+        assert "a path on this machine's disk is expected" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def plainly(names):
+    found, cut = importing._present_names("file", names)
+    return list(found), cut
+
+
+@pytest.mark.parametrize(
+    ("front", "cut"),
+    [
+        ("module.", ["module."]),
+        ("_orig_mod.", ["_orig_mod."]),
+        ("model.", ["model."]),
+        ("module._orig_mod.", ["_orig_mod.", "module."]),
+        ("_orig_mod.model.module.", ["_orig_mod.", "module.", "model."]),
+        ("bert.", ["bert."]),
+        ("student.net.", ["student.net."]),
+    ],
+)
+def test_what_wrappers_put_in_front_of_names_is_cut_and_said(front, cut):
+    names = [*weights.task_names(CONFIG.model, False), "cls.predictions.bias", "cls.predictions.decoder.weight"]
+    assert plainly([front + name for name in names]) == (names, cut)
+    assert plainly(names) == (names, [])
+    # Of the encoder alone, as a part of something else or by itself.
+    encoder = [name for name in names if name.startswith("bert.")]
+    bare = [name.removeprefix("bert.") for name in encoder]
+    assert plainly([front + name for name in bare]) == (encoder, [] if front == "bert." else cut)
+    assert plainly(["0.auto_model." + name for name in bare]) == (encoder, ["0.auto_model."])
+    assert plainly(["bert._orig_mod." + name for name in bare]) == (encoder, ["_orig_mod."])
+
+
+def test_two_encoders_in_one_file_are_refused(source, params):
+    tensors = load_file(source / WEIGHTS)
+    change(source, {f"{name}.{key}": x for key, x in tensors.items() for name in ("question", "context")})
+    unreadable(source, params, r"holds 2 encoders \(context.bert., question.bert.\), and one is expected")
+
+
+def test_names_of_a_file_are_printed_escaped(source, params):
+    tensors = load_file(source / WEIGHTS)
+    forged = "bert.x\nerror: all is well\x1b[2J"
+    change(source, tensors | {forged: np.ones(1)})
+    assert r"unknown: bert.x\nerror: all is well\x1b[2J" in unreadable(source, params, "does not fit")
+    change(source, tensors | {f"classifier.{forged}": np.full(1, np.nan)})
+    assert r"classifier.bert.x\nerror: all is well\x1b[2J" in unreadable(source, params, "not finite")
 
 
 def test_files_that_are_not_there_or_damaged(source):
     (source.parent / "bert" / "notes.pt").touch()  # not a checkpoint, and not to be mentioned
-    refused(source, r"--from .*none: no such file or folder", path=source / "none")
+    refused(source, r"none: no such file or folder$", path=source / "none")
     (source / "notes.pt").unlink()
     (source / WEIGHTS).write_bytes(b"hello")
     refused(source, r"model.safetensors is not a safetensors file that can be read")
+    (source / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440449768\n")
+    refused(source, r"model.safetensors is Git LFS's pointer to the weights, not the weights: git lfs pull")
     (source / "vocab.txt").unlink()
     refused(source, r"holds no tokenizer \(tokenizer.model, tokenizer.json, vocab.txt\); name one with --tokenizer")
-    (source / WEIGHTS).unlink()
-    refused(source, r"no model.safetensors there")
+    (source / WEIGHTS).rename(source / "model.fp16.safetensors")
+    refused(source, r"no model.safetensors there; name .*model.fp16.safetensors if it is what you mean")
+    (source / "model.fp16.safetensors").unlink()
+    refused(source, r"no model.safetensors there$")
 
 
 def test_an_import_that_fails_midway_leaves_nothing(source, monkeypatch):

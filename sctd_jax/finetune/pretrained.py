@@ -14,6 +14,7 @@ from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune.finetuned import HIGHEST_SCORE, load_finetuned
+from sctd_jax.interop.convert import download_hint
 from sctd_jax.interop.importing import read_model
 from sctd_jax.train.checkpoint import LOWEST_LOSS, Checkpoints
 from sctd_jax.train.run import load_run
@@ -48,7 +49,9 @@ def open_pretrained(init: str, recipe: Mapping, log: Callable[[str], None]) -> P
     if ours:
         return _from_workdir(path, log)
     if not there:
-        raise UserError(f"config.init {init}: expected the workdir of a run or a folder of transformers' BERT")
+        raise UserError(
+            f"config.init {init}: expected the workdir of a run or a folder of transformers' BERT{download_hint(init)}"
+        )
     found = read_model(Path(init), tokenizer_file=None, recipe=recipe)
     params = {"encoder": found.state.params["encoder"]} | ({"pooler": found.pooler} if found.pooler else {})
     file = storage.as_path(found.tokenizer_file)

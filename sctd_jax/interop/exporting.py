@@ -89,6 +89,7 @@ def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
         fast = tokenizer_json.convert(content, special)
     else:
         fast = tokenizer_json.completed(content, names, special)
+    fast = tokenizer_json.with_pairs(fast, names, special, model.config.type_vocab_size)
     more = [str(t) for t in fast.get_added_tokens_decoder().values() if t.special and str(t) not in names.values()]
     (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
     _write_json(folder / _CONFIG, bert_config.to_json(model.config, special["pad"]) | model.settings)

@@ -6,6 +6,8 @@ python -m sctd_jax.interop.huggingface import --from DIR_OR_FILE --workdir RUN [
 
 import argparse
 import functools
+import os
+import re
 import runpy
 import sys
 from collections.abc import Mapping
@@ -23,13 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("export", help="a run -> a folder for transformers").add_argument
     add("--workdir", required=True)
-    add("--out", required=True, type=Path)
+    add("--out", required=True, type=_local)
     add("--step", type=int, help="of the checkpoint; default the newest")
     add("--force", action="store_true", help="replace --out")
     add = commands.add_parser("import", help="a BERT from transformers -> a workdir to start from").add_argument
-    add("--from", required=True, type=Path, dest="source", help="folder, or model.safetensors in it")
-    add("--workdir", required=True, type=Path, help="folder to write, which must not exist")
-    add("--tokenizer", type=Path, help="tokenizer.json, vocab.txt or SentencePiece model; default: beside the weights")
+    add("--from", required=True, dest="source", help="folder, or model.safetensors in it")
+    add("--workdir", required=True, type=_local, help="folder to write, which must not exist")
+    add("--tokenizer", type=_local, help="tokenizer.json, vocab.txt or SentencePiece model; default: beside --from")
     add("--config", type=Path, default=Path("configs/base.py"), help="recipe of all but the model; default %(default)s")
     args = parser.parse_args(argv)
     log = functools.partial(print, flush=True)
@@ -38,11 +40,21 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "export":
             export(storage.as_path(args.workdir), args.out, step=args.step, force=args.force, log=log)
         else:
-            recipe = _recipe(args.config)
-            import_model(args.source, args.workdir, tokenizer_file=args.tokenizer, recipe=recipe, log=log)
+            recipe, source = _recipe(args.config), args.source
+            if re.match("(gs|s3)://", source):
+                raise UserError(f"--from {source}: a folder of this machine is expected; copy it here first")
+            source = Path(os.path.expanduser(source))
+            import_model(source, args.workdir, tokenizer_file=args.tokenizer, recipe=recipe, log=log)
         return 0
 
     return run_command(command)
+
+
+def _local(text: str) -> Path:
+    """A path of this machine; a bucket's would become a folder called gs:."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: a path on this machine's disk is expected")
+    return Path(os.path.expanduser(text))
 
 
 def _recipe(path: Path) -> Mapping:

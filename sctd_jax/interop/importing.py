@@ -1,5 +1,6 @@
 """A BERT checkpoint in `transformers`' format -> a workdir that later runs start from."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,22 +15,26 @@ from safetensors import SafetensorError, safe_open
 
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, printable
 from sctd_jax.interop import bert_config, weights
+from sctd_jax.interop.convert import find_weights
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.state import TrainState, initial_state
 from sctd_jax.train.workdir import write_config
 
-_WEIGHTS_FILE, _CONFIG_FILE = "model.safetensors", "config.json"
+_CONFIG_FILE = "config.json"
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.txt")
-_PICKLES, _SHARDS = (".bin", ".pt", ".pth", ".ckpt"), "model.safetensors.index.json"
+# Parts of names that torch's wrappers leave (DataParallel, compile, FSDP), and the name by which a BERT is found.
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_LANDMARK = "embeddings.word_embeddings.weight"
 # In BERT checkpoints, but not in this network: tasks' heads, and an index that is always 0, 1, 2 ...
 _LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids", "classifier.", "qa_outputs.")
 _POOLER = {"kernel": "bert.pooler.dense.weight", "bias": "bert.pooler.dense.bias"}
 _DECODER_BIAS = "cls.predictions.decoder.bias"
 # Saved a second time by some versions, and what they are tied to.
 _TIED = {"cls.predictions.decoder.weight": weights.WORD_EMBEDDINGS, _DECODER_BIAS: weights.OUTPUT_BIAS}
+_POINTER = b"version https://git-lfs"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LISTED = 12
 
@@ -78,7 +83,7 @@ class Imported:
 
 def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) -> Imported:
     """Read a checkpoint; arguments and errors as `import_model`."""
-    checkpoint = _find_weights(source)
+    checkpoint = find_weights(source)
     folder = checkpoint.parent
     pieces_file = tokenizer_file or _find_tokenizer(folder)
     pieces = tokenizer.load(pieces_file)
@@ -88,13 +93,15 @@ def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) ->
     model["vocab_size"] = _vocab_size(rows, len(pieces.pieces), pieces_file)
     config = _config(model, recipe)
     state = jax.jit(lambda: initial_state(config, SpecialIds(**pieces.special)))()
-    tensors, left_out = _read_tensors(checkpoint, config, rows, state.params)
+    tensors, pooler, left_out, fronts = _read_tensors(checkpoint, config, rows, state.params)
     state = state.replace(params=jax.device_put(weights.from_bert(config.model, tensors, state.params)))
     notes = tokenizer.remarks(pieces_file)
     pad, said = pieces.special["pad"], described.get("pad_token_id")
     if said not in (None, pad):
         notes.append(f"warning: {_CONFIG_FILE} says pad_token_id {said}, but {pieces.pieces[pad]} is {pad}, which is "
                      f"used; transformers never trained the embedding of {said}")  # fmt: skip
+    if fronts:
+        notes.append(f"read without what a wrapper put into the tensors' names: {_listed(fronts)}")
     if left_out:
         notes.append(f"left out, which this network has not: {_listed(left_out)}")
     if rows > model["vocab_size"]:
@@ -107,38 +114,7 @@ def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) ->
         notes.append("there is no MLM head in it: the head starts from random weights, which pretraining trains")
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    pooler = _read_pooler(checkpoint, model["hidden_size"])
     return Imported(config, state, pieces_file, len(tensors), has_head, digest, pooler, tuple(notes))
-
-
-def _find_weights(source: Path) -> Path:
-    if not source.exists():
-        raise UserError(f"--from {source}: no such file or folder")
-    path = source / _WEIGHTS_FILE if source.is_dir() else source
-    if path.is_file() and path.suffix not in _PICKLES:
-        return path
-    pickles = [path] if path.is_file() else sorted(path.parent.glob("pytorch_model*.bin"))
-    sharded = (path.parent / _SHARDS).is_file()
-    if not pickles and not sharded:
-        raise UserError(f"--from {source}: no {_WEIGHTS_FILE} there")
-    said = (
-        f"{path.parent} holds shards, and one {_WEIGHTS_FILE} is expected; join them"
-        if sharded
-        else f"{pickles[0]} is a pickle, which can run any code and is never loaded; convert it where you trust it"
-    )
-    load, folder = _class_of(path.parent), path.parent
-    raise UserError(
-        f'{said}: python -c "from transformers import {load} as M; '
-        f"M.from_pretrained('{folder}').save_pretrained('{folder}', max_shard_size='99GB')\""
-    )
-
-
-def _class_of(folder: Path) -> str:
-    """The class that loads a folder's weights and invents none: an encoder must not get a random MLM head."""
-    path = folder / _CONFIG_FILE
-    said = _read_json(path).get("architectures") if path.is_file() else None
-    with_head = bool(said) and str(said[0]).endswith(("ForMaskedLM", "ForPreTraining"))
-    return "BertForMaskedLM" if with_head else "BertModel"
 
 
 def _find_tokenizer(folder: Path) -> Path:
@@ -180,57 +156,91 @@ def _config(model: Mapping[str, Any], recipe: Mapping) -> Config:
     return from_dict(sections)
 
 
-def _read_tensors(path: Path, config: Config, rows: int, initial: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Tensors by their present names, and the names that were left out."""
+def _read_tensors(
+    path: Path, config: Config, rows: int, initial: Mapping
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None, list[str], list[str]]:
+    """Tensors by their present names, the pooler, the names that were left out, and what was cut from names."""
     try:
         with safe_open(path, framework="np") as file:
-            found, left_out = _by_present_name(path, file.keys())
+            names, fronts = _present_names(path, file.keys())
+            left_out = [theirs for name, theirs in names.items() if name.startswith(_LEFT_OUT)]
+            found = {name: theirs for name, theirs in names.items() if not name.startswith(_LEFT_OUT)}
             decoders = {name: found.pop(name) for name in _TIED if name in found}
             if weights.OUTPUT_BIAS not in found and _DECODER_BIAS in decoders:
                 found[weights.OUTPUT_BIAS] = decoders.pop(_DECODER_BIAS)
             _check_fit(path, file, found, config, rows, initial)
+            # All of them, for a file with one such number is damaged, and fine-tuning takes the pooler too.
+            broken = [theirs for theirs in names.values() if not _is_finite(file, theirs)]
+            if broken:
+                raise UserError(f"{path}: numbers that are not finite in {_listed(broken)}; take another copy of it")
             tensors = {name: file.get_tensor(theirs) for name, theirs in found.items()}
             for name, theirs in decoders.items():
                 if not np.array_equal(file.get_tensor(theirs), tensors.get(_TIED[name])):
-                    raise UserError(f"{path}: {theirs} differs from {_TIED[name]}, but this network ties the two")
+                    raise UserError(
+                        f"{path}: {printable(theirs)} differs from {_TIED[name]}, but this network ties the two"
+                    )
+            pooler = _read_pooler(path, file, names, config.model.hidden_size)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a safetensors file that can be read: {error}") from error
-    broken = [name for name, tensor in tensors.items() if not np.isfinite(np.asarray(tensor, np.float32)).all()]
-    if broken:
-        raise UserError(f"{path}: numbers that are not finite in {_listed(broken)}")
+        with contextlib.suppress(OSError), path.open("rb") as start:
+            if start.read(len(_POINTER)) == _POINTER:
+                raise UserError(
+                    f"{path} is Git LFS's pointer to the weights, not the weights: git lfs pull fetches them"
+                ) from error
+        raise UserError(f"{path} is not a safetensors file that can be read: {printable(error)}") from error
     for name in {weights.WORD_EMBEDDINGS, weights.OUTPUT_BIAS} & set(tensors):
         tensors[name] = tensors[name][: config.model.vocab_size]
-    return tensors, left_out
+    return tensors, pooler, left_out, fronts
 
 
-def _read_pooler(path: Path, width: int) -> dict[str, np.ndarray] | None:
-    with safe_open(path, framework="np") as file:
-        names = {_present_name(name): name for name in file.keys()}  # noqa: SIM118 it is no dict
-        if not set(_POOLER.values()) <= set(names):
-            return None
-        kernel, bias = (np.asarray(file.get_tensor(names[_POOLER[leaf]]), np.float32) for leaf in ("kernel", "bias"))
-    return {"kernel": kernel.T, "bias": bias} if (kernel.shape, bias.shape) == ((width, width), (width,)) else None
+def _is_finite(file, name: str) -> bool:
+    if file.get_slice(name).get_dtype() not in _FLOATS:
+        return True
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite
+        return bool(np.isfinite(np.asarray(file.get_tensor(name), np.float32)).all())
 
 
-def _by_present_name(path: Path, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """The file's names by their present ones, and those that this network has no use for."""
-    found, left_out = {}, []
-    for theirs in names:
-        name = _present_name(theirs)
+def _read_pooler(path: Path, file, names: Mapping[str, str], width: int) -> dict[str, np.ndarray] | None:
+    there = [name for name in _POOLER.values() if name in names]
+    if not there:
+        return None
+    if len(there) < len(_POOLER):
+        raise UserError(f"{path} has half a pooler: {printable(names[there[0]])} alone")
+    kernel, bias = (np.asarray(file.get_tensor(names[_POOLER[leaf]]), np.float32) for leaf in ("kernel", "bias"))
+    if (kernel.shape, bias.shape) != ((width, width), (width,)):
+        raise UserError(
+            f"{path}: the pooler is {kernel.shape} and {bias.shape}, expected {width, width} and {(width,)}"
+        )
+    return {"kernel": kernel.T, "bias": bias}
+
+
+def _present_names(path: Path, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """The file's names by `BertForMaskedLM`'s present ones, and what was cut from them.
+
+    BertModel saves without "bert.", old checkpoints call LayerNorm's leaves otherwise, and a network that was part of
+    another one has the names of its parents in front.
+    """
+    found, cut = {}, set()
+    plain = {theirs: ".".join(part for part in theirs.split(".") if part not in _WRAPPERS) for theirs in names}
+    fronts = {name.removesuffix(_LANDMARK) for name in plain.values() if f".{name}".endswith(f".{_LANDMARK}")}
+    if len(fronts) > 1:
+        raise UserError(
+            f"{path} holds {len(fronts)} encoders ({_listed(sorted(fronts))}), and one is expected: save it alone"
+        )
+    inner = "".join(fronts)
+    outer = inner.removesuffix("bert.") if f".{inner}".endswith(".bert.") else inner
+    for theirs, name in plain.items():
+        cut |= set(theirs.split(".")) & set(_WRAPPERS)
+        if front := next((front for front in (inner, outer) if front and name.startswith(front)), ""):
+            name = name.removeprefix(front)
+        for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+            name = name.replace(old, new)
+        name = f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
         if name in found:
-            raise UserError(f"{path} holds {name} twice, as {found[name]} and as {theirs}")
-        if name.startswith(_LEFT_OUT):
-            left_out.append(theirs)
-        else:
-            found[name] = theirs
-    return found, left_out
-
-
-def _present_name(name: str) -> str:
-    """BertForMaskedLM's name: BertModel saves without the prefix, old checkpoints call LayerNorm's leaves otherwise."""
-    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-        name = name.replace(old, new)
-    return f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+            raise UserError(
+                f"{path} holds {printable(name)} twice, as {printable(found[name])} and as {printable(theirs)}"
+            )
+        found[name] = theirs
+    return found, sorted(f"{part}." for part in cut) + ([outer] if outer else [])
 
 
 def _check_fit(path: Path, file, found: Mapping[str, str], config: Config, rows: int, initial: Mapping) -> None:
@@ -261,7 +271,7 @@ def _check_fit(path: Path, file, found: Mapping[str, str], config: Config, rows:
 
 def _listed(items: list[str]) -> str:
     more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-    return ", ".join(items[:_LISTED]) + more
+    return ", ".join(map(printable, items[:_LISTED])) + more
 
 
 def _write(workdir: Path, config: Config, state: TrainState, pieces_file: Path) -> None:

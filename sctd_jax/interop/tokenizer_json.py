@@ -62,11 +62,29 @@ def completed(content: bytes, names: dict[str, str], special: dict[str, int]) ->
     return tokenizer
 
 
-def _template(names: dict[str, str], special: dict[str, int]) -> processors.TemplateProcessing:
+def with_pairs(tokenizer: Tokenizer, names: dict[str, str], special: dict[str, int], segments: int) -> Tokenizer:
+    """The same tokenizer with the pairs of fine-tuning: [CLS] a [SEP] b [SEP], b in segment 1 if the model has one.
+
+    RoBERTa's own has two separators and one segment; a model of one segment has no embedding for an id of 1.
+
+    Args:
+      tokenizer: that adds [CLS] and [SEP] to single texts.
+      names: of the special pieces by role.
+      special: their ids.
+      segments: `type_vocab_size` of the model.
+    """
+    second = min(1, segments - 1)
+    pair = tokenizer.encode("", "")
+    if (pair.ids, pair.type_ids) != ([special["cls"], special["sep"], special["sep"]], [0, 0, second]):
+        tokenizer.post_processor = _template(names, special, second)
+    return tokenizer
+
+
+def _template(names: dict[str, str], special: dict[str, int], second: int = 1) -> processors.TemplateProcessing:
     cls, sep = names["cls"], names["sep"]
     return processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:{second} {sep}:{second}",
         special_tokens=[(cls, special["cls"]), (sep, special["sep"])],
     )
 

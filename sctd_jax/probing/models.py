@@ -12,6 +12,7 @@ from sctd_jax import storage
 from sctd_jax.config import Config, ModelConfig
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
+from sctd_jax.interop.convert import download_hint
 from sctd_jax.interop.importing import read_model
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.run import load_run
@@ -67,7 +68,10 @@ def check_pretrained(path: str) -> None:
     with storage.reaching(folder):
         there, fine_tuned = (folder / CONFIG_FILE).is_file(), (folder / TASK_FILE).is_file()
     if not there:
-        raise UserError(f"{path}: expected the workdir of a run or a folder of transformers' BERT (no {CONFIG_FILE})")
+        raise UserError(
+            f"{path}: expected the workdir of a run or a folder of transformers' BERT (no {CONFIG_FILE})"
+            f"{download_hint(path)}"
+        )
     if fine_tuned:
         raise UserError(f"{path} is a fine-tuned model; expected the pretrained one")
 
