@@ -136,8 +136,11 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
 
     def split(name: str, examples: tuple[Example, ...]) -> Split:
+        def say(line: str) -> None:
+            log(f"{name}: {line}")
+
         try:
-            return Split(examples, encode(pretrained.tokenizer, examples, task.head, settings.max_length))
+            return Split(examples, encode(pretrained.tokenizer, examples, task.head, settings.max_length, say))
         except UserError as error:
             raise UserError(f"{settings.data_dir}, {name}: {error}") from error
 

@@ -74,7 +74,7 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
     found = []
     for name, path in zip(names(paths), paths, strict=True):
         pretrained = open_pretrained(path, recipe, log)
-        values = _probe(name, pretrained, train, data, settings)
+        values = _probe(name, pretrained, train, data, settings, log)
         found.append({"model": name, "path": path, **values})
         log(_line(name, values, floor))
     return {
@@ -123,8 +123,9 @@ def _score(name: str, data: TaskData, logits: Mapping[str, Sequence[np.ndarray]]
 
 
 def _probe(
-    name: str, pretrained: Pretrained, train: Sequence[Example], data: TaskData, settings: Settings
-) -> dict[str, Any]:
+    name: str, pretrained: Pretrained, train: Sequence[Example], data: TaskData, settings: Settings,
+    log: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
     """Fit all probes of a model and score them. Dev states are not kept: of a large task they do not fit in memory."""
     task, config = TASKS[settings.task], pretrained.config.model
     max_length = min(settings.max_length or task.max_length, config.max_positions)
@@ -132,8 +133,11 @@ def _probe(
     states = jit_pooled_states(config)
     pad_id = pretrained.tokenizer.special["pad"]
 
-    def read(examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        features = encode(pretrained.tokenizer, examples, task.head, max_length)
+    def read(split: str, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def say(line: str) -> None:
+            log(f"{name}, {split}: {line}")
+
+        features = encode(pretrained.tokenizer, examples, task.head, max_length, say)
         for members, found in _run(lambda batch: states(params, batch), features, settings, max_length, pad_id):
             if not np.isfinite(found).all():
                 raise UserError(f"{name}: numbers that are not finite among its states")
@@ -142,10 +146,10 @@ def _probe(
     labels_E = np.array([e.label for e in train], np.float64)
     if task.head == "classification" and len(np.unique(labels_E)) < 2:
         raise UserError(f"--examples {settings.examples}: all {len(train)} training examples have the same label")
-    fitted = _fit_all(_gather(read(train), len(train)), labels_E, task.head, len(data.labels))
+    fitted = _fit_all(_gather(read("train", train), len(train)), labels_E, task.head, len(data.labels))
     logits = [[{split: [None] * len(part) for split, part in data.dev.items()} for _ in POOLINGS] for _ in fitted]
     for split, examples in data.dev.items():
-        for members, found in read(examples):
+        for members, found in read(split, examples):
             for layer, row in enumerate(fitted):
                 for pooling, probe in enumerate(row):
                     for i, one in zip(members, probe(found[layer, pooling]), strict=True):
