@@ -64,6 +64,7 @@ ALLOWED = {
         "parallel.hosts",
         "parallel.mesh",
         "parallel.sharding",
+        "plot",
         "storage",
         "train",
     ],

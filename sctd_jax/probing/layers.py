@@ -1,6 +1,7 @@
 """Linear probes on the frozen encoder's sentence vectors, after the embeddings and after every layer.
 
-Shapes: B rows, N sequence length, D width, E examples, C classes, S states: 0 the embeddings', 1 .. L the layers'.
+Shapes: B rows, N sequence length, D width, E examples, C classes, S = L + 1 states: the embeddings',
+then those of layers 0 .. L-1.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sctd_jax.config import ModelConfig
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, fold
 from sctd_jax.finetune import batches, scoring
 from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.finetune.encode import Feature, encode
@@ -26,7 +27,8 @@ from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.model.bert import Encoder
 from sctd_jax.objective import losses
 from sctd_jax.parallel.mesh import one_device
-from sctd_jax.probing.models import check_pretrained, full_precision, names
+from sctd_jax.plot import names
+from sctd_jax.probing.models import check_pretrained, full_precision
 
 POOLINGS = ("cls", "mean")  # [CLS], and the mean over a row's real tokens, [CLS] and [SEP] among them
 _HEADS = ("classification", "regression")
@@ -58,25 +60,27 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
       log: receives a line for each model.
 
     Returns:
-      What `layers.json` holds. For each model and pooling, lists over the S states by metric; 'score' is the task's.
+      What `layers.json` holds. For each model and pooling, lists over the S states by metric; 'score' is the task's,
+      and 'after' names the states.
 
     Raises:
       UserError: a task without such a head, its files are not there or malformed, or a path is no model.
     """
     _check_task(settings.task)
+    called = names(paths)
     for path in paths:
         check_pretrained(path)
     data = open_task(settings.task, settings.data_dir, settings.files)
     for note in data.notes:
-        log(note)
+        log(fold(note))
     train = _sample(data.train, settings)
     floor = _floor(settings.task, data)
     found = []
-    for name, path in zip(names(paths), paths, strict=True):
+    for name, path in zip(called, paths, strict=True):
         pretrained = open_pretrained(path, recipe, log)
         values = _probe(name, pretrained, train, data, settings, log)
         found.append({"model": name, "path": path, **values})
-        log(_line(name, values, floor))
+        log(fold(_line(name, values, floor)))
     return {
         "settings": dataclasses.asdict(settings),
         "metrics": list(TASKS[settings.task].score or TASKS[settings.task].metrics),
@@ -135,7 +139,7 @@ def _probe(
 
     def read(split: str, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         def say(line: str) -> None:
-            log(f"{name}, {split}: {line}")
+            log(fold(f"{name}, {split}: {line}"))
 
         features = encode(pretrained.tokenizer, examples, task.head, max_length, say)
         for members, found in _run(lambda batch: states(params, batch), features, settings, max_length, pad_id):
@@ -157,6 +161,7 @@ def _probe(
     scores = [[_score(settings.task, data, one) for one in row] for row in logits]
     return {
         "layers": config.num_layers,
+        "after": ["embeddings", *(f"layer {number}" for number in range(config.num_layers))],
         "max_length": max_length,
         **{
             pooling: {metric: [row[i][metric] for row in scores] for metric in scores[0][i]}
@@ -242,5 +247,5 @@ def _line(name: str, values: Mapping[str, Any], floor: float) -> str:
     for pooling in POOLINGS:
         scores = values[pooling]["score"]
         best = int(np.argmax(scores))
-        parts.append(f"{pooling} {scores[best]:.3f} after layer {best}, {scores[-1]:.3f} after the last")
+        parts.append(f"{pooling} {scores[best]:.3f} after {values['after'][best]}, {scores[-1]:.3f} after the last")
     return f"{name}: {'; '.join(parts)}; majority {floor:.3f}"
