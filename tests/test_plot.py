@@ -73,7 +73,7 @@ def test_the_picture_shows_small_differences_and_hides_nothing_behind_its_legend
     assert figures[1].axes[0].get_ylim()[1] == 9
     assert plot.draw(runs, out, ymax=math.inf) == [] and figures[2].axes[0].get_ylim()[1] > 9.9
     for arguments, message in (
-        ((runs, out, 1.0), "--ymax 1 lies below all losses, the lowest is 2.001"),
+        ((runs, out, 1.0), "--ymax 1 lies below all losses; the lowest is 2.001"),
         (([runs[0], runs[0] + "/."], out), "is named twice"),
     ):
         with pytest.raises(UserError, match=message):
