@@ -42,7 +42,7 @@ class DroppingConfig:
     drop_rate: float
     keep_schedule: str  # 'STEP:K,...': keep K tokens from that step on, whatever drop_rate; '': by drop_rate
     random_share: float  # of the kept tokens, with the selector 'importance+random'
-    first_layer: int  # first layer with K queries; -1: L/2 - 1 (random_ltd: 1)
+    first_layer: int  # first layer with K queries, counted from 0; -1: L/2 - 1 (random_ltd: 1)
     last_layer: int  # last layer without the dropped tokens; -1: L - 2
     importance_init: float
     importance_beta: float

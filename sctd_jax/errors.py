@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 
 
@@ -24,6 +25,11 @@ _CLOUD_LIBRARIES = ("gcsfs", "google", "aiohttp")  # whose exceptions have no co
 def printable(text: object) -> str:
     """A text on one line as a terminal may show it: control characters, which files' names can hold, are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def fold(line: str, indent: int = 2) -> str:
+    """A line of output in lines of at most 100 columns, the later ones indented; no word (a path) is broken."""
+    return textwrap.fill(line, 100, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def run_command(command: Callable[[], int]) -> int:

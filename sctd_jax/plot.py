@@ -1,10 +1,14 @@
-"""Loss against steps and against time, as a PNG.
+"""Loss against steps and against time, as a PNG; of fine-tunings their loss and their score on dev.
 
-python -m sctd_jax.plot runs/a runs/b [--out loss.png]
+python -m sctd_jax.plot runs/a runs/b [--out loss.png] [--ymax 6.5]
 """
 
 import argparse
+import math
+import os
 import sys
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +16,27 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from etils import epath
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from sctd_jax import storage
-from sctd_jax.errors import UserError, run_command
+from sctd_jax.errors import UserError, fold, run_command
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
+_MARKERS = "osD^v<>PX*"
+_LATE = 0.25  # of a curve's steps: what comes before may lie above the picture
+_OUTLIERS = 0.01  # of the training losses, which may too
+_SMOOTHED = 50  # reports that are drawn of a run's training losses at most, each a mean of its neighbours
+_LEGEND_COLUMNS, _LONGEST_LABEL = 130, 60  # characters
 
-def curve(lines: list[dict[str, Any]], name: str) -> list[tuple[int, float, float]]:
-    """(step, seconds of training, value) of one metric; a step that was repeated after a kill counts once.
+Curve = list[tuple[int, float, float]]  # (step, seconds of training, value)
+
+
+def curve(lines: list[dict[str, Any]], name: str) -> Curve:
+    """The points of one metric; a step that was repeated after a kill counts once.
 
     Seconds add up over restarts; the pause between two runs is left out.
     """
@@ -31,39 +47,154 @@ def curve(lines: list[dict[str, Any]], name: str) -> list[tuple[int, float, floa
     return [(step, *points[step]) for step in sorted(points)]
 
 
-def draw(workdirs: list[epath.Path], out: Path) -> None:
-    """Write the picture.
+def names(paths: Sequence[str]) -> list[str]:
+    """The last parts of each path, as many as tell it from the others.
 
     Raises:
-      UserError: a workdir has no metrics.
+      UserError: two are the same folder.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    for number, workdir in enumerate(workdirs):
-        if not (workdir / METRICS_FILE).is_file():
-            raise UserError(f"{workdir} has no {METRICS_FILE}: not the workdir of a run")
-        lines, color = read_metrics(workdir), f"C{number % 10}"
-        for name, style, label in (
-            ("eval/loss", "o-", f"{workdir.name}: held out, full model"),
-            ("train/loss", "-", f"{workdir.name}: training"),
-        ):
-            points = curve(lines, name)
+    folders = [os.path.realpath(path) for path in paths]
+    for number, folder in enumerate(folders):
+        if folder in folders[:number]:
+            raise UserError(f"{paths[number]} is named twice (as {paths[folders.index(folder)]})")
+    parts = [Path(path).parts for path in paths]
+
+    def short(mine: tuple[str, ...]) -> Path:
+        counts = range(1, len(mine) + 1)
+        return Path(*next((mine[-n:] for n in counts if sum(other[-n:] == mine[-n:] for other in parts) == 1), mine))
+
+    return [str(short(mine)) for mine in parts]
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour and marker of model `number`; no two of a hundred are alike."""
+    return {"color": f"C{number % 10}", "marker": _MARKERS[number // 10 % 10], "markersize": 4}
+
+
+def put_legend(figure: Figure, entries: Mapping[str, Artist]) -> None:
+    """A legend below the axes, where it hides nothing; the figure grows by it. Labels appear as they are."""
+    labels = [textwrap.fill(label, _LONGEST_LABEL) for label in entries]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    columns = min(len(labels), max(_LEGEND_COLUMNS * figure.get_figwidth() / 11 // (longest + 8), 1))
+    height = math.ceil(len(labels) / columns) * max(label.count("\n") + 1 for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.19 * height)
+    # The texts are set afterwards: matplotlib leaves out labels that begin with '_' and reads $ as mathematics.
+    numbers = [str(number) for number in range(len(labels))]
+    legend = figure.legend(entries.values(), numbers, loc="outside lower center", ncols=int(columns), fontsize=8)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
+
+
+def smooth(points: Curve) -> Curve:
+    """Means over each point's neighbours, so many that about `_SMOOTHED` are left to see; of a short curve itself."""
+    half = len(points) // (2 * _SMOOTHED)
+    values = [value for *_, value in points]
+    means = (float(np.mean(values[max(i - half, 0) : i + half + 1])) for i in range(len(values)))
+    return [(step, seconds, mean) for (step, seconds, _), mean in zip(points, means, strict=True)]
+
+
+def y_range(held_out: Sequence[Curve], training: Sequence[Curve]) -> tuple[float, float]:
+    """The losses that the picture shows: of the last three quarters of each curve, training's outliers left out.
+
+    A first loss of ln V would leave no room to see differences of a few hundredths at the end.
+    """
+    low = min(value for points in (*held_out, *training) for *_, value in points)
+    high = max(
+        np.quantile([value for step, _, value in points if step >= _LATE * points[-1][0]], 1 - outliers)
+        for curves, outliers in ((held_out, 0.0), (training, _OUTLIERS))
+        for points in curves
+        if points
+    )
+    margin = 0.05 * (high - low) or 0.01
+    return float(low - margin), float(high + margin)
+
+
+def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[str]:
+    """Write the picture.
+
+    Args:
+      workdirs: of pretraining runs, or of fine-tunings.
+      out: the PNG.
+      ymax: where the loss axis ends; inf shows all; None leaves the beginning out, see `y_range`.
+
+    Returns:
+      Lines that say what lies above the picture.
+
+    Raises:
+      UserError: a workdir has no metrics, or runs of both kinds are given.
+    """
+    runs = {name: _read(storage.as_path(path)) for name, path in zip(names(workdirs), workdirs, strict=True)}
+    tuned = [name for name, lines in runs.items() if not curve(lines, "eval/loss")]
+    if tuned and len(tuned) < len(runs):
+        raise UserError(f"{', '.join(tuned)}: fine-tuned, the others pretrained: their losses are of different kinds")
+    held_out = {name: curve(lines, "eval/loss") for name, lines in runs.items()}
+    training = {name: smooth(curve(lines, "train/loss")) for name, lines in runs.items()}
+    losses = [value for points in (*held_out.values(), *training.values()) for *_, value in points]
+    if not losses:
+        raise UserError(f"{', '.join(runs)}: no losses in its metrics yet")
+    if ymax is not None and ymax <= min(losses):
+        raise UserError(f"--ymax {ymax:g} lies below all losses; the lowest is {min(losses):.3f}")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=not tuned, layout="constrained")
+    entries: dict[str, Artist] = {}
+    for number, name in enumerate(runs):
+        lines, style = runs[name], look(number)
+        entries[name] = Line2D([], [], **style)
+        plain = {**style, "marker": None, **({} if tuned else {"alpha": 0.35, "zorder": 1})}
+        for points, used in ((training[name], plain), (held_out[name], style)):
             if not points:
                 continue
             steps, seconds, values = zip(*points, strict=True)
-            look = {"color": color, "alpha": 1.0 if style == "o-" else 0.35, "markersize": 4, "label": label}
-            axes[0].plot(steps, values, style, **look)
-            axes[1].plot([s / 60 for s in seconds], values, style, **look)
-    for axis, label in zip(axes, ("step", "minutes of training, evaluation and saving"), strict=True):
-        axis.set_xlabel(label)
+            left.plot(steps, values, **used)
+            if not tuned:
+                right.plot([second / 60 for second in seconds], values, **used)
+        if tuned and (points := curve(lines, "eval/score")):
+            right.plot([step for step, *_ in points], [value for *_, value in points], **style)
+    if not tuned:
+        entries["held out, full model"] = Line2D([], [], color="black", marker="o", markersize=4)
+        entries["training, running mean"] = Line2D([], [], color="black", alpha=0.35)
+    if tuned:
+        metrics = "; ".join(sorted({_metrics(lines) for lines in runs.values()} - {""}))
+        left.set(xlabel="step", ylabel="training loss of the task, running mean")
+        right.set(xlabel="step", ylabel=textwrap.fill(f"score on dev ({metrics})", 45))
+    else:
+        left.set(xlabel="step", ylabel="loss (nats per predicted token)")
+        right.set_xlabel("minutes of training, evaluation and saving")
+    low, high = y_range(list(held_out.values()), list(training.values()))
+    high, said = high if ymax is None else ymax, []
+    if math.isfinite(high):
+        left.set_ylim(low, high)
+        if above := sum(value > high for value in losses):
+            said = [f"{above:,} of {len(losses):,} losses lie above {high:.3f}, not shown; --ymax inf shows all"]
+            left.set_title(said[0], fontsize=8)
+    for axis in (left, right):
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("loss (nats per predicted token)")
-    axes[0].legend(fontsize=8)
     try:
+        put_legend(figure, entries)
         figure.savefig(out, dpi=120)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
         plt.close(figure)
+    return said
+
+
+def _read(workdir: epath.Path) -> list[dict[str, Any]]:
+    if not (workdir / METRICS_FILE).is_file():
+        raise UserError(f"{workdir} has no {METRICS_FILE}: not the workdir of a run")
+    return read_metrics(workdir)
+
+
+def _metrics(lines: list[dict[str, Any]]) -> str:
+    """The metrics of a fine-tuning's score."""
+    found = dict.fromkeys(name for line in lines for name in line if name.startswith("eval/"))
+    return ", ".join(name.removeprefix("eval/") for name in found if name != "eval/score")
+
+
+def _height(text: str) -> float:
+    if math.isnan(value := float(text)):
+        raise argparse.ArgumentTypeError("must be a number")
+    return value
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,10 +202,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sctd_jax.plot", description=__doc__.split("\n")[0])
     parser.add_argument("workdirs", nargs="+")
     parser.add_argument("--out", type=Path, default=Path("loss.png"))
+    parser.add_argument(
+        "--ymax", type=_height, help="where the loss axis ends; inf shows all; default the last three quarters of a run"
+    )
     args = parser.parse_args(argv)
 
     def command() -> int:
-        draw([storage.as_path(workdir) for workdir in args.workdirs], args.out)
+        for line in draw(args.workdirs, args.out, args.ymax):
+            print(fold(line))
         print(args.out)
         return 0
 

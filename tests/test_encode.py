@@ -1,5 +1,6 @@
 """Input construction by hand-worked examples, with a tokenizer that has one piece for each word."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -130,6 +131,33 @@ def test_squad_windows_overlap_and_map_back(monkeypatch):
         passage[s:e] for f in features for (s, e), best in zip(f.passage.spans, f.passage.best, strict=True) if best
     ]
     assert sorted(shown) == passage.split()
+
+
+def test_what_the_network_does_not_see_is_counted():
+    def said(examples, head, max_length, *words):
+        lines = []
+        encode_all(words_tokenizer(*words), examples, head, max_length, lines.append)
+        return lines
+
+    pairs = [Example(0, "a b c", "d"), Example(1, "a b c", "d e f"), Example(2, "x", " ")]
+    assert said(pairs, "classification", 8, "a b c d e f x") == [
+        "1 of 3 rows are longer than 8 tokens: cut at the end of the longer text"
+    ]
+    choices = [Example(0, "a", choices=("b", "c d e f"))]
+    assert said(choices, "multiple_choice", 6, "a b c d e f")[0].startswith("1 of 1 rows are longer than 6 tokens")
+    empty = Tokenized(np.zeros(0, np.int32), np.zeros((0, 2), np.int32))
+    nothing = dataclasses.replace(words_tokenizer("a"), encode_spans=lambda texts: [empty] * len(texts))
+    lines = []
+    encode_all(nothing, [Example(0, "\u200b")], "classification", 16, lines.append)
+    assert lines == ["1 of 1 rows have a text without any token"]
+    assert said([Example(0, "aa bb c", "dd")], "classification", 16, "aa bb") == [
+        "warning: 42.9% of the characters are unknown to the tokenizer"  # 3 of 7
+    ]
+    question = Example("q", " ".join("w" * 9), "p0 p1 p2 p3 p4 p5 p6", answers=(Answer("p0 p1 p2 p3 p4 p5", 0),))
+    assert said([question], "span", 12, "w", question.second) == [
+        "1 of 1 questions are longer than 6 tokens: cut",
+        "1 of 1 answers are whole in no window of the passage: learned as no answer",
+    ]
 
 
 def test_squad_question_without_answer_points_at_cls():

@@ -77,6 +77,7 @@ ALLOWED = {
         "parallel.hosts",
         "parallel.mesh",
         "parallel.sharding",
+        "plot",
         "storage",
         "stored",
         "train",

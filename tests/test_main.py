@@ -52,11 +52,13 @@ def test_a_run_trains_evaluates_saves_and_says_so(finished):
     workdir, printed = finished
     for text in [
         "devices  1 x cpu", "mesh  data 1 x fsdp 1 x tensor 1", "4 layers x 32", "0 to 6 of 8 rows", "ScTD",
-        "16 of 32 in layers 1 to 2, selector importance", "of plain full-token BERT", "eval at step 0: held-out loss",
-        "eval at step 6", "step 6/6  loss", "tokens/s", "done: 6 steps", "held-out loss", "(step 0) ->",
+        "16 of 32 in layers 1 to 2 of 0 to 3, selector importance", "of plain full-token BERT",
+        "eval at step 0: held-out loss", "eval at step 6", "step 6/6  loss", "tokens/s", "done: 6 steps",
+        "held-out loss", "(step 0) ->",
         "fill-mask on held-out text", "[MASK]", "(was: ",
     ]:  # fmt: skip
         assert text in printed, text
+    assert [line for line in printed.splitlines() if len(line) > 100 and str(workdir.parent.parent) not in line] == []
     assert "MFU" not in printed  # the peak of this CPU is not known
     records = lines(workdir)
     evaluations = [record for record in records if "eval/loss" in record]

@@ -1,6 +1,13 @@
 import json
+import math
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.lines import Line2D
 
 from sctd_jax import plot
+from sctd_jax.errors import UserError, fold
+from sctd_jax.probing import drawing
 from sctd_jax.train.metrics import Writer, duration, read_metrics
 from tests import helpers
 
@@ -25,14 +32,110 @@ def test_a_step_that_was_repeated_after_a_kill_counts_once():
     assert plot.curve(lines, "a") == [(1, 1.0, 5.0), (2, 2.5, 4.5), (3, 3.0, 3.0)]
 
 
-def test_the_picture_is_a_png(tmp_path, capsys):
-    for name in ("a", "b"):
-        points = [record(s, s * 2.0, **{"train/loss": 9.0 - s}) for s in range(5)]
-        write(tmp_path / name, [*points, record(0, 0.0, **{"eval/loss": 9.0}), record(4, 8.0, **{"eval/loss": 5.0})])
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, which stay open until the test ends."""
+    found, close = [], plt.close
+    monkeypatch.setattr(plt, "close", found.append)
+    yield found
+    close("all")
+
+
+def pretraining(workdir, end=2.0):
+    """Ten evaluations, of which the first one is that of random weights; the loss falls to `end`."""
+    workdir.parent.mkdir(exist_ok=True)
+    points = [record(s, s * 2.0, **{"eval/loss": end + 8 * math.exp(-s / 100)}) for s in range(0, 1000, 100)]
+    write(workdir, [*points, *(record(s, s * 2.0, **{"train/loss": p["eval/loss"]}) for s, p in enumerate(points))])
+    return str(workdir)
+
+
+def labels(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_picture_shows_small_differences_and_hides_nothing_behind_its_legend(tmp_path, capsys, figures):
+    runs = [pretraining(tmp_path / "x" / "_a$b$"), pretraining(tmp_path / "y" / "_a$b$", 2.05)]
     out = tmp_path / "x.png"
-    assert plot.main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
+    assert plot.main([*runs, "--out", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
-    assert str(out) in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("not shown; --ymax inf shows all") and said[-1] == str(out)
+    (figure,) = figures
+    left, right = figure.axes
+    low, high = left.get_ylim()
+    assert low < 2 and (high - low) / 20 < 0.05  # of an axis of 8 the difference would be a hair
+    assert (left.get_ylabel(), right.get_xlabel().split()[0]) == ("loss (nats per predicted token)", "minutes")
+    # Runs that end alike are told apart, and no sign in a name means anything.
+    assert labels(figure) == ["x/_a$b$", "y/_a$b$", "held out, full model", "training, running mean"]
+    figure.canvas.draw()
+    assert figure.legends[0].get_window_extent().y1 < min(axis.get_tightbbox().y0 for axis in figure.axes)
+    plot.draw(runs, out, ymax=9)
+    assert figures[1].axes[0].get_ylim()[1] == 9
+    assert plot.draw(runs, out, ymax=math.inf) == [] and figures[2].axes[0].get_ylim()[1] > 9.9
+    for arguments, message in (
+        ((runs, out, 1.0), "--ymax 1 lies below all losses; the lowest is 2.001"),
+        (([runs[0], runs[0] + "/."], out), "is named twice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plot.draw(*arguments)
+
+
+def test_a_fine_tuning_shows_its_tasks_loss_and_score(tmp_path, figures):
+    lines = [record(s, s * 1.0, **{"train/loss": 0.7 - s / 100}) for s in range(1, 9)]
+    lines += [record(s, s * 1.0, **{"eval/accuracy": s / 10, "eval/f1": 0.5, "eval/score": s / 20}) for s in (4, 8)]
+    for name in ("rte-1", "rte-2"):
+        write(tmp_path / name, lines)
+    tuned = [str(tmp_path / name) for name in ("rte-1", "rte-2")]
+    plot.draw(tuned, tmp_path / "x.png")
+    loss, score = figures[0].axes
+    assert loss.get_ylabel() == "training loss of the task, running mean"
+    assert (score.get_xlabel(), score.get_ylabel()) == ("step", "score on dev (accuracy, f1)")
+    assert score.lines[0].get_xydata().tolist() == [[4, 0.2], [8, 0.4]]
+    assert labels(figures[0]) == ["rte-1", "rte-2"]
+    with pytest.raises(UserError, match="rte-1: fine-tuned, the others pretrained"):
+        plot.draw([pretraining(tmp_path / "mlm"), tuned[0]], tmp_path / "x.png")
+
+
+def test_curves_are_smoothed_only_where_they_are_long():
+    short = [(s, 0.0, float(s % 2)) for s in range(60)]
+    assert plot.smooth(short) == short
+    assert {round(v, 1) for *_, v in plot.smooth([(s, 0.0, float(s % 2)) for s in range(600)])[9:-9]} == {0.5}
+
+
+def test_forty_models_are_told_apart_and_long_names_are_whole():
+    looks = [tuple(plot.look(number).items()) for number in range(40)]
+    assert len(set(looks)) == 40
+    figure, axis = plt.subplots(figsize=(11, 4.2), layout="constrained")
+    named = [f"{'a-long-folder/' * 9}{number}" for number in range(10)]
+    plot.put_legend(figure, {name: Line2D([], []) for name in named})
+    figure.canvas.draw()
+    legend, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert [label.replace("\n", "") for label in labels(figure)] == named
+    assert whole.x0 <= legend.x0 and legend.x1 <= whole.x1 and legend.y1 < axis.get_tightbbox().y0
+    assert axis.get_window_extent().height > 200
+    plt.close(figure)
+
+
+def test_probes_count_layers_from_0_like_the_config(figures):
+    scores = [0.5, 0.7, 0.8, 0.9, 0.6]
+    probed = {"model": "a", "cls": {"score": scores}, "mean": {"score": scores}}
+    settings = {"settings": {"task": "sst2"}, "metrics": ["accuracy"], "majority": 0.5}
+    drawing.layers({"models": [probed], **settings})
+    (axis,) = figures[0].axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["emb", "0", "1", "2", "3"]
+    assert axis.lines[0].get_xydata()[0].tolist() == [-1, 0.5]
+    assert labels(figures[0]) == ["a", "[CLS]", "mean", "majority"]
+    point = {"step": 3, "pppl": 20.5, "bits_per_character": 1.25}
+    drawing.perplexity({"models": [{"model": "b", "points": [point]}], "settings": {"every_checkpoint": False}})
+    assert figures[1].axes[0].texts[0].get_text() == "20.5"
+
+
+def test_lines_of_output_have_100_columns_at_most():
+    line = f"note: {'word ' * 60}{'a-path/' * 20}x and more"
+    lines = fold(line, 4).splitlines()
+    assert " ".join(map(str.strip, lines)) == line
+    assert all(len(part) <= 100 or part.strip().startswith("a-path/") for part in lines)
+    assert fold("  short") == "  short"
 
 
 def test_a_folder_without_metrics_is_named(tmp_path, capsys):

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sctd_jax import probe, storage
+from sctd_jax import plot, probe, storage
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.interop import bert_config, weights
+from sctd_jax.interop.importing import read_model
 from sctd_jax.model.bert import Bert
-from sctd_jax.probing import drift, layers, models, perplexity
+from sctd_jax.probing import drift, layers, perplexity
 from sctd_jax.train.evaluation import EVAL_SEED, selection_keys
 from sctd_jax.train.loop import train_and_evaluate
 from sctd_jax.train.run import load_run
@@ -66,8 +67,9 @@ def command(out, *arguments):
 
 
 def test_names_are_short_where_they_can_be():
-    assert models.names(["runs/a", "runs/b/"]) == ["a", "b"]
-    assert models.names(["x/a", "y/a", "c"]) == ["x/a", "y/a", "c"]
+    assert plot.names(["runs/a", "runs/b/"]) == ["a", "b"]
+    assert plot.names(["/r/x/a", "y/a", "c", "a"]) == ["x/a", "y/a", "c", "a"]
+    assert plot.names(["gs://b/x/", "."]) == ["x", "."]
 
 
 # Layers
@@ -88,8 +90,10 @@ def test_layers_of_two_models(run, folder, tmp_path, capsys):
         # The embedding of [CLS] knows nothing of the sentence; those of its words or letters, averaged, much.
         assert model["cls"]["accuracy"][0] == 0.5
         assert model["mean"]["accuracy"][0] > 0.8
+        assert model["after"] == ["embeddings", *(f"layer {number}" for number in range(model["layers"]))]
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("dropping: cls ") and said[0].endswith("; majority 0.500")
+    assert said[0].startswith("dropping: cls ") and said[1].endswith("; majority 0.500")
+    assert "mean 1.000 after embeddings, " in said[0] and max(map(len, said[:-2])) <= 100
     assert said[-2:] == [str(tmp_path / "out" / "layers.json"), str(tmp_path / "out" / "layers.png")]
 
 
@@ -224,7 +228,7 @@ def test_drift_of_a_run(run, tmp_path, capsys):
     by_layer = model["layers"]
     assert (model["method"], model["layers_missing"]) == ("drop", None)
     assert model["local"]["step"] == model["global"]["step"] == [0, 1, 2]
-    assert (by_layer["step"], by_layer["rows"], by_layer["layer"]) == (2, 20, [2, 3, 4])
+    assert (by_layer["step"], by_layer["rows"], by_layer["layer"]) == (2, 20, [1, 2, 3])
     ends = model["local"]["cosine"][-1], model["global"]["cosine"][-1]
     np.testing.assert_allclose(by_layer["cls"]["cosine"][-2:], ends, atol=1e-5)
     assert max(ends) < 0.999
@@ -360,7 +364,7 @@ def test_models_that_cannot_be_probed(run, folder, tmp_path, capsys):
     assert "expected the workdir of a run or a folder" in refused(capsys, "perplexity", tmp_path, *out)
     assert "has no held-out rows of its own: give --text" in refused(capsys, "perplexity", folder, *out)
     headless = shutil.copytree(folder, tmp_path / "headless")
-    encoder = models.read_model(folder, tokenizer_file=None, recipe=probe._recipe()).state.params
+    encoder = read_model(folder, tokenizer_file=None, recipe=probe._recipe()).state.params
     tensors = {n: x for n, x in weights.to_bert(HF.model, jax.tree.map(np.asarray, encoder)).items() if "cls." not in n}
     save_file(tensors, headless / "model.safetensors")
     assert "headless has no MLM head" in refused(capsys, "perplexity", headless, "--text", text, *out)

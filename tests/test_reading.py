@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from sctd_jax.finetune.examples import Answer, Example, Span
@@ -106,7 +108,7 @@ def test_every_task_is_read_from_its_official_layout(name, tmp_path):
         assert len(examples) == rows * SIZES["test"]
         assert all(example.label is None and not example.answers for example in examples)
     assert data.labels == (("negative", "positive") if name == "classification" else TASKS[name].labels)
-    assert bool(data.notes) == (name == "qqp")
+    assert bool(data.notes) == (name in ("qqp", "classification", "regression"))  # whose dev rows are training rows too
     assert data == open_task(name, folder)
 
 
@@ -134,13 +136,15 @@ def test_a_byte_order_mark_crlf_quotes_and_other_line_separators(tmp_path):
 
 def test_rows_that_the_official_files_break_are_counted(tmp_path):
     folder = write_task(tmp_path, "qqp")
-    assert open_task("qqp", folder).notes == (f"{folder}/train.tsv: 2 rows with too few columns left out",)
+    assert open_task("qqp", folder).notes == (
+        f"{folder}/train.tsv: 2 rows with too few columns left out (first: line 4)",
+    )
     for split in ("train", "dev"):
         with open(folder / f"{split}.tsv", "a") as file:
             file.write("9\t1\t2\t\tIs this empty?\t0\n")
     data = open_task("qqp", folder)
     assert len(data.train) == SIZES["train"]
-    assert data.notes[1] == f"{folder}/train.tsv: 1 rows without a text left out"
+    assert data.notes[1] == f"{folder}/train.tsv: 1 rows without a text left out (first: line 16)"
     # The metric is of all rows of the official dev set.
     assert data.dev["dev"][SIZES["dev"]] == Example(9, " ", "Is this empty?", label=0)
     with open(folder / "test.tsv", "a") as file:
@@ -150,6 +154,63 @@ def test_rows_that_the_official_files_break_are_counted(tmp_path):
         file.write("5\tIs this\n")
     assert message("qqp", folder) == (
         f"{folder}/test.tsv, line 7: 2 columns, expected 3 ('id', 'question1', 'question2')"
+    )
+
+
+def test_what_is_left_out_or_odd_is_counted_with_its_first_place(tmp_path):
+    def notes(name, file, change, folder=tmp_path):
+        path = write_task(tmp_path, name) / file
+        path.write_text(change(path.read_text()))
+        found = open_task(name, folder).notes
+        return [note.removeprefix(f"{path}: ") for note in found]
+
+    empty = '"paragraphs": [{"context": "c", "qas": []}, '
+    assert notes("squad1", "train-v1.1.json", lambda text: text.replace('"paragraphs": [', empty)) == [
+        "1 paragraphs without a question (first: article 1, paragraph 1)"
+    ]
+    repeated = "rows repeat the id of another"
+    assert notes("squad1", "train-v1.1.json", lambda text: re.sub(r'"train0*\d"', '"q"', text))[0].startswith(
+        f"9 {repeated} (first: article 1, paragraph 2, question 1 (q))"
+    )
+    assert notes("rte", "dev.tsv", lambda text: text.replace("\n1\t", "\n0\t")) == [f"1 {repeated} (first: line 3)"]
+    more = "1 rows with more than 4 columns, whose rest is not read (first: line 2)"
+    assert notes("rte", "train.tsv", lambda text: text.replace("entailment\n", "entailment\tmore\n", 1)) == [more]
+    passage = '{"passage": {"text": "p", "questions": []}, "idx": 99}\n'
+    assert notes("multirc", "train.jsonl", lambda text: text + passage) == [
+        "1 passages without a question (first: line 13)"
+    ]
+    query = '{"passage": {"text": "ab", "entities": [{"start": 0, "end": 0}]}, "idx": 99, "qas": '
+    query += '[{"query": "@placeholder", "idx": 99, "answers": [{"text": "b"}]}]}\n'
+    assert notes("record", "train.jsonl", lambda text: text + query) == [
+        "1 queries none of whose entities is an answer (first: line 13, query 1)"
+    ]
+    assert notes("wic", "train.jsonl", lambda text: text.replace('"end2": 9', '"end2": 8', 1)) == [
+        "1 marked words that begin or end inside of a word (first: line 1)"
+    ]
+    assert notes("cola", "dev.tsv", lambda text: text.replace("\t1\t", "\t0\t")) == [
+        "all 6 dev rows have the same label: mcc will always be 0"
+    ]
+
+
+def test_what_is_odd_about_the_users_files_is_counted(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\nc,x\n")
+    (tmp_path / "dev.csv").write_text("text,label\na,x\nd,y\n")
+    (tmp_path / "test.csv").write_text("text\na\n\nb\n")
+    for name in ("old\x1b.csv", "test.CSV", ".hidden"):
+        (tmp_path / name).write_text("")
+    assert open_task("classification", tmp_path).notes == (
+        f"{tmp_path}/test.csv: 1 blank lines passed over, which may have been empty texts (first: line 3)",
+        f"{tmp_path}: 2 other files or folders are not read: old\\x1b.csv, test.CSV",
+        f"{tmp_path}/dev.csv: 1 of 2 dev rows stand in the training rows too: the score is too good",
+    )
+    path = tmp_path / "one.tsv"
+    path.write_text("text\tlabel\n" + "".join(f"{i}\t{'z' if i in (0, 5) else 'y'}\n" for i in range(8)))
+    assert open_task("classification", path, heldout_share=0.25, seed=1).notes == (
+        f"{path}: 1 labels without a training row: z",
+    )
+    path.write_text("text\tlabel\n" + "".join(f"{i}\t{int(i == 3)}\n" for i in range(8)))
+    assert open_task("regression", path, heldout_share=0.25, seed=1).notes == (
+        f"{path}: all 2 dev rows have the same label: pearson, spearman will always be 0",
     )
 
 
@@ -185,7 +246,7 @@ def test_wsc_spans_as_the_official_files_have_them(tmp_path):
     folder = tmp_path / "WSC"
     assert open_task("wsc", folder).notes == (
         f"{folder}/train.jsonl: 1 marked spans whose text does not stand at their word index: the nearest such text "
-        "is taken",
+        "is taken (first: line 1)",
     )
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -50,7 +51,20 @@ BAD_FILES = {
             ", line 2: unknown label 'maybe', expected one of entailment, not_entailment"),
     "test": ("rte", "test.tsv", HEAD + "0\ta\n",
              ", line 2: 2 columns, expected 4 ('index', 'sentence1', 'sentence2', 'label')"),
-    "UTF-8": ("rte", "train.tsv", HEAD.encode() + b"0\ta\xff\tb\tentailment\n", ", line 2: not UTF-8 (byte 4)"),
+    "UTF-8": ("rte", "train.tsv", HEAD.encode() + b"0\ta\xff\tb\tentailment\n",
+              ", line 2: not UTF-8 (byte 4); save it as UTF-8"),
+    "CR": ("rte", "train.tsv", HEAD.replace("\n", "\r") + "0\ta\tb\tentailment\r",
+           ": its lines end in CR alone; convert it: tr '\\r' '\\n' < OLD > NEW"),
+    "header twice": ("rte", "train.tsv", "sentence1\tsentence2\tlabel\tlabel\n",
+                     ", line 1: the header names a column twice: sentence1, sentence2, label, label"),
+    "header's escape": ("rte", "train.tsv", "sentence1\t\x1b[2J\nx\ty\n",
+                        ", line 2: no field 'sentence2'; found sentence1, \\x1b[2J"),
+    "score's range": ("stsb", "dev.tsv", "index\tsentence1\tsentence2\tscore\n0\ta\tb\t7.5\n",
+                      ", line 2: the score 7.5 is outside of 0 to 5"),
+    "score's digits": ("stsb", "train.tsv", "index\tsentence1\tsentence2\tscore\n0\ta\tb\t1_5\n",
+                       ", line 2: the field 'score' is no number, found '1_5'"),
+    "json field twice": ("boolq", "train.jsonl", '{"label": true, "label": false}\n',
+                         ", line 1: not JSON (the field 'label' stands twice in one object)"),
     "score": ("stsb", "train.tsv", "index\tsentence1\tsentence2\tscore\n0\ta\tb\tnan\n",
               ", line 2: the field 'score' is no number, found 'nan'"),
     "json": ("boolq", "train.jsonl", '{"question": \n',
@@ -100,6 +114,8 @@ BAD_FIELDS = {
     "wsc target": ("wsc", {"target": 3}, ", target: not a JSON object, found 3"),
     "multirc label": ("multirc", {"passage": {"text": "p", "questions": [QA1]}},
                       ", question 1, answer 1: unknown label '2', expected one of 0, 1"),
+    "multirc answers": ("multirc", {"passage": {"text": "p", "questions": [{**QA1, "answers": []}]}},
+                        ", question 1: a question without answers"),
     "multirc list": ("multirc", {"passage": {"text": "p", "questions": 3}},
                      "the field 'questions' is no list, found 3"),
     "record entity": ("record", {"passage": {"text": "abc", "entities": [{"start": 1, "end": 3}]}},
@@ -135,12 +151,69 @@ def test_squad_answers_must_stand_where_the_file_says(tmp_path):
         path.write_text(json.dumps(data))
         return message("squad1", tmp_path)
 
-    where = f"{path}, question {question['id']}: "
+    where = f"{path}, article 1, paragraph 1, question 1 ({question['id']}): "
     assert said(answer_start=46) == where + "the answer '1200' does not stand at character 46, found ' 120'"
     assert said(answer_start=-25) == where + "the answer '1200' does not stand at character -25, found 'The '"
     assert said(answer_start=900) == where + "the answer '1200' does not stand at character 900, found ''"
     assert said(text="") == where + "the field 'text' is empty"
-    assert said() == where + "no answer"
+    for value in ("false", 0, None):  # each of which Python would take for one or the other
+        question["is_impossible"] = value
+        assert said(answer_start=47) == f"{where}the field 'is_impossible' is neither true nor false, found {value!r}"
+    question["is_impossible"] = True
+    assert message("squad1", tmp_path).endswith(f"found {value!r}")
+    assert said(answer_start=47) == where + "a question without an answer; SQuAD 2.0 is the task squad2"
+    question["is_impossible"] = False
+    assert said() == where + "no answer; SQuAD 2.0 says of such a question is_impossible: true"
+
+
+def test_an_impossible_question_has_no_answers(tmp_path):
+    path = write_task(tmp_path, "squad2") / "train-v2.0.json"
+    path.write_text(path.read_text().replace('"is_impossible": false', '"is_impossible": true', 1))
+    assert message("squad2", tmp_path) == (
+        f"{path}, article 1, paragraph 1, question 1 (train{0:020d}): is_impossible is true, but there are 1 answers"
+    )
+
+
+def test_ids_by_which_a_metric_groups_rows_are_each_of_one_question(tmp_path):
+    what, advice = "rows repeat the id of another", "and their predictions would become one: give each an id of its own"
+    path = write_task(tmp_path, "squad1") / "dev-v1.1.json"
+    path.write_text(re.sub(r'"dev0*\d"', '"q"', path.read_text()))
+    assert message("squad1", tmp_path) == (
+        f"{path}: 5 {what} (first: 'q' at article 1, paragraph 2, question 1 (q)), {advice}"
+    )
+    for split in ("val", "test"):  # the submission merges them too
+        path = write_task(tmp_path, "record") / f"{split}.jsonl"
+        path.write_text(path.read_text().replace('"idx": 3', '"idx": 2'))
+        assert message("record", tmp_path) == f"{path}: 1 {what} (first: 2 at line 2, query 2), {advice}"
+    path = write_task(tmp_path, "multirc") / "val.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace('"idx": 1}', '"idx": 0}', 1))  # the question, whose answers have numbers of their own
+    assert message("multirc", tmp_path) == (
+        f"{path}: 3 {what} (first: (0, 0, 2) at line 1, question 2, answer 1), {advice}"
+    )
+    path.write_text(whole.replace('"idx": 1, "label"', '"idx": 0, "label"', 1))
+    assert message("multirc", tmp_path) == (
+        f"{path}: 1 {what} (first: (0, 0, 0) at line 1, question 1, answer 2), {advice}"
+    )
+    path.write_text(whole)
+    edit(path, 2, idx=0)  # another passage's
+    assert message("multirc", tmp_path).startswith(f"{path}: 5 {what} (first: (0, 2, 5) at line 2, question 1")
+
+
+def test_a_label_in_two_spellings_is_no_two_classes(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for first, second in (("pos", "Pos"), ("pos", " pos"), (1, 1.0), ("é", "e\u0301"), (True, "True")):
+        rows = [{"text": "a", "label": first}, {"text": "b", "label": "neg"}, {"text": "c", "label": second}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        first, second = (str(label).lower() if label is True else str(label) for label in (first, second))
+        assert message("classification", path) == (
+            f"{path}, line 3: the label {second!r} is also written {first!r} ({path}, line 1); these would be two "
+            "classes: write it in one way"
+        )
+    path.write_text('{"text": "a", "label": "1.1"}\n{"text": "b", "label": "1.10"}\n')  # as sections are numbered
+    assert open_task("classification", str(path), FileSettings(heldout_share=0.5)).labels == ("1.1", "1.10")
+    path.write_text('{"text": "a", "label": NaN}\n')
+    assert message("classification", path) == f"{path}, line 1: the field 'label' is no text, found nan"
 
 
 def test_files_of_the_users_that_cannot_be_used(tmp_path):

@@ -143,6 +143,14 @@ PREPARED = {
         {"context": TEXT, "endings": tfds.features.Sequence(TEXT), "label": INT},
         {split: [{"context": "c She", "endings": list("wxyz"), "label": 1}] for split in ("train", "validation")},
     ),
+    "numbers": (
+        {"question": TEXT, "sentence": TEXT, "label": INT},
+        {split: [{"question": "q", "sentence": "s", "label": 1}] for split in ("train", "validation")},
+    ),
+    "swapped": (
+        {"sentence": TEXT, "label": tfds.features.ClassLabel(names=["positive", "negative"])},
+        {split: [{"sentence": "s", "label": 1}] for split in ("train", "validation")},
+    ),
     "own": (
         {"text": TEXT, "label": tfds.features.ClassLabel(names=["neg", "pos"])},
         {"train": [{"text": f"text {i}", "label": i % 2} for i in range(10)]},
@@ -216,6 +224,12 @@ def test_tfds_of_other_tasks(prepared, tmp_path):
     assert message("squad1", "tfds:benchmark/v2.0") == (
         f"{folder}/v2.0/1.0.0, split validation, record 0: a question without an answer; SQuAD 2.0 is the task squad2"
     )
+    # Numbers without names are taken in the task's order, which is said; names in another order are followed.
+    numbers = open_task("qnli", prepared("numbers"))
+    assert numbers.notes == (
+        f"{folder}/numbers/1.0.0: its labels have no names: 0 is taken as entailment, 1 is taken as not_entailment",
+    )
+    assert (open_task("sst2", prepared("swapped")).train[0].label, numbers.train[0].label) == (0, 1)
     hellaswag = open_task("hellaswag", prepared("hellaswag"))
     assert hellaswag.train == (Example(0, "c She", label=1, choices=tuple("wxyz")),)
     own = open_task("classification", prepared("own"), heldout_share=0.3)
@@ -235,8 +249,12 @@ def test_what_is_wrong_with_a_tfds_dataset_is_said(prepared, tmp_path):
     assert message("cb", "tfds:benchmark/mrpc") == (
         f"{folder}/mrpc/1.0.0: the labels are not_equivalent, equivalent; cb has entailment, contradiction, neutral"
     )
+    assert message("squad1", "tfds:benchmark/mrpc") == (
+        f"{folder}/mrpc/1.0.0, split train, record 0: no field 'context'; found idx, label, sentence1, sentence2"
+    )
+    # As many classes, but others: which is which would be a guess.
     assert message("qnli", "tfds:benchmark/mrpc") == (
-        f"{folder}/mrpc/1.0.0, split train, record 0: no field 'question'; found idx, label, sentence1, sentence2"
+        f"{folder}/mrpc/1.0.0: the labels are not_equivalent, equivalent; qnli has entailment, not_entailment"
     )
     assert message("rte", prepared("mnli")) == (
         f"{folder}/mnli/1.0.0: the labels are contradiction, entailment, neutral; rte has entailment, not_entailment"

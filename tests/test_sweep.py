@@ -197,3 +197,8 @@ def test_the_table():
     assert lines[2] == "| cola | mcc | 40.0 [30.0 to 50.0] at 1e-05 |  |"
     assert lines[3] == "| rte | accuracy | 65.0 [10.0 to 70.0] at 2e-05 | 30.0 [20.0 to 40.0] at 1e-05 |"
     assert lines[4] == "| GLUE average | | 52.5 (2 of 9 tasks) | 30.0 (1 of 9 tasks) |"
+    assert lines[-1].endswith("left out because they have fewer seeds: 1.")
+    many = [row | {"checkpoint": f"checkpoint-{i}"} for i in range(5) for row in rows[:2]]
+    whole, narrow = sweep_report.table(many, []), sweep_report.table(many, [], widest=100)
+    assert max(map(len, whole.splitlines())) > 100 >= max(map(len, narrow.splitlines()))
+    assert all(narrow.count(f"checkpoint-{i} ") == 1 for i in range(5)) and narrow.count("| rte |") == 3

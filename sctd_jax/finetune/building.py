@@ -5,12 +5,13 @@ Devlin et al. (2019), 4.2 to 4.4, for the order of SQuAD's and SWAG's texts.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune.examples import Answer, Example, Span
-from sctd_jax.finetune.records import Record
+from sctd_jax.finetune.records import Note, Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,11 @@ class FileSettings:
 class Context:
     """What holds for all records of a split."""
 
+    where: str  # the file, for messages
     split: str  # train, dev... or test...
     labels: tuple[str, ...]
     settings: FileSettings
-    note: Callable[[str], None]  # counts what the user should know of
+    note: Note
 
     @property
     def hidden(self) -> bool:
@@ -52,20 +54,25 @@ def label_text(record: Record, field: str) -> str:
     value = record.value(field)
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and math.isfinite(value):
         return str(value)
     return record.text(field)
 
 
-def flatten(name: str, record: Record) -> Iterator[Record]:
-    """A row of an official file -> the records that TFDS would have for it."""
+def flatten(name: str, record: Record, note: Note) -> Iterator[Record]:
+    """A row of an official file -> the records that TFDS would have for it; `note` is told of rows that have none."""
     flat = {"multirc": _flat_multirc, "record": _flat_record, "wsc": _flat_wsc}.get(name)
-    yield from flat(record) if flat else (record,)
+    found = list(flat(record)) if flat else [record]
+    if not found:
+        note("passages without a question", record.place)
+    yield from found
 
 
 def _flat_multirc(record: Record) -> Iterator[Record]:
     passage = record.child("passage")
     for question in passage.children("questions", "question"):
+        if not question.items("answers"):
+            raise UserError(f"{question.place}: a question without answers")
         for answer in question.children("answers", "answer"):
             fields = {
                 **answer.fields,
@@ -126,7 +133,9 @@ def _label(record: Record, field: str, context: Context) -> int | None:
     if [label.lower() for label in labels] == ["false", "true"]:  # copies of the data write them in either way
         found, labels = found.lower(), ("false", "true")
     if found not in labels:
-        raise UserError(f"{record.place}: unknown label {found!r}, expected one of {', '.join(context.labels)}")
+        raise UserError(
+            f"{record.place}: unknown label {found!r}, expected one of {printable(', '.join(context.labels))}"
+        )
     return labels.index(found)
 
 
@@ -147,7 +156,7 @@ def _texts(first: str, second: str, label: str, some_empty: bool = False) -> Bui
         if some_empty:
             texts = [record.text(field, empty=True).strip() or " " for field in fields]
             if context.split == "train" and " " in texts:
-                context.note("rows without a text left out")
+                context.note("rows without a text left out", record.place)
                 return
         else:
             texts = [_text(record, field, context) for field in fields]
@@ -158,6 +167,8 @@ def _texts(first: str, second: str, label: str, some_empty: bool = False) -> Bui
 
 def _similarity(record: Record, context: Context) -> Iterator[Example]:
     score = None if context.hidden else record.real("score")
+    if score is not None and not 0 <= score <= 5:
+        raise UserError(f"{record.place}: the score {score:g} is outside of 0 to 5")
     texts = [_text(record, field, context) for field in ("sentence1", "sentence2")]
     yield Example(_id(record), *texts, label=score)
 
@@ -192,6 +203,8 @@ def _record(record: Record, context: Context) -> Iterator[Example]:
         raise UserError(f"{record.place}: no {_PLACEHOLDER} in the query {query!r:.80}")
     if not entities or not (answers or context.hidden):
         raise UserError(f"{record.place}: a query without {'answers' if entities else 'entities'}")
+    if answers and not set(answers) & set(entities):
+        context.note("queries none of whose entities is an answer", record.place)
     number = index.integer("query")
     for entity in entities:
         yield Example(
@@ -215,6 +228,8 @@ def _wic(record: Record, context: Context) -> Iterator[Example]:
                 f"{record.place}: start{number + 1} .. end{number + 1} = {start} .. {end} is outside of "
                 f"sentence{number + 1} ({len(text)} characters)"
             )
+        if re.match(r"\w\w", text[start - 1 : start + 1]) or re.match(r"\w\w", text[end - 1 : end + 1]):
+            context.note("marked words that begin or end inside of a word", record.place)
         spans.append(Span(number, start, end))
     yield Example(_id(record), *texts, label=_label(record, "label", context), marked=tuple(spans))
 
@@ -241,27 +256,33 @@ def _words(record: Record, name: str, context: Context) -> Span:
     found = [match.span() for match in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
     nearest = min(found, key=lambda span: abs(span[0] - start), default=None)
     if nearest is None or not start <= nearest[0] < end:
-        context.note("marked spans whose text does not stand at their word index: the nearest such text is taken")
+        context.note(
+            "marked spans whose text does not stand at their word index: the nearest such text is taken", record.place
+        )
     if nearest is None:
         nearest = start, words[min(index + len(wanted), len(words)) - 1][1]
     return Span(0, *nearest)
 
 
+def _impossible(record: Record) -> bool:
+    return "is_impossible" in record.fields and record.flag("is_impossible")
+
+
 def _squad1(record: Record, context: Context) -> Iterator[Example]:
-    if record.fields.get("is_impossible", False):
+    if _impossible(record):
         raise UserError(f"{record.place}: a question without an answer; SQuAD 2.0 is the task squad2")
     yield from _squad(record, context)
 
 
 def _squad(record: Record, context: Context) -> Iterator[Example]:
     passage = record.text("context")
-    answers = ()
-    if not record.fields.get("is_impossible", False):
-        given = record.child("answers")
-        pairs = zip(given.items("text"), given.items("answer_start"), strict=True)
-        answers = tuple(_answer(record, text, start, passage) for text, start in pairs)
-        if not answers:
-            raise UserError(f"{record.place}: no answer")
+    given, impossible = record.child("answers"), _impossible(record)
+    pairs = zip(given.items("text"), given.items("answer_start"), strict=True)
+    answers = tuple(_answer(record, text, start, passage) for text, start in pairs)
+    if impossible and answers:
+        raise UserError(f"{record.place}: is_impossible is true, but there are {len(answers)} answers")
+    if not (impossible or answers):
+        raise UserError(f"{record.place}: no answer; SQuAD 2.0 says of such a question is_impossible: true")
     yield Example(record.text("id"), record.text("question"), passage, answers=answers)
 
 
@@ -297,7 +318,9 @@ def _own(record: Record, setting: str, context: Context) -> str:
     """The user's field of a setting."""
     field = getattr(context.settings, setting)
     if field not in record.fields:
-        raise UserError(f"{record.place}: no field {field!r} (config.{setting}); found {', '.join(record.fields)}")
+        raise UserError(
+            f"{record.place}: no field {field!r} (config.{setting}); found {printable(', '.join(record.fields))}"
+        )
     return field
 
 

@@ -1,7 +1,8 @@
 """Examples -> token rows, as BERT builds them: [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with segments 0 and 1."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from sctd_jax.finetune.examples import Example
 from sctd_jax.finetune.squad import max_context
 
 _QUESTION_TOKENS, _STRIDE = 64, 128  # of SQuAD (Devlin et al., 2019; its run_squad)
+_MUCH_UNKNOWN = 0.01  # of the characters
 
 
 class Row(NamedTuple):
@@ -46,7 +48,10 @@ class Feature:
         return max(len(row.ids) for row in self.rows)
 
 
-def encode(tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_length: int) -> list[Feature]:
+def encode(
+    tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_length: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Feature]:  # fmt: skip
     """The features of examples, in their order.
 
     Pairs that are too long lose tokens at the end of the longer text, one at a time; SQuAD's passages are cut into
@@ -57,18 +62,36 @@ def encode(tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_len
       examples: of a task.
       head: of the task.
       max_length: N, tokens of a row at most.
+      say: receives a line for each kind of loss, with its count: what is cut off, without a token or unknown.
 
     Raises:
       UserError: a marked word is cut off, or the numbers of choices differ.
     """
-    pieces = _tokenize(tokenizer, examples)
+    pieces, lost = _tokenize(tokenizer, examples), Counter()
+    features = _features(tokenizer, examples, head, max_length, pieces, lost)
+    for what, count in lost.items():
+        if count:
+            say(f"{count:,} of {len(examples):,} {what}")
+    unknown = characters = 0
+    for text in pieces.values():
+        lengths_n = text.spans_n2[:, 1] - text.spans_n2[:, 0]
+        unknown += int(lengths_n[text.ids_n == tokenizer.special["unk"]].sum())
+        characters += int(lengths_n.sum())
+    if unknown > _MUCH_UNKNOWN * characters:
+        say(f"warning: {unknown / characters:.1%} of the characters are unknown to the tokenizer")
+    return features
+
+
+def _features(
+    tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_length: int, pieces: dict, lost: Counter
+) -> list[Feature]:
     if head == "span":
-        windows = (_windows(tokenizer, number, e, pieces, max_length) for number, e in enumerate(examples))
+        windows = (_windows(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples))
         return [feature for features in windows for feature in features]
     counts = {len(example.choices) for example in examples}
     if len(counts) > 1:
         raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
-    return [_feature(tokenizer, number, e, pieces, max_length) for number, e in enumerate(examples)]
+    return [_feature(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples)]
 
 
 def _tokenize(tokenizer: Tokenizer, examples: Iterable[Example]) -> dict[str, Tokenized]:
@@ -76,13 +99,19 @@ def _tokenize(tokenizer: Tokenizer, examples: Iterable[Example]) -> dict[str, To
     return dict(zip(texts, tokenizer.encode_spans(texts), strict=True))
 
 
-def _feature(tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int) -> Feature:
+def _feature(
+    tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, lost: Counter
+) -> Feature:
     first = pieces[example.first]
-    rows, lengths = [], (0, 0)
+    rows, lengths, cut = [], (0, 0), False
     for text in example.choices or (example.second,):
         second = pieces[text].ids_n if text else None
         lengths = _lengths(len(first.ids_n), None if second is None else len(second), max_length)
+        cut |= lengths != (len(first.ids_n), 0 if second is None else len(second))
         rows.append(_row(tokenizer, first.ids_n[: lengths[0]], None if second is None else second[: lengths[1]]))
+    lost[f"rows are longer than {max_length} tokens: cut at the end of the longer text"] += cut
+    texts = (example.first, example.second, *example.choices)
+    lost["rows have a text without any token"] += any(text.strip() and not len(pieces[text].ids_n) for text in texts)
     marked = tuple(_marked(example, span, pieces, lengths) for span in example.marked)
     return Feature(number, tuple(rows), 0.0 if example.label is None else float(example.label), marked)
 
@@ -125,8 +154,12 @@ def _tokens_of(spans_n2: np.ndarray, start: int, end: int) -> tuple[int, int] | 
     return (int(inside[0]), int(inside[-1])) if len(inside) else None
 
 
-def _windows(tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int) -> Iterable[Feature]:
-    question = pieces[example.first].ids_n[: min(_QUESTION_TOKENS, max_length // 2)]
+def _windows(
+    tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, lost: Counter
+) -> Iterable[Feature]:
+    longest = min(_QUESTION_TOKENS, max_length // 2)
+    question = pieces[example.first].ids_n[:longest]
+    lost[f"questions are longer than {longest} tokens: cut"] += len(pieces[example.first].ids_n) > longest
     passage = pieces[example.second]
     room, count = max_length - len(question) - 3, len(passage.ids_n)
     starts = [0]
@@ -137,6 +170,8 @@ def _windows(tokenizer: Tokenizer, number: int, example: Example, pieces: dict, 
     if example.answers:
         wanted = example.answers[0]
         answer = _tokens_of(passage.spans_n2, wanted.start, wanted.start + len(wanted.text))
+        shown = answer and any(s <= answer[0] and answer[1] < s + n for s, n in zip(starts, sizes, strict=True))
+        lost["answers are whole in no window of the passage: learned as no answer"] += not shown
     for start, size, best in zip(starts, sizes, max_context(starts, sizes), strict=True):
         row = _row(tokenizer, question, passage.ids_n[start : start + size])
         shown = slice(row.second, row.second + size)

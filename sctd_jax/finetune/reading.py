@@ -1,6 +1,5 @@
 """A task's files, found and read: official folders, prepared TFDS datasets, and files of the user's."""
 
-import collections
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator
@@ -10,11 +9,12 @@ import numpy as np
 
 from sctd_jax.data import corpus
 from sctd_jax.data.tfds_folder import open_folder
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune import records
-from sctd_jax.finetune.building import BUILDERS, Context, FileSettings, flatten, own_label
+from sctd_jax.finetune.building import Context, FileSettings, flatten, own_label
+from sctd_jax.finetune.checks import Notes, build, check_spelling, odd_rows, undefined_metrics
 from sctd_jax.finetune.examples import Example
-from sctd_jax.finetune.records import Record
+from sctd_jax.finetune.records import Note, Record
 from sctd_jax.finetune.tasks import TASKS
 
 _OWN = ("classification", "regression")
@@ -29,7 +29,7 @@ class TaskData:
     train: tuple[Example, ...]
     dev: dict[str, tuple[Example, ...]]  # 'dev'; of mnli 'dev_matched' and 'dev_mismatched'
     test: dict[str, tuple[Example, ...]]  # 'test' or 'test_matched' and 'test_mismatched', as far as there are files
-    notes: tuple[str, ...]  # what the user should know: what was left out or taken otherwise, with its count
+    notes: tuple[str, ...]  # what was left out, taken otherwise or is odd: file, count and the first place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,32 +106,34 @@ def open_task(name: str, data_dir: str, settings: FileSettings) -> TaskData:
     """
     if "://" in data_dir:
         raise UserError(f"config.data_dir {data_dir}: a task's files are read from disks; copy them first")
-    notes = collections.Counter()
+    notes, remarks = Notes(), []
     if name in _OWN:
-        splits, labels = _own_splits(name, data_dir, settings)
+        splits, labels = _own_splits(name, data_dir, settings, notes, remarks)
     else:
         labels = TASKS[name].labels
-        splits = _tfds_splits(name, data_dir) if data_dir.startswith("tfds:") else _files(name, data_dir, notes)
+        tfds = data_dir.startswith("tfds:")
+        splits = _tfds_splits(name, data_dir, remarks) if tfds else _files(name, data_dir, notes)
     examples = {}
     for split, found in splits.items():
-
-        def note(what: str, where: str = found.where) -> None:
-            notes[where, what] += 1
-
-        context = Context(split, labels, settings, note)
-        examples[split] = tuple(example for record in found.records for example in BUILDERS[name](record, context))
+        examples[split] = tuple(
+            build(name, found.records, Context(found.where, split, labels, settings, notes.of(found.where)))
+        )
         if not examples[split]:
             raise UserError(f"{found.where}: no rows")
+        if split.startswith("dev"):
+            remarks += undefined_metrics(name, found.where, examples[split])
+    if name in _OWN:
+        remarks += odd_rows(splits["dev"].where, labels, examples["train"], examples["dev"])
     return TaskData(
         labels=labels,
         train=examples["train"],
         dev={split: found for split, found in examples.items() if split.startswith("dev")},
         test={split: found for split, found in examples.items() if split.startswith("test")},
-        notes=tuple(f"{where}: {count} {what}" for (where, what), count in notes.items()),
+        notes=(*notes.lines(), *remarks),
     )
 
 
-def _files(name: str, data_dir: str, notes: collections.Counter) -> dict[str, _Split]:
+def _files(name: str, data_dir: str, notes: Notes) -> dict[str, _Split]:
     names, task = _FILES[name], TASKS[name]
     folders = [data_dir, os.path.join(data_dir, task.folder)]
     folder = next((f for f in folders if os.path.isfile(os.path.join(f, names.train))), None)
@@ -146,7 +148,7 @@ def _files(name: str, data_dir: str, notes: collections.Counter) -> dict[str, _S
     for split, file in {**names.required(), **names.test}.items():
         path = os.path.join(folder, file)
         if os.path.isfile(path):
-            splits[split] = _Split(path, _read_official(name, path, split, notes))
+            splits[split] = _Split(path, _read_official(name, path, split, notes.of(path)))
     return splits
 
 
@@ -158,23 +160,19 @@ def _expected(name: str) -> str:
     return f"expected {required}{optional} in config.data_dir or its folder {task.folder}, as {home} has them"
 
 
-def _read_official(name: str, path: str, split: str, notes: collections.Counter) -> Iterator[Record]:
+def _read_official(name: str, path: str, split: str, note: Note) -> Iterator[Record]:
     hidden = split.startswith("test")
     if path.endswith(".tsv"):
-
-        def broken() -> None:
-            notes[path, "rows with too few columns left out"] += 1
-
         columns = _COLA_COLUMNS if name == "cola" and not hidden else ()
         # Some questions of qqp hold a newline, which breaks their rows.
-        yield from records.read_tsv(path, columns=columns, broken=broken if name == "qqp" and not hidden else None)
+        yield from records.read_tsv(path, columns=columns, broken=name == "qqp" and not hidden, note=note)
     elif path.endswith(".csv"):
-        yield from records.read_csv(path)
+        yield from records.read_csv(path, note)
     elif path.endswith(".jsonl"):
         for record in records.read_jsonl(path):
-            yield from flatten(name, record)
+            yield from flatten(name, record, note)
     else:
-        yield from records.read_squad(path)
+        yield from records.read_squad(path, note)
 
 
 def _tfds_builder(data_dir: str) -> Any:
@@ -188,14 +186,24 @@ def _tfds_builder(data_dir: str) -> Any:
     return builder
 
 
-def _tfds_splits(name: str, data_dir: str) -> dict[str, _Split]:
+def _tfds_splits(name: str, data_dir: str, remarks: list[str]) -> dict[str, _Split]:
     builder, labels = _tfds_builder(data_dir), TASKS[name].labels
-    found = _class_names(builder, "label")
-    if labels and found and len(found) != len(labels):
-        raise UserError(f"{builder.data_dir}: the labels are {', '.join(found)}; {name} has {', '.join(labels)}")
-    ours = {label.casefold(): label for label in labels}
-    if ours.keys() == {label.casefold() for label in found}:  # the dataset's own order; the numbers follow it
-        labels = tuple(ours[label.casefold()] for label in found)
+    found = [label.casefold() for label in _class_names(builder, "label")]
+    if labels and found:  # the dataset's own order; the numbers follow it
+        for known in (labels, TASKS[name].names):
+            if sorted(label.casefold() for label in known) == sorted(found):
+                labels = tuple(labels[[label.casefold() for label in known].index(label)] for label in found)
+                break
+        else:
+            raise UserError(
+                f"{builder.data_dir}: the labels are {printable(', '.join(_class_names(builder, 'label')))}; "
+                f"{name} has {', '.join(labels)}"
+            )
+    elif labels and not labels[0].isdecimal():
+        remarks.append(
+            f"{builder.data_dir}: its labels have no names: "
+            + ", ".join(f"{number} is taken as {label}" for number, label in enumerate(labels))
+        )
     names = _TFDS_MNLI if name == "mnli" else _TFDS
     return _tfds_records(builder, names, "label", labels, _TFDS_FIELDS.get(name, {}))
 
@@ -232,30 +240,35 @@ def _tfds_records(
     return {ours: _Split(f"{builder.data_dir}, split {split}", read(split)) for ours, split in found.items()}
 
 
-def _own_splits(name: str, data_dir: str, settings: FileSettings) -> tuple[dict[str, _Split], tuple[str, ...]]:
+def _own_splits(
+    name: str, data_dir: str, settings: FileSettings, notes: Notes, remarks: list[str]
+) -> tuple[dict[str, _Split], tuple[str, ...]]:
     """The splits of the user's files, and their labels."""
     if data_dir.startswith("tfds:"):
         splits = _own_tfds(data_dir, settings)
-    elif os.path.isfile(data_dir):
-        splits = {"train": _Split(data_dir, _read_own(data_dir))}
     else:
-        splits = {split: _Split(path, _read_own(path)) for split, path in _own_files(name, data_dir).items()}
+        paths = {"train": data_dir} if os.path.isfile(data_dir) else _own_files(name, data_dir, remarks)
+        splits = {split: _Split(path, _read_own(path, notes.of(path))) for split, path in paths.items()}
     train = splits["train"] = dataclasses.replace(splits["train"], records=list(splits["train"].records))
     labels = ()
     if name == "classification":
-        context = Context("train", (), settings, lambda what: None)
-        labels = tuple(sorted({own_label(record, context) for record in train.records}))
+        context = Context(train.where, "train", (), settings, notes.of(train.where))
+        firsts: dict[str, str] = {}
+        for record in train.records:
+            firsts.setdefault(own_label(record, context), record.place)
+        check_spelling(firsts)
+        labels = tuple(sorted(firsts))
         if len(labels) < 2:
             raise UserError(
                 f"{train.where}: {len(labels)} different labels in the field {settings.label_field!r} "
-                f"({', '.join(labels)}), expected at least 2"
+                f"({printable(', '.join(labels))}), expected at least 2"
             )
     if "dev" not in splits:
         splits.update(_held_out(train, settings))
     return splits, labels
 
 
-def _own_files(name: str, folder: str) -> dict[str, str]:
+def _own_files(name: str, folder: str, remarks: list[str]) -> dict[str, str]:
     if not os.path.isdir(folder):
         raise UserError(f"{name}: no file or folder {folder} (config.data_dir)")
     kinds = ", ".join(_OWN_SUFFIXES)
@@ -269,15 +282,19 @@ def _own_files(name: str, folder: str) -> dict[str, str]:
             raise UserError(f"{name}: no {split} file in {folder}; expected train and dev, and maybe test ({kinds})")
         if paths:
             found[split] = paths[0]
+    others = sorted(path for path in os.listdir(folder) if os.path.join(folder, path) not in found.values())
+    if others := [path for path in others if not path.startswith(".")]:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        remarks.append(f"{folder}: {len(others)} other files or folders are not read: {printable(shown)}")
     return found
 
 
-def _read_own(path: str) -> Iterator[Record]:
+def _read_own(path: str, note: Note) -> Iterator[Record]:
     if not path.endswith(_OWN_SUFFIXES):
         raise UserError(f"{path}: unknown kind of file, expected {', '.join(_OWN_SUFFIXES)}")
     if path.endswith(".tsv"):
-        return records.read_tsv(path, exact=True)
-    return records.read_csv(path) if path.endswith(".csv") else records.read_jsonl(path)
+        return records.read_tsv(path, exact=True, note=note)
+    return records.read_csv(path, note) if path.endswith(".csv") else records.read_jsonl(path)
 
 
 def _held_out(train: _Split, settings: FileSettings) -> dict[str, _Split]:

@@ -8,9 +8,15 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, printable
 
 _LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
+
+Note = Callable[[str, str], None]  # (what the user should know of, the place of this one); they are counted by kind
+
+
+def _no_note(what: str, place: str) -> None:
+    """For readers of whom nobody asks it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Record:
     def value(self, field: str) -> Any:
         """Whatever the field holds."""
         if field not in self.fields:
-            raise UserError(f"{self.place}: no field {field!r}; found {', '.join(self.fields)}")
+            raise UserError(f"{self.place}: no field {field!r}; found {printable(', '.join(self.fields))}")
         return self.fields[field]
 
     def text(self, field: str, empty: bool = False) -> str:
@@ -51,11 +57,19 @@ class Record:
             raise UserError(f"{self.place}: the field {field!r} is no whole number, found {value!r:.80}")
         return value
 
+    def flag(self, field: str) -> bool:
+        """JSON's true or false, and nothing that only looks like it: the text "false" would count as true."""
+        value = self.value(field)
+        if not isinstance(value, bool):
+            raise UserError(f"{self.place}: the field {field!r} is neither true nor false, found {value!r:.80}")
+        return value
+
     def real(self, field: str) -> float:
         """A finite number, which a TSV or CSV file holds as text."""
         value = self.value(field)
         try:
-            number = math.nan if isinstance(value, bool) else float(value)
+            # Python reads "1_5" as 15.
+            number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
@@ -81,38 +95,43 @@ class Record:
 
 
 def read_tsv(
-    path: str, *, columns: tuple[str, ...] = (), exact: bool = False, broken: Callable[[], None] | None = None
+    path: str, *, columns: tuple[str, ...] = (), exact: bool = False, broken: bool = False, note: Note = _no_note
 ) -> Iterator[Record]:
     """Rows of a file whose columns are separated by tabs; a quote is a character like any other.
 
     Args:
       path: of the file.
       columns: its columns, where its first line does not name them.
-      exact: whether more columns than that are an error, too; official readers overlook them.
-      broken: called for a row with too few columns, which is left out; None: such a row is an error.
+      exact: whether more columns than that are an error, too; official readers overlook them, which is noted.
+      broken: whether a row with too few columns is left out and noted; else it is an error.
+      note: told of what is passed over.
 
     Raises:
-      UserError: a row with too few columns, or bytes that are not UTF-8.
+      UserError: a row with too few columns, a header that names one twice, or bytes that are not UTF-8.
     """
     number = 0
     for line, text in _lines(path):
         values = text.rstrip("\r\n").split("\t")
+        place = f"{path}, line {line}"
         if values == [""]:
+            _blank(columns, note, place)
             continue
         if not columns:
-            columns = tuple(values)
+            columns = _header(values, place)
             continue
-        if len(values) < len(columns) and broken is not None:
-            broken()
+        if len(values) < len(columns) and broken:
+            note("rows with too few columns left out", place)
             continue
         if len(values) < len(columns) or (exact and len(values) > len(columns)):
             raise _columns_error(path, line, values, columns)
-        yield Record(f"{path}, line {line}", number, dict(zip(columns, values, strict=False)))
+        if len(values) > len(columns):
+            note(f"rows with more than {len(columns)} columns, whose rest is not read", place)
+        yield Record(place, number, dict(zip(columns, values, strict=False)))
         number += 1
 
 
-def read_csv(path: str) -> Iterator[Record]:
-    """Rows of a file with a header, commas and double quotes.
+def read_csv(path: str, note: Note = _no_note) -> Iterator[Record]:
+    """Rows of a file with a header, commas and double quotes; `note` is told of what is passed over.
 
     Raises:
       UserError: a row with another number of columns, an open quote, or bytes that are not UTF-8.
@@ -122,11 +141,11 @@ def read_csv(path: str) -> Iterator[Record]:
     columns, number, line = None, 0, 1
     try:
         for values in reader:
-            if values and columns is None:
-                columns = tuple(values)
-                if len(set(columns)) < len(columns):
-                    raise UserError(f"{path}, line {line}: the header names a column twice: {', '.join(columns)}")
-            elif values:
+            if not values:
+                _blank(columns, note, f"{path}, line {line}")
+            elif columns is None:
+                columns = _header(values, f"{path}, line {line}")
+            else:
                 if len(values) != len(columns):
                     raise _columns_error(path, line, values, columns)
                 yield Record(f"{path}, line {line}", number, dict(zip(columns, values, strict=True)))
@@ -150,8 +169,10 @@ def read_jsonl(path: str) -> Iterator[Record]:
             number += 1
 
 
-def read_squad(path: str) -> Iterator[Record]:
+def read_squad(path: str, note: Note = _no_note) -> Iterator[Record]:
     """The questions of SQuAD's JSON as TFDS has them: with `context`, and `answers` as an object of two lists.
+
+    `note` is told of paragraphs without a question.
 
     Raises:
       UserError: no JSON, or a field that is missing.
@@ -160,6 +181,8 @@ def read_squad(path: str) -> Iterator[Record]:
     number = 0
     for article in root.children("data", "article"):
         for paragraph in article.children("paragraphs", "paragraph"):
+            if not paragraph.items("qas"):
+                note("paragraphs without a question", paragraph.place)
             for question in paragraph.children("qas", "question"):
                 answers = list(question.children("answers", "answer"))
                 fields = {
@@ -167,7 +190,7 @@ def read_squad(path: str) -> Iterator[Record]:
                     "context": paragraph.value("context"),
                     "answers": {name: [answer.value(name) for answer in answers] for name in ("text", "answer_start")},
                 }
-                yield Record(f"{path}, question {question.text('id')}", number, fields)
+                yield Record(f"{question.place} ({question.text('id')})", number, fields)
                 number += 1
 
 
@@ -185,13 +208,28 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
             for number, raw in enumerate(file, 1):
                 if number == 1:
                     raw = raw.removeprefix(codecs.BOM_UTF8)
+                    if b"\r" in raw.rstrip(b"\r") and not raw.endswith(b"\n") and not path.endswith(".json"):
+                        raise UserError(f"{path}: its lines end in CR alone; convert it: tr '\\r' '\\n' < OLD > NEW")
                 try:
                     text = raw.decode()
                 except UnicodeDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not UTF-8 (byte {error.start + 1})") from error
+                    raise UserError(
+                        f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); save it as UTF-8"
+                    ) from error
                 yield number, text
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _header(values: list[str], place: str) -> tuple[str, ...]:
+    if len(set(values)) < len(values):
+        raise UserError(f"{place}: the header names a column twice: {printable(', '.join(values))}")
+    return tuple(values)
+
+
+def _blank(columns: tuple[str, ...] | None, note: Note, place: str) -> None:
+    if columns and len(columns) == 1:  # where there are more, it is no row for certain
+        note("blank lines passed over, which may have been empty texts", place)
 
 
 def _columns_error(path: str, line: int, values: list[str], columns: tuple[str, ...]) -> UserError:
@@ -202,9 +240,18 @@ def _columns_error(path: str, line: int, values: list[str], columns: tuple[str, 
 
 def _json(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_fields)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON ({error})") from error
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields; Python would take the last of two with one name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {max(names, key=names.count)!r} stands twice in one object")
+    return fields
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a person sees of a fine-tuning."""
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +10,15 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.errors import fold, printable
 from sctd_jax.finetune.reading import TaskData
 from sctd_jax.finetune.scoring import majority
 from sctd_jax.finetune.settings import FinetuneConfig
 from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.parallel.mesh import describe
 from sctd_jax.train.metrics import duration
+
+_LABELS = 10  # of the user's own that are listed
 
 
 def start_table(
@@ -37,12 +41,17 @@ def start_table(
     if task.head == "classification" and "accuracy" in task.metrics:
         floors = ", ".join(f"{majority(part):.3f}" for part in data.dev.values())
         rows.insert(-1, ("majority", f"{floors}: the accuracy of the most frequent label on dev"))
-    return [f"{name:>12}  {text}" for name, text in rows]
+    if settings.task == "classification":  # whose labels nothing else has named yet
+        of_train = Counter(example.label for example in data.train)
+        listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]
+        more = [f"{len(data.labels) - _LABELS:,} more"] if len(data.labels) > _LABELS else []
+        rows.insert(-2, ("labels", f"{len(data.labels):,}, training rows: {printable(', '.join(listed + more))}"))
+    return [fold(f"{name:>12}  {text}", 14) for name, text in rows]
 
 
 def evaluation_line(step: int, metrics: Mapping[str, float]) -> str:
     """One line for one evaluation."""
-    return f"eval at step {step}: {_listed(metrics)}"
+    return fold(f"eval at step {step}: {_listed(metrics)}")
 
 
 def _listed(metrics: Mapping[str, float]) -> str:
@@ -57,8 +66,9 @@ def summary(
     """Lines for the end of a run."""
     return [
         f"done: {steps:,} steps, {duration(result['seconds'])} of training, evaluation and saving",
-        f"best checkpoint: step {result['step']}: {_listed(result)}",
-        f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}",
-        "to transformers: python -m sctd_jax.interop.huggingface export "
-        f"--workdir {shlex.quote(str(workdir))} --out DIR",
+        fold(f"best checkpoint: step {result['step']}: {_listed(result)}"),
+        fold(f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}"),
+        f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}",
+        "to transformers:",
+        f"  python -m sctd_jax.interop.huggingface export --workdir {shlex.quote(str(workdir))} --out DIR",
     ]

@@ -12,8 +12,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from etils import epath
+from matplotlib.lines import Line2D
 
+from sctd_jax.errors import fold
 from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.plot import look, put_legend
 from sctd_jax.train.workdir import write
 
 _BENCHMARKS = {"glue": "GLUE", "superglue": "SuperGLUE"}
@@ -23,8 +26,9 @@ def summarize(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each checkpoint and task, the learning rate with the highest median score over its seeds.
 
     Returns:
-      Rows with `checkpoint`, `task`, `learning_rate`, `median`, `lowest`, `highest`, `seeds` (how many), and `rates`:
-      the median of every rate. Scores as the tasks define them: several metrics are averaged.
+      Rows with `checkpoint`, `task`, `learning_rate`, `median`, `lowest`, `highest`, `seeds` (how many), `rates`: the
+      median of every rate, and `unfinished`: how many rates are left out because they have fewer seeds. Scores as the
+      tasks define them: several metrics are averaged.
     """
     rows = []
     for (checkpoint, task), group in itertools.groupby(results, key=lambda r: (r["checkpoint"], r["task"])):
@@ -40,6 +44,7 @@ def summarize(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "checkpoint": checkpoint, "task": task, "learning_rate": best, "median": medians[best],
                 "lowest": min(by_rate[best]), "highest": max(by_rate[best]), "seeds": most,
                 "rates": {f"{rate:g}": median for rate, median in medians.items()},
+                "unfinished": len(by_rate) - len(medians),
             }
         )  # fmt: skip
     return rows
@@ -65,9 +70,28 @@ def averages(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def table(rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row for each task, a column for each checkpoint; scores times 100."""
+def table(rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]], widest: int | None = None) -> str:
+    """Markdown: a row for each task, a column for each checkpoint; scores times 100.
+
+    With `widest` there are several tables where one of all checkpoints would have longer lines.
+    """
     checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    for many in range(len(checkpoints), 0, -1):
+        groups = [checkpoints[i : i + many] for i in range(0, len(checkpoints), many)]
+        lines = "\n\n".join("\n".join(_table(rows, means, group)) for group in groups).splitlines()
+        if widest is None or max(map(len, lines)) <= widest:
+            break
+    seeds = sorted({row["seeds"] for row in rows})
+    about = f"Median on dev over {' or '.join(map(str, seeds))} seeds of the best learning rate"
+    about += " [lowest to highest seed]; times 100."
+    if unfinished := sum(row["unfinished"] for row in rows):
+        about += f" Learning rates that are left out because they have fewer seeds: {unfinished}."
+    return "\n".join([*lines, "", fold(about, 0)])
+
+
+def _table(
+    rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]], checkpoints: Sequence[str]
+) -> list[str]:
     found = {(row["task"], row["checkpoint"]): row for row in rows}
     lines = [f"| task | metric | {' | '.join(checkpoints)} |", f"|---|---|{'---|' * len(checkpoints)}"]
     for task in [name for name in TASKS if any(row["task"] == name for row in rows)]:
@@ -80,13 +104,7 @@ def table(rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]])
             for c in checkpoints
         ]
         lines.append(f"| {_BENCHMARKS[benchmark]} average | | {' | '.join(cells)} |")
-    seeds = sorted({row["seeds"] for row in rows})
-    lines += [
-        "",
-        f"Median on dev over {' or '.join(map(str, seeds))} seeds of the best learning rate [lowest to highest seed]; "
-        "times 100.",
-    ]
-    return "\n".join(lines)
+    return lines
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -109,27 +127,30 @@ def write_report(folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> li
         ("png", picture.getvalue()),
     ):  # fmt: skip
         write(folder / f"report.{kind}", part)
-    return [text, "", *(str(folder / f"report.{kind}") for kind in ("json", "md", "png"))]
+    return [table(rows, means, widest=100), "", *(str(folder / f"report.{kind}") for kind in ("json", "md", "png"))]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file) -> None:
     """The medians with their spread over seeds, a colour for each checkpoint, as PNG."""
     tasks = [name for name in TASKS if any(row["task"] == name for row in rows)]
     checkpoints = list(dict.fromkeys(row["checkpoint"] for row in rows))
-    figure, axis = plt.subplots(figsize=(2.5 + 0.9 * len(tasks), 4.2), layout="constrained")
+    width = max(2.5 + len(tasks) * max(0.9, 0.15 * len(checkpoints)), 5)
+    figure, axis = plt.subplots(figsize=(width, 4.2), layout="constrained")
     for number, checkpoint in enumerate(checkpoints):
         theirs = [row for row in rows if row["checkpoint"] == checkpoint]
-        shift = 0.5 * (number - (len(checkpoints) - 1) / 2) / len(checkpoints)
+        shift = 0.7 * (number - (len(checkpoints) - 1) / 2) / len(checkpoints)
         at = [tasks.index(row["task"]) + shift for row in theirs]
         middle = [100 * row["median"] for row in theirs]
         spread = [
             [100 * (row["median"] - row["lowest"]) for row in theirs],
             [100 * (row["highest"] - row["median"]) for row in theirs],
         ]
-        axis.errorbar(at, middle, yerr=spread, fmt="o", capsize=3, color=f"C{number % 10}", label=checkpoint)
+        axis.errorbar(at, middle, yerr=spread, linestyle="", capsize=3, **look(number))
     axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axis.set_ylabel("score on dev, times 100\n(median of seeds, lowest to highest)")
     axis.grid(alpha=0.3, axis="y")
-    axis.legend(fontsize=8)
+    for place in range(1, len(tasks)):
+        axis.axvline(place - 0.5, color="black", alpha=0.15, linewidth=0.8)
+    put_legend(figure, {name: Line2D([], [], linestyle="", **look(i)) for i, name in enumerate(checkpoints)})
     figure.savefig(file, format="png", dpi=120)
     plt.close(figure)

@@ -1,6 +1,7 @@
 """What the probes found, as pictures: bytes of a PNG each."""
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,23 +9,35 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-_DOTS = {"marker": "o", "markersize": 4}
+from sctd_jax.plot import look, put_legend
+
+_MOST_TICKS = 13
 
 
 def layers(result: Mapping[str, Any]) -> bytes:
     """Score by layer: a colour for each model, solid for [CLS], dashed for the mean, dotted for the majority."""
+    states = max(len(model["cls"]["score"]) for model in result["models"])
 
-    def draw(axes: Sequence[Axes]) -> None:
+    def draw(axes: Sequence[Axes]) -> dict[str, Artist]:
         (axis,) = axes
         for number, model in enumerate(result["models"]):
-            for pooling, style, label in (("cls", "-", "[CLS]"), ("mean", "--", "mean")):
-                scores, look = model[pooling]["score"], {"linestyle": style, "label": f"{model['model']}: {label}"}
-                axis.plot(range(len(scores)), scores, color=_color(number), **look, **_DOTS)
-        axis.axhline(result["majority"], linestyle=":", color="black", label="majority")
-        _label(axis, "layer (0: embeddings)", f"{result['settings']['task']}, dev: {' + '.join(result['metrics'])}")
+            for pooling, style in (("cls", "-"), ("mean", "--")):
+                scores = model[pooling]["score"]
+                axis.plot(range(-1, len(scores) - 1), scores, linestyle=style, **look(number))
+        axis.axhline(result["majority"], linestyle=":", color="black")
+        _label(
+            axis,
+            "after layer (emb: the embeddings)",
+            f"{result['settings']['task']}, dev: {' + '.join(result['metrics'])}",
+        )
+        ticks = range(-1, states - 1, math.ceil(states / _MOST_TICKS))
+        axis.set_xticks(ticks, ["emb" if tick < 0 else str(tick) for tick in ticks])
+        return _entries(result["models"]) | _styles({"[CLS]": "-", "mean": "--", "majority": ":"})
 
     return _picture(1, draw)
 
@@ -32,52 +45,60 @@ def layers(result: Mapping[str, Any]) -> bytes:
 def drift(result: Mapping[str, Any]) -> bytes:
     """Cosine of full and drop pass, over the steps and, where it was measured, by layer."""
     models = list(enumerate(result["models"]))
-    by_layer = [(number, model) for number, model in models if model["layers"]]
+    by_layer = [(number, model["layers"]) for number, model in models if model["layers"]]
+    ends = {"left: [CLS] after the last layer": "-", "left: [CLS] after the last layer but one": "--"}
+    poolings = {"right: [CLS]": "-", "right: mean": "--"} if by_layer else {}
 
-    def draw(axes: Sequence[Axes]) -> None:
+    def draw(axes: Sequence[Axes]) -> dict[str, Artist]:
         for number, model in models:
             for name, style in (("global", "-"), ("local", "--")):
-                label = f"{model['model']}: [CLS] after the last layer{' but one' if name == 'local' else ''}"
                 points = model[name]["step"], model[name]["cosine"]
-                axes[0].plot(*points, linestyle=style, color=_color(number), label=label, **_DOTS)
+                axes[0].plot(*points, linestyle=style, **look(number))
         _label(axes[0], "step", "cosine of the full and the drop pass")
-        for number, model in by_layer:
-            found = model["layers"]
-            for pooling, style, label in (("cls", "-", "[CLS]"), ("mean", "--", "mean")):
-                name = f"{model['model']}, step {found['step']}: {label}"
-                points = found["layer"], found[pooling]["cosine"]
-                axes[1].plot(*points, linestyle=style, color=_color(number), label=name, **_DOTS)
+        for number, found in by_layer:
+            for pooling, style in (("cls", "-"), ("mean", "--")):
+                axes[1].plot(found["layer"], found[pooling]["cosine"], linestyle=style, **look(number))
         if by_layer:
-            _label(axes[1], "layer, from the first that drops", "cosine of the full and the drop pass")
+            steps = sorted({found["step"] for _, found in by_layer})
+            at = f"step {steps[0]:,}" if len(steps) == 1 else "each run's newest checkpoint"
+            _label(axes[1], f"after layer, from the first that drops; at {at}", "cosine of the full and the drop pass")
+        return _entries(result["models"]) | _styles(ends | poolings)
 
     return _picture(1 + bool(by_layer), draw)
 
 
 def perplexity(result: Mapping[str, Any]) -> bytes:
-    """Bars; or curves over the steps, where models without steps are level lines."""
+    """A point for each model with its number; or curves over the steps, where models without steps are level lines."""
     over_steps = result["settings"]["every_checkpoint"]
 
-    def draw(axes: Sequence[Axes]) -> None:
+    def draw(axes: Sequence[Axes]) -> dict[str, Artist]:
         kinds = (("pppl", "PPPL (only for the same tokenizer)"), ("bits_per_character", "bits per character"))
         for axis, (name, label) in zip(axes, kinds, strict=True):
             for number, model in enumerate(result["models"]):
-                values = [point[name] for point in model["points"]]
+                values, steps = ([point[key] for point in model["points"]] for key in (name, "step"))
                 if not over_steps:
-                    axis.bar(number, values[0], color=_color(number), label=model["model"])
-                elif model["points"][0]["step"] is None:
-                    axis.axhline(values[0], color=_color(number), linestyle=":", label=model["model"])
+                    axis.plot([number], values, **look(number))
+                    axis.annotate(f"{values[0]:.4g}", (number, values[0]), (0, 5), textcoords="offset points",
+                                  ha="center", fontsize=8)  # fmt: skip
+                elif steps[0] is None:
+                    axis.axhline(values[0], color=look(number)["color"], linestyle=":")
                 else:
-                    steps = [point["step"] for point in model["points"]]
-                    axis.plot(steps, values, color=_color(number), label=model["model"], **_DOTS)
+                    axis.plot(steps, values, **look(number))
             _label(axis, "step" if over_steps else "", label)
+            axis.margins(y=0.12)
             if not over_steps:
                 axis.set_xticks([])
+        return _entries(result["models"])
 
     return _picture(2, draw)
 
 
-def _color(number: int) -> str:
-    return f"C{number % 10}"
+def _entries(models: Sequence[Mapping[str, Any]]) -> dict[str, Artist]:
+    return {model["model"]: Line2D([], [], **look(number)) for number, model in enumerate(models)}
+
+
+def _styles(named: Mapping[str, str]) -> dict[str, Artist]:
+    return {name: Line2D([], [], color="black", linestyle=style) for name, style in named.items()}
 
 
 def _label(axis: Axes, x: str, y: str) -> None:
@@ -85,13 +106,13 @@ def _label(axis: Axes, x: str, y: str) -> None:
     axis.set_ylabel(y)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
 
 
-def _picture(panels: int, draw: Callable[[Sequence[Axes]], None]) -> bytes:
+def _picture(panels: int, draw: Callable[[Sequence[Axes]], dict[str, Artist]]) -> bytes:
+    """The picture that `draw` makes on so many axes; it returns the legend's entries."""
     figure, axes = plt.subplots(1, panels, figsize=(6.5 * panels, 4.2), layout="constrained", squeeze=False)
     try:
-        draw(axes[0])
+        put_legend(figure, draw(axes[0]))
         content = io.BytesIO()
         figure.savefig(content, dpi=120, format="png")
     finally:

@@ -15,12 +15,12 @@ from etils import epath
 from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, fold
 from sctd_jax.model import token_dropping
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds
-from sctd_jax.plot import curve
-from sctd_jax.probing.models import check_pretrained, full_precision, names
+from sctd_jax.plot import curve, names
+from sctd_jax.probing.models import check_pretrained, full_precision
 from sctd_jax.train import setup
 from sctd_jax.train.evaluation import EVAL_SEED, cosine, eval_rows, selection_keys
 from sctd_jax.train.metrics import read_metrics
@@ -35,7 +35,7 @@ _BATCH = 16
 NOTE = (
     "Between the full and the drop pass over held-out rows. The cosine is 1 where dropping changes nothing; the KL is "
     "that of the consistency loss, 0 there. 'local' and 'global' are the cosines of [CLS] after the last layer but one "
-    "and after the last; layers count from 1. A mean is over a row's real tokens, in a dropping layer over the kept."
+    "and after the last; layers count from 0. A mean is over a row's real tokens, in a dropping layer over the kept."
 )
 
 
@@ -60,18 +60,18 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
     Raises:
       UserError: not such a run, or it was never evaluated.
     """
-    curves = [_curves(path) for path in paths]
+    called, curves = names(paths), [_curves(path) for path in paths]
     found = []
-    for name, path, values in zip(names(paths), paths, curves, strict=True):
+    for name, path, values in zip(called, paths, curves, strict=True):
         layers, missing = None, "left out by --rows 0"
         if settings.rows:
             try:
                 layers, missing = by_layer(storage.as_path(path), settings.rows, log), None
             except UserError as error:  # the curve is there all the same
                 missing = str(error)
-                log(f"{name}: no layers: {missing}")
+                log(fold(f"{name}: no layers: {missing}"))
         found.append({"model": name, "path": path, **values, "layers": layers, "layers_missing": missing})
-        log(_line(found[-1]))
+        log(fold(_line(found[-1])))
     return {"settings": dataclasses.asdict(settings), "note": NOTE, "models": found}
 
 
@@ -121,7 +121,7 @@ def by_layer(workdir: epath.Path, count: int, log: Callable[[str], None]) -> dic
     return {
         "step": int(run.state.step),
         "rows": len(chosen),
-        "layer": list(range(first + 1, layers + 1)),
+        "layer": list(range(first, layers)),
         **{
             pooling: {"cosine": means[0, :, i].tolist(), "kl": means[1, :, i].tolist()}
             for i, pooling in enumerate(POOLINGS)

@@ -1,6 +1,7 @@
 """Linear probes on the frozen encoder's sentence vectors, after the embeddings and after every layer.
 
-Shapes: B rows, N sequence length, D width, E examples, C classes, S states: 0 the embeddings', 1 .. L the layers'.
+Shapes: B rows, N sequence length, D width, E examples, C classes, S = L + 1 states: the embeddings',
+then those of layers 0 .. L-1.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sctd_jax.config import ModelConfig
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, fold
 from sctd_jax.finetune import batches, scoring
 from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.finetune.encode import Feature, encode
@@ -26,7 +27,8 @@ from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.model.bert import Encoder
 from sctd_jax.objective import losses
 from sctd_jax.parallel.mesh import one_device
-from sctd_jax.probing.models import check_pretrained, full_precision, names
+from sctd_jax.plot import names
+from sctd_jax.probing.models import check_pretrained, full_precision
 
 POOLINGS = ("cls", "mean")  # [CLS], and the mean over a row's real tokens, [CLS] and [SEP] among them
 _HEADS = ("classification", "regression")
@@ -58,25 +60,27 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
       log: receives a line for each model.
 
     Returns:
-      What `layers.json` holds. For each model and pooling, lists over the S states by metric; 'score' is the task's.
+      What `layers.json` holds. For each model and pooling, lists over the S states by metric; 'score' is the task's,
+      and 'after' names the states.
 
     Raises:
       UserError: a task without such a head, its files are not there or malformed, or a path is no model.
     """
     _check_task(settings.task)
+    called = names(paths)
     for path in paths:
         check_pretrained(path)
     data = open_task(settings.task, settings.data_dir, settings.files)
     for note in data.notes:
-        log(note)
+        log(fold(note))
     train = _sample(data.train, settings)
     floor = _floor(settings.task, data)
     found = []
-    for name, path in zip(names(paths), paths, strict=True):
+    for name, path in zip(called, paths, strict=True):
         pretrained = open_pretrained(path, recipe, log)
-        values = _probe(name, pretrained, train, data, settings)
+        values = _probe(name, pretrained, train, data, settings, log)
         found.append({"model": name, "path": path, **values})
-        log(_line(name, values, floor))
+        log(fold(_line(name, values, floor)))
     return {
         "settings": dataclasses.asdict(settings),
         "metrics": list(TASKS[settings.task].score or TASKS[settings.task].metrics),
@@ -123,8 +127,9 @@ def _score(name: str, data: TaskData, logits: Mapping[str, Sequence[np.ndarray]]
 
 
 def _probe(
-    name: str, pretrained: Pretrained, train: Sequence[Example], data: TaskData, settings: Settings
-) -> dict[str, Any]:
+    name: str, pretrained: Pretrained, train: Sequence[Example], data: TaskData, settings: Settings,
+    log: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
     """Fit all probes of a model and score them. Dev states are not kept: of a large task they do not fit in memory."""
     task, config = TASKS[settings.task], pretrained.config.model
     max_length = min(settings.max_length or task.max_length, config.max_positions)
@@ -132,8 +137,11 @@ def _probe(
     states = jit_pooled_states(config)
     pad_id = pretrained.tokenizer.special["pad"]
 
-    def read(examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        features = encode(pretrained.tokenizer, examples, task.head, max_length)
+    def read(split: str, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        def say(line: str) -> None:
+            log(fold(f"{name}, {split}: {line}"))
+
+        features = encode(pretrained.tokenizer, examples, task.head, max_length, say)
         for members, found in _run(lambda batch: states(params, batch), features, settings, max_length, pad_id):
             if not np.isfinite(found).all():
                 raise UserError(f"{name}: numbers that are not finite among its states")
@@ -142,10 +150,10 @@ def _probe(
     labels_E = np.array([e.label for e in train], np.float64)
     if task.head == "classification" and len(np.unique(labels_E)) < 2:
         raise UserError(f"--examples {settings.examples}: all {len(train)} training examples have the same label")
-    fitted = _fit_all(_gather(read(train), len(train)), labels_E, task.head, len(data.labels))
+    fitted = _fit_all(_gather(read("train", train), len(train)), labels_E, task.head, len(data.labels))
     logits = [[{split: [None] * len(part) for split, part in data.dev.items()} for _ in POOLINGS] for _ in fitted]
     for split, examples in data.dev.items():
-        for members, found in read(examples):
+        for members, found in read(split, examples):
             for layer, row in enumerate(fitted):
                 for pooling, probe in enumerate(row):
                     for i, one in zip(members, probe(found[layer, pooling]), strict=True):
@@ -153,6 +161,7 @@ def _probe(
     scores = [[_score(settings.task, data, one) for one in row] for row in logits]
     return {
         "layers": config.num_layers,
+        "after": ["embeddings", *(f"layer {number}" for number in range(config.num_layers))],
         "max_length": max_length,
         **{
             pooling: {metric: [row[i][metric] for row in scores] for metric in scores[0][i]}
@@ -238,5 +247,5 @@ def _line(name: str, values: Mapping[str, Any], floor: float) -> str:
     for pooling in POOLINGS:
         scores = values[pooling]["score"]
         best = int(np.argmax(scores))
-        parts.append(f"{pooling} {scores[best]:.3f} after layer {best}, {scores[-1]:.3f} after the last")
+        parts.append(f"{pooling} {scores[best]:.3f} after {values['after'][best]}, {scores[-1]:.3f} after the last")
     return f"{name}: {'; '.join(parts)}; majority {floor:.3f}"

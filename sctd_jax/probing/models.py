@@ -1,7 +1,7 @@
-"""The models that a command of `sctd_jax.probe` names: what they are called, and opening them with their MLM head."""
+"""The models that a command of `sctd_jax.probe` names, opened with their MLM head."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,3 @@ def check_pretrained(path: str) -> None:
 def full_precision(model: ModelConfig) -> ModelConfig:
     """The network computed in float32, whatever it was trained in: probes of several models shall differ in those."""
     return dataclasses.replace(model, dtype="float32")
-
-
-def names(paths: Sequence[str]) -> list[str]:
-    """The last part of each path, or all of it where several end alike."""
-    short = [Path(path).name for path in paths]
-    return [path if short.count(name) > 1 or not name else name for path, name in zip(paths, short, strict=True)]

@@ -17,14 +17,15 @@ from sctd_jax.config import ModelConfig
 from sctd_jax.data.decoding import open_utf8
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import Tokenizer
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, fold
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds
-from sctd_jax.probing.models import MaskedLm, full_precision, names, open_masked_lm
+from sctd_jax.plot import names
+from sctd_jax.probing.models import MaskedLm, full_precision, open_masked_lm
 from sctd_jax.train import setup
 from sctd_jax.train.workdir import check_rows
 
@@ -69,14 +70,15 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
     Raises:
       UserError: a path is no model with an MLM head, or there is no text for it.
     """
+    called = names(paths)
     lines = _read_lines(settings.text, settings.rows) if settings.text else None
     opened = [open_masked_lm(path, recipe, log) for path in paths]
     texts = [_texts(path, model, lines, settings, log) for path, model in zip(paths, opened, strict=True)]
     found = []
-    for name, path, model, text in zip(names(paths), paths, opened, texts, strict=True):
+    for name, path, model, text in zip(called, paths, opened, texts, strict=True):
         values = _score(name, model, text, settings, log)
         found.append({"model": name, "path": path, **values})
-    log(NOTE)
+    log(fold(NOTE))
     return {"settings": dataclasses.asdict(settings), "note": NOTE, "models": found}
 
 
@@ -84,7 +86,7 @@ def _score(name: str, model: MaskedLm, text: _Texts, settings: Settings, log: Ca
     special = SpecialIds(**model.tokenizer.special)
     scored = [row[_scored(row, special)] for row in text.rows]
     tokens, unknown = sum(len(ids) for ids in scored), sum(int((ids == special.unk).sum()) for ids in scored)
-    log(f"{name}: {tokens} tokens of {text.source}, a forward pass for each")
+    log(fold(f"{name}: {tokens} tokens of {text.source}, a forward pass for each"))
     score, points = jit_token_losses(model.config.model, special.mask), []
     for step in model.steps if settings.every_checkpoint else model.steps[-1:]:
         params = model.params(step)
