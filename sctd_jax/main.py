@@ -19,6 +19,9 @@ import time
 import traceback
 from pathlib import Path
 
+if __name__ == "__main__" and not __package__:  # by its path, not by -m
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from sctd_jax.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":

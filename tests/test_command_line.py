@@ -1,8 +1,11 @@
 """Command lines and recipes, wrong ones above all, as sctd_jax.main answers them: before JAX is loaded."""
 
+import ast
 import dataclasses
 import json
+import os
 import re
+import runpy
 import subprocess
 import sys
 
@@ -199,3 +202,33 @@ def test_the_kind_of_a_recipe_follows_from_its_fields():
     assert kinds == {"base": "compile", "finetune": "finetune", "sweep": "sweep"}
     partial = ConfigDict({"task": "boolq", "init": "runs/a", "data_dir": "x"})
     assert recipes.modes(partial) == ("finetune",)
+
+
+def test_another_python_is_refused_in_one_line_by_every_command(monkeypatch, capsys):
+    package = helpers.ROOT / "sctd_jax" / "__init__.py"
+    ast.parse(package.read_text(), feature_version=(3, 7))  # or its message would be a SyntaxError
+    for name, value, message in (
+        ("sys.version_info", (3, 10, 13), "error: Python 3.11 or newer is needed; this is Python 3.10, "),
+        ("importlib.util.find_spec", lambda name: None, "error: jax is not installed; this is Python 3."),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            with pytest.raises(SystemExit) as exit_:
+                runpy.run_path(str(package))
+        assert exit_.value.code == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith(message)
+        assert printed.count("\n") == 1 and ".venv/bin/python" in printed
+
+
+def test_make_says_which_python_is_needed(tmp_path):
+    old = tmp_path / "python"
+    old.write_text('#!/bin/sh\n[ "$1" != --version ] || echo Python 3.10.12\n')
+    old.chmod(0o755)
+    for python, found in ((old, "Python 3.10.12"), ("/nowhere/python", "not there"), (sys.executable, None)):
+        command = ["make", "--dry-run", "--what-if=requirements.txt", "venv", f"PYTHON={python}"]
+        env = {"PATH": os.environ["PATH"]}  # without what a make around the tests has set
+        done = subprocess.run(command, env=env, cwd=helpers.ROOT, capture_output=True, text=True)
+        wanted = f"Python 3.11 or newer is needed, and {python} is {found}: make PYTHON=python3.11 venv"
+        assert (done.returncode, wanted in done.stderr) == ((2, True) if found else (0, False))
+        assert done.stderr.count("\n") == (1 if found else 0)
