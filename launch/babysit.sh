@@ -7,13 +7,12 @@
 # run that has died is run again: it resumes from its newest checkpoint. Ends with 0 when the run has ended well, otherwise
 # with a message: after a wrong config (the run's exit status 2), three deaths in a row within ten minutes of their starts,
 # three slices in a row that never answer or cannot be set up, three requests in a row that fail, or five calls in a row
-# that the cloud refuses. Then too the slice is deleted, if the cloud lets it; --keep leaves it. Ctrl-C ends the watching
-# only. Options besides: those of tpu_vm.sh.
+# that the cloud refuses; at once where it refuses the first look (no login, say). Then too the slice is deleted, if there is
+# one and the cloud lets it; --keep leaves it. Ctrl-C ends the watching only. Options besides: those of tpu_vm.sh.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib.sh
 source "$here/lib.sh"
-[[ ${1:-} != --help && ${1:-} != -h ]] || usage "$0" 0
 
 name='' zone='' poll=60 keep='' options=()
 split "$@"
@@ -30,7 +29,9 @@ for flag in ${flags[@]+"${flags[@]}"}; do
         *) options+=("$flag") ;;
     esac
 done
-[[ -n $name && -n $zone && ${#arguments[@]} -gt 0 ]] || usage "$0" 2 >&2
+[[ -n $name && -n $zone ]] || die "--name and --zone are needed; see $0 --help"
+need_arguments
+check_poll "$poll"
 [[ " ${arguments[*]}" == *" --workdir=gs://"* ]] || die "a run that outlives its slice needs --workdir=gs://BUCKET/..."
 
 vm() {
@@ -39,10 +40,10 @@ vm() {
 
 finish() { # STATUS MESSAGE
     printf '%s: %s\n' "$name" "$2"
-    if [[ $1 -ne 0 ]]; then
+    if [[ $1 -ne 0 && -n $ready ]]; then
         vm ssh -- tail -n 100 .sctd_jax/log || true
     fi
-    if [[ -z $keep ]] && ! vm delete; then
+    if [[ -z $keep && $(vm state 2> /dev/null) != absent ]] && ! vm delete; then
         echo "$name: the slice may still be there and cost money: $here/tpu_vm.sh delete ${place[*]}"
     fi
     exit "$1"
@@ -57,7 +58,9 @@ if [[ -n $dry_run ]]; then
     exit
 fi
 
-ready='' before='' workers='' ended=''
+"$here/tpu_vm.sh" request "${place[@]}" ${options[@]+"${options[@]}"} --dry-run > /dev/null || exit # they are wrong
+need_program gcloud
+ready='' before='''' workers='' ended=''
 deaths=0 refused=0 silent=0 dead_slices=0 failed=0 started=0
 
 refuse() { # the cloud has refused a call, in its own words above
@@ -120,6 +123,10 @@ look() {
 
 while true; do
     if ! now=$(vm state); then
+        if [[ -z $before ]]; then
+            echo "$name: the cloud refuses the first look, for the reason above; nothing has been asked for" >&2
+            exit 1
+        fi
         refuse
     else
         [[ $now == "$before" ]] || echo "$name: $now"

@@ -18,7 +18,7 @@ command=${1:-} cluster='' name='' type=v5litepod-8 image='' slices=1 restarts=10
 case $command in
     build | run | status | logs | delete) shift ;;
     -h | --help | help) usage "$0" 0 ;;
-    *) usage "$0" 2 >&2 ;;
+    *) die "${command:-no command} is not known: build, run, status, logs or delete; see $0 --help" ;;
 esac
 split "$@"
 for flag in ${flags[@]+"${flags[@]}"}; do
@@ -30,7 +30,7 @@ for flag in ${flags[@]+"${flags[@]}"}; do
         --slices=*) slices=${flag#*=} ;;
         --restarts=*) restarts=${flag#*=} ;;
         --zone=* | --project=*) place+=("$flag") ;;
-        *) die "$flag is not known; see $0 --help" ;;
+        *) unknown "$flag" ;;
     esac
 done
 on_cluster=("--cluster=$cluster" ${place[@]+"${place[@]}"})

@@ -8,15 +8,48 @@ dry_run='' flags=() arguments=()
 
 # What stands before -- into flags, without --dry-run; what stands behind it, the run's own, into arguments.
 split() {
+    local before=''
     while [[ $# -gt 0 && $1 != -- ]]; do
-        if [[ $1 == --dry-run ]]; then dry_run=$1; else flags+=("$1"); fi
+        case $1 in
+            -h | --help) usage "$0" 0 ;;
+            --dry-run) dry_run=$1 ;;
+            --*) flags+=("$1") ;;
+            *) die "$1 is no option: ${before:+write $before=$1; }the run's own arguments stand after --; see $0 --help" ;;
+        esac
+        before='' && [[ $1 == *=* ]] || before=$1
         shift
     done
     arguments=("${@:2}")
 }
 
+# The flag is none of the script's, or lacks its value.
+unknown() {
+    case $1 in
+        *=) die "$1 has no value; see $0 --help" ;;
+        *=*) die "$1 is not known; see $0 --help" ;;
+        *) die "$1 is not known, or lacks its =VALUE; see $0 --help" ;;
+    esac
+}
+
+# Seconds between looks, as sleep takes them.
+check_poll() {
+    [[ $1 =~ ^[0-9]+([.][0-9]+)?$ ]] || die "--poll=$1: seconds are expected, such as --poll=60"
+}
+
+need_program() {
+    local get
+    if command -v "$1" > /dev/null; then return; fi
+    case $1 in
+        gcloud) get="install the Google Cloud CLI (cloud.google.com/sdk), then gcloud auth login" ;;
+        xpk) get="pip install xpk" ;;
+        kubectl) get="gcloud components install kubectl" ;;
+        *) get="install it" ;;
+    esac
+    die "no program $1 here: $get"
+}
+
 need_arguments() {
-    [[ ${#arguments[@]} -gt 0 ]] || die "run needs the run's own arguments after --, such as -- --config=configs/base.py"
+    [[ ${#arguments[@]} -gt 0 ]] || die "the run's own arguments are missing: after --, such as -- --config=configs/base.py"
 }
 
 die() {
@@ -30,6 +63,7 @@ run() {
         printf '%q ' "$@"
         printf '\n'
     else
+        need_program "$1"
         "$@"
     fi
 }

@@ -37,13 +37,15 @@ parse() {
             --runtime=*) runtime=${flag#*=} ;;
             --poll=*) poll=${flag#*=} ;;
             --spot | --reserved) tier=$flag ;;
-            *) die "$flag is not known; see $0 --help" ;;
+            *) unknown "$flag" ;;
         esac
     done
+    check_poll "$poll"
     [[ -n $name && -n $zone ]] || die "--name and --zone are needed; see $0 --help"
     # What Google allows; anything else would fail in the cloud, later.
     [[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || die "--name=$name: letters a-z, digits and - are allowed"
     where=("--zone=$zone" ${project:+"--project=$project"})
+    [[ -n $dry_run ]] || need_program gcloud
 }
 
 default_runtime() {
@@ -114,7 +116,7 @@ setup() {
 case ${1:-} in
     create | request | wait | setup | run | status | describe | state | logs | ssh | stop | delete) ;;
     -h | --help | help) usage "$0" 0 ;;
-    *) usage "$0" 2 >&2 ;;
+    *) die "${1:-no command} is not known: create, setup, run, status, logs, ssh, stop or delete; see $0 --help" ;;
 esac
 parse "${@:2}"
 case $1 in

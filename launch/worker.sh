@@ -11,7 +11,6 @@ source "$here/lib.sh"
 cd "$here/.."
 state=${SCTD_JAX_STATE:-$HOME/.sctd_jax}
 python=${PYTHON:-.venv/bin/python}
-mkdir -p "$state"
 
 running() { # by its name too: after a reboot the number may be another's
     [[ -f $state/pid ]] && grep -qs sctd_jax "/proc/$(<"$state/pid")/cmdline"
@@ -69,6 +68,11 @@ status() {
 }
 
 case ${1:-} in
+    -h | --help | help) usage "$0" 0 ;;
+    check | setup | start | status | logs | stop) mkdir -p "$state" ;;
+    *) die "${1:-no command} is not known: check, setup, start, status, logs or stop; see $0 --help" ;;
+esac
+case $1 in
     check | setup | status) "$1" ;;
     start) start "${@:2}" ;;
     logs) tail -n 100 -F "$state/log" ;;
@@ -76,5 +80,4 @@ case ${1:-} in
         if running; then kill -TERM "$(<"$state/pid")"; fi
         echo "sctd_jax worker: told to stop"
         ;;
-    *) usage "$0" 2 >&2 ;;
 esac

@@ -16,18 +16,18 @@ from sctd_jax.errors import UserError
 class ModelConfig:
     """The encoder (SPEC 1)."""
 
-    vocab_size: int
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    intermediate_size: int
-    max_positions: int
-    type_vocab_size: int
-    hidden_dropout: float
-    attention_dropout: float
+    vocab_size: int  # that of the tokenizer
+    num_layers: int  # L
+    hidden_size: int  # width of the tokens' vectors
+    num_heads: int  # of attention; divides hidden_size
+    intermediate_size: int  # width within a layer's feed-forward part, usually 4 x hidden_size
+    max_positions: int  # the longest row that the model can read
+    type_vocab_size: int  # segments; 2 for pairs of texts
+    hidden_dropout: float  # after the embeddings, attention and the feed-forward part
+    attention_dropout: float  # of the attention's weights
     activation: str  # 'gelu' (erf, BERT and transformers) or 'gelu_tanh' (Model Garden)
-    layer_norm_eps: float
-    initializer_range: float
+    layer_norm_eps: float  # added to the variance
+    initializer_range: float  # standard deviation of the first weights
     dtype: str  # compute type; parameters are float32
     attention: str  # 'plain', 'splash' (TPUs) or 'cudnn' (GPUs) for attention_dropout 0, 'auto': what is possible
     remat: str  # recomputed in the backward pass: 'none', 'attention', 'block' (layers), 'auto': attention on TPUs
@@ -39,30 +39,30 @@ class DroppingConfig:
 
     method: str  # 'full', 'drop', 'sctd', 'random' = 'drop' by the random selector, or 'random_ltd'
     selector: str  # for 'drop' and 'sctd': a key of model.token_dropping.SELECTORS
-    drop_rate: float
+    drop_rate: float  # share of a row's N tokens that the dropping layers do not see
     keep_schedule: str  # 'STEP:K,...': keep K tokens from that step on, whatever drop_rate; '': by drop_rate
     random_share: float  # of the kept tokens, with the selector 'importance+random'
     first_layer: int  # first layer with K queries, counted from 0; -1: L/2 - 1 (random_ltd: 1)
     last_layer: int  # last layer without the dropped tokens; -1: L - 2
-    importance_init: float
-    importance_beta: float
+    importance_init: float  # an id's importance before its first loss
+    importance_beta: float  # share of the old importance that a new loss leaves
     sc_interval: int  # Fi: every how many steps a consistency step
     sc_weight: float  # lambda, on the mean KL beside the mean MLM loss
     sc_stop_gradient: bool  # detach the full pass in the KL
     sc_pool: str  # 'cls' or 'mean'
     sc_share_prefix: bool  # compute the layers before the drop once for both passes
-    full_steps_first: int
-    full_steps_last: int
+    full_steps_first: int  # steps without dropping at the beginning
+    full_steps_last: int  # steps without dropping at the end
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
     """Dynamic masking on the device (SPEC 5)."""
 
-    rate: float
+    rate: float  # share of N that is predicted
     mask_share: float  # of the predicted positions, shown as [MASK]
     random_share: float  # of the predicted positions, shown as a random id
-    whole_word: bool
+    whole_word: bool  # all pieces of a word or none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +73,12 @@ class DataConfig:
     text_field: str  # of JSONL, Parquet and TFDS sources
     documents: str  # in .txt: 'file', 'paragraph' (blank line between) or 'line'
     rows: str  # a folder written by data.prepare; '' prepares `input` under prepared_dir
-    prepared_dir: str
-    seq_len: int
+    prepared_dir: str  # where rows that are prepared from `input` live
+    seq_len: int  # N, tokens of a row
     tokenizer: str  # an existing SentencePiece model, tokenizer.json or vocab.txt; '' trains one
     tokenizer_type: str  # of the one that is trained: 'unigram' or 'bpe'
     heldout_share: float  # of the documents
-    seed: int
+    seed: int  # of what is held out and of the tokenizer's sample
     keep_zwnj: bool  # in a tokenizer that is trained: zero-width non-joiners are letters, not spaces
     allow_unknown: bool  # also a text of which the tokenizer does not know a fifth
 
@@ -88,14 +88,14 @@ class OptimizerConfig:
     """AdamW or LAMB and the learning-rate schedule."""
 
     name: str  # 'adamw' or 'lamb'
-    learning_rate: float
-    warmup_steps: int
+    learning_rate: float  # its peak, after the warm-up
+    warmup_steps: int  # from 0 to the peak
     schedule: str  # after the warm-up: 'linear' or 'cosine', to 0 at train.steps
-    beta1: float
-    beta2: float
-    eps: float
+    beta1: float  # share of the old first moment that a step leaves
+    beta2: float  # of the second moment
+    eps: float  # added to the root of the second moment
     eps_place: str  # 'after_correction' of the bias of sqrt(v) (optax, torch) or 'before_correction' (Keras, fairseq)
-    weight_decay: float
+    weight_decay: float  # share of a weight, times the learning rate, that a step takes off
     decay: str  # 'kernels' (not biases and LayerNorm) or 'all'
     clip_norm: float  # global norm; 0: no clipping
     mu_dtype: str  # of the first moments; the second ones are float32: bfloat16 would round their changes away
@@ -105,17 +105,17 @@ class OptimizerConfig:
 class TrainConfig:
     """The loop."""
 
-    seed: int
+    seed: int  # of the weights, the order of rows, masking and dropout
     init: str  # a workdir whose newest parameters training starts from; '': random weights
-    steps: int
+    steps: int  # updates in all, those before a resume included
     batch_size: int  # rows in the global batch
     accumulation: int  # microbatches per step
     consistency_accumulation: int  # those of a consistency step, which needs more memory; 0: as the others
-    eval_every: int
+    eval_every: int  # steps
     eval_rows: int  # at most; of the held-out rows
-    checkpoint_every: int
+    checkpoint_every: int  # steps; a multiple of eval_every
     keep_checkpoints: int  # the last k; the best by held-out loss is kept besides
-    log_every: int
+    log_every: int  # steps
     max_bad_steps: int  # non-finite steps in a row before the run stops
 
 

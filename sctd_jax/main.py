@@ -1,4 +1,4 @@
-"""The command.
+"""Pretraining, evaluation, fine-tuning, sweeps, and compiling for TPUs that are not there.
 
 python -m sctd_jax.main --config=configs/base.py [--workdir=runs/base] [--config.x.y=value] [--mode=train|eval]
 python -m sctd_jax.main --mode=compile --topology=v5e:2x4 --config=configs/base.py
@@ -9,12 +9,18 @@ python -m sctd_jax.main --mode=sweep --config=configs/sweep.py --config.tasks=co
 """
 
 import functools
+import itertools
 import os
+import re
+import shutil
 import signal
 import sys
 import time
 import traceback
 from pathlib import Path
+
+if __name__ == "__main__" and not __package__:  # by its path, not by -m
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from sctd_jax.huge_pages import restart_with_huge_pages
 
@@ -27,12 +33,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("LIBTPU_INIT_ARGS", "--fibers_default_thread_stack_size=8388608")
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from sctd_jax import recipes
 from sctd_jax.config import from_dict
-from sctd_jax.errors import UserError, run_command
+from sctd_jax.errors import UserError, printable, run_command
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "compile", "finetune", "sweep"], "What to do.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, told to all.")
@@ -52,11 +59,15 @@ WITHOUT_CHIPS = {
 _FAREWELL_SECONDS = 3
 
 
+_OPTIONS = (
+    _CONFIG, _WORKDIR, _MODE, _COORDINATOR, _PROCESSES, _PROCESS, _TOPOLOGY, _MFU, _LARGEST_BATCH,
+)  # fmt: skip
+
+
 def _dispatch() -> int:
+    _check_mode()
     if _MODE.value == "compile":
         return _compile()
-    if _TOPOLOGY.value:
-        raise UserError("--topology is for --mode=compile; a run takes the devices that it finds")
     if _MODE.value in ("finetune", "sweep"):
         return _finetune() if _MODE.value == "finetune" else _sweep()
     config = from_dict(_CONFIG.value.to_dict())
@@ -73,6 +84,27 @@ def _dispatch() -> int:
         return 0
     result = train_and_evaluate(config, workdir, log)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def _check_mode() -> None:
+    """Check that the recipe and the options are for the mode.
+
+    Raises:
+      UserError: they are for another one.
+    """
+    mode, fits = _MODE.value, recipes.modes(_CONFIG.value)
+    if mode not in fits:
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        advice = f"give --mode={' or --mode='.join(fits)}"
+        if flags.FLAGS["mode"].present:
+            advice += f", or a recipe such as {recipes.DEFAULT[mode]}"
+        raise UserError(f"--config={path} is no recipe for --mode={mode}: {advice}")
+    for option in (_TOPOLOGY, _MFU, _LARGEST_BATCH):
+        if mode != "compile" and flags.FLAGS[option.name].present:
+            raise UserError(f"--{option.name} is for --mode=compile; a run takes the devices and the batch that it has")
+    for option in (_WORKDIR, _COORDINATOR, _PROCESSES, _PROCESS):
+        if mode == "compile" and flags.FLAGS[option.name].present:
+            print(f"note: --{option.name} is not used by --mode=compile", flush=True)
 
 
 def _finetune() -> int:
@@ -120,8 +152,6 @@ def _compile() -> int:
 
 
 def _main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
         status = run_command(_dispatch)
     except Exception:  # whatever it is, this process must not wait for the others, nor they for it
@@ -145,20 +175,101 @@ def _joined_others() -> bool:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Absl's parsing, with config problems as one line too."""
-    for argument in argv[1:]:
-        path = argument.removeprefix("--config=").partition(":")[0]
-        if argument.startswith("--config=") and not Path(path).is_file():
-            print(f"error: --config={path}: no such file", file=sys.stderr)
-            sys.exit(2)
+    """Absl's parsing; a wrong command line or recipe is one line and exit status 2, and `--help` is ours."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, KeyError, AttributeError, FileNotFoundError, TypeError, ValueError) as error:
-        # An error inside a recipe arrives as a traceback in the message; its last line says what is wrong.
-        print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
-        sys.exit(2)
+        arguments = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+        asked = any(re.fullmatch(r"-h|--?help(short|full)?", argument) for argument in arguments)
+        config = _recipe(arguments, optional=asked)
+        if asked:
+            print(_help(*config))
+            sys.exit(0)
+        return _parse_flags(argv, arguments, *config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except (flags.Error, KeyError, AttributeError, OSError, TypeError, ValueError) as error:
+        message = (str(error).strip() or repr(error)).splitlines()[-1]
+        print(f"error: {printable(message)}; see --help", file=sys.stderr)
+    sys.exit(2)
+
+
+def _recipe(arguments: list[str], optional: bool) -> tuple[str, ConfigDict]:
+    """The recipe that is asked for; `optional`: where none is, one that has all fields of the mode."""
+    given = [
+        match[1] if match[1] is not None else following
+        for argument, following in itertools.pairwise([*arguments, ""])
+        if (match := re.fullmatch(r"--?config(?:=(.*))?", argument))
+    ]
+    if len(given) > 1:
+        raise UserError(f"--config is given {len(given)} times: {', '.join(given)}")
+    if given == [""]:
+        raise UserError("--config has no value: it names a recipe, such as --config=configs/tiny.py")
+    if not given and optional:
+        mode = re.search(r"--?mode[= ](\w+)", " ".join(arguments))
+        given = [recipes.DEFAULT.get(mode[1] if mode else "train", recipes.DEFAULT["train"])]
+    elif not given:
+        bare = [argument for argument in arguments if re.match(r"[^-].*\.py(:|$)", argument)]
+        advice = f"write --config={bare[0]}" if bare else "it names a recipe, such as --config=configs/tiny.py"
+        raise UserError(f"--config is missing: {advice}; see --help")
+    return given[0], recipes.load(given[0])
+
+
+def _parse_flags(argv: list[str], arguments: list[str], path: str, config: ConfigDict) -> list[str]:
+    named = [re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments]
+    recipes.check_fields(path, config, [match[1] for match in named if match])
+    own = [option.name for option in _OPTIONS]
+    for argument, following in itertools.pairwise([*arguments, "--"]):
+        name = argument.lstrip("-") if argument.startswith("-") else ""
+        wants = name in own if "." not in name else recipes.expected(name.removeprefix("config."), config)
+        if wants and wants != recipes.BOOLEAN and name != _LARGEST_BATCH.name and following.startswith("--"):
+            raise UserError(f"{argument} has no value: write {argument}=VALUE")
+        if name == "workdir=":
+            raise UserError("--workdir is empty; without it the run lives in runs/<config name>")
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        meant = recipes.suggestion(error.flagname, config, own)
+        raise UserError(f"--{error.flagname} is not known; {meant}") from error
+    except flags.IllegalFlagValueError as error:
+        match = re.match(r"flag --config\.([^=]+)=(.*?): ", str(error), re.DOTALL)
+        if not match:
+            raise
+        found = f"must be {recipes.expected(match[1], config)}, found {match[2]!r}"
+        raise UserError(f"--config.{match[1]} {found}") from error
+    if len(rest) > 1:
+        before = argv[argv.index(rest[1]) - 1]
+        if "=" in rest[1]:
+            advice = f"; did you mean --{rest[1]}?"
+        elif before.startswith("-") and "=" not in before:  # an option that is true by being there
+            advice = f"; did you mean {before}={rest[1]}?"
+        else:
+            advice = "; options begin with --, see --help"
+        raise UserError(f"unexpected argument {printable(rest[1])}{advice}")
+    return rest
+
+
+def _help(path: str, config: ConfigDict) -> str:
+    width = min(shutil.get_terminal_size((120, 24)).columns, 120)
+    rows = []
+    for option in _OPTIONS:
+        flag = flags.FLAGS[option.name]
+        values = "|".join(getattr(flag.parser, "enum_values", ())) or ("" if flag.boolean else flag.name.upper())
+        default = "" if flag.default in (None, False) else f" Default {flag.default}."
+        meaning = re.sub(r"^<[^>]*>: ", "", flag.help)  # absl puts an enum's values in front
+        rows.append((f"--{option.name}" + (f"={values}" if values else ""), meaning + default))
+    return "\n".join(
+        [
+            __doc__.strip(),
+            "",
+            "Options:",
+            *recipes.columns(rows, width),
+            "",
+            f"Fields of {path}: type, value there and meaning. Each is set by --config.NAME=VALUE.",
+            "Those of other recipes: --config=RECIPE --help, or --mode=MODE --help.",
+            "",
+            recipes.describe(config, width),
+        ]
+    )
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     app.run(_main, flags_parser=_parse)

@@ -2,8 +2,8 @@
 
 In the folder $FAKE_CLOUD are `calls` (what it was called with, a JSON list a line), `states` (what `describe` answers,
 a line each, the last one again and again; absent: no such slice), `fate` (the states of every new slice, FATE without
-it), `refuse` (a message with which every call fails), `silent` (where it is, no worker answers) and `worker-0`,
-`worker-1`, the home folders of the slice's VMs.
+it), `refuse` (a message with which every call fails), `refuse-create` (with which every request does), `silent` (where
+it is, no worker answers) and `worker-0`, `worker-1`, the home folders of the slice's VMs.
 """
 
 import json
@@ -34,6 +34,8 @@ def describe(arguments: list[str]) -> None:
 
 
 def create(name: str) -> None:
+    if (CLOUD / "refuse-create").exists():
+        fail((CLOUD / "refuse-create").read_text())
     if STATES.exists():
         fail(f"ALREADY_EXISTS: {name}")
     STATES.write_text((CLOUD / "fate").read_text() if (CLOUD / "fate").exists() else FATE)

@@ -1,5 +1,8 @@
 """What the documents list is what the code has."""
 
+import re
+import subprocess
+
 from sctd_jax.finetune.tasks import TASKS
 from tests import helpers
 
@@ -15,3 +18,19 @@ def task_rows():
 def test_the_table_of_tasks():
     text = (helpers.ROOT / "docs" / "finetuning.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("| `")] == task_rows()
+
+
+def test_what_the_documented_commands_write_is_ignored_at_the_root_and_nothing_of_the_code_is():
+    documents = [helpers.ROOT / "README.md", *(helpers.ROOT / "docs").glob("*.md")]
+    text = "\n".join(path.read_text() for path in documents)
+    paths = re.findall(r"--(?:out|workdir|local-dir|target)[ =](?!\w+://)([\w./-]+)", text)
+    folders = {path.partition("/")[0] for path in paths} - {"docs"} | {"labels", "data"}
+    assert {"rows", "exported", "probes", "runs", "bert", "boolq"} <= folders
+    ours = (helpers.ROOT / ".gitignore").read_text().splitlines()
+    assert [name for name in sorted(folders) if f"/{name}/" not in ours] == []
+    # Anchored: a folder of the same name inside the code is not meant.
+    assert [line for line in ours if line.strip("/") in folders and not line.startswith("/")] == []
+    docker = (helpers.ROOT / ".dockerignore").read_text().splitlines()  # its patterns begin at the root as they are
+    assert [name for name in sorted(folders) if name not in docker] == []
+    ignored = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    assert subprocess.run(ignored, cwd=helpers.ROOT, capture_output=True, text=True).stdout == ""

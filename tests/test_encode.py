@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tokenizers
 
 from sctd_jax.data.tokenizer import Tokenized, Tokenizer
 from sctd_jax.errors import UserError
@@ -69,6 +70,21 @@ def test_the_longer_text_of_a_pair_is_cut_first():
             else:
                 b -= 1
         assert encode._lengths(first, second, room + 3) == (a, b)
+
+
+def test_pairs_are_cut_as_berts_own_code_does_and_differ_from_the_fast_tokenizers_as_documented():
+    """docs/finetuning.md: by one token, where the room is odd and the second text is at least as long as the first."""
+    fast = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    for room, first, second in itertools.product((12, 13), range(1, 16), range(1, 16)):
+        a, b = first, second
+        while a + b > room:  # BERT's
+            a, b = (a - 1, b) if a > b else (a, b - 1)
+        assert encode._lengths(first, second, room + 3) == (a, b)
+        fast.enable_truncation(room, strategy="longest_first")
+        theirs = fast.encode("a " * first, "b " * second).ids
+        differs = room % 2 == 1 and min(first, second) > room // 2 and second >= first
+        assert (theirs.count(1), theirs.count(2)) == ((a - 1, b + 1) if differs else (a, b))
 
 
 def test_multiple_choice_has_a_row_for_each_choice():

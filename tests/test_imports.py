@@ -103,7 +103,17 @@ ALLOWED = {
     ],
     "plot": ["storage", "train.metrics"],
     "huge_pages": [],
-    "main": ["config", "finetune", "huge_pages", "parallel.aot", "parallel.fitting", "parallel.hosts", "train"],
+    "recipes": ["config", "finetune.settings"],
+    "main": [
+        "config",
+        "finetune",
+        "huge_pages",
+        "parallel.aot",
+        "parallel.fitting",
+        "parallel.hosts",
+        "recipes",
+        "train",
+    ],
 }
 
 

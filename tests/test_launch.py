@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -26,7 +27,11 @@ def cluster(tmp_path):
         environment = {"PYTHON": sys.executable, "SLURM_JOB_ID": "77", "SECONDS": "3600"} | environment
         path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
         result = subprocess.run(
-            ["bash", SBATCH, *args], env=path | environment, cwd=helpers.ROOT, capture_output=True, text=True
+            [shutil.which("bash"), SBATCH, *args],
+            env=path | environment,
+            cwd=helpers.ROOT,
+            capture_output=True,
+            text=True,
         )
         return result, [shlex.split(line) for line in calls.read_text().splitlines()] if calls.exists() else []
 
@@ -68,8 +73,17 @@ def test_a_dry_run_prints_the_command_and_runs_nothing(cluster):
     assert not calls
 
 
-def test_a_missing_environment_is_said(cluster):
-    result, calls = cluster("--config=configs/base.py", PYTHON="/nowhere/python")
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--config=configs/base.py"], {"PYTHON": "/nowhere/python"}, "make venv"),
+        (["--config=configs/base.py"], {"PATH": "/nowhere"}, "no program srun here: this is a job for Slurm"),
+        ([], {}, "the run's own arguments are missing"),
+    ],
+)
+def test_what_is_missing_is_said_and_nothing_is_called(cluster, arguments, environment, message):
+    result, calls = cluster(*arguments, **environment)
     assert result.returncode == 2
-    assert "make venv" in result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert not calls

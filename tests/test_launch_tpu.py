@@ -181,21 +181,50 @@ def test_a_dry_run_prints_what_the_run_would_do(cloud, command):
         (["create", "--name=My Slice", "--zone=z"], "--name=My Slice: letters a-z"),
         (["create", *PLACE, "--type=v9-8"], "--type=v9-8: v4-*"),
         (["create", *PLACE, "--sport"], "--sport is not known"),
-        (["run", *PLACE], "run needs the run's own arguments"),
+        (["create", *PLACE, "--poll=soon"], "--poll=soon: seconds are expected"),
+        (["create", "--name", "a", "--zone=z"], "a is no option: write --name=a; "),
+        (["create", *PLACE, "configs/base.py"], "configs/base.py is no option: the run's own arguments stand after --"),
+        (["create", *PLACE, "--type"], "--type is not known, or lacks its =VALUE"),
+        (["run", *PLACE], "the run's own arguments are missing"),
+        (["craete", *PLACE], "craete is not known: create, setup, run"),
+        ([], "no command is not known: create, setup, run"),
     ],
 )
 def test_a_wrong_argument_is_said_before_anything_is_called(cloud, arguments, message):
     status, output = cloud.run("tpu_vm.sh", *arguments)
     assert status == 2
-    assert f"error: {message}" in output
+    assert output.startswith(f"error: {message}")
+    assert len(output.splitlines()) == 1
+    assert not cloud.calls()
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("babysit.sh", ["--name", "a"], "a is no option: write --name=a; "),
+        ("babysit.sh", ["--zone=z"], "--name and --zone are needed"),
+        ("babysit.sh", [*PLACE], "the run's own arguments are missing"),
+        # What its helper would refuse later, again and again.
+        ("babysit.sh", [*PLACE, "--sport", "--", "--workdir=gs://b/r"], "--sport is not known"),
+        ("babysit.sh", [*PLACE, "--type=v9-8", "--", "--workdir=gs://b/r"], "--type=v9-8: v4-*"),
+        ("babysit.sh", [*PLACE, "--poll=soon", "--", "--workdir=gs://b/r"], "--poll=soon: seconds are expected"),
+        ("gke.sh", ["rnu"], "rnu is not known: build, run, status"),
+        ("gke.sh", ["status", "--cluster", "c"], "c is no option: write --cluster=c; "),
+        ("worker.sh", ["strat"], "strat is not known: check, setup, start"),
+    ],
+)
+def test_so_it_is_by_the_other_scripts(cloud, script, arguments, message):
+    status, output = cloud.run(script, *arguments)
+    assert (status, len(output.splitlines())) == (2, 1), output
+    assert output.startswith(f"error: {message}")
     assert not cloud.calls()
 
 
 GCS_RUN = ("--", "--config=configs/base.py", "--workdir=gs://bucket/run")
 
 
-def babysit(cloud):
-    return cloud.start("babysit.sh", *PLACE, "--spot", "--poll=0.2", *GCS_RUN)
+def babysit(cloud, poll=0.2):
+    return cloud.start("babysit.sh", *PLACE, "--spot", f"--poll={poll}", *GCS_RUN)
 
 
 def test_babysit_recreates_a_preempted_slice_and_ends_with_the_run(cloud):
@@ -217,7 +246,7 @@ def test_babysit_recreates_a_preempted_slice_and_ends_with_the_run(cloud):
 
 def test_babysit_runs_a_dead_run_again_and_stops_at_the_third_death(cloud):
     cloud.behave("echo out of luck; exit 1")
-    process = babysit(cloud)
+    process = babysit(cloud, poll=0)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1
     assert "three deaths" in output
@@ -227,7 +256,7 @@ def test_babysit_runs_a_dead_run_again_and_stops_at_the_third_death(cloud):
 
 def test_babysit_does_not_repeat_a_run_with_a_wrong_config(cloud):
     cloud.behave("echo error: config.train.steps must be positive; exit 2")
-    process = babysit(cloud)
+    process = babysit(cloud, poll=0)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 2
     assert "config.train.steps must be positive" in output
@@ -263,6 +292,41 @@ def test_babysit_gives_up_on_a_cloud_that_stays_silent(cloud):
     assert "may still be there and cost money: launch/tpu_vm.sh delete --name=slice" in output
 
 
+def test_babysit_ends_at_once_without_a_login_and_warns_of_no_slice_that_was_never_there(cloud):
+    (cloud.folder / "refuse").write_text("You do not currently have an active account selected: gcloud auth login")
+    output = babysit(cloud, poll=0).communicate(timeout=60)[0]
+    assert "gcloud auth login" in output
+    assert output.rstrip().endswith(
+        "the cloud refuses the first look, for the reason above; nothing has been asked for"
+    )
+    assert len(cloud.calls()) == 1
+    # A cloud that refuses every request only: there is no slice to delete either.
+    (cloud.folder / "refuse").unlink()
+    (cloud.folder / "refuse-create").write_text("RESOURCE_EXHAUSTED: no quota")
+    output = babysit(cloud, poll=0).communicate(timeout=60)[0]
+    assert output.rstrip().endswith("the cloud has refused five calls in a row")
+    assert "cost money" not in output
+    assert "delete" not in cloud.actions()
+
+
+def test_a_program_that_is_not_installed_is_named(cloud, tmp_path):
+    (tmp_path / "few").mkdir()
+    for name in ("bash", "dirname", "env"):
+        (tmp_path / "few" / name).symlink_to(shutil.which(name))
+    for script, arguments in (
+        ("tpu_vm.sh", ["state", *PLACE]),
+        ("babysit.sh", [*PLACE, *GCS_RUN]),
+        ("gke.sh", ["status", "--cluster=c"]),
+    ):
+        done = subprocess.run(
+            [LAUNCH / script, *arguments], env={"PATH": str(tmp_path / "few")}, capture_output=True, text=True
+        )
+        program = "xpk" if script == "gke.sh" else "gcloud"
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: no program {program} here: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_babysit_outlives_a_log_that_looks_like_a_status_and_three_long_runs(cloud):
     """143 is a run that has stopped and saved; the log's 2 is no exit status."""
     cloud.behave("echo step 2/1000 2 143 2/; [[ -e $FAKE_CLOUD/enough ]] || { touch $FAKE_CLOUD/enough; exit 143; }")
@@ -287,7 +351,7 @@ def test_babysit_replaces_a_slice_whose_machines_do_not_answer(cloud):
 
 def test_babysit_gives_up_on_slices_that_never_answer(cloud):
     (cloud.folder / "silent").touch()
-    process = babysit(cloud)
+    process = babysit(cloud, poll=0)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1, output
     assert "Connection timed out" in output
@@ -298,7 +362,7 @@ def test_babysit_gives_up_on_slices_that_never_answer(cloud):
 
 def test_babysit_gives_up_on_requests_that_fail_and_shows_what_the_cloud_says(cloud):
     (cloud.folder / "fate").write_text("WAITING_FOR_RESOURCES\nFAILED\n")
-    process = babysit(cloud)
+    process = babysit(cloud, poll=0)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1, output
     assert output.count("stateInitiator: SERVICE") == 3
@@ -431,8 +495,16 @@ def test_the_sky_recipe_runs_the_command_with_its_environment(cloud, tmp_path):
     assert b"--env ROWS" in refused.stderr
 
 
-def test_every_script_has_its_help():
-    for name in ("tpu_vm.sh", "babysit.sh", "gke.sh"):
-        done = subprocess.run([LAUNCH / name, "--help"], capture_output=True, text=True)
-        assert done.returncode == 0
-        assert f"launch/{name}" in done.stdout
+def test_every_script_has_its_help_which_does_nothing_else(tmp_path):
+    for name, *command in (
+        ["tpu_vm.sh"], ["tpu_vm.sh", "create"], ["babysit.sh"], ["babysit.sh", "--spot"], ["gke.sh"], ["gke.sh", "run"],
+        ["worker.sh"], ["slurm.sbatch"],
+    ):  # fmt: skip
+        env = {**os.environ, "HOME": str(tmp_path)}
+        done = subprocess.run(
+            ["bash", LAUNCH / name, *command, "--help"], env=env, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, ""), name
+        assert name in done.stdout
+        assert "set -euo" not in done.stdout and "#SBATCH" not in done.stdout
+        assert not list(tmp_path.iterdir()), name

@@ -218,9 +218,6 @@ def test_rows_are_prepared_when_they_are_missing(speeches, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--config.modle.num_layers=3"], ["modle"]),
-        (["--config.train.stepz=3"], ["stepz"]),
-        (["--config.train.steps=many"], ["steps", "many"]),
         (["--config.model.num_heads=5"], ["config.model.num_heads", "32", "found 5"]),
         (["--config.dropping.drop_rate=0.9"], ["config.dropping.drop_rate", "K = 3", "P = 5"]),
         (["--config.model.max_positions=64", "--config.data.seq_len=64"], ["config.data.seq_len is 64", "with 32"]),
@@ -229,8 +226,6 @@ def test_rows_are_prepared_when_they_are_missing(speeches, tmp_path):
         (["--config.data.rows=/nowhere"], ["/nowhere", "prepared.json"]),
         (["--config.data.rows=", "--config.data.input=/nowhere/*.txt"], ["/nowhere/*.txt", "no file found"]),
         (["--config.data.rows=", "--config.data.tokenizer=/no.model"], ["data.tokenizer /no.model"]),
-        (["stray"], ["stray"]),
-        (["--mode=dance"], ["mode", "train"]),
         (["--mode=eval"], ["no checkpoints"]),
     ],
     ids=lambda value: value[0].split("=")[0] if value and value[0].startswith("-") else "",
@@ -257,17 +252,6 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(finished, rows):
     assert "belongs to another config" in done.stderr
     assert "optimizer.weight_decay (0.01 there, 0.5 now)" in done.stderr
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
-
-
-def test_a_missing_config_file(tmp_path):
-    done = helpers.run_module("sctd_jax.main", "--config=configs/none.py")
-    assert done.returncode != 0
-    assert "configs/none.py" in done.stderr
-    assert "Traceback" not in done.stderr
-    done = helpers.run_module("sctd_jax.main")
-    assert done.returncode != 0
-    assert "--config" in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
 
 
 def test_main_starts_again_with_huge_pages_unless_told_otherwise():

@@ -13,7 +13,7 @@ from sctd_jax.finetune.tasks import TASKS
 class FinetuneConfig:
     """One fine-tuning run. Where 0 is said to be the task's, its value is in `tasks.TASKS`."""
 
-    task: str  # a key of tasks.TASKS
+    task: str  # one of those in docs/finetuning.md
     init: str  # a pretraining workdir, or a folder of transformers
     random_init: bool  # take network and tokenizer of `init`, but random weights: what pretraining is worth
     data_dir: str  # the task's files, a folder above them, or tfds:NAME[/CONFIG]
@@ -27,15 +27,26 @@ class FinetuneConfig:
     accumulation: int  # microbatches per step
     learning_rate: float  # 0: the task's
     warmup_share: float  # of the steps
-    weight_decay: float
-    hidden_dropout: float
-    attention_dropout: float
+    weight_decay: float  # as config.optimizer.weight_decay of pretraining
+    hidden_dropout: float  # after the embeddings, attention and the feed-forward part
+    attention_dropout: float  # of the attention's weights
     evaluations: int  # per epoch
     keep_checkpoints: int  # the last k; the best by the task's metric is kept besides
-    log_every: int
+    log_every: int  # steps
     seed: int  # of the head's weights, the order of examples and dropout
     dtype: str  # compute type
     mesh: MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """What a sweep has in the places of task, init, learning_rate and seed."""
+
+    tasks: str  # of those in docs/finetuning.md, separated by commas
+    inits: str  # as init, separated by commas; each ends in a folder name of its own
+    learning_rates: str  # separated by commas
+    seeds: int  # how many, from 0 on
+    keep_weights: bool  # of cells that are finished
 
 
 _AT_LEAST_ONE = ("accumulation", "evaluations", "keep_checkpoints", "log_every")

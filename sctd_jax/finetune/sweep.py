@@ -20,7 +20,7 @@ from sctd_jax.parallel import hosts
 from sctd_jax.train.job import DivergedError
 from sctd_jax.train.workdir import CONFIG_FILE, held, write
 
-_OWN = ("tasks", "inits", "learning_rates", "seeds", "keep_weights")
+_OWN = tuple(field.name for field in dataclasses.fields(settings.SweepConfig))
 
 
 @dataclasses.dataclass(frozen=True)

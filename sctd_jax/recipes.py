@@ -1,0 +1,190 @@
+"""Recipes, the files behind --config: reading one, the modes that it is for, and what its fields mean."""
+
+import dataclasses
+import difflib
+import inspect
+import re
+import runpy
+import sysconfig
+import textwrap
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sctd_jax.config import Config
+from sctd_jax.errors import UserError, printable
+from sctd_jax.finetune.settings import FinetuneConfig, SweepConfig
+
+# What describes the fields of a recipe, the modes that it is for, and the recipe that has all of them.
+_KINDS = (
+    (("train", "eval", "compile"), (Config,), "configs/base.py"),
+    (("finetune",), (FinetuneConfig,), "configs/finetune.py"),
+    (("sweep",), (SweepConfig, FinetuneConfig), "configs/sweep.py"),
+)
+DEFAULT = {mode: path for modes, _, path in _KINDS for mode in modes}
+BOOLEAN = "true or false"
+_WORDS = {int: "a whole number", float: "a number", bool: BOOLEAN, str: "a text"}
+
+
+def load(given: str) -> ConfigDict:
+    """What `get_config` of FILE.py, or of FILE.py:ARGUMENT with that argument, returns.
+
+    Raises:
+      UserError: there is no such file, something in it fails (said by file and line), or it returns something else.
+    """
+    path, colon, argument = given.partition(":")
+    if not Path(path).is_file():
+        there = Path(f"{path}.py").is_file()
+        raise UserError(
+            f"--config={path}: no such file" + (f"; did you mean {path}.py?" if there else " (recipes are in configs/)")
+        )
+    arguments = (argument,) if colon else ()
+    try:
+        function = runpy.run_path(path).get("get_config")
+        if not callable(function):
+            raise UserError(f"--config={path} is no recipe: it has no function get_config()")
+        if not _takes(function, arguments):
+            found = f"the argument {argument!r} after the colon" if colon else "no argument after a colon"
+            raise UserError(f"--config={given}: get_config{inspect.signature(function)} does not take {found}")
+        config = function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:  # a file of the user's can raise anything
+        raise UserError(_failure(path, error)) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() must return a ConfigDict, found {printable(repr(config))[:80]}")
+    return config
+
+
+def _takes(function, arguments: Sequence[str]) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _failure(path: str, error: Exception) -> str:
+    """The error by the last line of the user's own files that led to it."""
+    if isinstance(error, SyntaxError) and error.filename:
+        places = [(error.filename, error.lineno)]
+        message = f"SyntaxError: {error.msg}"
+    else:
+        libraries = (*(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")), "<", __file__)
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [(f.filename, f.lineno) for f in frames if not f.filename.startswith(libraries)]
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        # A recipe refuses its argument by a ValueError, which speaks for itself.
+        kind = "" if type(error) is ValueError and str(error) else f"{type(error).__name__}: "
+        message = kind + " ".join(str(text).split())
+    file, line = places[-1] if places else (path, None)
+    file = Path(file)
+    where = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    return printable(f"{where}{f', line {line}' if line else ''}: {message}")
+
+
+def modes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modes of sctd_jax.main that a recipe is for, by its fields."""
+    return _kind(config)[0]
+
+
+def _kind(config: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[type, ...], str]:
+    def common(kind) -> float:
+        names = {field.name for type_ in kind[1] for field in dataclasses.fields(type_)}
+        return len(names & set(config)) / len(names | set(config))
+
+    return max(_KINDS, key=common)
+
+
+def check_fields(path: str, config: ConfigDict, names: Sequence[str]) -> None:
+    """Check that each name, such as train.steps, is a field of the recipe.
+
+    Raises:
+      UserError: it is none, or a section.
+    """
+    for name in names:
+        value: Any = config
+        for part in name.split("."):
+            if not isinstance(value, ConfigDict) or part not in value:
+                raise UserError(f"--config.{name}: {path} has no such field; {suggestion(name, config)}")
+            value = value[part]
+        if isinstance(value, ConfigDict):
+            raise UserError(f"--config.{name} is a section; its fields are {', '.join(value)}")
+
+
+def suggestion(name: str, config: Mapping[str, Any], options: Sequence[str] = ()) -> str:
+    """What was meant by a name that is no field of a recipe, and none of the options either."""
+    known = {f"config.{field}": field for field, _ in fields(config)} | {option: option for option in options}
+    wanted = name.replace("-", "_")
+    near = {full: difflib.SequenceMatcher(None, wanted, short).ratio() for full, short in known.items()}
+    last = wanted.rpartition(".")[2]
+    for full, short in known.items():  # the right name in another section, or in none
+        near[full] = max(near[full], 0.99 * difflib.SequenceMatcher(None, last, short.rpartition(".")[2]).ratio())
+    best = max(near.values(), default=0)
+    found = [f"--{full}" for full, ratio in near.items() if ratio == best][:3]
+    return f"did you mean {' or '.join(found)}?" if best > 0.75 else "all are listed by --help"
+
+
+def expected(name: str, config: ConfigDict) -> str:
+    """What a field's values are, in words; '' where there is no such field."""
+    found = dict(fields(config))
+    return _WORDS.get(type(found[name]), type(found[name]).__name__) if name in found else ""
+
+
+def fields(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Name, such as train.steps, and value of each field."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def describe(config: ConfigDict, width: int) -> str:
+    """A table of a recipe's fields: name, type, value and meaning, which are the comments of the dataclasses."""
+    types = _kind(config)[1]
+    meanings = {name: text for type_ in reversed(types) for name, text in _comments(type_).items()}
+    known = {field.name: field.type for type_ in types for field in dataclasses.fields(type_)}
+    plain = {name: value for name, value in config.items() if not isinstance(value, ConfigDict)}
+    blocks = [_table("config", plain, known, meanings, width)] if plain else []
+    for name in _in_order(config, known):
+        if isinstance(config[name], ConfigDict):
+            title, order, comments = f"config.{name}", (), {}
+            if dataclasses.is_dataclass(type_ := known.get(name)):
+                title += f": {inspect.getdoc(type_)}"
+                order, comments = [field.name for field in dataclasses.fields(type_)], _comments(type_)
+            blocks.append(_table(title, config[name], order, comments, width))
+    return "\n\n".join(blocks)
+
+
+def _table(title: str, values: Mapping[str, Any], order, meanings: Mapping[str, str], width: int) -> str:
+    found = [(name, values[name]) for name in _in_order(values, order)]
+    rows = [(name, type(value).__name__, repr(value), meanings.get(name, "")) for name, value in found]
+    return "\n".join([title, *columns(rows, width)])
+
+
+def _in_order(names, order) -> list[str]:
+    """A ConfigDict sorts its names; the dataclass has them as one reads them."""
+    return [*(name for name in order if name in names), *(name for name in names if name not in order)]
+
+
+def columns(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Lines of a table whose last column is wrapped."""
+    sizes = [min(max(len(row[i]) for row in rows), 29) for i in range(len(rows[0]) - 1)]
+    indent = " " * (2 + sum(size + 2 for size in sizes))
+    lines = []
+    for *cells, last in rows:
+        first = "  " + "".join(cell.ljust(size) + "  " for cell, size in zip(cells, sizes, strict=True))
+        found = textwrap.wrap(
+            last, max(width, len(indent) + 30), initial_indent=first, subsequent_indent=indent, break_on_hyphens=False
+        )
+        lines += [line.rstrip() for line in found] or [first.rstrip()]
+    return lines
+
+
+def _comments(type_: type) -> dict[str, str]:
+    """The comment behind each field of a dataclass."""
+    return dict(re.findall(r"^    (\w+): [\w.]+  # (.+)$", inspect.getsource(type_), re.MULTILINE))

@@ -1,0 +1,234 @@
+"""Command lines and recipes, wrong ones above all, as sctd_jax.main answers them: before JAX is loaded."""
+
+import ast
+import dataclasses
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from sctd_jax import recipes
+from sctd_jax.config import Config
+from sctd_jax.errors import UserError
+from tests import helpers
+
+# One process for all command lines, which forks for each: absl parses once in a process.
+FORKS = """
+import json, os, sys, tempfile
+from absl import app
+from sctd_jax import main
+answers = []
+for arguments in json.load(sys.stdin):
+    files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+    child = os.fork()
+    if not child:
+        os.dup2(files[0].fileno(), 1)
+        os.dup2(files[1].fileno(), 2)
+        sys.argv = ["main", *arguments]
+        app.run(main._main, flags_parser=main._parse)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    answers.append((status, *((file.seek(0), file.read().decode())[1] for file in files)))
+print(json.dumps(answers))
+"""
+
+
+def answers(*command_lines):
+    """(exit status, stdout, stderr) of sctd_jax.main with each list of arguments."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], input=json.dumps(command_lines), env=helpers.environment(), cwd=helpers.ROOT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+TINY, FINETUNE = "--config=configs/tiny.py", "--config=configs/finetune.py"
+WRONG = [
+    ([], "--config is missing: it names a recipe, such as --config=configs/tiny.py"),
+    (["configs/tiny.py"], "--config is missing: write --config=configs/tiny.py"),
+    (["configs/continued.py:runs/bert"], "--config is missing: write --config=configs/continued.py:runs/bert"),
+    (["--config"], "--config has no value"),
+    (["--config=configs/none.py"], "--config=configs/none.py: no such file (recipes are in configs/)"),
+    (["--config=configs/tiny"], "--config=configs/tiny: no such file; did you mean configs/tiny.py?"),
+    (["--config=configs"], "--config=configs: no such file"),
+    ([TINY, FINETUNE], "--config is given 2 times: configs/tiny.py, configs/finetune.py"),
+    (["--config=configs/tiny.py:x"], "get_config() does not take the argument 'x' after the colon"),
+    (["--config=configs/continued.py"], "configs/continued.py, line "),
+    # The mode.
+    ([FINETUNE], "--config=configs/finetune.py is no recipe for --mode=train: give --mode=finetune"),
+    (["--config=configs/sweep.py"], "--config=configs/sweep.py is no recipe for --mode=train: give --mode=sweep"),
+    ([TINY, "--mode=sweep"], "is no recipe for --mode=sweep: give --mode=train or --mode=eval or --mode=compile, or"),
+    ([TINY, "--mode=dance"], "flag --mode=dance: value should be one of <train|eval|compile|finetune|sweep>"),
+    ([TINY, "--largest_batch"], "--largest_batch is for --mode=compile"),
+    ([TINY, "--topology=v5e:2x4"], "--topology is for --mode=compile"),
+    ([TINY, "--mfu=0.5"], "--mfu is for --mode=compile"),
+    # Fields.
+    ([TINY, "--config.train.stepz=3"], "configs/tiny.py has no such field; did you mean --config.train.steps?"),
+    ([TINY, "--config.modle.num_layers=3"], "did you mean --config.model.num_layers?"),
+    ([TINY, "--config.steps", "3"], "did you mean --config.train.steps?"),
+    ([TINY, "--config.task=boolq"], "configs/tiny.py has no such field"),
+    ([TINY, "--noconfig.train.zero=3"], "--config.train.zero: configs/tiny.py has no such field"),
+    ([TINY, "--config.train=3"], "--config.train is a section; its fields are accumulation, batch_size, "),
+    ([TINY, "--config.train.steps.x=3"], "--config.train.steps.x: configs/tiny.py has no such field"),
+    ([TINY, "--config.train.steps=1e5"], "--config.train.steps must be a whole number, found '1e5'"),
+    ([TINY, "--config.optimizer.eps=small"], "--config.optimizer.eps must be a number, found 'small'"),
+    ([TINY, "--config.masking.whole_word=yes"], "--config.masking.whole_word must be true or false, found 'yes'"),
+    ([TINY, "--config.masking.whole_word", "True"], "did you mean --config.masking.whole_word=True?"),
+    (["--config.train.steps=3", TINY], "Found --config.train.steps=3 in argv before a value for --config was"),
+    # Options.
+    ([TINY, "--workdi=x"], "--workdi is not known; did you mean --workdir?"),
+    ([TINY, "--num-processes=2"], "--num-processes is not known; did you mean --num_processes?"),
+    ([TINY, "--train.steps=3"], "--train.steps is not known; did you mean --config.train.steps?"),
+    ([TINY, "--batch-size=3"], "--batch-size is not known; did you mean --config.train.batch_size?"),
+    ([TINY, "--zzz=3"], "--zzz is not known; all are listed by --help"),
+    ([TINY, "--num_processes=two"], "flag --num_processes=two: invalid literal for int()"),
+    ([TINY, "--workdir"], "--workdir has no value"),
+    ([TINY, "--workdir="], "--workdir is empty"),
+    ([TINY, "--config.data.input", "--workdir=x"], "--config.data.input has no value"),
+    ([TINY, "--config.train.steps"], "--config.train.steps has no value"),
+    ([TINY, "stray"], "unexpected argument stray; options begin with --"),
+    ([TINY, "config.train.steps=3"], "unexpected argument config.train.steps=3; did you mean --config.train.steps=3?"),
+]  # fmt: skip
+HELP = [
+    ["--help"], ["-h"], ["--helpfull"], [TINY, "--help"], [FINETUNE, "--help", "--config.nothing=3"],
+    ["--mode=finetune", "--help"], ["--mode", "sweep", "--help"],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """What the command answers to WRONG and HELP."""
+    lines = [*(arguments for arguments, _ in WRONG), *HELP]
+    return {tuple(line): answer for line, answer in zip(lines, answers(*lines), strict=True)}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda value: " ".join(value) if value else "nothing")
+def test_a_wrong_command_line_is_one_line_and_exit_status_2(answered, arguments, message):
+    status, stdout, stderr = answered[tuple(arguments)]
+    assert (status, stdout) == (2, ""), stdout + stderr
+    assert stderr.startswith("error: ")
+    assert message in stderr
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", HELP, ids=" ".join)
+def test_help_ends_with_0_and_lists_every_option_and_field(answered, arguments):
+    status, stdout, stderr = answered[tuple(arguments)]
+    assert (status, stderr) == (0, "")
+    assert "--mode=train|eval|compile|finetune|sweep" in stdout
+    assert max(map(len, stdout.splitlines())) <= 120
+    line = " ".join(arguments)
+    name = "finetune" if "finetune" in line else "sweep" if "sweep" in line else "tiny" if TINY in line else "base"
+    assert f"Fields of configs/{name}.py" in stdout
+    for field, value in recipes.fields(recipes.load(f"configs/{name}.py")):
+        row = rf"^  {field.rpartition('.')[2]} +{type(value).__name__} +{re.escape(repr(value))}( |$)"
+        assert re.search(row, stdout, re.MULTILINE), field
+
+
+def test_every_field_of_every_recipe_has_a_meaning():
+    for path in ("configs/base.py", "configs/finetune.py", "configs/sweep.py"):
+        config = recipes.load(path)
+        without = [
+            row.split()[0]
+            for row in recipes.describe(config, 1000).splitlines()
+            if re.fullmatch(r"  \w+ +\w+ +\S+", row)
+        ]
+        assert without == [], path
+
+
+def test_help_shows_type_value_and_meaning_in_the_order_of_the_dataclasses():
+    lines = recipes.describe(recipes.load("configs/tiny.py"), 100).splitlines()
+    assert lines[0] == "config.model: The encoder (SPEC 1)."
+    assert [line.split(":")[0] for line in lines if not line.startswith(" ") and line] == [
+        f"config.{field.name}" for field in dataclasses.fields(Config)
+    ]
+    assert any(re.match(r"  activation +str +'gelu' +'gelu' \(erf, BERT", line) for line in lines)
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", ", line 1: SyntaxError: "),
+        ("import nothing_of_this_name\n", ", line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("from configs import nothing\n", ", line 1: ImportError: cannot import name 'nothing' from 'configs'"),
+        ("def get_config():\n    return 1 / 0\n", ", line 2: ZeroDivisionError: division by zero"),
+        ("def get_config():\n    raise ValueError('no GPU\\n\x1b[31m here')\n", ", line 2: no GPU"),
+        (
+            "from configs import base\ndef get_config():\n    config = base.get_config()\n"
+            "    config.train.steps = 'many'\n    return config\n",
+            ", line 4: TypeError: ",
+        ),
+        (
+            "from configs import base\ndef get_config():\n    return base.get_config().train.stepz\n",
+            ", line 3: AttributeError: ",
+        ),
+        ("def get_config():\n    {}['x']\n", ", line 2: KeyError: x"),
+        ("def get_config():\n    pass\n", ": get_config() must return a ConfigDict, found None"),
+        ("def get_config():\n    return {'a': 1}\n", ": get_config() must return a ConfigDict, found {'a': 1}"),
+        ("x = 1\n", " is no recipe: it has no function get_config()"),
+        ("def get_config(size):\n    pass\n", ": get_config(size) does not take no argument after a colon"),
+        ("\u00e9\x00", ": "),
+    ],
+)
+def test_an_error_in_a_recipe_is_one_line_with_file_and_line(tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        recipes.load(str(path))
+    assert f"{path}{message}" in str(error.value)
+    assert str(error.value).isprintable()
+
+
+def test_an_error_below_a_recipe_is_told_by_the_users_own_last_line(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_helper.py").write_text("import json\n\n\ndef read():\n    return json.loads('{')\n")
+    (tmp_path / "mine.py").write_text("import my_helper\n\n\ndef get_config():\n    return my_helper.read()\n")
+    with pytest.raises(UserError, match=r"my_helper\.py, line 5: JSONDecodeError: "):
+        recipes.load(str(tmp_path / "mine.py"))
+    (tmp_path / "my_other.py").write_text("x = 1\ny = (\n")
+    (tmp_path / "mine.py").write_text("import my_other\n")
+    with pytest.raises(UserError, match=r"my_other\.py, line 2: SyntaxError: "):
+        recipes.load(str(tmp_path / "mine.py"))
+
+
+def test_the_kind_of_a_recipe_follows_from_its_fields():
+    kinds = {name: recipes.modes(recipes.load(f"configs/{name}.py"))[-1] for name in ("base", "finetune", "sweep")}
+    assert kinds == {"base": "compile", "finetune": "finetune", "sweep": "sweep"}
+    partial = ConfigDict({"task": "boolq", "init": "runs/a", "data_dir": "x"})
+    assert recipes.modes(partial) == ("finetune",)
+
+
+def test_another_python_is_refused_in_one_line_by_every_command(monkeypatch, capsys):
+    package = helpers.ROOT / "sctd_jax" / "__init__.py"
+    ast.parse(package.read_text(), feature_version=(3, 7))  # or its message would be a SyntaxError
+    for name, value, message in (
+        ("sys.version_info", (3, 10, 13), "error: Python 3.11 or newer is needed; this is Python 3.10, "),
+        ("importlib.util.find_spec", lambda name: None, "error: jax is not installed; this is Python 3."),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            with pytest.raises(SystemExit) as exit_:
+                runpy.run_path(str(package))
+        assert exit_.value.code == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith(message)
+        assert printed.count("\n") == 1 and ".venv/bin/python" in printed
+
+
+def test_make_says_which_python_is_needed(tmp_path):
+    old = tmp_path / "python"
+    old.write_text('#!/bin/sh\n[ "$1" != --version ] || echo Python 3.10.12\n')
+    old.chmod(0o755)
+    for python, found in ((old, "Python 3.10.12"), ("/nowhere/python", "not there"), (sys.executable, None)):
+        command = ["make", "--dry-run", "--what-if=requirements.txt", "venv", f"PYTHON={python}"]
+        env = {"PATH": os.environ["PATH"]}  # without what a make around the tests has set
+        done = subprocess.run(command, env=env, cwd=helpers.ROOT, capture_output=True, text=True)
+        wanted = f"Python 3.11 or newer is needed, and {python} is {found}: make PYTHON=python3.11 venv"
+        assert (done.returncode, wanted in done.stderr) == ((2, True) if found else (0, False))
+        assert done.stderr.count("\n") == (1 if found else 0)
