@@ -42,7 +42,11 @@ class Removed:
 Change = Added | Renamed | Removed
 # `section.field` of `config.json` and `field` of `task.json`, in the order in which they came. One line for each field;
 # lines are only ever appended, for their number is the version.
-CONFIG: list[Change] = []
+CONFIG: list[Change] = [
+    Added("data.keep_zwnj", False),
+    Added("data.allow_unknown", True),
+    Added("optimizer.eps_place", "after_correction"),
+]
 TASK: list[Change] = []
 
 
