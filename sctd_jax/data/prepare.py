@@ -6,7 +6,6 @@ python -m sctd_jax.data.prepare --input 'books/**/*.txt' --input tfds:NAME --out
 
 import argparse
 import dataclasses
-import functools
 import hashlib
 import heapq
 import itertools
@@ -28,7 +27,7 @@ from sctd_jax.config import Config
 from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
-from sctd_jax.errors import TryAgainError, UserError, run_command
+from sctd_jax.errors import TryAgainError, UserError, run_command, say
 
 MIN_HELDOUT_ROWS = 64
 _SAMPLE_BYTES = 40 << 20  # text that the tokenizer is trained on: under 1 GB of memory
@@ -374,7 +373,7 @@ def main(argv: list[str] | None = None) -> int:
             tuple(args.input), args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
             args.tokenizer_type, args.heldout_share, args.seed,
         )  # fmt: skip
-        prepare(settings, storage.as_path(args.out), functools.partial(print, flush=True))
+        prepare(settings, storage.as_path(args.out), say)
         return 0
 
     return run_command(command)

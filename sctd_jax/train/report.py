@@ -155,7 +155,7 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
         left = data.tokenizer.decode(row[max(position - _CONTEXT, 1) : position])
         right = data.tokenizer.decode(row[position + 1 : position + 1 + _CONTEXT])
         words = " | ".join(f"{data.tokenizer.word(i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
-        lines.append(f"  ... {left} [MASK] {right} ...\n      {words}   (was: {data.tokenizer.word(row[position])})")
+        lines += [f"  ... {left} [MASK] {right} ...", f"      {words}   (was: {data.tokenizer.word(row[position])})"]
     return lines
 
 

@@ -18,7 +18,7 @@ from sctd_jax import lease, storage, stored
 from sctd_jax.config import Config, fill, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
-from sctd_jax.errors import UserError, printable
+from sctd_jax.errors import UserError, printable, say
 from sctd_jax.parallel import hosts
 from sctd_jax.train.fingerprint import fingerprint
 from sctd_jax.train.metrics import METRICS_FILE
@@ -133,7 +133,7 @@ def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
                             f"{ours} here; give it those, or choose another --workdir")  # fmt: skip
 
 
-def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path, log: Callable[[str], None] = print) -> None:
+def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path, log: Callable[[str], None] = say) -> None:
     """Write tokenizer, row metadata, command and config, the last one last: it says that the workdir is a run's.
 
     With several hosts the first one writes.
