@@ -65,9 +65,7 @@ def check_workdir(workdir: epath.Path, config: Config) -> None:
                 if (workdir / TASK_FILE).exists():
                     raise UserError(f"workdir {workdir} holds a fine-tuned model: pretrain in another --workdir")
                 if not (workdir / METADATA_FILE).exists():
-                    if is_trained(workdir):
-                        raise UserError(f"{workdir / METADATA_FILE} is missing, which says what rows this run is "
-                                        "trained on: copy it from the folder of the rows")  # fmt: skip
+                    check_metadata(workdir)
                     raise UserError(
                         f"workdir {workdir} holds an imported model, which stays as it is: train in another --workdir, "
                         f"starting from this one: --config=configs/continued.py:{workdir}"
@@ -113,6 +111,17 @@ def is_trained(workdir: epath.Path) -> bool:
     return steps != ["0"] or (workdir / METRICS_FILE).exists()
 
 
+def check_metadata(workdir: epath.Path) -> None:
+    """Check that nothing but an imported model has no `prepared.json`.
+
+    Raises:
+      UserError: the file is missing.
+    """
+    if not (workdir / METADATA_FILE).is_file() and is_trained(workdir):
+        raise UserError(f"{workdir / METADATA_FILE} is missing, which says what rows this run is trained on: copy it "
+                        "from the folder of the rows")  # fmt: skip
+
+
 def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
     """Check that rows can be read, and that the steps in `workdir` were trained on these.
 
@@ -125,7 +134,7 @@ def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
     there, now = read_metadata(workdir), read_metadata(rows)
     pairs = {field: (getattr(there, field), getattr(now, field)) for field in ("tokenizer_sha256", "rows", "tokens")}
     if (workdir / ROWS_FILE).exists():
-        digests = storage.read_json(workdir / ROWS_FILE)
+        digests = storage.read_json(workdir / ROWS_FILE, "remove it to go on with the rows at hand")
         pairs |= {split: (digests.get(split), found) for split, found in mine.items()}
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
