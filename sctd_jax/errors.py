@@ -32,6 +32,11 @@ def fold(line: str, indent: int = 2) -> str:
     return textwrap.fill(line, 100, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
+def say(line: object) -> None:
+    """Print one line, whatever a file's name or content has put into it."""
+    print(printable(line), flush=True)
+
+
 def run_command(command: Callable[[], int]) -> int:
     """Exit status of a command: its own, or what a message follows.
 
@@ -51,12 +56,12 @@ def run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return TRY_AGAIN_STATUS if isinstance(error, TryAgainError) else 2
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _CLOUD_LIBRARIES:
             raise
-        print(f"error: the bucket failed: {error}", file=sys.stderr)
+        print(f"error: the bucket failed: {printable(error)}", file=sys.stderr)
         return TRY_AGAIN_STATUS
     except KeyboardInterrupt:
         print(f"stopped by signal {received[-1]}; what was saved before is there", file=sys.stderr)

@@ -22,7 +22,7 @@ import fsspec
 from etils import epath
 
 from sctd_jax import storage
-from sctd_jax.errors import UserError, printable
+from sctd_jax.errors import UserError, printable, say
 
 LEASE_FILE = ".lease"
 RENEW, STALE, SETTLE = 20.0, 120.0, 1.0  # seconds
@@ -184,7 +184,7 @@ class Lease:
 
 
 @contextlib.contextmanager
-def hold(folder: epath.Path, what: str, log: Callable[[str], None] = print, *, beside: bool = False) -> Iterator[Lease]:
+def hold(folder: epath.Path, what: str, log: Callable[[str], None] = say, *, beside: bool = False) -> Iterator[Lease]:
     """Keep other processes (and other calls in this one) from writing into a folder.
 
     Args:
@@ -202,8 +202,10 @@ def hold(folder: epath.Path, what: str, log: Callable[[str], None] = print, *, b
         "what": what, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), "token": uuid.uuid4().hex,
     }  # fmt: skip
+    if storage.is_remote(path):
+        storage.check_writable(folder)
     file = _Object(path) if storage.is_remote(path) else _OnDisk(Path(path))
-    with storage.reaching(path):
+    with storage.reaching(folder):
         try:
             _take(folder, file, record, log)
         except OSError as error:

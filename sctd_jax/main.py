@@ -8,7 +8,6 @@ python -m sctd_jax.main --mode=sweep --config=configs/sweep.py --config.tasks=co
     --config.data_dir=glue_data
 """
 
-import functools
 import itertools
 import os
 import re
@@ -37,7 +36,7 @@ from ml_collections import ConfigDict, config_flags
 
 from sctd_jax import recipes
 from sctd_jax.config import from_dict
-from sctd_jax.errors import UserError, printable, run_command
+from sctd_jax.errors import UserError, printable, run_command, say
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
@@ -78,11 +77,10 @@ def _dispatch() -> int:
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = _WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
-    log = functools.partial(print, flush=True)
     if _MODE.value == "eval":
-        evaluate_workdir(config, workdir, log)
+        evaluate_workdir(config, workdir, say)
         return 0
-    result = train_and_evaluate(config, workdir, log)
+    result = train_and_evaluate(config, workdir, say)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 
@@ -114,7 +112,7 @@ def _finetune() -> int:
     from sctd_jax.finetune.loop import finetune
 
     workdir = _WORKDIR.value or Path("runs", f"finetune-{config.task}")
-    stopped_by = finetune(config, workdir, _joined(), functools.partial(print, flush=True)).stopped_by
+    stopped_by = finetune(config, workdir, _joined(), say).stopped_by
     return 0 if stopped_by is None else 128 + stopped_by
 
 
@@ -123,7 +121,7 @@ def _sweep() -> int:
 
     cells = sweep.from_dict(_CONFIG.value.to_dict())
     workdir = _WORKDIR.value or "runs/sweep"
-    stopped_by = sweep.run_sweep(cells, workdir, _joined(), functools.partial(print, flush=True))
+    stopped_by = sweep.run_sweep(cells, workdir, _joined(), say)
     return 0 if stopped_by is None else 128 + stopped_by
 
 
@@ -145,10 +143,9 @@ def _compile() -> int:
     from sctd_jax.parallel.aot import compile_for
     from sctd_jax.parallel.fitting import fit_for
 
-    log = functools.partial(print, flush=True)
     if _LARGEST_BATCH.value:
-        return 0 if fit_for(config, _TOPOLOGY.value, log) else 1
-    return 0 if compile_for(config, _TOPOLOGY.value, log, _MFU.value) else 1
+        return 0 if fit_for(config, _TOPOLOGY.value, say) else 1
+    return 0 if compile_for(config, _TOPOLOGY.value, say, _MFU.value) else 1
 
 
 def _main(argv: list[str]) -> int:

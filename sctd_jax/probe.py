@@ -8,7 +8,6 @@ All of it is computed in float32, on the first device.
 """
 
 import argparse
-import functools
 import json
 import math
 import os
@@ -20,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import logging
 
-from sctd_jax.errors import UserError, run_command
+from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.finetune.reading import FileSettings
 from sctd_jax.probing import drawing, drift, layers, perplexity
 from sctd_jax.train.workdir import write
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {args.out}: {error.strerror}") from error
-        result = _COMMANDS[args.command](args, functools.partial(print, flush=True))
+        result = _COMMANDS[args.command](args, say)
         picture = getattr(drawing, args.command)(result)
         content = json.dumps(_plain(result), indent=1, allow_nan=False) + "\n"
         for suffix, part in ((".json", content.encode()), (".png", picture)):

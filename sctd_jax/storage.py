@@ -72,19 +72,21 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
         raise TryAgainError(f"{os.fspath(path)} cannot be reached: {reason}") from error
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """The fields of a small file.
+def read_json(path: epath.Path, advice: str = "") -> dict[str, Any]:
+    """The fields of a small file; `advice` ends the message.
 
     Raises:
       UserError: it is no UTF-8, no JSON or not an object with fields, or cannot be read.
     """
+    advice = advice and f"; {advice}"
     try:
         with reaching(path):
             found = json.loads(path.read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {printable(error) or 'it is empty'}") from error
+        raise UserError(f"{path} is damaged: {printable(error)}{advice}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: an object with fields is expected, found {printable(repr(found)):.40}")
+        said = printable(repr(found))
+        raise UserError(f"{path} is damaged: an object with fields is expected, found {said:.40}{advice}")
     return found
 
 

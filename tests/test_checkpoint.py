@@ -13,6 +13,7 @@ import pytest
 from sctd_jax import stored
 from sctd_jax.data.rows import RowWriter
 from sctd_jax.errors import UserError, printable
+from sctd_jax.interop.exporting import export
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
@@ -180,6 +181,7 @@ import resource, signal, sys
 import jax, jax.numpy as jnp
 from pathlib import Path
 from sctd_jax.errors import UserError
+from sctd_jax.interop.exporting import export
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
@@ -335,6 +337,8 @@ def test_a_lost_prepared_json_is_no_imported_model(tmp_path, rows):
     (tmp_path / "prepared.json").unlink()
     with pytest.raises(UserError, match=r"prepared.json is missing.*: copy it from the folder of the rows"):
         check_workdir(tmp_path, helpers.config())
+    with pytest.raises(UserError, match=r"prepared.json is missing"):
+        export(tmp_path, tmp_path / "out", step=None, force=False, log=print)
     (tmp_path / "checkpoints" / "0").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds an imported model"):
         check_workdir(tmp_path, helpers.config())

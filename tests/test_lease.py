@@ -12,7 +12,10 @@ from etils import epath
 
 from sctd_jax import lease, storage
 from sctd_jax.errors import UserError
-from tests import fake_gcs, helpers
+from sctd_jax.finetune import sweep
+from sctd_jax.finetune.loop import finetune
+from sctd_jax.train.loop import train_and_evaluate
+from tests import fake_gcs, finetuning, helpers
 
 HOLDER = """
 import sys, time
@@ -130,3 +133,18 @@ def test_in_a_bucket_a_living_owner_refuses_and_a_dead_one_is_followed(monkeypat
         store.put("bucket", name, mine)
         assert "looking for" in take(folder)[0]
         assert store.names("bucket") == []
+
+
+def test_training_fine_tuning_and_sweeps_refuse_a_workdir_in_use_before_they_read_anything(tmp_path):
+    def quiet(line):
+        raise AssertionError(line)
+
+    settings = finetuning.settings(tmp_path, "cola", tmp_path)
+    with lease.hold(epath.Path(tmp_path), "training"):
+        for command in (
+            lambda: train_and_evaluate(helpers.config(), tmp_path, quiet),
+            lambda: finetune(settings, tmp_path, {}, quiet),
+            lambda: sweep.run_sweep(sweep.Sweep((), False), str(tmp_path), {}, quiet),
+        ):
+            with pytest.raises(UserError, match=rf"{tmp_path} is in use by process {os.getpid()} on .* \(training"):
+                command()

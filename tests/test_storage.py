@@ -82,7 +82,7 @@ def test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used(bucket, tr
     assert "copying" not in resumed.stdout
     assert any("/run/damaged-6-" in name for name in store.names("bucket"))
     lines = [json.loads(line) for line in store.objects["bucket", "a folder/run/metrics.jsonl"][0].splitlines()]
-    assert [line["step"] for line in lines if "eval/loss" in line] == [0, 3, 6, 6, 9]
+    assert [line["step"] for line in lines if "eval/loss" in line] == [0, 3, 6, 9]
 
     evaluated = train(bucket, "--config.train.steps=9", "--mode=eval")
     assert re.search("eval at step 9: held-out loss", evaluated.stdout), evaluated.stderr

@@ -6,7 +6,6 @@ python -m sctd_jax.data.prepare --input 'books/**/*.txt' --input tfds:NAME --out
 
 import argparse
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -26,7 +25,7 @@ from sctd_jax.config import Config
 from sctd_jax.data import corpus, files, sentencepiece_trainer, survey, tokenizer, unknown
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk
-from sctd_jax.errors import TryAgainError, UserError, run_command
+from sctd_jax.errors import TryAgainError, UserError, run_command, say
 
 _LOOK_LINES = 100  # of the sample, from which on its share of unknown letters is believed
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
@@ -382,7 +381,7 @@ def main(argv: list[str] | None = None) -> int:
             inputs, args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
             args.tokenizer_type, args.heldout_share, args.seed, not args.no_keep_zwnj, args.allow_unknown,
         )  # fmt: skip
-        prepare(settings, storage.as_path(args.out), functools.partial(print, flush=True))
+        prepare(settings, storage.as_path(args.out), say)
         return 0
 
     return run_command(command)

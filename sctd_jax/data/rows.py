@@ -6,7 +6,7 @@ reads it anywhere, without tensorflow and without this package.
 """
 
 import dataclasses
-import json
+import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from sctd_jax import storage
 from sctd_jax.data.tfds_folder import open_folder
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, printable
 
 TRAIN, HELD_OUT = "train", "validation"
 METADATA_FILE = "prepared.json"
@@ -97,10 +97,16 @@ def read_metadata(folder: str | Path) -> Metadata:
     if not there:
         raise UserError(f"{folder} holds no prepared rows (no {METADATA_FILE}); write them with sctd_jax.data.prepare")
     try:
-        values, fields = json.loads(path.read_text()), {field.name for field in dataclasses.fields(Metadata)}
-        return Metadata(**{name: value for name, value in values.items() if name in fields})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        values, fields = storage.read_json(path), {field.name for field in dataclasses.fields(Metadata)}
+        found = Metadata(**{name: value for name, value in values.items() if name in fields})
+    except TypeError as error:
+        raise UserError(f"{path} is damaged: {printable(error)}") from error
+    for field in dataclasses.fields(Metadata):
+        value, expected = getattr(found, field.name), typing.get_origin(field.type) or field.type
+        if type(value) is not expected:
+            said = printable(repr(value))
+            raise UserError(f"{path} is damaged: {field.name} must be of type {expected.__name__}, found {said:.40}")
+    return found
 
 
 def on_disk(folder: str | Path, log: Callable[[str], None]) -> Path:

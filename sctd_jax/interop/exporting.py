@@ -16,7 +16,7 @@ from sctd_jax.interop.exported import Model, card
 from sctd_jax.interop.exporting_task import task_model
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import Run, load_run
-from sctd_jax.train.workdir import TASK_FILE
+from sctd_jax.train.workdir import TASK_FILE, check_metadata
 
 _CARD, _WEIGHTS, _CONFIG = "README.md", "model.safetensors", "config.json"
 _TOKENS, _TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
@@ -61,6 +61,7 @@ def export(workdir: epath.Path, out: Path, *, step: int | None, force: bool, log
 
 
 def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None]) -> Model:
+    check_metadata(workdir)  # the card would call it untrained
     run = load_run(workdir, step, log)
     trained = run.metadata is not None
     return Model(

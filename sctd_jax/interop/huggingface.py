@@ -5,7 +5,6 @@ python -m sctd_jax.interop.huggingface import --from DIR_OR_FILE --workdir RUN [
 """
 
 import argparse
-import functools
 import os
 import re
 import runpy
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sctd_jax import storage
-from sctd_jax.errors import UserError, run_command
+from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.interop.exporting import export
 from sctd_jax.interop.importing import import_model
 
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--tokenizer", type=_local, help="tokenizer.json, vocab.txt or SentencePiece model; default: beside --from")
     add("--config", type=Path, default=Path("configs/base.py"), help="recipe of all but the model; default %(default)s")
     args = parser.parse_args(argv)
-    log = functools.partial(print, flush=True)
+    log = say
 
     def command() -> int:
         if args.command == "export":

@@ -22,7 +22,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from sctd_jax import storage
-from sctd_jax.errors import TryAgainError, UserError
+from sctd_jax.errors import TryAgainError, UserError, say
 from sctd_jax.parallel import hosts
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.workdir import CHECKPOINTS
@@ -224,7 +224,7 @@ class Checkpoints:
             return _first_line(error)
         return None if found == expected else "its numbers do not add up to what was saved"
 
-    def set_aside(self, after_step: int, log: Callable[[str], None] = print) -> None:
+    def set_aside(self, after_step: int, log: Callable[[str], None] = say) -> None:
         """Move checkpoints newer than `after_step` out of the way, which are damaged, so that they can be saved again.
 
         Older ones whose metrics are damaged go too, which is said: Orbax reads them when it looks for the best.

@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from sctd_jax import storage
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, printable, say
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -38,7 +38,7 @@ class Writer:
         self,
         workdir: epath.Path,
         start: int,
-        log: Callable[[str], None] = print,
+        log: Callable[[str], None] = say,
         check: Callable[[], None] = lambda: None,
     ):
         self._workdir, self._folder, self._check = workdir, Path(workdir), check
@@ -88,7 +88,7 @@ class Writer:
                 self._check()
                 storage.upload(self._folder, self._workdir)
             except UserError as error:  # must not hide what ended the run
-                print(f"warning: {error}; the newest metrics are in {self._folder}", flush=True)
+                say(f"warning: {error}; the newest metrics are in {self._folder}")
             else:
                 shutil.rmtree(self._folder)
 
@@ -101,7 +101,7 @@ class Silent:
         return lambda *_: None
 
 
-def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = print) -> list[dict[str, Any]]:
+def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -> list[dict[str, Any]]:
     """Lines of a run's metrics file, by step; of a step that was trained twice the last ones.
 
     Args:
@@ -169,7 +169,7 @@ class Console:
 
     def log(self, line: str) -> None:
         """Print a line without breaking the bar."""
-        self._bar.write(line) if not self._bar.disable else print(line, flush=True)
+        self._bar.write(printable(line)) if not self._bar.disable else say(line)
 
     def advance(self, step: int) -> None:
         """Move the bar; where there is none, nothing."""

@@ -18,7 +18,7 @@ from sctd_jax import lease, storage, stored
 from sctd_jax.config import Config, fill, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
-from sctd_jax.errors import UserError, printable
+from sctd_jax.errors import UserError, printable, say
 from sctd_jax.parallel import hosts
 from sctd_jax.train.fingerprint import fingerprint
 from sctd_jax.train.metrics import METRICS_FILE
@@ -65,9 +65,7 @@ def check_workdir(workdir: epath.Path, config: Config) -> None:
                 if (workdir / TASK_FILE).exists():
                     raise UserError(f"workdir {workdir} holds a fine-tuned model: pretrain in another --workdir")
                 if not (workdir / METADATA_FILE).exists():
-                    if is_trained(workdir):
-                        raise UserError(f"{workdir / METADATA_FILE} is missing, which says what rows this run is "
-                                        "trained on: copy it from the folder of the rows")  # fmt: skip
+                    check_metadata(workdir)
                     raise UserError(
                         f"workdir {workdir} holds an imported model, which stays as it is: train in another --workdir, "
                         f"starting from this one: --config=configs/continued.py:{workdir}"
@@ -113,6 +111,17 @@ def is_trained(workdir: epath.Path) -> bool:
     return steps != ["0"] or (workdir / METRICS_FILE).exists()
 
 
+def check_metadata(workdir: epath.Path) -> None:
+    """Check that nothing but an imported model has no `prepared.json`.
+
+    Raises:
+      UserError: the file is missing.
+    """
+    if not (workdir / METADATA_FILE).is_file() and is_trained(workdir):
+        raise UserError(f"{workdir / METADATA_FILE} is missing, which says what rows this run is trained on: copy it "
+                        "from the folder of the rows")  # fmt: skip
+
+
 def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
     """Check that rows can be read, and that the steps in `workdir` were trained on these.
 
@@ -125,7 +134,7 @@ def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
     there, now = read_metadata(workdir), read_metadata(rows)
     pairs = {field: (getattr(there, field), getattr(now, field)) for field in ("tokenizer_sha256", "rows", "tokens")}
     if (workdir / ROWS_FILE).exists():
-        digests = storage.read_json(workdir / ROWS_FILE)
+        digests = storage.read_json(workdir / ROWS_FILE, "remove it to go on with the rows at hand")
         pairs |= {split: (digests.get(split), found) for split, found in mine.items()}
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
@@ -133,7 +142,7 @@ def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
                             f"{ours} here; give it those, or choose another --workdir")  # fmt: skip
 
 
-def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path, log: Callable[[str], None] = print) -> None:
+def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path, log: Callable[[str], None] = say) -> None:
     """Write tokenizer, row metadata, command and config, the last one last: it says that the workdir is a run's.
 
     With several hosts the first one writes.
