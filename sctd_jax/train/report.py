@@ -130,7 +130,7 @@ def summary(
     lines.append(f"checkpoint: {workdir / 'checkpoints' / str(int(state.step))}{best}")
     lines.append(f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}")
     if int(state.step) == config.train.steps:
-        lines.append(f"to train longer: {_longer(config, workdir)}")
+        lines.append(f"to train longer, with a warm-up of its own: {_longer(config, workdir)}")
     return lines
 
 
@@ -139,7 +139,7 @@ def _longer(config: Config, workdir: Path) -> str:
     # Rows that were prepared have the tokenizer of the weights.
     tokenizer = "" if config.data.rows else f" --config.data.tokenizer={shlex.quote(str(find(workdir)))}"
     return (
-        "a new run from these weights with a warm-up of its own: repeat the command with --workdir=ANOTHER "
+        "a new run from these weights, by this command with --workdir=ANOTHER "
         f"--config.train.init={shlex.quote(str(workdir))}{tokenizer} and the steps to add as --config.train.steps"
     )
 
@@ -171,7 +171,10 @@ def schedule_lines(config: Config, before: Config, workdir: Path, step: int) -> 
             f"for {changes}"
         )
         if now > was:
-            lines.append(f"a rise without a warm-up costs some of what was learnt; better: {_longer(config, workdir)}")
+            lines.append(
+                "the loss may rise before it falls; a lower optimizer.learning_rate makes the jump smaller. With a "
+                f"warm-up of its own: {_longer(config, workdir)}"
+            )
     if variant_at(before, step - 1) == "full" != variant_at(config, step):
         lines.append(f"warning: after full-token steps the run drops tokens again, for {changes}")
     return lines
