@@ -215,7 +215,7 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     (work / name).write_bytes(model)
     pieces = tokenizer.load(work / name)
     names = [source.path for source in sources]
-    _check_sample(settings, look, pieces, names)
+    _check_sample(settings, look, pieces, names, log)
     threshold = look.threshold(settings.heldout_share, look.heldout_characters(pieces, settings.seq_len))
     look.check_split(threshold)
     counts = corpus.Counts()
@@ -264,21 +264,24 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     return metadata
 
 
-def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tokenizer, names: list[str]) -> None:
-    """Refuse a tokenizer that does not know the text, as far as a sample can tell."""
+def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tokenizer, names: list[str], log) -> None:
+    """Refuse a tokenizer that does not know the text, or warn of it, as far as a sample can tell."""
     lines, size = [], 0
     for item in look.sample:
         if size >= survey.LOOK_BYTES and len(lines) >= _LOOK_LINES:
             break
         lines.append(item)
         size += len(item[0])
-    if len(lines) < _LOOK_LINES and len(lines) < len(look.sample):
+    whole = look.whole and len(lines) == len(look.sample)
+    if len(lines) < _LOOK_LINES and not whole:
         return
     texts = [line for line, _ in lines]
     letters = [unknown.Letters() for _ in names]
     for (_, source), here in zip(lines, unknown.measure(pieces, texts, pieces.encode(texts)), strict=True):
         letters[source].add(here)
-    unknown.report(names, letters, settings.allow_unknown, " of a sample")
+    for line in unknown.report(names, letters, settings.allow_unknown, "" if whole else " of a sample"):
+        if line.startswith("warning") and not whole:  # the count of all follows soon
+            log(line)
 
 
 def _write_rows(

@@ -25,6 +25,7 @@ class Survey:
     seed: int
     counts: corpus.Counts
     sample: list[tuple[str, int]]  # (line, source), in random order
+    whole: bool  # the sample is all of the text
     candidates: list[tuple[float, int]]  # (draw, characters) of held-out candidates, by draw
     draws: dict[int, float]  # of the documents that come in several chunks
     lowest: float  # draw of all documents
@@ -94,7 +95,7 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
     rng = np.random.default_rng(np.random.Philox(seed))
     sample = _LowestDraws(sample_bytes)
     candidates = _LowestDraws((MIN_HELDOUT_ROWS + 1) * seq_len * _CHARS_PER_TOKEN)
-    found = Survey(seed, counts, [], [], {}, 1.0, 0.0, 0)
+    found = Survey(seed, counts, [], True, [], {}, 1.0, 0.0, 0)
     document, size, chunks, digest = -1, 0, 0, _digest(seed)
 
     def end_document() -> None:
@@ -116,7 +117,7 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
             sample.offer(draws[i], len(lines[i].encode("utf-8", "replace")), (lines[i], chunk.source))
     if chunks:
         end_document()
-    found.sample = [item for _, item in sample.sorted()]
+    found.sample, found.whole = [item for _, item in sample.sorted()], sample.limit == 1.0
     found.candidates = candidates.sorted()
     return found
 
