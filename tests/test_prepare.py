@@ -278,12 +278,14 @@ def test_text_that_cannot_be_split_is_refused_at_the_first_look(tmp_path):
             prepare.prepare(settings, tmp_path / "rows", lines.append)
         assert any("training" in line for line in lines) != look
 
-    advice = r".*--documents paragraph or line \(config.data.documents\)"
-    refused("a few words only " * 3000, f"the text is one document, .*{advice}")
-    refused("the same again\n" * 3000, f"the text's 3,000 documents are copies of one, .*{advice}", "line")
-    refused("a few words\nonly and few\n", "the text's 2 documents would all be needed", "line")
-    text = "".join(f"few words {'and' * (i % 9)} only {'or' * (i // 9)}\n" for i in range(230))
-    refused(text, f"gives \\d+ training and \\d+ held-out rows of 32 tokens from 230 doc.*{advice}", "line", look=False)
+    finer = r".*--documents {} \(config.data.documents\)"
+    refused("a few words only " * 3000, "x.txt: one document, .*" + finer.format("paragraph or line"))
+    refused("a few words only " * 3000, "x.txt: one document, .*" + finer.format("line"), "paragraph")
+    refused("the same again\n" * 3000, "x.txt: 3,000 copies of one document, .*; give other text$", "line")
+    refused("a few words\nonly and few\n", "x.txt: 2 documents, which would all be .* smaller --seq-len", "line")
+    text = "".join(f"few words {'and' * (i % 9)} only {'or' * (i // 9)}\n\n" for i in range(230))
+    late = r"gives \d+ training and \d+ held-out rows of 32 tokens from 230 doc.*" + finer.format("line")
+    refused(text, late, "paragraph", look=False)
     refused(" \n ", r"x.txt: no text in 1 empty documents")
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from sctd_jax.errors import UserError, printable
 MIN_HELDOUT_ROWS = 64
 TRAINING_BYTES = 40 << 20  # sample that a tokenizer is trained on: under 1 GB of memory
 LOOK_BYTES = 1 << 20  # sample that shows whether a tokenizer fits
-MORE_DOCUMENTS = "(text files) more documents of the same text: --documents paragraph or line (config.data.documents)"
 _CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must hold
 
 
@@ -47,23 +46,29 @@ class Survey:
             threshold = max(threshold, draw)
         return threshold
 
-    def check_split(self, threshold: float) -> None:
+    def check_split(self, threshold: float, names: Sequence[str], documents: str) -> None:
         """Refuse a text all of whose documents would be held out.
+
+        Args:
+          threshold: what draws at most this is held out.
+          names: of the sources.
+          documents: what they were cut by.
 
         Raises:
           UserError: it says why, and what to do.
         """
         if threshold < self.highest:
             return
-        number = self.counts.documents
+        number, cure = self.counts.documents, f"give more text{more_documents(documents)}"
         if number == 1:
-            said = "the text is one document, and whole documents are held out: none is left to train on"
+            said = "one document, and documents are held out whole: none is left to train on"
         elif self.lowest == self.highest:
-            said = f"the text's {number:,} documents are copies of one, which must not stand on both sides of the split"
+            said, cure = f"{number:,} copies of one document, of which none may be held out alone", "give other text"
         else:
-            said = f"the text's {number:,} documents would all be needed for {MIN_HELDOUT_ROWS} held-out rows; "
-            said += "take a smaller --seq-len (config.data.seq_len)"
-        raise UserError(f"{said}; give more text, or {MORE_DOCUMENTS}")
+            said = f"{number:,} documents, which would all be needed for {MIN_HELDOUT_ROWS} held-out rows"
+            cure += ", or take a smaller --seq-len (config.data.seq_len)"
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        raise UserError(f"{printable(names[0])}{more}: {said}; {cure}")
 
     def heldout_characters(self, pieces: Tokenizer, seq_len: int) -> float:
         """Characters that give MIN_HELDOUT_ROWS rows, as the sample suggests, and a margin."""
@@ -71,6 +76,12 @@ class Survey:
         per_token = len(text) / max(len(pieces.encode([text])[0]), 1) if text else _CHARS_PER_TOKEN
         # A quarter more than the sample suggests, and one row for the cut at the end.
         return 1.25 * per_token * (MIN_HELDOUT_ROWS + 1) * seq_len
+
+
+def more_documents(documents: str) -> str:
+    """How to cut text files into more documents than by `documents`, as the end of an advice."""
+    finer = {"file": "paragraph or line", "paragraph": "line"}.get(documents)
+    return f", or cut text files into more documents: --documents {finer} (config.data.documents)" if finer else ""
 
 
 def read(sources, *, text_field: str, documents: str, counts: corpus.Counts) -> Iterator[tuple[corpus.Chunk, int]]:
