@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 import tokenizers
 
 from sctd_jax import lease
-from sctd_jax.data import corpus, prepare, tokenizer
+from sctd_jax.data import corpus, prepare, survey, tokenizer
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
 from tests import helpers
@@ -165,7 +165,7 @@ def test_rows_of_earlier_versions_keep_their_names_and_open(settings, rows, tmp_
     assert values["by_source"][0].keys() >= {"documents", "characters", "letters", "unknown_letters"}
 
 
-def test_a_tokenizer_that_does_not_know_the_text_is_refused_before_the_text_is_tokenised(rows, tmp_path):
+def test_a_tokenizer_that_does_not_know_the_text_is_refused_before_the_text_is_tokenised(rows, tmp_path, monkeypatch):
     """`--allow-unknown` takes it, and every letter is accounted for."""
     path = tmp_path / "x.jsonl"
     chinese = [chr(0x4E00 + i % 50) * 40 for i in range(400)]
@@ -173,12 +173,19 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused_before_the_text_is_t
         "".join(json.dumps({"text": f"{text} the United States {i}"}) + "\n" for i, text in enumerate(chinese))
     )
     settings = prepare.Settings((str(path),), "text", "file", 8, 512, str(rows / "tokenizer.model"), "bpe", 0.3, 0)
-    lines = []
-    with pytest.raises(
-        UserError, match=r"letters of a sample .* unknown .*x.jsonl: 6\d.\d% \(.* U\+4E.*--allow-unknown"
+    write, fail, lines = prepare._write_rows, None, []
+    share = r"letters{} \(6\d.\d+%\) .*x.jsonl: 6\d.\d% \(.* U\+4E.*--allow-unknown"
+    for size, said in (
+        (1 << 20, r"16,000 of 2\d,\d+ " + share.format("")),  # the sample is the whole text
+        (20_000, share.format(" of a sample")),
+        (5_000, r"16,000 of 2\d,\d+ " + share.format("")),  # too few lines to be believed: when all is counted
     ):
-        prepare.prepare(settings, tmp_path / "rows", lines.append)
-    assert [line.split()[0] for line in lines] == ["reading", "400"]
+        monkeypatch.setattr(survey, "LOOK_BYTES", size)
+        monkeypatch.setattr(prepare, "_write_rows", fail if size > 5_000 else write)
+        with pytest.raises(UserError, match=said):
+            prepare.prepare(settings, tmp_path / "rows", lines.append)
+    assert [line.split()[0] for line in lines] == ["reading", "400"] * 3
+    assert not (tmp_path / "rows").exists()
     metadata = prepare.prepare(dataclasses.replace(settings, allow_unknown=True), tmp_path / "rows", lines.append)
     assert metadata.unknown_letters == 400 * 40
     assert metadata.letters == sum(
@@ -271,12 +278,14 @@ def test_text_that_cannot_be_split_is_refused_at_the_first_look(tmp_path):
             prepare.prepare(settings, tmp_path / "rows", lines.append)
         assert any("training" in line for line in lines) != look
 
-    advice = r".*--documents paragraph or line \(config.data.documents\)"
-    refused("a few words only " * 3000, f"the text is one document, .*{advice}")
-    refused("the same again\n" * 3000, f"the text's 3,000 documents are copies of one, .*{advice}", "line")
-    refused("a few words\nonly and few\n", "the text's 2 documents would all be needed", "line")
-    text = "".join(f"few words {'and' * (i % 9)} only {'or' * (i // 9)}\n" for i in range(230))
-    refused(text, f"gives \\d+ training and \\d+ held-out rows of 32 tokens from 230 doc.*{advice}", "line", look=False)
+    finer = r".*--documents {} \(config.data.documents\)"
+    refused("a few words only " * 3000, "x.txt: one document, .*" + finer.format("paragraph or line"))
+    refused("a few words only " * 3000, "x.txt: one document, .*" + finer.format("line"), "paragraph")
+    refused("the same again\n" * 3000, "x.txt: 3,000 copies of one document, .*; give other text$", "line")
+    refused("a few words\nonly and few\n", "x.txt: 2 documents, which would all be .* smaller --seq-len", "line")
+    text = "".join(f"few words {'and' * (i % 9)} only {'or' * (i // 9)}\n\n" for i in range(230))
+    late = r"gives \d+ training and \d+ held-out rows of 32 tokens from 230 doc.*" + finer.format("line")
+    refused(text, late, "paragraph", look=False)
     refused(" \n ", r"x.txt: no text in 1 empty documents")
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 

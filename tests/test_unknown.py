@@ -4,6 +4,7 @@ import pytest
 
 from sctd_jax.data import tokenizer, unknown
 from sctd_jax.errors import UserError
+from sctd_jax.interop import tokenizer_json
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_letters_are_counted_where_pieces_are_few(pieces):
     assert spelled.total == 9
 
 
-def test_words_apart_give_what_the_whole_text_gives(pieces, speeches, tmp_path):
+def test_words_apart_give_what_the_whole_text_gives(pieces, rows, tmp_path):
     """Composed and decomposed letters, white space of all kinds, and WordPiece, which loses a word whole."""
     vocab = tmp_path / "vocab.txt"
     vocab.write_text(
@@ -43,7 +44,9 @@ def test_words_apart_give_what_the_whole_text_gives(pieces, speeches, tmp_path):
         "abe bad zebra \u5b57ab\u5b57",
         "\u0e01\u200b\u0e02 \u2581x \u2585 \ufdfa \ufeff\U0001f468\u200d\U0001f469 a\u200cb",
     ]  # fmt: skip
-    for model in (pieces, tokenizer.load(vocab)):
+    model = tokenizer_json.convert((rows / "tokenizer.model").read_bytes(), pieces.special)
+    model.save(str(tmp_path / "unigram.json"))
+    for model in (pieces, tokenizer.load(vocab), tokenizer.load(tmp_path / "unigram.json")):
         unk = model.special["unk"]
         for text, found, (ids, spans) in zip(texts, measure(model, *texts), model.encode_spans(texts), strict=True):
             whole = "".join("".join(text[start:end].split()) for start, end in spans[ids == unk])

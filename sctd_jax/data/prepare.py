@@ -203,7 +203,9 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     if look.nul:
         log(f"warning: {look.nul:,} NUL characters are read as spaces")
     # A token is seldom less than half a letter: what is impossible even so is refused before the work.
-    look.check_split(look.threshold(settings.heldout_share, survey.MIN_HELDOUT_ROWS * settings.seq_len / 4))
+    names = [source.path for source in sources]
+    least = look.threshold(settings.heldout_share, survey.MIN_HELDOUT_ROWS * settings.seq_len / 4)
+    look.check_split(least, names, settings.documents)
 
     if settings.tokenizer:
         name, model = tokenizer.canonical(settings.tokenizer)
@@ -216,10 +218,9 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
         name = tokenizer.SENTENCEPIECE_FILE
     (work / name).write_bytes(model)
     pieces = tokenizer.load(work / name)
-    names = [source.path for source in sources]
-    _check_sample(settings, look, pieces, names)
+    _check_sample(settings, look, pieces, names, log)
     threshold = look.threshold(settings.heldout_share, look.heldout_characters(pieces, settings.seq_len))
-    look.check_split(threshold)
+    look.check_split(threshold, names, settings.documents)
     counts = corpus.Counts()
     chunks = survey.read_again(
         look, sources, before, text_field=settings.text_field, documents=settings.documents, counts=counts
@@ -229,8 +230,8 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     if heldout < survey.MIN_HELDOUT_ROWS or rows < survey.MIN_HELDOUT_ROWS:
         raise UserError(
             f"the text gives {rows} training and {heldout} held-out rows of {settings.seq_len} tokens from "
-            f"{counts.documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, a "
-            f"smaller --seq-len (config.data.seq_len), or {survey.MORE_DOCUMENTS}"
+            f"{counts.documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, take "
+            f"a smaller --seq-len (config.data.seq_len){survey.more_documents(settings.documents)}"
         )
     letters = [letters.get(i, unknown.Letters()) for i in range(len(sources))]
     for line in unknown.report(names, letters, settings.allow_unknown):
@@ -266,21 +267,24 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     return metadata
 
 
-def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tokenizer, names: list[str]) -> None:
-    """Refuse a tokenizer that does not know the text, as far as a sample can tell."""
+def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tokenizer, names: list[str], log) -> None:
+    """Refuse a tokenizer that does not know the text, or warn of it, as far as a sample can tell."""
     lines, size = [], 0
     for item in look.sample:
         if size >= survey.LOOK_BYTES and len(lines) >= _LOOK_LINES:
             break
         lines.append(item)
         size += len(item[0])
-    if len(lines) < _LOOK_LINES and len(lines) < len(look.sample):
+    whole = look.whole and len(lines) == len(look.sample)
+    if len(lines) < _LOOK_LINES and not whole:
         return
     texts = [line for line, _ in lines]
     letters = [unknown.Letters() for _ in names]
     for (_, source), here in zip(lines, unknown.measure(pieces, texts, pieces.encode(texts)), strict=True):
         letters[source].add(here)
-    unknown.report(names, letters, settings.allow_unknown, " of a sample")
+    for line in unknown.report(names, letters, settings.allow_unknown, "" if whole else " of a sample"):
+        if line.startswith("warning") and not whole:  # the count of all follows soon
+            log(line)
 
 
 def _write_rows(

@@ -1,5 +1,6 @@
 """Train SentencePiece models that carry BERT's five special pieces."""
 
+import contextlib
 import functools
 import io
 import re
@@ -36,10 +37,13 @@ def train(texts: Iterable[str], vocab_size: int, model_type: str, keep_zwnj: boo
     model = io.BytesIO()
     texts = list(texts)
     keep_zwnj = keep_zwnj and any(_ZWNJ in text for text in texts)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv") as rules:
+    options = {}
+    with contextlib.ExitStack() as stack:
         if keep_zwnj:
+            rules = stack.enter_context(tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv"))
             rules.write(_rules_without_zwnj())
             rules.flush()
+            options = {"normalization_rule_tsv": rules.name, "required_chars": _ZWNJ}
         try:
             spm.SentencePieceTrainer.train(
                 sentence_iterator=_sentences(texts),
@@ -53,7 +57,7 @@ def train(texts: Iterable[str], vocab_size: int, model_type: str, keep_zwnj: boo
                 max_sentence_length=2 * _MAX_SENTENCE_BYTES,
                 num_threads=_TRAINER_THREADS,
                 minloglevel=2,
-                **({"normalization_rule_tsv": rules.name, "required_chars": _ZWNJ} if keep_zwnj else {}),
+                **options,
             )  # fmt: skip
         except (RuntimeError, OSError) as error:
             raise UserError(_advice(" ".join(str(error).split()), vocab_size, model_type)) from error

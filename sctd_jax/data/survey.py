@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from sctd_jax.errors import UserError, printable
 MIN_HELDOUT_ROWS = 64
 TRAINING_BYTES = 40 << 20  # sample that a tokenizer is trained on: under 1 GB of memory
 LOOK_BYTES = 1 << 20  # sample that shows whether a tokenizer fits
-MORE_DOCUMENTS = "(text files) more documents of the same text: --documents paragraph or line (config.data.documents)"
 _CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must hold
 
 
@@ -25,6 +24,7 @@ class Survey:
     seed: int
     counts: corpus.Counts
     sample: list[tuple[str, int]]  # (line, source), in random order
+    whole: bool  # the sample is all of the text
     candidates: list[tuple[float, int]]  # (draw, characters) of held-out candidates, by draw
     draws: dict[int, float]  # of the documents that come in several chunks
     lowest: float  # draw of all documents
@@ -46,23 +46,29 @@ class Survey:
             threshold = max(threshold, draw)
         return threshold
 
-    def check_split(self, threshold: float) -> None:
+    def check_split(self, threshold: float, names: Sequence[str], documents: str) -> None:
         """Refuse a text all of whose documents would be held out.
+
+        Args:
+          threshold: what draws at most this is held out.
+          names: of the sources.
+          documents: what they were cut by.
 
         Raises:
           UserError: it says why, and what to do.
         """
         if threshold < self.highest:
             return
-        number = self.counts.documents
+        number, cure = self.counts.documents, f"give more text{more_documents(documents)}"
         if number == 1:
-            said = "the text is one document, and whole documents are held out: none is left to train on"
+            said = "one document, and documents are held out whole: none is left to train on"
         elif self.lowest == self.highest:
-            said = f"the text's {number:,} documents are copies of one, which must not stand on both sides of the split"
+            said, cure = f"{number:,} copies of one document, of which none may be held out alone", "give other text"
         else:
-            said = f"the text's {number:,} documents would all be needed for {MIN_HELDOUT_ROWS} held-out rows; "
-            said += "take a smaller --seq-len (config.data.seq_len)"
-        raise UserError(f"{said}; give more text, or {MORE_DOCUMENTS}")
+            said = f"{number:,} documents, which would all be needed for {MIN_HELDOUT_ROWS} held-out rows"
+            cure += ", or take a smaller --seq-len (config.data.seq_len)"
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        raise UserError(f"{printable(names[0])}{more}: {said}; {cure}")
 
     def heldout_characters(self, pieces: Tokenizer, seq_len: int) -> float:
         """Characters that give MIN_HELDOUT_ROWS rows, as the sample suggests, and a margin."""
@@ -70,6 +76,12 @@ class Survey:
         per_token = len(text) / max(len(pieces.encode([text])[0]), 1) if text else _CHARS_PER_TOKEN
         # A quarter more than the sample suggests, and one row for the cut at the end.
         return 1.25 * per_token * (MIN_HELDOUT_ROWS + 1) * seq_len
+
+
+def more_documents(documents: str) -> str:
+    """How to cut text files into more documents than by `documents`, as the end of an advice."""
+    finer = {"file": "paragraph or line", "paragraph": "line"}.get(documents)
+    return f", or cut text files into more documents: --documents {finer} (config.data.documents)" if finer else ""
 
 
 def read(sources, *, text_field: str, documents: str, counts: corpus.Counts) -> Iterator[tuple[corpus.Chunk, int]]:
@@ -94,7 +106,7 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
     rng = np.random.default_rng(np.random.Philox(seed))
     sample = _LowestDraws(sample_bytes)
     candidates = _LowestDraws((MIN_HELDOUT_ROWS + 1) * seq_len * _CHARS_PER_TOKEN)
-    found = Survey(seed, counts, [], [], {}, 1.0, 0.0, 0)
+    found = Survey(seed, counts, [], True, [], {}, 1.0, 0.0, 0)
     document, size, chunks, digest = -1, 0, 0, _digest(seed)
 
     def end_document() -> None:
@@ -116,7 +128,7 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
             sample.offer(draws[i], len(lines[i].encode("utf-8", "replace")), (lines[i], chunk.source))
     if chunks:
         end_document()
-    found.sample = [item for _, item in sample.sorted()]
+    found.sample, found.whole = [item for _, item in sample.sorted()], sample.limit == 1.0
     found.candidates = candidates.sorted()
     return found
 
