@@ -200,25 +200,6 @@ def test_text_never_becomes_a_special_id_whatever_the_model(texts, tmp_path):
         assert len(ids) > 8
 
 
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [
-        ({"add_dummy_prefix": False}, "add_dummy_prefix=false"),
-        ({"remove_extra_whitespaces": False}, "remove_extra_whitespaces=false"),
-        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix=true"),
-        ({"model_type": "word"}, "model_type=word"),
-    ],
-)
-def test_models_that_transformers_could_not_read_alike_are_refused(texts, tmp_path, option, said):
-    (tmp_path / "text").write_text("\n".join(texts))
-    options = {"vocab_size": 600, "minloglevel": 2, "max_sentence_length": 100_000, "control_symbols": ["[MASK]"]}
-    spm.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "x"), pad_id=3, **options, **option
-    )
-    with pytest.raises(UserError, match=f"trained with {said}: exported"):
-        tokenizer.load(tmp_path / "x.model")
-
-
 def test_what_stands_beside_a_vocabulary_is_heeded(vocab):
     beside = vocab.parent / "tokenizer_config.json"
     beside.write_text(json.dumps({"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}))

@@ -74,6 +74,7 @@ def test_tokens_that_were_added_stay_whole_wherever_they_are_said(folder, files)
     name, content = tokenizer.canonical(path)
     (path.parent / "kept").mkdir()
     (path.parent / "kept" / name).write_bytes(content)
+    (path.parent / "kept" / "config.json").write_text("{")  # of a run; to be told by what reads it
     assert tokenizer.load(path.parent / "kept" / name, kept=True).encode(["[E1] covid19"])[0].tolist() == [V, V + 1]
     names = {role: loaded.pieces[i] for role, i in loaded.special.items()}
     exported = tokenizer_json.completed(content, names, loaded.special)
@@ -101,6 +102,7 @@ def test_added_tokens_have_the_flags_of_the_file_beside_them(folder):
             r"'\[E1\]' is not in added_tokens_decoder",
         ),
         ({"tokenizer_config": {"added_tokens_decoder": {"x": {}}}}, "added token"),
+        ({"special_tokens_map": {"extra_special_tokens": "[E1]"}}, "extra_special_tokens is no list"),
         ({"tokenizer_config": {"additional_special_tokens": [3]}}, "an added token is 3, expected its text"),
     ],
 )  # fmt: skip

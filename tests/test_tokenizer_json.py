@@ -5,6 +5,7 @@ import random
 
 import pytest
 import sentencepiece as spm
+import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
@@ -74,12 +75,34 @@ def test_an_export_reads_text_as_the_model_does(train, kind, options):
     converted = tokenizer_json.convert(path.read_bytes(), loaded.special)
     lines = [
         "".join(rng.choice(ODD + WORDS) + rng.choice(["", " "]) for _ in range(rng.randrange(1, 25)))
-        for _ in range(500)
+        for _ in range(200)
     ]
     theirs = [encoding.ids for encoding in converted.encode_batch(lines, add_special_tokens=False)]
     for line, ids, expected in zip(lines, loaded.encode(lines), theirs, strict=True):
         assert ids.tolist() == expected, line
     assert "one of its 1 other control_symbols, such as '[X]', is split" in tokenizer.remarks(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"add_dummy_prefix": False}, "add_dummy_prefix=false"),
+        ({"remove_extra_whitespaces": False}, "remove_extra_whitespaces=false"),
+        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix=true"),
+        ({"kind": "word"}, "model_type=word"),
+    ],
+)
+def test_models_that_transformers_could_not_read_alike_are_refused(train, option, said):
+    with pytest.raises(UserError, match=f"trained with {said}: exported"):
+        tokenizer.load(train(**({"kind": "unigram"} | option)))
+
+
+def test_models_that_were_edited_so_are_refused(train):
+    proto = sentencepiece_model.ModelProto.FromString(train("bpe").read_bytes())
+    proto.pieces[-1].type = proto.pieces[-1].UNUSED
+    proto.normalizer_spec.escape_whitespaces = False
+    with pytest.raises(UserError, match="trained with escape_whitespaces=false, pieces marked as unused: exported"):
+        tokenizer.check_exportable(proto.SerializeToString(), "x.model")
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])

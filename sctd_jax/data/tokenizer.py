@@ -63,7 +63,7 @@ def load(path: str | Path, *, kept: bool = False) -> Tokenizer:
     Raises:
       UserError: no such file, not a tokenizer, a special piece is missing, or `transformers` reads it otherwise.
     """
-    name, content = canonical(path)
+    name, content = canonical(path, kept=kept)
     if name == SENTENCEPIECE_FILE:
         loaded = _sentencepiece(content, path)
         if not kept:
@@ -86,8 +86,8 @@ def load(path: str | Path, *, kept: bool = False) -> Tokenizer:
     return dataclasses.replace(loaded, encode=encode, encode_spans=encode_spans)
 
 
-def canonical(path: str | Path) -> tuple[str, bytes]:
-    """File name and content with which a tokenizer is kept in a folder of rows or a workdir.
+def canonical(path: str | Path, *, kept: bool = False) -> tuple[str, bytes]:
+    """File name and content with which a tokenizer is kept in a folder of rows or a workdir, or already is (`kept`).
 
     Raises:
       UserError: no such file, not a tokenizer, or `transformers` reads it otherwise.
@@ -98,7 +98,7 @@ def canonical(path: str | Path) -> tuple[str, bytes]:
             return SENTENCEPIECE_FILE, path.read_bytes()
         except OSError as error:
             raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
-    content = _read(path)[0]
+    content = _read(path, kept)[0]
     content.no_truncation()
     content.no_padding()
     return JSON_FILE, content.to_str().encode()
@@ -127,9 +127,9 @@ def _there(path: str | Path) -> epath.Path:
     return path
 
 
-def _read(path: epath.Path) -> tuple[tokenizers.Tokenizer, list[str]]:
+def _read(path: epath.Path, kept: bool = False) -> tuple[tokenizers.Tokenizer, list[str]]:
     try:
-        return tokenizer_files.read(path)
+        return tokenizer_files.read(path, alone=kept)
     except UserError:
         raise
     except OSError as error:

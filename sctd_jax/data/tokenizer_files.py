@@ -92,14 +92,14 @@ def beside(path: epath.Path) -> Beside:
     return Beside(*map(read, (_OPTIONS, _MODEL, _ROLES, _ADDED)))
 
 
-def read(path: epath.Path) -> tuple[tokenizers.Tokenizer, list[str]]:
-    """A `vocab.txt` or `tokenizer.json` as `transformers` reads it, and what was guessed.
+def read(path: epath.Path, alone: bool = False) -> tuple[tokenizers.Tokenizer, list[str]]:
+    """A `vocab.txt` or `tokenizer.json` as `transformers` reads it (or the file alone), and what was guessed.
 
     Raises:
       UserError: `transformers` would read it otherwise, or cannot.
       Exception: of `tokenizers`, on content that it does not understand.
     """
-    around, remarks = beside(path), []
+    around, remarks = Beside({}, {}, {}, {}) if alone else beside(path), []
     is_bert = _is_bert(path, around)
     if path.suffix == ".json":
         content = path.read_bytes().decode("utf-8-sig")
@@ -280,12 +280,14 @@ def _declared(path: epath.Path, around: Beside) -> list[tuple[int | None, AddedT
         return [value for name, value in fields.items() if name.endswith("_token") and isinstance(value, str | dict)]
 
     def several(fields: dict[str, Any], *names: str) -> list[Any]:
-        values = [fields.get(name) or () for name in names]
+        values = [fields.get(name) or [] for name in names]
+        if not all(isinstance(group, list | dict) for group in values):
+            raise TypeError(f"{' or '.join(names)} is no list")
         return [item for group in values for item in (group.values() if isinstance(group, dict) else group)]
 
-    extra = several(options, "extra_special_tokens", "additional_special_tokens")
     special = [token(found, special=True) for found in named(options)]
     try:
+        extra = several(options, "extra_special_tokens", "additional_special_tokens")
         if "added_tokens_decoder" in options:
             with_ids = [(int(i), token(found)) for i, found in (options["added_tokens_decoder"] or {}).items()]
         else:

@@ -83,7 +83,7 @@ def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
     tokens = {f"{role}_token": name for role, name in names.items()}
     save_file(model.tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     (folder / _WEIGHTS).chmod(0o644)
-    name, content = tokenizer.canonical(tokenizer.find(workdir))
+    name, content = tokenizer.canonical(tokenizer.find(workdir), kept=True)
     if name == tokenizer.SENTENCEPIECE_FILE:
         tokenizer.check_exportable(content, workdir / name)
         (folder / name).write_bytes(content)
