@@ -1,4 +1,4 @@
-"""Run in the isolated environment of tests/requirements-interop.txt: the model card of an export, as the hub reads it."""
+"""For the isolated environment of tests/requirements-interop.txt: an export's model card, as the hub reads it."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, constants
+from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
 
@@ -25,9 +25,7 @@ def check_card(folder: str | Path) -> str:
     assert {name: value for name, value in data.to_dict().items() if value is not None} == written
     assert data.license and data.library_name == "transformers" and "bert" in data.tags
     for result in data.eval_results or []:
-        assert isinstance(result, EvalResult)
         assert result.task_type == data.pipeline_tag and isinstance(result.metric_value, float)
-    assert path.name == constants.REPOCARD_NAME
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     before, out = os.getcwd(), io.StringIO()
     os.chdir(folder)

@@ -138,10 +138,9 @@ def test_the_export_is_the_best_checkpoint_with_its_labels(runs, tmp_path):
     assert head["metrics"] == ["accuracy", "f1"]
     reached = json.loads((workdir / "result.json").read_text())
     (index,) = head["model-index"]
-    assert index["results"][1]["metrics"] == [
-        {"type": "f1", "value": round(reached["eval/macro_f1"], 6), "name": "macro_f1"}
-    ]
-    assert index["results"][0]["dataset"] == {
+    (result,) = index["results"]
+    assert result["metrics"][1] == {"type": "f1", "value": round(reached["eval/macro_f1"], 6), "name": "macro_f1"}
+    assert result["dataset"] == {
         "type": "aps/super_glue", "name": "CB", "config": "cb", "split": "validation",
     }  # fmt: skip
 

@@ -111,14 +111,12 @@ class Model:
 def render(model: Model, said: Said) -> str:
     """The README.md of an export."""
     card, network = model.card, model.config
-    results = [
-        {
-            "task": {"type": card.pipeline},
-            "dataset": dict(result.dataset),
-            "metrics": [{"type": result.metric, "value": round(result.value, 6), "name": result.name}],
-        }
-        for result in card.results
-    ]
+    results: list[dict] = []
+    for result in card.results:
+        if not results or results[-1]["dataset"] != result.dataset:
+            results.append({"task": {"type": card.pipeline}, "dataset": dict(result.dataset), "metrics": []})
+        metric = {"type": result.metric, "value": round(result.value, 6), "name": result.name}
+        results[-1]["metrics"].append(metric)
     metadata = {
         "language": list(said.language or card.language),
         "license": said.license or "unknown",  # which is an id of the hub
@@ -132,7 +130,7 @@ def render(model: Model, said: Said) -> str:
     }
     metadata = {name: value for name, value in metadata.items() if value}
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    license_line = said.license or "not chosen by who exported it; ask before you use or share the model"
+    license_line = said.license or "not stated; ask its author before you use or share the model"
     facts = [
         f"Model: {network.num_layers} layers x {network.hidden_size}, vocabulary {network.vocab_size:,}",
         *card.facts,

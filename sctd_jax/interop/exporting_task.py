@@ -48,7 +48,8 @@ with torch.no_grad():
 _ANSWER = """inputs = tokenizer("Where is the cup?", "The cup is on the table.", return_tensors="pt")
 with torch.no_grad():
     found = network(**inputs)
-start, end = int(found.start_logits.argmax()), int(found.end_logits.argmax())
+start = int(found.start_logits.argmax())
+end = start + int(found.end_logits[0, start:].argmax())
 print(tokenizer.decode(inputs["input_ids"][0][start : end + 1]))
 """
 _USES = {
