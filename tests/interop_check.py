@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 import torch
 import transformers
+from interop_card import check_card
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
@@ -60,6 +61,7 @@ def main(folder: str, expected_path: str) -> None:
     deviation = np.abs(SentenceTransformer(folder).encode(texts) - np.stack(ours)).max()
     print(f"sentence-transformers' embeddings and the mean of the token vectors: largest deviation {deviation:.2e}")
     assert deviation < 1e-4
+    print(f"the card's code: {check_card(folder)[:80]}")
     print(f"interop with transformers {transformers.__version__}: ok")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from interop_card import check_card
 
 
 def check(export: Path, expected: dict) -> float:
@@ -39,7 +40,7 @@ def check(export: Path, expected: dict) -> float:
 def main(folder: str) -> None:
     for path in sorted(Path(folder).glob("*.json")):
         deviation = check(path.with_suffix(""), json.loads(path.read_text()))
-        print(f"{path.stem}: logits' largest deviation {deviation:.2e}")
+        print(f"{path.stem}: logits' largest deviation {deviation:.2e}; {check_card(path.with_suffix(''))[:80]}")
         assert deviation < 1e-4
     print(f"fine-tuned models in transformers {transformers.__version__}: ok")
 

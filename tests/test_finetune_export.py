@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
+import yaml
 from etils import epath
 from safetensors.numpy import load_file
 
@@ -132,6 +133,16 @@ def test_the_export_is_the_best_checkpoint_with_its_labels(runs, tmp_path):
     assert int(state.step) == best
     card = (out / "README.md").read_text()
     assert "fine-tuned on cb with sctd_jax" in card and "pipeline_tag: text-classification" in card
+    head = yaml.safe_load(card.split("---")[1])
+    assert (head["language"], head["license"], head["datasets"]) == (["en"], "unknown", ["aps/super_glue"])
+    assert head["metrics"] == ["accuracy", "f1"]
+    reached = json.loads((workdir / "result.json").read_text())
+    (index,) = head["model-index"]
+    (result,) = index["results"]
+    assert result["metrics"][1] == {"type": "f1", "value": round(reached["eval/macro_f1"], 6), "name": "macro_f1"}
+    assert result["dataset"] == {
+        "type": "aps/super_glue", "name": "CB", "config": "cb", "split": "validation",
+    }  # fmt: skip
 
 
 def test_a_checkpoint_that_is_not_there_and_a_head_that_transformers_has_not(runs, pretrained, folders, tmp_path):

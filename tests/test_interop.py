@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
+import yaml
 from safetensors.numpy import load_file
 
 from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
+from sctd_jax.interop import exported as exported_module
 from sctd_jax.interop import exporting, importing
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
@@ -69,6 +71,13 @@ def test_the_folder_holds_what_transformers_reads(exported, workdir):
     card = (exported / "README.md").read_text()
     for text in ("`sctd`", "Steps: 30 of 8 rows", "Held-out MLM loss", "--config=tests/small.py", "rows of 32"):
         assert text in card
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "unknown" and head["tags"] == ["bert", "sctd_jax", "token-dropping", "sctd"]
+    assert "language" not in head and "base_model" not in head and "datasets" not in head  # nobody said
+    (result,) = head["model-index"][0]["results"]
+    lines = [line for line in read_metrics(workdir) if line["step"] == 30 and "eval/loss" in line]
+    assert result["metrics"][0]["value"] == round(lines[-1]["eval/loss"], 6)
+    assert "hou-etal-2022-token" in card and "zhong-etal-2023-revisiting" in card
     config = json.loads((exported / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"], config["hidden_act"]) == ("bert", 4, "gelu")
 
@@ -97,12 +106,29 @@ def test_an_existing_folder_is_replaced_only_by_force(exported, workdir, tmp_pat
     refused = export(workdir, out, code=2)
     assert "exists already; --force replaces it" in refused.stderr
     (out / "README.md").write_text("mine")
-    export(workdir, out, "--force")
-    assert (out / "README.md").read_text() != "mine"
+    said = ["--license=apache-2.0", "--language=de", "--language=en", "--base-model=google-bert/bert-base-cased"]
+    done = export(workdir, out, "--force", *said)
+    assert "its model card (README.md) leaves open what only you know: --dataset" in done.stdout
+    head = yaml.safe_load((out / "README.md").read_text().split("---")[1])
+    assert (head["license"], head["language"]) == ("apache-2.0", ["de", "en"])
+    assert head["base_model"] == ["google-bert/bert-base-cased"]
     (out / "mine.txt").write_text("keep")
     export(workdir, out, "--force", code=2)
     assert (out / "mine.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("license", "Apache 2.0"), ("language", "German"), ("base_model", "runs/a/b"), ("dataset", "my data"),
+        ("base_model", "x\n---"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_would_refuse_in_a_card_is_refused_before_the_export(field, value):
+    with pytest.raises(UserError, match=f"--{field.replace('_', '-')} .*: expected ") as caught:
+        exported_module.Said(**{field: value if field == "license" else (value,)})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workdir", ["unigram"], indirect=True)

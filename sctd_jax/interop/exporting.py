@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.interop import bert_config, tokenizer_json, weights
-from sctd_jax.interop.exported import Model, card
+from sctd_jax.interop.exported import Card, Model, Result, Said, render
 from sctd_jax.interop.exporting_task import task_model
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import Run, load_run
@@ -20,12 +20,33 @@ from sctd_jax.train.workdir import TASK_FILE, check_metadata
 
 _CARD, _WEIGHTS, _CONFIG = "README.md", "model.safetensors", "config.json"
 _TOKENS, _TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
+# What a method is called on the hub.
+_TAGS = {"drop": ("token-dropping",), "sctd": ("token-dropping", "sctd"), "random_ltd": ("random-ltd",)}
 _WRITTEN = {
     _CARD, _WEIGHTS, _CONFIG, _TOKENS, _TOKENIZER_CONFIG, tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE,
 }  # fmt: skip
 
 
-def export(workdir: epath.Path, out: Path, *, step: int | None, force: bool, log: Callable[[str], None]) -> None:
+_FILL_MASK = """from transformers import pipeline
+
+model = "."  # this folder, or the model's name on the hub
+print(pipeline("fill-mask", model=model)({text!r}))
+"""
+_LIMITS = (
+    "Whatever is one-sided or wrong in the text of its training may be so in the model; nobody has measured it.",
+    "It was trained to fill in hidden words: vectors of sentences want a training of their own.",
+)
+
+
+def export(
+    workdir: epath.Path,
+    out: Path,
+    *,
+    step: int | None,
+    force: bool,
+    log: Callable[[str], None],
+    said: Said | None = None,
+) -> None:
     """Write `out` with what `AutoTokenizer` and `AutoModelForMaskedLM`, or the task's class, load.
 
     It appears only when complete.
@@ -36,6 +57,7 @@ def export(workdir: epath.Path, out: Path, *, step: int | None, force: bool, log
       step: of the checkpoint; None for the newest, of a fine-tuning for the best.
       force: replace `out` if it is an export.
       log: receives progress lines.
+      said: what the model card shall say besides.
 
     Raises:
       UserError: no such checkpoint, or `out` exists or cannot be written.
@@ -52,26 +74,43 @@ def export(workdir: epath.Path, out: Path, *, step: int | None, force: bool, log
             ready = Path(temporary, "export")
             ready.mkdir()
             _write(ready, workdir, model)
+            (ready / _CARD).write_text(render(model, said or Said()), encoding="utf-8")
             if out.exists():
                 out.rename(Path(temporary, "replaced"))
             ready.rename(out)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
     log(f"exported step {model.step} of {workdir} to {out}")
+    if missing := (said or Said()).missing():
+        log(f"its model card ({_CARD}) leaves open what only you know: {', '.join(missing)}")
 
 
 def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None]) -> Model:
     check_metadata(workdir)  # the card would call it untrained
     run = load_run(workdir, step, log)
-    trained = run.metadata is not None
+    trained, method = run.metadata is not None, run.config.dropping.method
+    by_us = [f"Rows of training had {run.metadata.seq_len} tokens."] if trained else []
+    losses = _held_out_losses(workdir, int(run.state.step)) if trained else []
+    there = [line for line in losses if line["step"] == int(run.state.step)]
+    name, data = "MLM loss of the full model, nats for each predicted token", "held-out rows of the training text"
+    mask = run.tokenizer.pieces[run.tokenizer.special["mask"]]
     return Model(
         config=run.config.model,
         tokenizer=run.tokenizer,
         tensors=weights.to_bert(run.config.model, run.state.params),
         settings={},
-        card=card(
-            workdir, run.config.model, "fill-mask", f"{'pretrained with' if trained else 'imported into'} sctd_jax",
-            _training_facts(workdir, run) if trained else ["Training: none by sctd_jax"], run.command,
+        card=Card(
+            title=workdir.name,
+            pipeline="fill-mask",
+            how=f"{'pretrained with' if trained else 'imported into'} sctd_jax",
+            facts=[*(_training_facts(run, losses) if trained else ["Training: none by sctd_jax"]),
+                   f"Command: `{run.command}`"],
+            use=_FILL_MASK.format(text=f"the {mask} of the United States"),
+            limits=[f"It reads at most {run.config.model.max_positions} tokens at once.", *by_us, *_LIMITS],
+            tags=["bert", "sctd_jax", *(_TAGS.get(method, ()) if trained else ())],
+            language=["en"] if trained and _is_trial(run) else [],
+            results=[Result({"type": "unknown", "name": data}, "loss", name, line["eval/loss"]) for line in there[-1:]],
+            scored=False,
         ),
         step=int(run.state.step),
     )  # fmt: skip
@@ -105,16 +144,22 @@ def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
         **({"additional_special_tokens": more} if more else {}),
     }
     _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
-    (folder / _CARD).write_text(model.card)
 
 
 def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _training_facts(workdir: epath.Path, run: Run) -> list[str]:
+def _held_out_losses(workdir: epath.Path, step: int) -> list[dict]:
+    return [line for line in read_metrics(workdir) if line.get("eval/loss") is not None and line["step"] <= step]
+
+
+def _is_trial(run: Run) -> bool:
+    return not (run.config.data.input or run.config.data.rows or run.config.train.init)
+
+
+def _training_facts(run: Run, losses: list[dict]) -> list[str]:
     config, metadata, step = run.config, run.metadata, int(run.state.step)
-    losses = [line for line in read_metrics(workdir) if line.get("eval/loss") is not None and line["step"] <= step]
     held_out = (
         f"{losses[0]['eval/loss']:.3f} (step {losses[0]['step']}) to {losses[-1]['eval/loss']:.3f} "
         f"(step {losses[-1]['step']})"

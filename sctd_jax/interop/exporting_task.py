@@ -10,7 +10,8 @@ from sctd_jax.finetune.finetuned import load_finetuned
 from sctd_jax.finetune.tasks import TASKS, Task
 from sctd_jax.finetune.workdir import read_task
 from sctd_jax.interop import weights
-from sctd_jax.interop.exported import Model, card
+from sctd_jax.interop.exported import Card, Model, Result
+from sctd_jax.train.metrics import read_metrics
 
 # Head -> the class in transformers and the pipeline that runs it.
 _CLASSES = {
@@ -18,6 +19,42 @@ _CLASSES = {
     "regression": ("BertForSequenceClassification", "text-classification"),
     "multiple_choice": ("BertForMultipleChoice", "multiple-choice"),
     "span": ("BertForQuestionAnswering", "question-answering"),
+}
+
+
+# Benchmark or task -> its dataset on the hub; GLUE's and SuperGLUE's tasks are its configs.
+_DATASETS = {
+    "glue": "nyu-mll/glue", "superglue": "aps/super_glue", "squad1": "rajpurkar/squad", "squad2": "rajpurkar/squad_v2",
+    "swag": "allenai/swag", "hellaswag": "Rowan/hellaswag",
+}  # fmt: skip
+_METRICS = {"macro_f1": "f1", "f1a": "f1", "mcc": "matthews_correlation", "pearson": "pearsonr",
+            "spearman": "spearmanr", "em": "exact_match", "accuracy_mm": "accuracy"}  # fmt: skip
+_PIPELINE = """from transformers import pipeline
+
+model = "."  # this folder, or the model's name on the hub
+print(pipeline("text-classification", model=model)({texts}{more}))
+"""
+_NETWORK = """import torch
+from transformers import {auto}, AutoTokenizer
+
+model = "."  # this folder, or the model's name on the hub
+tokenizer, network = AutoTokenizer.from_pretrained(model), {auto}.from_pretrained(model)
+"""
+_CHOOSE = """start, choices = "The cup fell.", ["It broke.", "It sang."]
+inputs = tokenizer([start] * len(choices), choices, padding=True, return_tensors="pt")
+with torch.no_grad():
+    print(network(**{name: value[None] for name, value in inputs.items()}).logits.softmax(-1))
+"""
+_ANSWER = """inputs = tokenizer("Where is the cup?", "The cup is on the table.", return_tensors="pt")
+with torch.no_grad():
+    found = network(**inputs)
+start = int(found.start_logits.argmax())
+end = start + int(found.end_logits[0, start:].argmax())
+print(tokenizer.decode(inputs["input_ids"][0][start : end + 1]))
+"""
+_USES = {
+    "multiple_choice": _NETWORK.format(auto="AutoModelForMultipleChoice") + _CHOOSE,
+    "span": _NETWORK.format(auto="AutoModelForQuestionAnswering") + _ANSWER,
 }
 
 
@@ -40,16 +77,59 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
     settings, config = found.task, found.config
     architecture, pipeline = _CLASSES[task.head]
     table = weights.task_names(config.model, task.head == "span")
-    facts = [f"Task: `{name}`", f"Started from: {'random weights' if settings['random_init'] else settings['init']}",
-             f"Rows of at most {settings['max_length']} tokens"]  # fmt: skip
+    started = "random weights" if settings["random_init"] else settings["init"]
+    reached = int(found.state.step)
+    limits = [
+        f"It reads at most {config.model.max_positions} tokens at once; rows of fine-tuning had at most "
+        f"{settings['max_length']}.",
+        "Its scores are of the development set, by which checkpoints are chosen: of other text expect less.",
+        "Whatever is one-sided or wrong in the texts of its training may be so in the model; nobody has measured it.",
+    ]
+    dataset = _DATASETS.get(task.benchmark or name)
     return Model(
         config=config.model,
         tokenizer=found.tokenizer,
         tensors=weights.to_bert(config.model, found.state.params, table),
         settings={"architectures": [architecture], **_labels(task, task.names or settings["labels"])},
-        card=card(workdir, config.model, pipeline, f"fine-tuned on {name} with sctd_jax", facts, found.command),
-        step=int(found.state.step),
+        card=Card(
+            title=workdir.name,
+            pipeline=pipeline,
+            how=f"fine-tuned on {name} with sctd_jax",
+            facts=[f"Task: `{name}`", f"Started from: {started}", f"Step: {reached:,}", f"Command: `{found.command}`"],
+            use=_USES.get(task.head) or _classify(task, name, settings),
+            limits=limits,
+            tags=["bert", "sctd_jax", name],
+            language=["en"] if dataset else [],
+            dataset=[dataset] if dataset else [],
+            results=_results(workdir, name, settings, reached),
+        ),
+        step=reached,
     )
+
+
+def _classify(task: Task, name: str, settings: Mapping[str, Any]) -> str:
+    single = name in ("cola", "sst2") or (not task.benchmark and not settings["pair_field"])
+    texts = '"a text"' if single else '{"text": "a text", "text_pair": "another text"}'
+    return _PIPELINE.format(texts=texts, more=', function_to_apply="none"' if task.head == "regression" else "")
+
+
+def _results(workdir: epath.Path, name: str, settings: Mapping[str, Any], step: int) -> list[Result]:
+    """What the exported step reached on the development set."""
+    lines = [line for line in read_metrics(workdir) if line["step"] == step and line.get("eval/score") is not None]
+    task, known = TASKS[name], _DATASETS.get(TASKS[name].benchmark or name)
+
+    def dataset(metric: str) -> dict[str, str]:
+        if not known:
+            return {"type": "unknown", "name": epath.Path(settings["data_dir"]).name or "files of the user's"}
+        config = {"config": name.removeprefix("superglue_")} if task.benchmark else {}
+        part = {"accuracy": "_matched", "accuracy_mm": "_mismatched"}.get(metric, "") if name == "mnli" else ""
+        return {"type": known, "name": task.folder or name, **config, "split": f"validation{part}"}
+
+    return [
+        Result(dataset(metric), _METRICS.get(metric, metric), metric, lines[-1][f"eval/{metric}"])
+        for metric in (task.metrics if lines else ())
+        if lines[-1].get(f"eval/{metric}") is not None
+    ]
 
 
 def _labels(task: Task, labels: Sequence[str]) -> Mapping[str, Any]:

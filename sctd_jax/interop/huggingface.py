@@ -1,6 +1,6 @@
 """To and from Hugging Face `transformers`; needs neither torch nor transformers.
 
-python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR [--step N] [--force]
+python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR [--step N] [--force] [--license ID ...]
 python -m sctd_jax.interop.huggingface import --from DIR_OR_FILE --workdir RUN [--tokenizer FILE]
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sctd_jax import storage
 from sctd_jax.errors import UserError, run_command, say
+from sctd_jax.interop.exported import Said
 from sctd_jax.interop.exporting import export
 from sctd_jax.interop.importing import import_model
 
@@ -27,6 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", required=True, type=_local)
     add("--step", type=int, help="of the checkpoint; default the newest")
     add("--force", action="store_true", help="replace --out")
+    add("--license", default="", help="for the model card, an id of the hub, as apache-2.0; default: unknown")
+    for name, what in (
+        ("language", "ISO 639 code"),
+        ("base-model", "model of the hub"),
+        ("dataset", "dataset of the hub"),
+    ):
+        add(f"--{name}", action="append", default=[], help=f"for the model card, {what}; may be repeated")
     add = commands.add_parser("import", help="a BERT from transformers -> a workdir to start from").add_argument
     add("--from", required=True, dest="source", help="folder, or model.safetensors in it")
     add("--workdir", required=True, type=_local, help="folder to write, which must not exist")
@@ -37,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         if args.command == "export":
-            export(storage.as_path(args.workdir), args.out, step=args.step, force=args.force, log=log)
+            said = Said(args.license, *map(tuple, (args.language, args.base_model, args.dataset)))
+            workdir = storage.as_path(os.path.expanduser(args.workdir))
+            export(workdir, args.out, step=args.step, force=args.force, log=log, said=said)
         else:
             recipe, source = _recipe(args.config), args.source
             if re.match("(gs|s3)://", source):
