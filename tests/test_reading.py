@@ -208,8 +208,11 @@ def test_what_is_odd_about_the_users_files_is_counted(tmp_path):
     assert open_task("classification", path, heldout_share=0.25, seed=1).notes == (
         f"{path}: 1 labels without a training row: z",
     )
-    path.write_text("text\tlabel\n" + "".join(f"{i}\t{int(i == 3)}\n" for i in range(8)))
+    path.write_text("text\tlabel\tid\n" + "".join(f'"{i}"\t{int(i == 3)}\t{i}\n' for i in range(8)))
     assert open_task("regression", path, heldout_share=0.25, seed=1).notes == (
+        f"{path}: 8 rows with a field in double quotes, which are kept as text; in a .csv they would be quotes "
+        "(first: line 2)",
+        f"{path}: 1 fields are not read: id",
         f"{path}: all 2 dev rows have the same label: pearson, spearman will always be 0",
     )
 

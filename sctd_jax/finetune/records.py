@@ -126,6 +126,8 @@ def read_tsv(
             raise _columns_error(path, line, values, columns)
         if len(values) > len(columns):
             note(f"rows with more than {len(columns)} columns, whose rest is not read", place)
+        if exact and any(len(value) > 1 and value[0] == value[-1] == '"' for value in values):
+            note("rows with a field in double quotes, which are kept as text; in a .csv they would be quotes", place)
         yield Record(place, number, dict(zip(columns, values, strict=False)))
         number += 1
 
