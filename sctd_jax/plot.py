@@ -21,6 +21,7 @@ from etils import epath
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from sctd_jax import storage
 from sctd_jax.errors import UserError, fold, run_command
@@ -135,7 +136,9 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
         raise UserError(f"{', '.join(runs)}: no losses in its metrics yet")
     if ymax is not None and ymax <= min(losses):
         raise UserError(f"--ymax {ymax:g} lies below all losses; the lowest is {min(losses):.3f}")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=not tuned, layout="constrained")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 4.2), sharex=bool(tuned), sharey=not tuned, layout="constrained"
+    )
     entries: dict[str, Artist] = {}
     for number, name in enumerate(runs):
         lines, style = runs[name], look(number)
@@ -167,6 +170,7 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
         if above := sum(value > high for value in losses):
             said = [f"{above:,} of {len(losses):,} losses lie above {high:.3f}, not shown; --ymax inf shows all"]
             left.set_title(said[0], fontsize=8)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in (left, right):
         axis.grid(alpha=0.3)
     try:

@@ -192,7 +192,7 @@ def read_squad(path: str, note: Note = _no_note) -> Iterator[Record]:
                     "context": paragraph.value("context"),
                     "answers": {name: [answer.value(name) for answer in answers] for name in ("text", "answer_start")},
                 }
-                yield Record(f"{question.place} ({question.text('id')})", number, fields)
+                yield Record(f"{question.place} ({printable(question.text('id'))})", number, fields)
                 number += 1
 
 
