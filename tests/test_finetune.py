@@ -60,6 +60,7 @@ def test_every_task_runs_from_its_official_layout(name, pretrained, folders, tmp
     assert [line for line in said if len(line) > 100 and str(tmp_path.parent.parent) not in line] == []
     if name == "classification":
         assert "      labels  2, training rows: negative 6, positive 6" in said
+        assert sum("6 of 6 dev rows stand in the training rows too" in " ".join(line.split()) for line in lines) == 2
 
 
 def test_a_marked_word_that_is_cut_off_is_said_with_its_split_before_anything_runs(pretrained, folders, tmp_path):

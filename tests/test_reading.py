@@ -187,6 +187,9 @@ def test_what_is_left_out_or_odd_is_counted_with_its_first_place(tmp_path):
     assert notes("wic", "train.jsonl", lambda text: text.replace('"end2": 9', '"end2": 8', 1)) == [
         "1 marked words that begin or end inside of a word (first: line 1)"
     ]
+    assert notes("cb", "test.jsonl", lambda text: text.replace(', "idx": 3', "")) == [
+        "1 rows without an id, unlike the first one: they get their number in the file (first: line 4)"
+    ]
     assert notes("cola", "dev.tsv", lambda text: text.replace("\t1\t", "\t0\t")) == [
         "all 6 dev rows have the same label: mcc will always be 0"
     ]

@@ -128,6 +128,8 @@ BAD_FIELDS = {
                         ", query 1: a query without entities"),
     "hellaswag label": ("hellaswag", {"label": "4"}, "unknown label 4, expected 0 to 3"),
     "hellaswag endings": ("hellaswag", {"endings": ["a", "b", "c"]}, "3 endings, expected 4"),
+    "hellaswag context": ("hellaswag", {"ctx_b": None}, "no field 'ctx_b'; found ind, activity_label, ctx_a, ctx, "
+                          "split, split_type, endings, label"),
     "hellaswag ending": ("hellaswag", {"endings": ["a", ""]}, "the field 'endings' is empty"),
 }  # fmt: skip
 
