@@ -126,7 +126,7 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
       UserError: a workdir has no metrics, or runs of both kinds are given.
     """
     runs = {name: _read(storage.as_path(path)) for name, path in zip(names(workdirs), workdirs, strict=True)}
-    tuned = [name for name, lines in runs.items() if not curve(lines, "eval/loss")]
+    tuned = [name for name, lines in runs.items() if not any("eval/loss" in line for line in lines)]
     if tuned and len(tuned) < len(runs):
         raise UserError(f"{', '.join(tuned)}: fine-tuned, the others pretrained: their losses are of different kinds")
     held_out = {name: curve(lines, "eval/loss") for name, lines in runs.items()}
@@ -195,9 +195,13 @@ def _metrics(lines: list[dict[str, Any]]) -> str:
     return ", ".join(name.removeprefix("eval/") for name in found if name != "eval/score")
 
 
-def _height(text: str) -> float:
-    if math.isnan(value := float(text)):
-        raise argparse.ArgumentTypeError("must be a number")
+def _loss(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"must be a number, found {text!r}")
     return value
 
 
@@ -207,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("workdirs", nargs="+")
     parser.add_argument("--out", type=Path, default=Path("loss.png"))
     parser.add_argument(
-        "--ymax", type=_height, help="where the loss axis ends; inf shows all; default the last three quarters of a run"
+        "--ymax", type=_loss, help="where the loss axis ends; inf shows all; default the last three quarters of a run"
     )
     args = parser.parse_args(argv)
 
