@@ -40,6 +40,12 @@ BAD_FILES = {
                                 ", line 3: 3 columns, expected 4 ('index', 'sentence1', 'sentence2', 'label')"),
     "label": ("rte", "train.tsv", HEAD + "0\ta\tb\tmaybe\n",
               ", line 2: unknown label 'maybe', expected one of entailment, not_entailment"),
+    "no judgement": ("rte", "dev.tsv", HEAD + "0\ta\tb\t-\n",
+                     ", line 2: unknown label '-', expected one of entailment, not_entailment; leave out the rows on "
+                     "which the judges disagreed"),
+    "semicolons": ("swag", "val.csv", SWAG.replace(",", ";"),
+                   f", line 1: one column, {SWAG.strip().replace(',', ';')!r}; separate the columns by ','"),
+    "commas": ("rte", "train.tsv", "a,b\n", ", line 1: one column, 'a,b'; separate the columns by '\\t'"),
     "empty label": ("rte", "train.tsv", HEAD + "0\ta\tb\t\n", ", line 2: the field 'label' is empty"),
     "header": ("rte", "train.tsv", "index\tpremise\n0\ta\n", ", line 2: no field 'sentence1'; found index, premise"),
     "empty text": ("rte", "train.tsv", HEAD + "0\ta\t \tentailment\n", ", line 2: the field 'sentence2' is empty"),

@@ -139,6 +139,7 @@ def _label(record: Record, field: str, context: Context) -> int | None:
     if found not in labels:
         raise UserError(
             f"{record.place}: unknown label {found!r}, expected one of {printable(', '.join(context.labels))}"
+            + ("; leave out the rows on which the judges disagreed" if found == "-" else "")
         )
     return labels.index(found)
 
