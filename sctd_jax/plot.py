@@ -21,6 +21,7 @@ from etils import epath
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from sctd_jax import storage
 from sctd_jax.errors import UserError, fold, run_command
@@ -125,7 +126,7 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
       UserError: a workdir has no metrics, or runs of both kinds are given.
     """
     runs = {name: _read(storage.as_path(path)) for name, path in zip(names(workdirs), workdirs, strict=True)}
-    tuned = [name for name, lines in runs.items() if not curve(lines, "eval/loss")]
+    tuned = [name for name, lines in runs.items() if not any("eval/loss" in line for line in lines)]
     if tuned and len(tuned) < len(runs):
         raise UserError(f"{', '.join(tuned)}: fine-tuned, the others pretrained: their losses are of different kinds")
     held_out = {name: curve(lines, "eval/loss") for name, lines in runs.items()}
@@ -135,7 +136,9 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
         raise UserError(f"{', '.join(runs)}: no losses in its metrics yet")
     if ymax is not None and ymax <= min(losses):
         raise UserError(f"--ymax {ymax:g} lies below all losses; the lowest is {min(losses):.3f}")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=not tuned, layout="constrained")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 4.2), sharex=bool(tuned), sharey=not tuned, layout="constrained"
+    )
     entries: dict[str, Artist] = {}
     for number, name in enumerate(runs):
         lines, style = runs[name], look(number)
@@ -167,6 +170,7 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
         if above := sum(value > high for value in losses):
             said = [f"{above:,} of {len(losses):,} losses lie above {high:.3f}, not shown; --ymax inf shows all"]
             left.set_title(said[0], fontsize=8)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in (left, right):
         axis.grid(alpha=0.3)
     try:
@@ -191,9 +195,13 @@ def _metrics(lines: list[dict[str, Any]]) -> str:
     return ", ".join(name.removeprefix("eval/") for name in found if name != "eval/score")
 
 
-def _height(text: str) -> float:
-    if math.isnan(value := float(text)):
-        raise argparse.ArgumentTypeError("must be a number")
+def _loss(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"must be a number, found {text!r}")
     return value
 
 
@@ -203,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("workdirs", nargs="+")
     parser.add_argument("--out", type=Path, default=Path("loss.png"))
     parser.add_argument(
-        "--ymax", type=_height, help="where the loss axis ends; inf shows all; default the last three quarters of a run"
+        "--ymax", type=_loss, help="where the loss axis ends; inf shows all; default the last three quarters of a run"
     )
     args = parser.parse_args(argv)
 

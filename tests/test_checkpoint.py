@@ -327,7 +327,7 @@ def test_damaged_files_of_rows_are_one_line(tmp_path, few_rows, name, content):
     (few_rows / name).unlink()
     if content is not None:
         (few_rows / name).write_bytes(content)
-    with pytest.raises(UserError, match=r"rows in .*rows cannot be read|(dataset_info|features|prepared).json") as caught:
+    with pytest.raises(UserError, match=r"rows(/\w+\.json)?(:| )") as caught:
         check_rows(tmp_path, few_rows)
     assert printable(caught.value) == str(caught.value)
 

@@ -60,6 +60,7 @@ def test_every_task_runs_from_its_official_layout(name, pretrained, folders, tmp
     assert [line for line in said if len(line) > 100 and str(tmp_path.parent.parent) not in line] == []
     if name == "classification":
         assert "      labels  2, training rows: negative 6, positive 6" in said
+        assert sum("6 of 6 dev rows stand in the training rows too" in " ".join(line.split()) for line in lines) == 2
 
 
 def test_a_marked_word_that_is_cut_off_is_said_with_its_split_before_anything_runs(pretrained, folders, tmp_path):
@@ -240,7 +241,7 @@ def test_the_start_is_an_encoder_with_its_pooler_where_it_has_one(pretrained, fo
     result, lines = run(out, tmp_path / "run", "rte", folders["rte"], epochs=1, learning_rate=1e-30)
     np.testing.assert_array_equal(result.state.params["pooler"]["kernel"], tensors["bert.pooler.dense.weight"].T)
     np.testing.assert_array_equal(result.state.params["pooler"]["bias"], tensors["bert.pooler.dense.bias"])
-    assert f"taken from {out}: encoder and pooler; random: classifier" in lines
+    assert f"taken from {out}: encoder and pooler; random: classifier" in " ".join(" ".join(lines).split())
 
 
 def test_a_stop_at_the_end_of_an_epoch_loses_no_evaluation(pretrained, folders, tmp_path, monkeypatch):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from sctd_jax.finetune import metrics, squad
+from sctd_jax.finetune import metrics, scoring, squad
 from sctd_jax.finetune.metrics import METRICS
 from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.train.job import DivergedError
 
 
 def of(name, labels, predictions):
@@ -81,6 +82,13 @@ def test_nearly_equal_float32_predictions_are_not_constant():
 @pytest.mark.parametrize("name", ["pearson", "spearman"])
 def test_predictions_that_are_no_numbers_are_not_hidden(name):
     assert np.isnan(of(name, [1.0, 2.0, 3.0], [1.0, np.nan, 2.0]))
+
+
+@pytest.mark.parametrize("name", ["rte", "stsb", "copa", "record", "squad1"])
+def test_outputs_that_are_not_finite_are_no_predictions(name):
+    logits = [np.zeros((3, 2)), np.full((3, 2), np.nan)] if name == "squad1" else [np.zeros(2), np.array([1, np.inf])]
+    with pytest.raises(DivergedError, match="1 of 2 outputs of the network are not finite"):
+        scoring.predict(name, (), (), logits)
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -1,5 +1,7 @@
 import json
 import math
+import runpy
+import sys
 
 import matplotlib.pyplot as plt
 import pytest
@@ -9,7 +11,6 @@ from sctd_jax import plot
 from sctd_jax.errors import UserError, fold
 from sctd_jax.probing import drawing
 from sctd_jax.train.metrics import Writer, duration, read_metrics
-from tests import helpers
 
 
 def write(workdir, records):
@@ -160,6 +161,8 @@ def test_durations():
     assert [duration(s) for s in (5, 65, 3600, 90061)] == ["00:05", "01:05", "01:00:00", "1d 01:01:01"]
 
 
-def test_the_module_is_a_command():
-    assert "runs/a runs/b" in plot.__doc__
-    assert helpers.run_module("sctd_jax.plot", "--help").returncode == 0
+def test_the_module_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plot", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(plot.__file__, run_name="__main__")
+    assert "runs/a runs/b" in plot.__doc__ and "--ymax" in capsys.readouterr().out

@@ -187,6 +187,9 @@ def test_what_is_left_out_or_odd_is_counted_with_its_first_place(tmp_path):
     assert notes("wic", "train.jsonl", lambda text: text.replace('"end2": 9', '"end2": 8', 1)) == [
         "1 marked words that begin or end inside of a word (first: line 1)"
     ]
+    assert notes("cb", "test.jsonl", lambda text: text.replace(', "idx": 3', "")) == [
+        "1 rows without an id, unlike the first one: they get their number in the file (first: line 4)"
+    ]
     assert notes("cola", "dev.tsv", lambda text: text.replace("\t1\t", "\t0\t")) == [
         "all 6 dev rows have the same label: mcc will always be 0"
     ]
@@ -208,8 +211,11 @@ def test_what_is_odd_about_the_users_files_is_counted(tmp_path):
     assert open_task("classification", path, heldout_share=0.25, seed=1).notes == (
         f"{path}: 1 labels without a training row: z",
     )
-    path.write_text("text\tlabel\n" + "".join(f"{i}\t{int(i == 3)}\n" for i in range(8)))
+    path.write_text("text\tlabel\tid\n" + "".join(f'"{i}"\t{int(i == 3)}\t{i}\n' for i in range(8)))
     assert open_task("regression", path, heldout_share=0.25, seed=1).notes == (
+        f"{path}: 8 rows with a field in double quotes, which are kept as text; in a .csv they would be quotes "
+        "(first: line 2)",
+        f"{path}: 1 fields are not read: id",
         f"{path}: all 2 dev rows have the same label: pearson, spearman will always be 0",
     )
 

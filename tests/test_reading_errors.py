@@ -40,6 +40,12 @@ BAD_FILES = {
                                 ", line 3: 3 columns, expected 4 ('index', 'sentence1', 'sentence2', 'label')"),
     "label": ("rte", "train.tsv", HEAD + "0\ta\tb\tmaybe\n",
               ", line 2: unknown label 'maybe', expected one of entailment, not_entailment"),
+    "no judgement": ("rte", "dev.tsv", HEAD + "0\ta\tb\t-\n",
+                     ", line 2: unknown label '-', expected one of entailment, not_entailment; leave out the rows on "
+                     "which the judges disagreed"),
+    "semicolons": ("swag", "val.csv", SWAG.replace(",", ";"),
+                   f", line 1: one column, {SWAG.strip().replace(',', ';')!r}; separate the columns by ','"),
+    "commas": ("rte", "train.tsv", "a,b\n", ", line 1: one column, 'a,b'; separate the columns by '\\t'"),
     "empty label": ("rte", "train.tsv", HEAD + "0\ta\tb\t\n", ", line 2: the field 'label' is empty"),
     "header": ("rte", "train.tsv", "index\tpremise\n0\ta\n", ", line 2: no field 'sentence1'; found index, premise"),
     "empty text": ("rte", "train.tsv", HEAD + "0\ta\t \tentailment\n", ", line 2: the field 'sentence2' is empty"),
@@ -128,6 +134,8 @@ BAD_FIELDS = {
                         ", query 1: a query without entities"),
     "hellaswag label": ("hellaswag", {"label": "4"}, "unknown label 4, expected 0 to 3"),
     "hellaswag endings": ("hellaswag", {"endings": ["a", "b", "c"]}, "3 endings, expected 4"),
+    "hellaswag context": ("hellaswag", {"ctx_b": None}, "no field 'ctx_b'; found ind, activity_label, ctx_a, ctx, "
+                          "split, split_type, endings, label"),
     "hellaswag ending": ("hellaswag", {"endings": ["a", ""]}, "the field 'endings' is empty"),
 }  # fmt: skip
 

@@ -115,10 +115,14 @@ def _flat_wsc(record: Record) -> Iterator[Record]:
     yield Record(record.place, record.number, {**record.fields, **record.child("target").fields})
 
 
+def has_id(record: Record) -> bool:
+    """Whether the file numbers this row."""
+    return any(field in record.fields for field in _IDS)
+
+
 def _id(record: Record) -> int:
     """As the file numbers its rows, or else the row's number."""
-    found = [field for field in _IDS if field in record.fields]
-    return record.integer(found[0]) if found else record.number
+    return record.integer(next(f for f in _IDS if f in record.fields)) if has_id(record) else record.number
 
 
 def _text(record: Record, field: str, context: Context) -> str:
@@ -135,6 +139,7 @@ def _label(record: Record, field: str, context: Context) -> int | None:
     if found not in labels:
         raise UserError(
             f"{record.place}: unknown label {found!r}, expected one of {printable(', '.join(context.labels))}"
+            + ("; leave out the rows on which the judges disagreed" if found == "-" else "")
         )
     return labels.index(found)
 
@@ -302,7 +307,8 @@ def _swag(record: Record, context: Context) -> Iterator[Example]:
 
 
 def _hellaswag(record: Record, context: Context) -> Iterator[Example]:
-    start = record.text("ctx_b", empty=True) if "ctx_b" in record.fields else ""  # TFDS has it at the end of ctx_a
+    # TFDS has it at the end of ctx_a; a file, which has the whole `ctx` besides, must have it.
+    start = record.text("ctx_b", empty=True) if {"ctx_b", "ctx"} & record.fields.keys() else ""
     endings = [Record(record.place, 0, {"endings": ending}).text("endings") for ending in record.items("endings")]
     if len(endings) != 4:
         raise UserError(f"{record.place}: {len(endings)} endings, expected 4")

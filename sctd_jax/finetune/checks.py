@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from sctd_jax.errors import UserError, printable
-from sctd_jax.finetune.building import BUILDERS, Context
+from sctd_jax.finetune.building import BUILDERS, Context, has_id
 from sctd_jax.finetune.examples import Example
 from sctd_jax.finetune.records import Note, Record
 from sctd_jax.finetune.tasks import TASKS
@@ -44,12 +44,15 @@ def build(name: str, found: Iterable[Record], context: Context) -> Iterator[Exam
     """
     seen: set[Hashable] = set()
     texts: dict[Hashable, int] = {}  # MultiRC: what its numbers stand for, as a hash
-    repeated = []
+    repeated, numbered = [], None
     for record in found:
         built = tuple(BUILDERS[name](record, context))
         yield from built
         if not built:
             continue
+        numbered = has_id(record) if numbered is None else numbered
+        if numbered and not has_id(record) and TASKS[name].folder:  # of the user's own tasks no id is read
+            context.note("rows without an id, unlike the first one: they get their number in the file", record.place)
         one, again = built[0], built[0].id in seen
         seen.add(one.id)
         if name == "multirc":

@@ -263,6 +263,10 @@ def _own_splits(
                 f"{train.where}: {len(labels)} different labels in the field {settings.label_field!r} "
                 f"({printable(', '.join(labels))}), expected at least 2"
             )
+    read = {settings.text_field, settings.pair_field, settings.label_field}
+    unread = [field for field in (train.records[0].fields if train.records else ()) if field not in read]
+    if unread:
+        remarks.append(f"{train.where}: {len(unread)} fields are not read: {printable(', '.join(unread))}")
     if "dev" not in splits:
         splits.update(_held_out(train, settings))
     return splits, labels

@@ -117,7 +117,7 @@ def read_tsv(
             _blank(columns, note, place)
             continue
         if not columns:
-            columns = _header(values, place)
+            columns = _header(values, place, "\t")
             continue
         if len(values) < len(columns) and broken:
             note("rows with too few columns left out", place)
@@ -126,6 +126,8 @@ def read_tsv(
             raise _columns_error(path, line, values, columns)
         if len(values) > len(columns):
             note(f"rows with more than {len(columns)} columns, whose rest is not read", place)
+        if exact and any(len(value) > 1 and value[0] == value[-1] == '"' for value in values):
+            note("rows with a field in double quotes, which are kept as text; in a .csv they would be quotes", place)
         yield Record(place, number, dict(zip(columns, values, strict=False)))
         number += 1
 
@@ -144,7 +146,7 @@ def read_csv(path: str, note: Note = _no_note) -> Iterator[Record]:
             if not values:
                 _blank(columns, note, f"{path}, line {line}")
             elif columns is None:
-                columns = _header(values, f"{path}, line {line}")
+                columns = _header(values, f"{path}, line {line}", ",")
             else:
                 if len(values) != len(columns):
                     raise _columns_error(path, line, values, columns)
@@ -190,7 +192,7 @@ def read_squad(path: str, note: Note = _no_note) -> Iterator[Record]:
                     "context": paragraph.value("context"),
                     "answers": {name: [answer.value(name) for answer in answers] for name in ("text", "answer_start")},
                 }
-                yield Record(f"{question.place} ({question.text('id')})", number, fields)
+                yield Record(f"{question.place} ({printable(question.text('id'))})", number, fields)
                 number += 1
 
 
@@ -221,7 +223,9 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def _header(values: list[str], place: str) -> tuple[str, ...]:
+def _header(values: list[str], place: str, separator: str) -> tuple[str, ...]:
+    if len(values) == 1 and any(other in values[0] for other in ",;\t"):
+        raise UserError(f"{place}: one column, {values[0]!r}; separate the columns by {separator!r}")
     if len(set(values)) < len(values):
         raise UserError(f"{place}: the header names a column twice: {printable(', '.join(values))}")
     return tuple(values)

@@ -67,6 +67,7 @@ def summary(
     return [
         f"done: {steps:,} steps, {duration(result['seconds'])} of training, evaluation and saving",
         fold(f"best checkpoint: step {result['step']}: {_listed(result)}"),
+        *(fold(f"as said before: {note}") for note in data.notes),
         fold(f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}"),
         f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}",
         "to transformers:",

@@ -10,6 +10,7 @@ from sctd_jax.finetune import metrics, squad
 from sctd_jax.finetune.encode import Feature
 from sctd_jax.finetune.examples import Example
 from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.train.job import DivergedError
 
 
 def predict(name: str, examples: Sequence[Example], features: Sequence[Feature], found: Sequence[np.ndarray]) -> list:
@@ -23,7 +24,16 @@ def predict(name: str, examples: Sequence[Example], features: Sequence[Feature],
 
     Returns:
       Classes and choices as int, scores as float, answers as text; for ReCoRD each row's chance of being the answer.
+
+    Raises:
+      DivergedError: outputs are not finite; they would count as the first class or an empty answer.
     """
+    if bad := sum(not np.isfinite(row).all() for row in found):
+        raise DivergedError(
+            f"{bad:,} of {len(found):,} outputs of the network are not finite, so that they predict nothing. Fine-tune "
+            "with a lower config.learning_rate, in another --workdir; if no step was good, look at the parameters of "
+            "config.init"
+        )
     task = TASKS[name]
     if task.head == "span":
         return _answers(name, examples, features, found)
