@@ -3,7 +3,6 @@
 python -m sctd_jax.plot runs/a runs/b [--out loss.png]
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import matplotlib.pyplot as plt
 from etils import epath
 
 from sctd_jax import storage
+from sctd_jax.arguments import CommandParser, local_path
 from sctd_jax.errors import UserError, run_command
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
@@ -68,9 +68,9 @@ def draw(workdirs: list[epath.Path], out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m sctd_jax.plot", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.plot", description=__doc__.split("\n")[0])
     parser.add_argument("workdirs", nargs="+")
-    parser.add_argument("--out", type=Path, default=Path("loss.png"))
+    parser.add_argument("--out", type=local_path, default=Path("loss.png"))
     args = parser.parse_args(argv)
 
     def command() -> int:

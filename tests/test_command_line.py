@@ -8,11 +8,13 @@ import re
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from sctd_jax import recipes
+from sctd_jax.arguments import CommandParser, local_path, number
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError
 from tests import helpers
@@ -232,3 +234,44 @@ def test_make_says_which_python_is_needed(tmp_path):
         wanted = f"Python 3.11 or newer is needed, and {python} is {found}: make PYTHON=python3.11 venv"
         assert (done.returncode, wanted in done.stderr) == ((2, True) if found else (0, False))
         assert done.stderr.count("\n") == (1 if found else 0)
+
+
+def test_the_other_commands_say_in_one_line_what_is_wrong_and_know_no_abbreviations(capsys):
+    parser = CommandParser(prog="tool")
+    parser.add_argument("--seq-len", type=number(int, 8, 512))
+    parser.add_argument("--share", type=number(float, 0))
+    parser.add_argument("--out", required=True, type=local_path)
+    commands = CommandParser(prog="both")
+    commands.add_subparsers(dest="command", required=True).add_parser("fetch").add_argument("--name", required=True)
+    for parse, arguments, message in (
+        (parser, "", "the following arguments are required: --out"),
+        (parser, "--seq_len 9", "--seq_len is not known; did you mean --seq-len?"),  # before what is missing
+        (parser, "--seq 9 --out x", "--seq is not known; did you mean --seq-len?"),
+        (parser, "--zzz=1 --out x", "--zzz is not known"),
+        (parser, "--out x a.txt b.txt", "unexpected argument a.txt and 1 more; an option takes one value"),
+        (parser, "--out x --seq-len 1e2", "argument --seq-len: must be a whole number, found '1e2'"),
+        (parser, "--out x --seq-len 600", "argument --seq-len: must be at least 8 and below 512, found 600"),
+        (parser, "--out x --share nan", "argument --share: must be at least 0, found nan"),
+        (parser, "--out", "argument --out: expected one argument"),
+        (parser, "--out gs://bucket/x", "argument --out: a path on a disk is expected, found gs://bucket/x"),
+        (commands, "", "the following arguments are required: command"),
+        (commands, "fech", "argument command: invalid choice: 'fech' (choose from 'fetch')"),
+        (commands, "fetch --nam x", "--nam is not known; did you mean --name?"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            parse.parse_args(arguments.split())
+        printed = capsys.readouterr().err
+        assert exit_.value.code == 2
+        assert printed.startswith(f"error: {message}"), printed
+        assert re.fullmatch(r".* \(see (tool|both|both fetch) --help\)\n", printed), printed
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_args(["--help"])
+    assert exit_.value.code == 0
+    assert vars(parser.parse_args(["--out", "~/x", "--seq-len=8"])) == {
+        "seq_len": 8, "share": None, "out": Path.home() / "x",
+    }  # fmt: skip
+
+
+def test_every_other_command_uses_this_parser():
+    sources = [*(helpers.ROOT / "sctd_jax").rglob("*.py"), *(helpers.ROOT / "benchmarks").glob("*.py")]
+    assert [path.name for path in sources if "ArgumentParser(" in path.read_text()] == []

@@ -4,7 +4,6 @@ python -m sctd_jax.data.prepare --input 'books/**/*.txt' --input tfds:NAME --out
     --vocab-size 30522 --seq-len 512 [--tokenizer existing.model|tokenizer.json|vocab.txt]
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -24,6 +23,7 @@ from etils import epath
 from tqdm import tqdm
 
 from sctd_jax import storage
+from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config
 from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
 from sctd_jax.data.packing import Packer
@@ -348,7 +348,7 @@ def _with_ends(batches: Iterator[list[corpus.Chunk]]) -> Iterator[list[tuple[cor
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m sctd_jax.data.prepare", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.data.prepare", description=__doc__.split("\n")[0])
     add = parser.add_argument
     sources = "file, folder, glob or tfds:NAME[/CONFIG][@SPLIT]; repeatable; none: the embedded trial corpus"
     add("--input", action="append", default=[], metavar="SOURCE", help=sources)
@@ -369,7 +369,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def command() -> int:
-        vocab_size = args.vocab_size or (len(tokenizer.load(args.tokenizer).pieces) if args.tokenizer else 30522)
+        vocab_size = args.vocab_size
+        if vocab_size is None:
+            vocab_size = len(tokenizer.load(args.tokenizer).pieces) if args.tokenizer else 30522
         settings = Settings(
             tuple(args.input), args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
             args.tokenizer_type, args.heldout_share, args.seed,

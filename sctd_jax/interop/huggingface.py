@@ -4,33 +4,31 @@ python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR [--step N]
 python -m sctd_jax.interop.huggingface import --from DIR_OR_FILE --workdir RUN [--tokenizer FILE]
 """
 
-import argparse
 import functools
-import runpy
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from sctd_jax import storage
-from sctd_jax.errors import UserError, run_command
+from sctd_jax import recipes, storage
+from sctd_jax.arguments import CommandParser, local_path, number
+from sctd_jax.errors import run_command
 from sctd_jax.interop.exporting import export
 from sctd_jax.interop.importing import import_model
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m sctd_jax.interop.huggingface", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.interop.huggingface", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("export", help="a run -> a folder for transformers").add_argument
-    add("--workdir", required=True)
-    add("--out", required=True, type=Path)
-    add("--step", type=int, help="of the checkpoint; default the newest")
+    add("--workdir", required=True, help="of the run")
+    add("--out", required=True, type=local_path, help="folder to write")
+    add("--step", type=number(int, 0), help="of the checkpoint; default the newest")
     add("--force", action="store_true", help="replace --out")
     add = commands.add_parser("import", help="a BERT from transformers -> a workdir to start from").add_argument
     add("--from", required=True, type=Path, dest="source", help="folder, or model.safetensors in it")
-    add("--workdir", required=True, type=Path, help="folder to write, which must not exist")
+    add("--workdir", required=True, type=local_path, help="folder to write, which must not exist")
     add("--tokenizer", type=Path, help="tokenizer.json, vocab.txt or SentencePiece model; default: beside the weights")
-    add("--config", type=Path, default=Path("configs/base.py"), help="recipe of all but the model; default %(default)s")
+    add("--config", default="configs/base.py", help="recipe of all but the model; default %(default)s")
     args = parser.parse_args(argv)
     log = functools.partial(print, flush=True)
 
@@ -38,20 +36,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "export":
             export(storage.as_path(args.workdir), args.out, step=args.step, force=args.force, log=log)
         else:
-            recipe = _recipe(args.config)
+            recipe = recipes.load(args.config).to_dict()
             import_model(args.source, args.workdir, tokenizer_file=args.tokenizer, recipe=recipe, log=log)
         return 0
 
     return run_command(command)
-
-
-def _recipe(path: Path) -> Mapping:
-    if not path.is_file():
-        raise UserError(f"--config {path}: no such file (the default is found in the root of the repository)")
-    try:
-        return runpy.run_path(str(path))["get_config"]().to_dict()
-    except Exception as error:  # a file of the user's can raise anything
-        raise UserError(f"--config {path} is no recipe that can be read: {error!r}") from error
 
 
 if __name__ == "__main__":
