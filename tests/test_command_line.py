@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import json
 import os
 import re
 import runpy
@@ -18,36 +17,6 @@ from sctd_jax.arguments import CommandParser, local_path, number
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError
 from tests import helpers
-
-# One process for all command lines, which forks for each: absl parses once in a process.
-FORKS = """
-import json, os, sys, tempfile
-from absl import app
-from sctd_jax import main
-answers = []
-for arguments in json.load(sys.stdin):
-    files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-    child = os.fork()
-    if not child:
-        os.dup2(files[0].fileno(), 1)
-        os.dup2(files[1].fileno(), 2)
-        sys.argv = ["main", *arguments]
-        app.run(main._main, flags_parser=main._parse)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    answers.append((status, *((file.seek(0), file.read().decode())[1] for file in files)))
-print(json.dumps(answers))
-"""
-
-
-def answers(*command_lines):
-    """(exit status, stdout, stderr) of sctd_jax.main with each list of arguments."""
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS], input=json.dumps(command_lines), env=helpers.environment(), cwd=helpers.ROOT,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
 
 TINY, FINETUNE = "--config=configs/tiny.py", "--config=configs/finetune.py"
 WRONG = [
@@ -76,6 +45,8 @@ WRONG = [
     ([TINY, "--config.task=boolq"], "configs/tiny.py has no such field"),
     ([TINY, "--noconfig.train.zero=3"], "--config.train.zero: configs/tiny.py has no such field"),
     ([TINY, "--config.train=3"], "--config.train is a section; its fields are accumulation, batch_size, "),
+    ([TINY, "--config.model.num_heads=5"], "config.model.num_heads must divide model.hidden_size (128), found 5"),
+    ([TINY, "--config.dropping.drop_rate=0.9"], "config.dropping.drop_rate 0.9 keeps K = 13 of N = 128 tokens"),
     ([TINY, "--config.train.steps.x=3"], "--config.train.steps.x: configs/tiny.py has no such field"),
     ([TINY, "--config.train.steps=1e5"], "--config.train.steps must be a whole number, found '1e5'"),
     ([TINY, "--config.optimizer.eps=small"], "--config.optimizer.eps must be a number, found 'small'"),
@@ -106,10 +77,10 @@ HELP = [
 def answered():
     """What the command answers to WRONG and HELP."""
     lines = [*(arguments for arguments, _ in WRONG), *HELP]
-    return {tuple(line): answer for line, answer in zip(lines, answers(*lines), strict=True)}
+    return {tuple(line): answer for line, answer in zip(lines, helpers.answers(lines), strict=True)}
 
 
-@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda value: " ".join(value) if value else "nothing")
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(a) or "nothing" for a, _ in WRONG])
 def test_a_wrong_command_line_is_one_line_and_exit_status_2(answered, arguments, message):
     status, stdout, stderr = answered[tuple(arguments)]
     assert (status, stdout) == (2, ""), stdout + stderr
