@@ -5,12 +5,15 @@ found = $(or $(shell $(PYTHON) --version 2>/dev/null),not there)
 check_python = $(if $(fits),,$(error Python 3.11 or newer is needed, and $(PYTHON) is $(found): make PYTHON=python3.11 $(or $(MAKECMDGOALS),demo)))
 BIN := .venv/bin
 
-.PHONY: demo interop labels lint peer test tpu venv
+.PHONY: demo help interop labels lint peer test tpu venv
 
 demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
 
-test: venv
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## /\1	/p' Makefile
+
+test: venv  ## all tests, in three processes
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 interop: .venv-interop/installed  ## torch, transformers and sentence-transformers, beside .venv: for tests and export
@@ -35,12 +38,12 @@ tpu: .venv-tpu/installed  ## the TPU compiler, beside .venv: for the tests of --
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv-tpu libtpu==0.0.42.1
 	touch $@
 
-lint: venv
+lint: venv  ## what CI asks of the code's form
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
 
-venv: .venv/installed
+venv: .venv/installed  ## the pinned requirements in .venv
 
 .venv/installed: requirements.txt
 	$(check_python)$(PYTHON) -m venv .venv

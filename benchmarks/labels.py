@@ -6,11 +6,14 @@ Writes OUT/rotten_tomatoes.csv (8,530 sentences, text and label), OUT/BoolQ (Sup
 of all-MiniLM-L6-v2). The reviews carry no licence: measure with them, and pass nothing of them on.
 """
 
-import argparse
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sctd_jax.arguments import CommandParser
 
 
 def rotten_tomatoes(packages: Path, out: Path) -> None:
@@ -39,7 +42,7 @@ def boolq(packages: Path, out: Path) -> None:
 
 def main() -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(description=__doc__.split("\n")[0])
     parser.add_argument("--packages", type=Path, default=Path(".labels"), help="where pip has put them")
     parser.add_argument("--out", type=Path, default=Path("labels"))
     args = parser.parse_args()

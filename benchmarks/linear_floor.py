@@ -7,7 +7,6 @@ TF-IDF of words and pairs of words of an example's first text that are there twi
 scikit-learn's; the better of two strengths of regularisation on the dev set, which flatters it.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,13 +15,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from sctd_jax.arguments import CommandParser
 from sctd_jax.finetune.reading import FileSettings, open_task
 from sctd_jax.finetune.scoring import majority
 
 
 def main() -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(description=__doc__.split("\n")[0])
     parser.add_argument("--task", required=True)
     parser.add_argument("--data-dir", required=True)
     args = parser.parse_args()

@@ -6,7 +6,6 @@ Writes random rows into a temporary folder (removed at the end), so it measures 
 shuffle and the decoding, from the page cache.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -16,13 +15,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from sctd_jax.arguments import CommandParser
 from sctd_jax.data.loader import Loader
 from sctd_jax.data.rows import TRAIN, Rows, RowWriter
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=256)

@@ -7,7 +7,6 @@ it can be interrupted. Prints the table as markdown. Needs libtpu: `make tpu`, a
 TPU_LIBRARY_PATH=.venv-tpu/libtpu/libtpu.so.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -21,6 +20,7 @@ from sctd_jax import main as sctd_main  # sets what libtpu needs, before JAX is 
 os.environ.update(sctd_main.WITHOUT_CHIPS)
 
 from configs import base, large
+from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config, from_dict
 from sctd_jax.parallel import aot, fitting
 from sctd_jax.train.step import steps_needed
@@ -81,7 +81,7 @@ def table(cells: list[dict]) -> str:
 
 def main() -> None:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/tpu_batches.json"))
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after this time")
     args = parser.parse_args()

@@ -7,7 +7,6 @@ done again, so it can be interrupted. Prints the table as markdown. Needs libtpu
 TPU_LIBRARY_PATH=.venv-tpu/libtpu/libtpu.so.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -20,6 +19,7 @@ from sctd_jax import main as sctd_main  # sets what libtpu needs, before JAX is 
 
 os.environ.update(sctd_main.WITHOUT_CHIPS)
 
+from sctd_jax.arguments import CommandParser
 from sctd_jax.config import from_dict
 from sctd_jax.parallel import aot
 from sctd_jax.train.step import steps_needed
@@ -57,7 +57,7 @@ def table(found: list[dict]) -> str:
 
 def main() -> int:
     """The command; 1 if a recipe does not fit."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(description=__doc__.split("\n")[0])
     parser.add_argument("recipe", nargs="*", default=sorted(path.stem for path in RECIPES.glob("[!_]*.py")))
     parser.add_argument("--out", type=Path, default=Path("docs/tpu_recipes.json"))
     args = parser.parse_args()

@@ -7,7 +7,6 @@ compile configs/base.py, and the table of targets in docs/performance.md. Rows a
 with the spread; only ratios within one run count, absolute times drift. --peer needs `make peer`.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -27,6 +26,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import base
+from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.huge_pages import restart_with_huge_pages
@@ -276,7 +276,7 @@ def write(folder: Path, timings: list[Timing], rows: list[Row], machine: dict) -
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", help="a recipe; default: the settings of the table of targets")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peer", choices=("pytorch",), help="measure it too, interleaved")

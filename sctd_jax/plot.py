@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from sctd_jax import storage
+from sctd_jax.arguments import CommandParser, local_path
 from sctd_jax.errors import UserError, fold, run_command
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
@@ -207,9 +208,9 @@ def _loss(text: str) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m sctd_jax.plot", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.plot", description=__doc__.split("\n")[0])
     parser.add_argument("workdirs", nargs="+")
-    parser.add_argument("--out", type=Path, default=Path("loss.png"))
+    parser.add_argument("--out", type=local_path, default=Path("loss.png"))
     parser.add_argument(
         "--ymax", type=_loss, help="where the loss axis ends; inf shows all; default the last three quarters of a run"
     )

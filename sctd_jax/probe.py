@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import logging
 
+from sctd_jax.arguments import CommandParser, local_path, number
 from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.finetune.reading import FileSettings
 from sctd_jax.probing import drawing, drift, layers, perplexity
@@ -77,61 +78,38 @@ def _recipe() -> dict:
     return base.get_config().to_dict()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sctd_jax.probe", description=__doc__.split("\n")[0])
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="python -m sctd_jax.probe", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
 
     add = _command(commands, "layers", "linear probes on the frozen states of every layer", "RUN_OR_HF_DIR")
     add("--task", required=True, help="with a classification or regression head and no marked words")
     add("--data-dir", required=True, help="as config.data_dir of fine-tuning")
-    add("--examples", type=_positive, default=5000, help="of the training set, at most; default %(default)s")
-    add("--max-length", type=_length, default=0, help="tokens of a row at most; default the task's")
-    add("--batch-size", type=_positive, default=32)
-    add("--seed", type=_count, default=0, help="of the training sample")
+    add("--examples", type=number(int, 1), default=5000, help="of the training set, at most; default %(default)s")
+    add("--max-length", type=number(int, 16), default=0, help="tokens of a row at most; default the task's")
+    add("--batch-size", type=number(int, 1), default=32, help="rows computed at once; default %(default)s")
+    add("--seed", type=number(int, 0), default=0, help="of the training sample")
     for field, default in (("text", "text"), ("pair", ""), ("label", "label")):
         add(f"--{field}-field", default=default, help="of your own files; default %(default)r")
-    add("--heldout-share", type=_share, default=0.1, help="of your own single file; default %(default)s")
+    add("--heldout-share", type=number(float, 0, 1), default=0.1, help="of your own single file; default %(default)s")
 
     add = _command(commands, "drift", "what dropping tokens changes, over a run's training and by layer", "RUN")
-    add("--rows", type=_count, default=64, help="held-out rows for the layers; 0: only the curve; default %(default)s")
+    rows = "held-out rows for the layers; 0: only the curve; default %(default)s"
+    add("--rows", type=number(int, 0), default=64, help=rows)
 
     add = _command(commands, "perplexity", "pseudo-perplexity: every token masked, one at a time", "RUN_OR_HF_DIR")
     add("--text", default="", help="file with a text on each line; default: held-out rows of each run")
-    add("--rows", type=_positive, default=16, help="texts at most; default %(default)s")
+    add("--rows", type=number(int, 1), default=16, help="texts at most; default %(default)s")
     add("--every-checkpoint", action="store_true", help="that a run has kept; default the newest")
-    add("--batch-size", type=_positive, default=32)
+    add("--batch-size", type=number(int, 1), default=32, help="rows computed at once; default %(default)s")
     return parser
 
 
 def _command(commands, name: str, purpose: str, models: str):
     command = commands.add_parser(name, help=purpose)
     command.add_argument("models", nargs="+", metavar=models)
-    command.add_argument("--out", type=Path, default=Path("probes"), help="folder to write; default %(default)s")
+    command.add_argument("--out", type=local_path, default=Path("probes"), help="folder to write; default %(default)s")
     return command.add_argument
-
-
-def _count(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, found {value}")
-    return value
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
-    return value
-
-
-def _length(text: str) -> int:
-    if (value := int(text)) < 16:
-        raise argparse.ArgumentTypeError(f"must be at least 16, found {value}")
-    return value
-
-
-def _share(text: str) -> float:
-    if not 0 < (value := float(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, found {value}")
-    return value
 
 
 def _plain(value: Any) -> Any:

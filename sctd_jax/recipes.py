@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import runpy
 import sysconfig
@@ -37,10 +38,9 @@ def load(given: str) -> ConfigDict:
     """
     path, colon, argument = given.partition(":")
     if not Path(path).is_file():
-        there = Path(f"{path}.py").is_file()
-        raise UserError(
-            f"--config={path}: no such file" + (f"; did you mean {path}.py?" if there else " (recipes are in configs/)")
-        )
+        near = next((p for p in (f"{path}.py", os.path.expanduser(path)) if Path(p).is_file()), None)
+        advice = f"; did you mean {near}?" if near else " (recipes are in configs/)"
+        raise UserError(f"--config={path}: no such file{advice}")
     arguments = (argument,) if colon else ()
     try:
         function = runpy.run_path(path).get("get_config")

@@ -23,7 +23,7 @@ _REMOTE = "gs://"  # what Orbax, TensorStore, epath and fsspec all reach
 
 
 def as_path(path: str | os.PathLike) -> epath.Path:
-    """A path like pathlib's, on a disk or in a bucket.
+    """A path like pathlib's, on a disk or in a bucket; ~ is expanded, which a shell leaves alone behind a =.
 
     Raises:
       UserError: it begins with a scheme other than gs://.
@@ -38,7 +38,7 @@ def as_path(path: str | os.PathLike) -> epath.Path:
         return epath.Path(text)
     if "://" in text:
         raise UserError(f"{text}: a folder on a disk or in a gs:// bucket is expected")
-    return epath.Path(text)
+    return epath.Path(os.path.expanduser(text))
 
 
 def is_remote(path: str | os.PathLike) -> bool:

@@ -1,5 +1,6 @@
 """What several tests need."""
 
+import json
 import os
 import socket
 import subprocess
@@ -68,6 +69,40 @@ def environment() -> dict[str, str]:
     """A user's environment on one CPU device."""
     cache = {name: str(value) for name, value in COMPILATION_CACHE.items()}
     return {**os.environ, **cache, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILER, "PYTHONPATH": str(ROOT)}
+
+
+# One process for many command lines, which forks for each: absl parses once in a process.
+_FORKS = """
+import importlib, json, os, sys, tempfile, warnings
+from absl import app
+from sctd_jax import main
+lines, preload = json.load(sys.stdin)
+for module in preload:
+    importlib.import_module(module)
+warnings.simplefilter("ignore", RuntimeWarning)  # JAX's, of forks; it has no threads before its backend
+answers = []
+for arguments in lines:
+    files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+    child = os.fork()
+    if not child:
+        os.dup2(files[0].fileno(), 1)
+        os.dup2(files[1].fileno(), 2)
+        sys.argv = ["main", *arguments]
+        app.run(main._main, flags_parser=main._parse)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    answers.append((status, *((file.seek(0), file.read().decode())[1] for file in files)))
+print(json.dumps(answers))
+"""
+
+
+def answers(command_lines: list[list[str]], preload: tuple[str, ...] = ()) -> list[tuple[int, str, str]]:
+    """(exit status, stdout, stderr) of sctd_jax.main with each list of arguments."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKS], input=json.dumps([command_lines, preload]), env=environment(), cwd=ROOT,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def start_pair(

@@ -2,50 +2,21 @@
 
 import ast
 import dataclasses
-import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from sctd_jax import recipes
+from sctd_jax.arguments import CommandParser, local_path, number
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError
 from tests import helpers
-
-# One process for all command lines, which forks for each: absl parses once in a process.
-FORKS = """
-import json, os, sys, tempfile
-from absl import app
-from sctd_jax import main
-answers = []
-for arguments in json.load(sys.stdin):
-    files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-    child = os.fork()
-    if not child:
-        os.dup2(files[0].fileno(), 1)
-        os.dup2(files[1].fileno(), 2)
-        sys.argv = ["main", *arguments]
-        app.run(main._main, flags_parser=main._parse)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    answers.append((status, *((file.seek(0), file.read().decode())[1] for file in files)))
-print(json.dumps(answers))
-"""
-
-
-def answers(*command_lines):
-    """(exit status, stdout, stderr) of sctd_jax.main with each list of arguments."""
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS], input=json.dumps(command_lines), env=helpers.environment(), cwd=helpers.ROOT,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
 
 TINY, FINETUNE = "--config=configs/tiny.py", "--config=configs/finetune.py"
 WRONG = [
@@ -74,6 +45,8 @@ WRONG = [
     ([TINY, "--config.task=boolq"], "configs/tiny.py has no such field"),
     ([TINY, "--noconfig.train.zero=3"], "--config.train.zero: configs/tiny.py has no such field"),
     ([TINY, "--config.train=3"], "--config.train is a section; its fields are accumulation, batch_size, "),
+    ([TINY, "--config.model.num_heads=5"], "config.model.num_heads must divide model.hidden_size (128), found 5"),
+    ([TINY, "--config.dropping.drop_rate=0.9"], "config.dropping.drop_rate 0.9 keeps K = 13 of N = 128 tokens"),
     ([TINY, "--config.train.steps.x=3"], "--config.train.steps.x: configs/tiny.py has no such field"),
     ([TINY, "--config.train.steps=1e5"], "--config.train.steps must be a whole number, found '1e5'"),
     ([TINY, "--config.optimizer.eps=small"], "--config.optimizer.eps must be a number, found 'small'"),
@@ -104,10 +77,10 @@ HELP = [
 def answered():
     """What the command answers to WRONG and HELP."""
     lines = [*(arguments for arguments, _ in WRONG), *HELP]
-    return {tuple(line): answer for line, answer in zip(lines, answers(*lines), strict=True)}
+    return {tuple(line): answer for line, answer in zip(lines, helpers.answers(lines), strict=True)}
 
 
-@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda value: " ".join(value) if value else "nothing")
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(a) or "nothing" for a, _ in WRONG])
 def test_a_wrong_command_line_is_one_line_and_exit_status_2(answered, arguments, message):
     status, stdout, stderr = answered[tuple(arguments)]
     assert (status, stdout) == (2, ""), stdout + stderr
@@ -232,3 +205,44 @@ def test_make_says_which_python_is_needed(tmp_path):
         wanted = f"Python 3.11 or newer is needed, and {python} is {found}: make PYTHON=python3.11 venv"
         assert (done.returncode, wanted in done.stderr) == ((2, True) if found else (0, False))
         assert done.stderr.count("\n") == (1 if found else 0)
+
+
+def test_the_other_commands_say_in_one_line_what_is_wrong_and_know_no_abbreviations(capsys):
+    parser = CommandParser(prog="tool")
+    parser.add_argument("--seq-len", type=number(int, 8, 512))
+    parser.add_argument("--share", type=number(float, 0))
+    parser.add_argument("--out", required=True, type=local_path)
+    commands = CommandParser(prog="both")
+    commands.add_subparsers(dest="command", required=True).add_parser("fetch").add_argument("--name", required=True)
+    for parse, arguments, message in (
+        (parser, "", "the following arguments are required: --out"),
+        (parser, "--seq_len 9", "--seq_len is not known; did you mean --seq-len?"),  # before what is missing
+        (parser, "--seq 9 --out x", "--seq is not known; did you mean --seq-len?"),
+        (parser, "--zzz=1 --out x", "--zzz is not known"),
+        (parser, "--out x a.txt b.txt", "unexpected argument a.txt and 1 more; an option takes one value"),
+        (parser, "--out x --seq-len 1e2", "argument --seq-len: must be a whole number, found '1e2'"),
+        (parser, "--out x --seq-len 600", "argument --seq-len: must be at least 8 and below 512, found 600"),
+        (parser, "--out x --share nan", "argument --share: must be at least 0, found nan"),
+        (parser, "--out", "argument --out: expected one argument"),
+        (parser, "--out gs://bucket/x", "argument --out: a path on a disk is expected, found gs://bucket/x"),
+        (commands, "", "the following arguments are required: command"),
+        (commands, "fech", "argument command: invalid choice: 'fech' (choose from 'fetch')"),
+        (commands, "fetch --nam x", "--nam is not known; did you mean --name?"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            parse.parse_args(arguments.split())
+        printed = capsys.readouterr().err
+        assert exit_.value.code == 2
+        assert printed.startswith(f"error: {message}"), printed
+        assert re.fullmatch(r".* \(see (tool|both|both fetch) --help\)\n", printed), printed
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_args(["--help"])
+    assert exit_.value.code == 0
+    assert vars(parser.parse_args(["--out", "~/x", "--seq-len=8"])) == {
+        "seq_len": 8, "share": None, "out": Path.home() / "x",
+    }  # fmt: skip
+
+
+def test_every_other_command_uses_this_parser():
+    sources = [*(helpers.ROOT / "sctd_jax").rglob("*.py"), *(helpers.ROOT / "benchmarks").glob("*.py")]
+    assert [path.name for path in sources if "ArgumentParser(" in path.read_text()] == []

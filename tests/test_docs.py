@@ -20,6 +20,12 @@ def test_the_table_of_tasks():
     assert [line for line in text.splitlines() if line.startswith("| `")] == task_rows()
 
 
+def test_it_is_documented_how_pairs_are_cut():
+    """What is said there is compared with the fast tokenizers in test_encode.py."""
+    text = " ".join((helpers.ROOT / "docs" / "finetuning.md").read_text().split())
+    assert "as in BERT's own code. `longest_first` of the fast tokenizers differs by one token" in text
+
+
 def test_what_the_documented_commands_write_is_ignored_at_the_root_and_nothing_of_the_code_is():
     documents = [helpers.ROOT / "README.md", *(helpers.ROOT / "docs").glob("*.md")]
     text = "\n".join(path.read_text() for path in documents)

@@ -473,10 +473,10 @@ def test_a_workdir_that_exists_is_left_alone(source, tmp_path):
 def test_the_command_says_what_to_do_in_one_line(source, tmp_path, capsys):
     arguments = ["import", f"--from={source}", f"--workdir={tmp_path / 'run'}", "--config=none.py"]
     assert huggingface.main(arguments) == 2
-    assert "--config none.py: no such file" in capsys.readouterr().err
+    assert "--config=none.py: no such file" in capsys.readouterr().err
     (tmp_path / "broken.py").write_text("def get_config():\n    return {}[1]\n")
     assert huggingface.main([*arguments[:-1], f"--config={tmp_path / 'broken.py'}"]) == 2
-    assert "broken.py is no recipe that can be read: KeyError(1)" in capsys.readouterr().err
+    assert "broken.py, line 2: KeyError: 1" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

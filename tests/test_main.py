@@ -215,33 +215,31 @@ def test_rows_are_prepared_when_they_are_missing(speeches, tmp_path):
     assert len(list((tmp_path / "prepared").iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["--config.model.num_heads=5"], ["config.model.num_heads", "32", "found 5"]),
-        (["--config.dropping.drop_rate=0.9"], ["config.dropping.drop_rate", "K = 3", "P = 5"]),
-        (["--config.model.max_positions=64", "--config.data.seq_len=64"], ["config.data.seq_len is 64", "with 32"]),
-        (["--config.model.vocab_size=600"], ["config.model.vocab_size is 600", "with 512"]),
-        (["--config.mesh.data=3"], ["config.mesh.data x fsdp x tensor is 3 x 1 x 1 = 3", "1 devices"]),
-        (["--config.data.rows=/nowhere"], ["/nowhere", "prepared.json"]),
-        (["--config.data.rows=", "--config.data.input=/nowhere/*.txt"], ["/nowhere/*.txt", "no file found"]),
-        (["--config.data.rows=", "--config.data.tokenizer=/no.model"], ["data.tokenizer /no.model"]),
-        (["--mode=eval"], ["no checkpoints"]),
-    ],
-    ids=lambda value: value[0].split("=")[0] if value and value[0].startswith("-") else "",
-)
-def test_bad_input_is_one_message_before_any_work(rows, tmp_path, args, words):
+BAD_INPUT = [
+    (["--config.model.max_positions=64", "--config.data.seq_len=64"], ["config.data.seq_len is 64", "with 32"]),
+    (["--config.model.vocab_size=600"], ["config.model.vocab_size is 600", "with 512"]),
+    (["--config.mesh.data=3"], ["config.mesh.data x fsdp x tensor is 3 x 1 x 1 = 3", "1 devices"]),
+    (["--config.data.rows=/nowhere"], ["/nowhere", "prepared.json"]),
+    (["--config.data.rows=", "--config.data.input=/nowhere/*.txt"], ["/nowhere/*.txt", "no file found"]),
+    (["--config.data.rows=", "--config.data.tokenizer=/no.model"], ["data.tokenizer /no.model"]),
+    (["--mode=eval"], ["no checkpoints"]),
+]
+
+
+def test_bad_input_is_one_message_before_any_work(rows, tmp_path):
+    """What is wrong with the command line or the recipe alone is in test_command_line.py."""
     started = time.monotonic()
-    done = helpers.run_module(
-        "sctd_jax.main", SMALL, f"--workdir={tmp_path / 'run'}", f"--config.data.rows={rows}", *args
-    )
-    assert done.returncode not in (0, -9), done.stdout
-    message = done.stdout + done.stderr
-    for word in words:
-        assert word in message, message
-    assert "Traceback" not in message, message
-    assert "compiling" not in message
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    lines = [
+        [SMALL, f"--workdir={tmp_path / str(number)}", f"--config.data.rows={rows}", *args]
+        for number, (args, _) in enumerate(BAD_INPUT)
+    ]
+    answers = helpers.answers(lines, preload=("sctd_jax.train.loop",))
+    for (status, stdout, stderr), (args, words) in zip(answers, BAD_INPUT, strict=True):
+        assert status == 2, (args, stdout)
+        assert [word for word in words if word not in stderr] == [], stderr
+        assert stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+        assert "compiling" not in stdout
+    assert not list(tmp_path.glob("*/checkpoints"))
     assert time.monotonic() - started < 60
 
 

@@ -188,6 +188,12 @@ def test_an_outage_is_no_damage(monkeypatch, error, outage):
         assert checkpoints._problem(3) == error
 
 
+def test_a_tilde_is_the_home_folder_which_no_shell_says_behind_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/a")
+    assert [str(storage.as_path(path)) for path in ("~/run", "~", "a~b/~")] == ["/home/a/run", "/home/a", "a~b/~"]
+    assert str(storage.as_path("gs://bucket/~")) == "gs://bucket/~"
+
+
 def test_other_schemes_are_refused():
     with pytest.raises(UserError, match=r"s3://bucket/run: a folder on a disk or in a gs:// bucket is expected"):
         storage.as_path("s3://bucket/run")

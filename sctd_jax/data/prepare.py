@@ -4,7 +4,6 @@ python -m sctd_jax.data.prepare --input 'books/**/*.txt' --input tfds:NAME --out
     --vocab-size 30522 --seq-len 512 [--tokenizer existing.model|tokenizer.json|vocab.txt]
 """
 
-import argparse
 import dataclasses
 import hashlib
 import itertools
@@ -21,6 +20,7 @@ from etils import epath
 from tqdm import tqdm
 
 from sctd_jax import lease, storage
+from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config
 from sctd_jax.data import corpus, files, sentencepiece_trainer, survey, tokenizer, unknown
 from sctd_jax.data.packing import Packer
@@ -354,7 +354,7 @@ def _with_ends(batches: Iterator[list[corpus.Chunk]]) -> Iterator[list[tuple[cor
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m sctd_jax.data.prepare", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.data.prepare", description=__doc__.split("\n")[0])
     add = parser.add_argument
     sources = (
         "file, folder, glob or tfds:NAME[/CONFIG][@SPLIT], or several with commas; repeatable; none: the trial corpus"
@@ -379,7 +379,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def command() -> int:
-        vocab_size = args.vocab_size or (len(tokenizer.load(args.tokenizer).pieces) if args.tokenizer else 30522)
+        vocab_size = args.vocab_size
+        if vocab_size is None:
+            vocab_size = len(tokenizer.load(args.tokenizer).pieces) if args.tokenizer else 30522
         inputs = files.split(",".join(args.input))
         settings = Settings(
             inputs, args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,

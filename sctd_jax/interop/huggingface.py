@@ -4,15 +4,13 @@ python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR [--step N]
 python -m sctd_jax.interop.huggingface import --from DIR_OR_FILE --workdir RUN [--tokenizer FILE]
 """
 
-import argparse
 import os
 import re
-import runpy
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from sctd_jax import storage
+from sctd_jax import recipes, storage
+from sctd_jax.arguments import CommandParser, local_path, number
 from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.interop.exported import Said
 from sctd_jax.interop.exporting import export
@@ -21,12 +19,12 @@ from sctd_jax.interop.importing import import_model
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m sctd_jax.interop.huggingface", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.interop.huggingface", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("export", help="a run -> a folder for transformers").add_argument
-    add("--workdir", required=True)
-    add("--out", required=True, type=_local)
-    add("--step", type=int, help="of the checkpoint; default the newest")
+    add("--workdir", required=True, help="of the run")
+    add("--out", required=True, type=local_path, help="folder to write")
+    add("--step", type=number(int, 0), help="of the checkpoint; default the newest")
     add("--force", action="store_true", help="replace --out")
     add("--license", default="", help="for the model card, an id of the hub, as apache-2.0; default: unknown")
     for name, what in (
@@ -37,42 +35,25 @@ def main(argv: list[str] | None = None) -> int:
         add(f"--{name}", action="append", default=[], help=f"for the model card, {what}; may be repeated")
     add = commands.add_parser("import", help="a BERT from transformers -> a workdir to start from").add_argument
     add("--from", required=True, dest="source", help="folder, or model.safetensors in it")
-    add("--workdir", required=True, type=_local, help="folder to write, which must not exist")
-    add("--tokenizer", type=_local, help="tokenizer.json, vocab.txt or SentencePiece model; default: beside --from")
-    add("--config", type=Path, default=Path("configs/base.py"), help="recipe of all but the model; default %(default)s")
+    add("--workdir", required=True, type=local_path, help="folder to write, which must not exist")
+    add("--tokenizer", type=local_path, help="tokenizer.json, vocab.txt or SentencePiece model; default: beside --from")
+    add("--config", default="configs/base.py", help="recipe of all but the model; default %(default)s")
     args = parser.parse_args(argv)
-    log = say
 
     def command() -> int:
         if args.command == "export":
             said = Said(args.license, *map(tuple, (args.language, args.base_model, args.dataset)))
             workdir = storage.as_path(os.path.expanduser(args.workdir))
-            export(workdir, args.out, step=args.step, force=args.force, log=log, said=said)
+            export(workdir, args.out, step=args.step, force=args.force, log=say, said=said)
         else:
-            recipe, source = _recipe(args.config), args.source
+            recipe, source = recipes.load(args.config).to_dict(), args.source
             if re.match("(gs|s3)://", source):
                 raise UserError(f"--from {source}: a folder of this machine is expected; copy it here first")
             source = Path(os.path.expanduser(source))
-            import_model(source, args.workdir, tokenizer_file=args.tokenizer, recipe=recipe, log=log)
+            import_model(source, args.workdir, tokenizer_file=args.tokenizer, recipe=recipe, log=say)
         return 0
 
     return run_command(command)
-
-
-def _local(text: str) -> Path:
-    """A path of this machine; a bucket's would become a folder called gs:."""
-    if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text}: a path on this machine's disk is expected")
-    return Path(os.path.expanduser(text))
-
-
-def _recipe(path: Path) -> Mapping:
-    if not path.is_file():
-        raise UserError(f"--config {path}: no such file (the default is found in the root of the repository)")
-    try:
-        return runpy.run_path(str(path))["get_config"]().to_dict()
-    except Exception as error:  # a file of the user's can raise anything
-        raise UserError(f"--config {path} is no recipe that can be read: {error!r}") from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""The command lines of everything but sctd_jax.main: argparse, with one line for what is wrong. A leaf."""
+
+import argparse
+import difflib
+import itertools
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sctd_jax.errors import printable
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A mistake is one line and exit status 2; options are written out, so that a new one changes no old command."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        """Argparse's, but for an option that is not known: that is said first, whatever is missing besides."""
+        args = sys.argv[1:] if args is None else list(args)
+        known = self._option_string_actions
+        for argument in itertools.takewhile(lambda argument: argument != "--", () if self._subparsers else args):
+            option = argument.partition("=")[0]
+            if option.startswith("--") and option not in known:
+                near = difflib.get_close_matches(option.replace("_", "-"), known, 1)
+                self.error(f"{option} is not known" + (f"; did you mean {near[0]}?" if near else ""))
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End the command."""
+        unexpected = message.partition("unrecognized arguments: ")[2].split()
+        if unexpected:
+            more = f" and {len(unexpected) - 1} more" if unexpected[1:] else ""
+            message = f"unexpected argument {unexpected[0]}{more}; an option takes one value, so put a glob into quotes"
+        print(f"error: {printable(message)} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def local_path(text: str) -> Path:
+    """A path on this host's disk, where a bucket will not do."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"a path on a disk is expected, found {text}")
+    return Path(os.path.expanduser(text))
+
+
+def number(kind: type, lowest: float, below: float = math.inf) -> Callable[[str], float]:
+    """Reads an int or float that is at least `lowest`, and less than `below`."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            words = {int: "a whole number", float: "a number"}[kind]
+            raise argparse.ArgumentTypeError(f"must be {words}, found {text!r}") from None
+        if not lowest <= value < below:
+            limit = f" and below {below}" if below < math.inf else ""
+            raise argparse.ArgumentTypeError(f"must be at least {lowest}{limit}, found {value}")
+        return value
+
+    return read
