@@ -1,5 +1,6 @@
 """What ends a command: the exception that is meant for the person at the terminal. A leaf: anyone may import it."""
 
+import re
 import signal
 import sys
 import textwrap
@@ -27,14 +28,20 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
-def fold(line: str, indent: int = 2) -> str:
-    """A line of output in lines of at most 100 columns, the later ones indented; no word (a path) is broken."""
+def shown(line: object) -> str:
+    """A line of output as a terminal shows it: escaped, and folded into at most 100 columns without breaking a word.
+
+    What is folded goes on below the text after a `name  `, or further in than the line began.
+    """
+    line = printable(line)
+    name = re.match(r" *\S+( \S+)*  (?=\S)", line)
+    indent = name.end() if name else (2 if line[:1] != " " else len(line) - len(line.lstrip()) + 4)
     return textwrap.fill(line, 100, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def say(line: object) -> None:
     """Print one line, whatever a file's name or content has put into it."""
-    print(printable(line), flush=True)
+    print(shown(line), flush=True)
 
 
 def run_command(command: Callable[[], int]) -> int:

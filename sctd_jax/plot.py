@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sctd_jax import storage
 from sctd_jax.arguments import CommandParser, local_path
-from sctd_jax.errors import UserError, fold, run_command
+from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
 _MARKERS = "osD^v<>PX*"
@@ -218,8 +218,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         for line in draw(args.workdirs, args.out, args.ymax):
-            print(fold(line))
-        print(args.out)
+            say(line)
+        say(args.out)
         return 0
 
     return run_command(command)

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
                 write(path, part)
             except OSError as error:
                 raise UserError(f"cannot write {path}: {error.strerror}") from error
-            print(path)
+            say(path)
         return 0
 
     return run_command(command)

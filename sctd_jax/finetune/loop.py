@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from sctd_jax import storage
 from sctd_jax.config import Config
-from sctd_jax.errors import UserError, fold
+from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches, report, scoring, submission
 from sctd_jax.finetune.encode import Feature, encode
 from sctd_jax.finetune.examples import Example
@@ -135,7 +135,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
     data = open_task(settings.task, settings.data_dir, files)
     for note in data.notes:
-        log(fold(note))
+        log(note)
     per_epoch = -(-len(data.train) // settings.batch_size)
     config = run_config(settings, pretrained.config, per_epoch)
     mesh = meshes.make_mesh(config)
@@ -145,7 +145,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
 
     def split(name: str, examples: tuple[Example, ...]) -> Split:
         def say(line: str) -> None:
-            log(fold(f"{name}: {line}"))
+            log(f"{name}: {line}")
 
         try:
             return Split(examples, encode(pretrained.tokenizer, examples, task.head, settings.max_length, say))
@@ -184,7 +184,7 @@ def _new_state(made: Prepared, log: Callable[[str], None]) -> TrainState:
     # Where the head has one, and the pretrained model too: BERT's own has, token dropping trains none.
     taken = {name: found[name] for name in ("encoder", "pooler") if name in found and name in state.params}
     random = ", ".join(sorted(state.params.keys() - taken))
-    log(fold(f"taken from {made.settings.init}: {' and '.join(taken)}; random: {random}"))
+    log(f"taken from {made.settings.init}: {' and '.join(taken)}; random: {random}")
     params = jax.device_put(taken, {name: meshes.shardings(laid_out.params[name]) for name in taken})
     return state.replace(params={**state.params, **params})
 

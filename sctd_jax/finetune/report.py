@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
-from sctd_jax.errors import fold, printable
+from sctd_jax.errors import printable
 from sctd_jax.finetune.reading import TaskData
 from sctd_jax.finetune.scoring import majority
 from sctd_jax.finetune.settings import FinetuneConfig
@@ -46,12 +46,12 @@ def start_table(
         listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]
         more = [f"{len(data.labels) - _LABELS:,} more"] if len(data.labels) > _LABELS else []
         rows.insert(-2, ("labels", f"{len(data.labels):,}, training rows: {printable(', '.join(listed + more))}"))
-    return [fold(f"{name:>12}  {text}", 14) for name, text in rows]
+    return [f"{name:>12}  {text}" for name, text in rows]
 
 
 def evaluation_line(step: int, metrics: Mapping[str, float]) -> str:
     """One line for one evaluation."""
-    return fold(f"eval at step {step}: {_listed(metrics)}")
+    return f"eval at step {step}: {_listed(metrics)}"
 
 
 def _listed(metrics: Mapping[str, float]) -> str:
@@ -66,9 +66,9 @@ def summary(
     """Lines for the end of a run."""
     return [
         f"done: {steps:,} steps, {duration(result['seconds'])} of training, evaluation and saving",
-        fold(f"best checkpoint: step {result['step']}: {_listed(result)}"),
-        *(fold(f"as said before: {note}") for note in data.notes),
-        fold(f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}"),
+        f"best checkpoint: step {result['step']}: {_listed(result)}",
+        *(f"as said before: {note}" for note in data.notes),
+        f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}",
         f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}",
         "to transformers:",
         f"  python -m sctd_jax.interop.huggingface export --workdir {shlex.quote(str(workdir))} --out DIR",

@@ -15,7 +15,7 @@ from etils import epath
 from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
-from sctd_jax.errors import UserError, fold
+from sctd_jax.errors import UserError
 from sctd_jax.model import token_dropping
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds
@@ -69,9 +69,9 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
                 layers, missing = by_layer(storage.as_path(path), settings.rows, log), None
             except UserError as error:  # the curve is there all the same
                 missing = str(error)
-                log(fold(f"{name}: no layers: {missing}"))
+                log(f"{name}: no layers: {missing}")
         found.append({"model": name, "path": path, **values, "layers": layers, "layers_missing": missing})
-        log(fold(_line(found[-1])))
+        log(_line(found[-1]))
     return {"settings": dataclasses.asdict(settings), "note": NOTE, "models": found}
 
 

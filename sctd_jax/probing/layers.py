@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sctd_jax.config import ModelConfig
-from sctd_jax.errors import UserError, fold
+from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches, scoring
 from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.finetune.encode import Feature, encode
@@ -72,7 +72,7 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
         check_pretrained(path)
     data = open_task(settings.task, settings.data_dir, settings.files)
     for note in data.notes:
-        log(fold(note))
+        log(note)
     train = _sample(data.train, settings)
     floor = _floor(settings.task, data)
     found = []
@@ -80,7 +80,7 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
         pretrained = open_pretrained(path, recipe, log)
         values = _probe(name, pretrained, train, data, settings, log)
         found.append({"model": name, "path": path, **values})
-        log(fold(_line(name, values, floor)))
+        log(_line(name, values, floor))
     return {
         "settings": dataclasses.asdict(settings),
         "metrics": list(TASKS[settings.task].score or TASKS[settings.task].metrics),
@@ -139,7 +139,7 @@ def _probe(
 
     def read(split: str, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         def say(line: str) -> None:
-            log(fold(f"{name}, {split}: {line}"))
+            log(f"{name}, {split}: {line}")
 
         features = encode(pretrained.tokenizer, examples, task.head, max_length, say)
         for members, found in _run(lambda batch: states(params, batch), features, settings, max_length, pad_id):

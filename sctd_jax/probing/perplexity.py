@@ -17,7 +17,7 @@ from sctd_jax.config import ModelConfig
 from sctd_jax.data.decoding import open_utf8
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import Tokenizer
-from sctd_jax.errors import UserError, fold
+from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.model import token_dropping
@@ -78,7 +78,7 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
     for name, path, model, text in zip(called, paths, opened, texts, strict=True):
         values = _score(name, model, text, settings, log)
         found.append({"model": name, "path": path, **values})
-    log(fold(NOTE))
+    log(NOTE)
     return {"settings": dataclasses.asdict(settings), "note": NOTE, "models": found}
 
 
@@ -86,7 +86,7 @@ def _score(name: str, model: MaskedLm, text: _Texts, settings: Settings, log: Ca
     special = SpecialIds(**model.tokenizer.special)
     scored = [row[_scored(row, special)] for row in text.rows]
     tokens, unknown = sum(len(ids) for ids in scored), sum(int((ids == special.unk).sum()) for ids in scored)
-    log(fold(f"{name}: {tokens} tokens of {text.source}, a forward pass for each"))
+    log(f"{name}: {tokens} tokens of {text.source}, a forward pass for each")
     score, points = jit_token_losses(model.config.model, special.mask), []
     for step in model.steps if settings.every_checkpoint else model.steps[-1:]:
         params = model.params(step)

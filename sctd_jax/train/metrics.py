@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from sctd_jax import storage
-from sctd_jax.errors import UserError, printable, say
+from sctd_jax.errors import UserError, say, shown
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -169,7 +169,7 @@ class Console:
 
     def log(self, line: str) -> None:
         """Print a line without breaking the bar."""
-        self._bar.write(printable(line)) if not self._bar.disable else say(line)
+        self._bar.write(shown(line)) if not self._bar.disable else say(line)
 
     def advance(self, step: int) -> None:
         """Move the bar; where there is none, nothing."""
