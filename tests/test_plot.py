@@ -8,7 +8,7 @@ import pytest
 from matplotlib.lines import Line2D
 
 from sctd_jax import plot
-from sctd_jax.errors import UserError, fold
+from sctd_jax.errors import UserError, shown
 from sctd_jax.probing import drawing
 from sctd_jax.train.metrics import Writer, duration, read_metrics
 
@@ -133,10 +133,10 @@ def test_probes_count_layers_from_0_like_the_config(figures):
 
 def test_lines_of_output_have_100_columns_at_most():
     line = f"note: {'word ' * 60}{'a-path/' * 20}x and more"
-    lines = fold(line, 4).splitlines()
+    lines = shown(line).splitlines()
     assert " ".join(map(str.strip, lines)) == line
     assert all(len(part) <= 100 or part.strip().startswith("a-path/") for part in lines)
-    assert fold("  short") == "  short"
+    assert shown("  short") == "  short"
 
 
 def test_a_folder_without_metrics_is_named(tmp_path, capsys):

@@ -126,7 +126,8 @@ def write_report(folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> li
         ("png", picture.getvalue()),
     ):  # fmt: skip
         write(folder / f"report.{kind}", part)
-    return [*table(rows, means, widest=100).splitlines(), "", *(str(folder / f"report.{kind}") for kind in ("json", "md", "png"))]
+    files = [str(folder / f"report.{kind}") for kind in ("json", "md", "png")]
+    return [*table(rows, means, widest=100).splitlines(), "", *files]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file) -> None:
