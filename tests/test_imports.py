@@ -67,7 +67,7 @@ ALLOWED = {
     "interop": ["config", "data", "interop", "objective", "storage", "train"],
     "interop.convert": [],
     "interop.huggingface": ["interop", "recipes", "storage"],
-    "interop.exporting_task": ["finetune", "interop"],
+    "interop.exporting_task": ["finetune", "interop", "train.metrics"],
     "finetune": [
         "config",
         "data",

@@ -200,5 +200,5 @@ def test_the_table():
     assert lines[-1].endswith("left out because they have fewer seeds: 1.")
     many = [row | {"checkpoint": f"checkpoint-{i}"} for i in range(5) for row in rows[:2]]
     whole, narrow = sweep_report.table(many, []), sweep_report.table(many, [], widest=100)
-    assert max(map(len, whole.splitlines())) > 100 >= max(map(len, narrow.splitlines()))
+    assert max(map(len, whole.splitlines())) > 100 >= max(map(len, narrow.splitlines()[:-1]))
     assert all(narrow.count(f"checkpoint-{i} ") == 1 for i in range(5)) and narrow.count("| rte |") == 3
