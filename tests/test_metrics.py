@@ -113,6 +113,11 @@ def run(tmp_path, skipped, before=b""):
     return jobs.run(job, tmp_path, checkpoints, SimpleNamespace(step=start), stop, lambda said: None).step
 
 
+def test_a_run_with_nothing_left_to_do_keeps_no_line_past_its_end(tmp_path):
+    assert run(tmp_path, [], before=line(1) + line(2, "eval")) == 1
+    assert steps(tmp_path) == [(1, "train")]
+
+
 def test_a_run_without_one_good_step_fails(tmp_path):
     with pytest.raises(jobs.DivergedError, match=r"not one of the steps from 0 to 3 had .* Lower it"):
         run(tmp_path, [True, True, True])

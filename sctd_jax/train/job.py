@@ -72,9 +72,11 @@ def run(
       TryAgainError: another process or the storage failed.
     """
     config, start, steps = job.config, int(state.step), job.config.train.steps
-    if start == steps:
-        return Result(start, None, state)
     before = read_metrics(workdir, log) if hosts.is_first() else []
+    if start == steps:
+        if any(line["step"] > start for line in before):  # of checkpoints that are damaged or were not finished
+            Writer(workdir, start, log, checkpoints.check).close()
+        return Result(start, None, state)
     log("compiling ...")
     began = time.monotonic()
     programs = job.compile()
