@@ -29,6 +29,7 @@ class Survey:
     draws: dict[int, float]  # of the documents that come in several chunks
     lowest: float  # draw of all documents
     highest: float
+    letters: dict[int, int]  # by source: characters that are no white space
     nul: int  # NUL characters, which became spaces
 
     def draw(self, chunk: corpus.Chunk) -> float:
@@ -106,7 +107,7 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
     rng = np.random.default_rng(np.random.Philox(seed))
     sample = _LowestDraws(sample_bytes)
     candidates = _LowestDraws((MIN_HELDOUT_ROWS + 1) * seq_len * _CHARS_PER_TOKEN)
-    found = Survey(seed, counts, [], True, [], {}, 1.0, 0.0, 0)
+    found = Survey(seed, counts, [], True, [], {}, 1.0, 0.0, {}, 0)
     document, size, chunks, digest = -1, 0, 0, _digest(seed)
 
     def end_document() -> None:
@@ -122,7 +123,7 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
                 end_document()
             document, size, chunks, digest = chunk.document, 0, 0, _digest(seed)
         size, chunks, found.nul = size + len(chunk.text), chunks + 1, found.nul + nul
-        _update(digest, chunk.text)
+        found.letters[chunk.source] = found.letters.get(chunk.source, 0) + _update(digest, chunk.text)
         lines = chunk.text.splitlines()
         for i in np.flatnonzero((draws := rng.random(len(lines))) < sample.limit):
             sample.offer(draws[i], len(lines[i].encode("utf-8", "replace")), (lines[i], chunk.source))
@@ -191,8 +192,10 @@ def _digest(seed: int):
     return hashlib.blake2b(f"{seed}:".encode(), digest_size=8)
 
 
-def _update(digest, text: str) -> None:
-    digest.update("".join(text.split()).encode("utf-8", "replace"))
+def _update(digest, text: str) -> int:
+    letters = "".join(text.split())
+    digest.update(letters.encode("utf-8", "replace"))
+    return len(letters)
 
 
 def _draw(digest) -> float:
