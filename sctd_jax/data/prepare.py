@@ -202,10 +202,8 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
         log(f"warning: {counts.replaced:,} invalid UTF-8 sequences were replaced by U+FFFD")
     if look.nul:
         log(f"warning: {look.nul:,} NUL characters are read as spaces")
-    # A token is seldom less than half a letter: what is impossible even so is refused before the work.
     names = [source.path for source in sources]
-    least = look.threshold(settings.heldout_share, survey.MIN_HELDOUT_ROWS * settings.seq_len / 4)
-    look.check_split(least, names, settings.documents)
+    look.check_split(look.least_threshold(settings.heldout_share, settings.seq_len), names, settings.documents)
 
     if settings.tokenizer:
         name, model = tokenizer.canonical(settings.tokenizer)
@@ -217,7 +215,7 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     (work / name).write_bytes(model)
     pieces = tokenizer.load(work / name)
     _check_sample(settings, look, pieces, names, log)
-    threshold = look.threshold(settings.heldout_share, look.heldout_characters(pieces, settings.seq_len))
+    threshold = look.threshold(settings.heldout_share, settings.seq_len, pieces)
     look.check_split(threshold, names, settings.documents)
     counts = corpus.Counts()
     chunks = survey.read_again(
