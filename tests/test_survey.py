@@ -97,13 +97,13 @@ def test_counts_that_differ_are_a_change_although_size_and_time_are_the_same(tmp
 def test_enough_is_held_out_of_texts_whose_letters_differ_in_tokens(rows, tmp_path):
     """Reckoned by characters per token of a sample, some seeds gave less than the rows that are needed."""
     pieces = tokenizer.load(rows / "tokenizer.model")
-    texts = ["the people of the United States and " * 10 + str(i) for i in range(300)]
-    texts += [chr(0x4E00 + i) * 3000 for i in range(300)]  # one [UNK]
+    texts = ["the people of the United States and " * 10 + str(i) for i in range(60)]
+    texts += [chr(0x4E00 + i) * 30 for i in range(600)]  # one [UNK]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     sources = corpus.find_sources([str(tmp_path)])
     tokens = [len(ids) + 1 for ids in pieces.encode(texts)]
-    for seed in range(10):
-        threshold = look(sources, seed=seed).threshold(0.01, 8, pieces)
+    for seed in range(6):
+        threshold = look(sources, seed=seed).threshold(0.0, 8, pieces)
         held = sum(
             size for text, size in zip(texts, tokens, strict=True) if survey.heldout_draw(seed, text) <= threshold
         )
