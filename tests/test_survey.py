@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from sctd_jax.data import corpus, survey
+from sctd_jax.data import corpus, survey, tokenizer
 from sctd_jax.errors import UserError
 
 
@@ -92,3 +92,19 @@ def test_counts_that_differ_are_a_change_although_size_and_time_are_the_same(tmp
     path.write_text("text\n" * 20)
     with pytest.raises(UserError, match=r"a.txt changed .*\(500 characters in the first pass, 100 in the second\)"):
         list(again(found, sources, [corpus.fingerprint(source) for source in sources]))
+
+
+def test_enough_is_held_out_of_texts_whose_letters_differ_in_tokens(rows, tmp_path):
+    """Reckoned by characters per token of a sample, some seeds gave less than the rows that are needed."""
+    pieces = tokenizer.load(rows / "tokenizer.model")
+    texts = ["the people of the United States and " * 10 + str(i) for i in range(60)]
+    texts += [chr(0x4E00 + i) * 30 for i in range(600)]  # one [UNK]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    sources = corpus.find_sources([str(tmp_path)])
+    tokens = [len(ids) + 1 for ids in pieces.encode(texts)]
+    for seed in range(6):
+        threshold = look(sources, seed=seed).threshold(0.0, 8, pieces)
+        held = sum(
+            size for text, size in zip(texts, tokens, strict=True) if survey.heldout_draw(seed, text) <= threshold
+        )
+        assert 65 * 8 <= held < 65 * 8 + max(tokens)

@@ -202,10 +202,8 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
         log(warning)
     if look.nul:
         log(f"warning: {look.nul:,} NUL characters are read as spaces")
-    # A token is seldom less than half a letter: what is impossible even so is refused before the work.
     names = [source.path for source in sources]
-    least = look.threshold(settings.heldout_share, survey.MIN_HELDOUT_ROWS * settings.seq_len / 4)
-    look.check_split(least, names, settings.documents)
+    look.check_split(look.least_threshold(settings.heldout_share, settings.seq_len), names, settings.documents)
 
     if settings.tokenizer:
         name, model = tokenizer.canonical(settings.tokenizer)
@@ -219,7 +217,7 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
     (work / name).write_bytes(model)
     pieces = tokenizer.load(work / name)
     _check_sample(settings, look, pieces, names, log)
-    threshold = look.threshold(settings.heldout_share, look.heldout_characters(pieces, settings.seq_len))
+    threshold = look.threshold(settings.heldout_share, settings.seq_len, pieces)
     look.check_split(threshold, names, settings.documents)
     counts = corpus.Counts()
     chunks = survey.read_again(
@@ -233,7 +231,6 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
             f"{counts.documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, take "
             f"a smaller --seq-len (config.data.seq_len){survey.more_documents(settings.documents)}"
         )
-    letters = [letters.get(i, unknown.Letters()) for i in range(len(sources))]
     for line in unknown.report(names, letters, settings.allow_unknown):
         log(line)
     everything = unknown.total(letters)
@@ -280,7 +277,8 @@ def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tok
         return
     texts = [line for line, _ in lines]
     letters = [unknown.Letters() for _ in names]
-    for (_, source), here in zip(lines, unknown.measure(pieces, texts, pieces.encode(texts)), strict=True):
+    for (line, source), here in zip(lines, unknown.unknown_letters(pieces, texts, pieces.encode(texts)), strict=True):
+        letters[source].total += len("".join(line.split()))
         letters[source].add(here)
     for line in unknown.report(names, letters, settings.allow_unknown, "" if whole else " of a sample"):
         if line.startswith("warning") and not whole:  # the count of all follows soon
@@ -295,7 +293,7 @@ def _write_rows(
     packers = {split: Packer(settings.seq_len, ids["cls"], ids["sep"], ids["pad"]) for split in (TRAIN, HELD_OUT)}
     writer = RowWriter(work, settings.seq_len)
     heldout_documents = tokens = 0
-    letters: dict[int, unknown.Letters] = {}
+    letters = [unknown.Letters(look.letters.get(i, 0)) for i in range(len(look.counts.sources))]
     unit = {"unit": "char", "unit_scale": True, "desc": "tokenising", "disable": None}
     with tqdm(total=look.counts.characters, **unit) as progress:
         for batch, encoded, known in _encode_ahead(pieces, _with_ends(_batches(chunks))):
@@ -303,7 +301,7 @@ def _write_rows(
                 split = HELD_OUT if look.draw(chunk) <= threshold else TRAIN
                 heldout_documents += ends and split == HELD_OUT
                 tokens += len(piece_ids)
-                letters.setdefault(chunk.source, unknown.Letters()).add(here)
+                letters[chunk.source].add(here)
                 writer.add(split, packers[split].add(piece_ids, ends))
                 progress.update(len(chunk.text))
     for split, packer in packers.items():
@@ -313,12 +311,12 @@ def _write_rows(
 
 
 def _encode_ahead(pieces: tokenizer.Tokenizer, batches: Iterator[list]) -> Iterator[tuple[list, list, list]]:
-    """Each batch with its ids and letters; the tokenizer works on all cores while the batch before is written."""
+    """Each batch with its ids and unknown letters; the tokenizer works on all cores while one before is written."""
 
     def encode(batch):
         texts = [chunk.text for chunk, _ in batch]
         encoded = pieces.encode(texts)
-        return batch, encoded, unknown.measure(pieces, texts, encoded)
+        return batch, encoded, unknown.unknown_letters(pieces, texts, encoded)
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = None

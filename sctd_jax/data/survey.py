@@ -25,10 +25,11 @@ class Survey:
     counts: corpus.Counts
     sample: list[tuple[str, int]]  # (line, source), in random order
     whole: bool  # the sample is all of the text
-    candidates: list[tuple[float, int]]  # (draw, characters) of held-out candidates, by draw
+    candidates: list[tuple[float, str]]  # (draw, text, a huge one cut off) of held-out candidates, by draw
     draws: dict[int, float]  # of the documents that come in several chunks
     lowest: float  # draw of all documents
     highest: float
+    letters: dict[int, int]  # by source: characters that are no white space
     nul: int  # NUL characters, which became spaces
 
     def draw(self, chunk: corpus.Chunk) -> float:
@@ -36,11 +37,25 @@ class Survey:
         known = self.draws.get(chunk.document)
         return known if known is not None else heldout_draw(self.seed, chunk.text)
 
-    def threshold(self, share: float, characters: float) -> float:
-        """Documents that draw at most this are held out: `share` of them, more to hold that many characters."""
+    def least_threshold(self, share: float, seq_len: int) -> float:
+        """The threshold if a token were a quarter of a character: what fails even so needs no tokenizer to tell."""
+        return self._threshold(share, [len(text) for _, text in self.candidates], MIN_HELDOUT_ROWS * seq_len / 4)
+
+    def threshold(self, share: float, seq_len: int, pieces: Tokenizer) -> float:
+        """Documents that draw at most this are held out: `share` of them, or as many as give MIN_HELDOUT_ROWS rows.
+
+        Args:
+          share: of the documents.
+          seq_len: N.
+          pieces: the tokenizer, which counts the candidates' tokens: texts of several kinds differ too much to guess.
+        """
+        sizes = [len(ids) + 1 for ids in pieces.encode([text for _, text in self.candidates])]
+        return self._threshold(share, sizes, (MIN_HELDOUT_ROWS + 1) * seq_len)
+
+    def _threshold(self, share: float, sizes: Sequence[int], needed: float) -> float:
         total, threshold = 0, share
-        for draw, size in self.candidates:
-            if total >= characters:
+        for (draw, _), size in zip(self.candidates, sizes, strict=True):
+            if total >= needed:
                 break
             total += size
             threshold = max(threshold, draw)
@@ -70,13 +85,6 @@ class Survey:
         more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
         raise UserError(f"{printable(names[0])}{more}: {said}; {cure}")
 
-    def heldout_characters(self, pieces: Tokenizer, seq_len: int) -> float:
-        """Characters that give MIN_HELDOUT_ROWS rows, as the sample suggests, and a margin."""
-        text = "\n".join(line for line, _ in self.sample[:1000])[:100_000]
-        per_token = len(text) / max(len(pieces.encode([text])[0]), 1) if text else _CHARS_PER_TOKEN
-        # A quarter more than the sample suggests, and one row for the cut at the end.
-        return 1.25 * per_token * (MIN_HELDOUT_ROWS + 1) * seq_len
-
 
 def more_documents(documents: str) -> str:
     """How to cut text files into more documents than by `documents`, as the end of an advice."""
@@ -105,13 +113,15 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
     counts = corpus.Counts()
     rng = np.random.default_rng(np.random.Philox(seed))
     sample = _LowestDraws(sample_bytes)
-    candidates = _LowestDraws((MIN_HELDOUT_ROWS + 1) * seq_len * _CHARS_PER_TOKEN)
-    found = Survey(seed, counts, [], True, [], {}, 1.0, 0.0, 0)
-    document, size, chunks, digest = -1, 0, 0, _digest(seed)
+    enough = (MIN_HELDOUT_ROWS + 1) * seq_len * _CHARS_PER_TOKEN
+    candidates = _LowestDraws(enough)
+    found = Survey(seed, counts, [], True, [], {}, 1.0, 0.0, {}, 0)
+    document, size, chunks, beginning, digest = -1, 0, 0, [], _digest(seed)
 
     def end_document() -> None:
         draw = _draw(digest)
-        candidates.offer(draw, size, size)
+        if draw < candidates.limit:
+            candidates.offer(draw, size, "".join(beginning))
         found.lowest, found.highest = min(found.lowest, draw), max(found.highest, draw)
         if chunks > 1:
             found.draws[document] = draw
@@ -120,9 +130,11 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
         if chunk.document != document:
             if chunks:
                 end_document()
-            document, size, chunks, digest = chunk.document, 0, 0, _digest(seed)
+            document, size, chunks, beginning, digest = chunk.document, 0, 0, [], _digest(seed)
+        if size < enough:
+            beginning.append(chunk.text)
         size, chunks, found.nul = size + len(chunk.text), chunks + 1, found.nul + nul
-        _update(digest, chunk.text)
+        found.letters[chunk.source] = found.letters.get(chunk.source, 0) + _update(digest, chunk.text)
         lines = chunk.text.splitlines()
         for i in np.flatnonzero((draws := rng.random(len(lines))) < sample.limit):
             sample.offer(draws[i], len(lines[i].encode("utf-8", "replace")), (lines[i], chunk.source))
@@ -191,8 +203,10 @@ def _digest(seed: int):
     return hashlib.blake2b(f"{seed}:".encode(), digest_size=8)
 
 
-def _update(digest, text: str) -> None:
-    digest.update("".join(text.split()).encode("utf-8", "replace"))
+def _update(digest, text: str) -> int:
+    letters = "".join(text.split())
+    digest.update(letters.encode("utf-8", "replace"))
+    return len(letters)
 
 
 def _draw(digest) -> float:

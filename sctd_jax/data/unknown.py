@@ -1,8 +1,9 @@
 """How much of a text a tokenizer does not know, in letters: a whole run of unknown letters can be one [UNK]."""
 
 import dataclasses
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from sctd_jax.errors import UserError, printable
 
 WARN, REFUSE = 0.01, 0.20  # shares of the letters
 _KEPT = 1000  # different unknown letters of one source; the rarest beyond are forgotten, not uncounted
+_PART = 256  # letters of a long word that are looked at together
 _NAMED_SOURCES, _NAMED_LETTERS = 3, 5
 
 
@@ -27,43 +29,59 @@ class Letters:
         """Of the letters, how many are unknown."""
         return self.unknown / max(self.total, 1)
 
-    def add(self, other: "Letters") -> None:
-        """Count another text in."""
-        self.total += other.total
-        self.unknown += other.unknown
-        self.commonest.update(other.commonest)
+    def add(self, unknown: Counter) -> None:
+        """Count unknown letters in."""
+        self.unknown += unknown.total()
+        self.commonest.update(unknown)
         if len(self.commonest) > 2 * _KEPT:
             self.commonest = Counter(dict(self.commonest.most_common(_KEPT)))
 
 
-def measure(pieces: Tokenizer, texts: Sequence[str], ids: Sequence[np.ndarray]) -> list[Letters]:
-    """Letters of each text, and which of them the tokenizer does not know.
+def unknown_letters(pieces: Tokenizer, texts: Sequence[str], ids: Sequence[np.ndarray]) -> list[Counter]:
+    """The letters of each text that the tokenizer does not know.
 
-    Only texts with an [UNK] cost more than a count: their different words are tokenised once more, alone, and those
-    that have the [UNK] are asked for the place.
+    Texts without an [UNK] cost nothing. The different words of the others, long ones in parts, are tokenised once more,
+    and the few that have an [UNK] are asked for its place, which is slow.
 
     Args:
       pieces: the tokenizer.
       texts: any texts.
       ids: what `pieces.encode(texts)` gave.
     """
+    expected = [int((piece_ids == pieces.special["unk"]).sum()) for piece_ids in ids]
+    found = [Counter() for _ in texts]
+    left = [i for i, count in enumerate(expected) if count]
+    for longest in (_PART, sys.maxsize):
+        if not left:
+            break
+        parts = {i: Counter(_parts(texts[i], longest)) for i in left}
+        odd = _within_unknown(pieces, list(dict.fromkeys(part for counts in parts.values() for part in counts)))
+        left.clear()
+        for i, counts in parts.items():
+            here = [(times, *odd[part]) for part, times in counts.items() if part in odd]
+            # A WordPiece word that is unknown for its length, or a letter with its accent, is another thing in parts.
+            if longest == _PART and sum(times * number for times, number, _ in here) != expected[i]:
+                left.append(i)
+                continue
+            for times, _, letters in here:
+                for letter in letters:
+                    found[i][letter] += times
+    return found
+
+
+def _parts(text: str, longest: int) -> Iterator[str]:
+    for word in text.split():
+        for start in range(0, len(word), longest):
+            yield word[start : start + longest]
+
+
+def _within_unknown(pieces: Tokenizer, words: list[str]) -> dict[str, tuple[int, str]]:
+    """(number of [UNK], the letters within) of the words that have any."""
     unk = pieces.special["unk"]
-    found, words = [], {}
-    for i, (text, piece_ids) in enumerate(zip(texts, ids, strict=True)):
-        parts = text.split()
-        found.append(Letters(sum(map(len, parts))))
-        if (piece_ids == unk).any():
-            words[i] = Counter(parts)
-    distinct = list(dict.fromkeys(word for counts in words.values() for word in counts))
-    odd = [word for word, piece_ids in zip(distinct, pieces.encode(distinct), strict=True) if (piece_ids == unk).any()]
-    letters = {}
-    for word, (piece_ids, spans) in zip(odd, pieces.encode_spans(odd), strict=True):
-        letters[word] = Counter("".join(word[start:end] for start, end in spans[piece_ids == unk]))
-    for i, counts in words.items():
-        for word in counts.keys() & letters.keys():
-            for letter, count in letters[word].items():
-                found[i].commonest[letter] += count * counts[word]
-        found[i].unknown = found[i].commonest.total()
+    odd = [word for word, ids in zip(words, pieces.encode(words), strict=True) if (ids == unk).any()]
+    found = {}
+    for word, (ids, spans) in zip(odd, pieces.encode_spans(odd), strict=True):
+        found[word] = int((ids == unk).sum()), "".join(word[start:end] for start, end in spans[ids == unk])
     return found
 
 
@@ -71,7 +89,9 @@ def total(by_source: Iterable[Letters]) -> Letters:
     """Of all sources together."""
     everything = Letters()
     for letters in by_source:
-        everything.add(letters)
+        everything.total += letters.total
+        everything.unknown += letters.unknown
+        everything.commonest.update(letters.commonest)
     return everything
 
 
