@@ -44,9 +44,9 @@ def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
         normalizers.Replace(Regex(f"\\A{_SPACE}"), f" {_SPACE}"),
     ]
     if proto.normalizer_spec.precompiled_charsmap:
-        steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
-        if "nfkc" in proto.normalizer_spec.name:
-            steps = [*_composed(), *steps]
+        by_map = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+        is_nfkc = by_map.normalize_str("e\u0301\uff21").lower() == "\u00e9a"  # whatever its name and its own additions
+        steps = [*(_composed() if is_nfkc else []), by_map, *steps]
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts) if cuts[1:] else cuts[0]
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
