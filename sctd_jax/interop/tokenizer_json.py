@@ -1,12 +1,14 @@
 """SentencePiece model -> `tokenizer.json` of Hugging Face `tokenizers`, with the same ids for the same text."""
 
 import re
+import unicodedata
 
 import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 _UNIGRAM = 1  # TrainerSpec.ModelType
 _SPACE = "\u2581"
+_APART = "\ufdd0"  # a noncharacter: in no text
 
 
 def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
@@ -42,7 +44,9 @@ def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
         normalizers.Replace(Regex(f"\\A{_SPACE}"), f" {_SPACE}"),
     ]
     if proto.normalizer_spec.precompiled_charsmap:
-        steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
+        by_map = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+        is_nfkc = by_map.normalize_str("e\u0301\uff21").lower() == "\u00e9a"  # whatever its name and its own additions
+        steps = [*(_composed() if is_nfkc else []), by_map, *steps]
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts) if cuts[1:] else cuts[0]
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -52,6 +56,34 @@ def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
     )
     tokenizer.post_processor = _template(names, special)
     return tokenizer
+
+
+def _composed() -> list[normalizers.Normalizer]:
+    """Compose decomposed letters before the character map, which `tokenizers` applies to whole graphemes.
+
+    SentencePiece applies it to the longest match, so Korean, Vietnamese or kana as macOS writes them would stay apart
+    or lose their marks. Marks that NFKC would reorder, as Hebrew and Arabic points, SentencePiece leaves as they are.
+    """
+    classes: dict[int, set[int]] = {}  # canonical combining class -> marks
+    for code in range(0x300, 0x1E94B):
+        if combining := unicodedata.combining(chr(code)):
+            classes.setdefault(combining, set()).add(code)
+    latin = set(range(0x300, 0x370))  # may follow each other in one letter, in order
+    others = _class(set().union(*classes.values()) - latin)
+    pairs = [(others, _class(set().union(*classes.values()))), (_class(latin), others)]
+    for combining, marks in classes.items():
+        lower = set().union(*(codes for other, codes in classes.items() if other < combining)) & latin
+        if marks & latin and lower:
+            pairs.append((_class(marks & latin), _class(lower)))
+    apart = Regex("|".join(f"(?<={first})(?={second})" for first, second in pairs))
+    return [normalizers.Replace(apart, _APART), normalizers.NFKC(), normalizers.Replace(_APART, "")]
+
+
+def _class(codes: set[int]) -> str:
+    """A regular expression's class of characters."""
+    starts = [code for code in sorted(codes) if code - 1 not in codes]
+    ends = [code for code in sorted(codes) if code + 1 not in codes]
+    return f"[{''.join(f'{chr(a)}-{chr(b)}' for a, b in zip(starts, ends, strict=True))}]"
 
 
 def completed(content: bytes, names: dict[str, str], special: dict[str, int]) -> Tokenizer:
