@@ -8,6 +8,7 @@ are), and for each of OUT/{masked_lm,minilm}.npz: `line_ids`, `line_lengths` (of
 padded batch with two segments `ids`, `mask`, `segments`, and its `hidden` [L+1, B, N, D] and, for masked_lm, `logits`.
 """
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -64,10 +65,8 @@ def check_that_no_code_runs(folder: Path) -> None:
 
     folder.mkdir()
     torch.save({"x": torch.ones(1), "y": Evil()}, folder / "pytorch_model.bin")
-    try:
+    with contextlib.suppress(errors.UserError):  # nobody converts it, but it would have run by now
         convert.convert(folder)
-    except errors.UserError as error:
-        assert "cannot be read with torch" in str(error)
     assert [path.name for path in folder.iterdir()] == ["pytorch_model.bin"]
 
 

@@ -383,6 +383,9 @@ def test_paths_of_a_bucket_do_not_become_folders_called_gs(tmp_path, capsys, mon
     monkeypatch.setattr(huggingface, "_recipe", lambda path: {})
     assert huggingface.main(["import", "--from=gs://bucket/bert", "--workdir=run"]) == 2
     assert "--from gs://bucket/bert: a folder of this machine is expected; copy it" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert huggingface.main(["import", "--from=~/bert", "--workdir=run"]) == 2
+    assert f"{tmp_path}/bert: no such file or folder" in capsys.readouterr().err
     for arguments in (["import", "--from=bert", "--workdir=gs://b/run"], ["export", "--workdir=run", "--out=gs://b/x"]):
         with pytest.raises(SystemExit):
             huggingface.main(arguments)
