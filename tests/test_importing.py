@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from sctd_jax.data import prepare, tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.finetune.pretrained import open_pretrained
+from sctd_jax.finetune import pretrained
 from sctd_jax.interop import bert_config, convert, huggingface, importing, weights
 from sctd_jax.train.loop import train_and_evaluate
 from sctd_jax.train.run import load_run
@@ -130,9 +130,10 @@ def test_the_names_of_the_first_bert_checkpoints(source, params):
     tensors["cls.predictions.decoder.weight"] = tensors[WORD]
     tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
     tensors["cls.seq_relationship.weight"] = np.ones((2, 32), np.float32)
-    change(source, tensors)
+    change(source, {f"module.{name}": x for name, x in tensors.items()})
     found, said = imported(source)
     assert_same(found, params)
+    assert "read without what a wrapper put into the tensors' names: module." in said
     assert "cls.seq_relationship.weight" in said
 
 
@@ -376,7 +377,7 @@ def test_a_name_of_the_hub_gets_the_line_that_downloads_it(name, repository, tmp
     assert (f"hf download {repository} " in line) if repository else "hf download" not in line
     if name == "bert-base-uncased":  # for fine-tuning, too
         with pytest.raises(UserError, match=f"hf download {repository} "):
-            open_pretrained(name, {}, print)
+            pretrained.open_pretrained(name, {}, print)
 
 
 def test_paths_of_a_bucket_do_not_become_folders_called_gs(tmp_path, capsys, monkeypatch):
@@ -384,6 +385,9 @@ def test_paths_of_a_bucket_do_not_become_folders_called_gs(tmp_path, capsys, mon
     monkeypatch.setattr(huggingface, "_recipe", lambda path: {})
     assert huggingface.main(["import", "--from=gs://bucket/bert", "--workdir=run"]) == 2
     assert "--from gs://bucket/bert: a folder of this machine is expected; copy it" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert huggingface.main(["import", "--from=~/bert", "--workdir=run"]) == 2
+    assert f"{tmp_path}/bert: no such file or folder" in capsys.readouterr().err
     for arguments in (["import", "--from=bert", "--workdir=gs://b/run"], ["export", "--workdir=run", "--out=gs://b/x"]):
         with pytest.raises(SystemExit):
             huggingface.main(arguments)
@@ -418,6 +422,17 @@ def test_what_wrappers_put_in_front_of_names_is_cut_and_said(front, cut):
     assert plainly([front + name for name in bare]) == (encoder, [] if front == "bert." else cut)
     assert plainly(["0.auto_model." + name for name in bare]) == (encoder, ["0.auto_model."])
     assert plainly(["bert._orig_mod." + name for name in bare]) == (encoder, ["_orig_mod."])
+
+
+def test_fine_tuning_says_how_a_folder_was_read(original, monkeypatch):
+    found = SimpleNamespace(
+        config=CONFIG, state=SimpleNamespace(params={"encoder": {}}), pooler=None, digest="",
+        tokenizer_file=original / "vocab.txt", notes=("names were cut",),
+    )  # fmt: skip
+    monkeypatch.setattr(pretrained, "read_model", lambda *args, **kwargs: found)
+    said = []
+    pretrained.open_pretrained(str(original), {}, said.append)
+    assert said == ["names were cut"]
 
 
 def test_two_encoders_in_one_file_are_refused(source, params):

@@ -101,8 +101,7 @@ def test_the_tensors_are_the_parameters_bit_for_bit(exported, workdir):
 
 @pytest.mark.parametrize("workdir", ["unigram"], indirect=True)
 def test_an_existing_folder_is_replaced_only_by_force(exported, workdir, tmp_path):
-    out = tmp_path / "model"
-    export(workdir, out)
+    out = shutil.copytree(exported, tmp_path / "model")
     refused = export(workdir, out, code=2)
     assert "exists already; --force replaces it" in refused.stderr
     (out / "README.md").write_text("mine")

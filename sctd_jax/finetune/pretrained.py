@@ -38,7 +38,7 @@ def open_pretrained(init: str, recipe: Mapping, log: Callable[[str], None]) -> P
     Args:
       init: the workdir or folder.
       recipe: sections of a config, for what a folder of transformers does not say.
-      log: told of damaged checkpoints.
+      log: told of damaged checkpoints, and of what is unusual in a folder.
 
     Raises:
       UserError: none of the three.
@@ -53,6 +53,8 @@ def open_pretrained(init: str, recipe: Mapping, log: Callable[[str], None]) -> P
             f"config.init {init}: expected the workdir of a run or a folder of transformers' BERT{download_hint(init)}"
         )
     found = read_model(Path(init), tokenizer_file=None, recipe=recipe)
+    for note in found.notes:
+        log(note)
     params = {"encoder": found.state.params["encoder"]} | ({"pooler": found.pooler} if found.pooler else {})
     file = storage.as_path(found.tokenizer_file)
     for remark in tokenizer.remarks(file):

@@ -91,6 +91,7 @@ class Card:
     limits: Sequence[str]
     tags: Sequence[str]
     language: Sequence[str] = ()
+    base_model: Sequence[str] = ()  # of the hub
     dataset: Sequence[str] = ()  # of the hub
     results: Sequence[Result] = ()
     scored: bool = True  # whether the hub knows the metrics of the results
@@ -123,7 +124,7 @@ def render(model: Model, said: Said) -> str:
         "library_name": "transformers",
         "pipeline_tag": card.pipeline,
         "tags": list(card.tags),
-        "base_model": list(said.base_model),
+        "base_model": list(said.base_model or card.base_model),
         "datasets": list(said.dataset or card.dataset),
         "metrics": list(dict.fromkeys(result.metric for result in card.results)) if card.scored else [],
         "model-index": [{"name": card.title, "results": results}] if results else [],

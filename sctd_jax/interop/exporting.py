@@ -25,8 +25,6 @@ _TAGS = {"drop": ("token-dropping",), "sctd": ("token-dropping", "sctd"), "rando
 _WRITTEN = {
     _CARD, _WEIGHTS, _CONFIG, _TOKENS, _TOKENIZER_CONFIG, tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE,
 }  # fmt: skip
-
-
 _FILL_MASK = """from transformers import pipeline
 
 model = "."  # this folder, or the model's name on the hub

@@ -1,5 +1,6 @@
 """A fine-tuned model as `transformers`' BertForSequenceClassification, ...MultipleChoice or ...QuestionAnswering."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,8 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
             limits=limits,
             tags=["bert", "sctd_jax", name],
             language=["en"] if dataset else [],
+            # A folder of the hub's cache is called by its model.
+            base_model=["/".join(ids) for ids in re.findall(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", started)],
             dataset=[dataset] if dataset else [],
             results=_results(workdir, name, settings, reached),
         ),

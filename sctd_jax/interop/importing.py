@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ def import_model(
         f"{model.hidden_size}, vocabulary {model.vocab_size:,}")  # fmt: skip
     for note in found.notes:
         log(note)
+    if found.left_out:
+        log(f"left out, which this network has not: {_listed(found.left_out)}")
+    if not found.has_head:
+        log("there is no MLM head in it: the head starts from random weights, which pretraining trains")
     log(f"pretrain on: python -m sctd_jax.main --config=configs/continued.py:{workdir} "
         "--config.data.input='folder/**/*.txt' --workdir=runs/continued")  # fmt: skip
 
@@ -78,7 +82,8 @@ class Imported:
     has_head: bool  # of MLM; otherwise it starts from random weights
     digest: str  # of the file
     pooler: Mapping[str, np.ndarray] | None  # `kernel` [D, D] and `bias` [D], for fine-tuning
-    notes: tuple[str, ...]  # what was left out or starts from random weights
+    left_out: tuple[str, ...]  # tensors that pretraining has not; a pooler is among them
+    notes: tuple[str, ...]  # how it was read
 
 
 def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) -> Imported:
@@ -102,19 +107,15 @@ def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) ->
                      f"used; transformers never trained the embedding of {said}")  # fmt: skip
     if fronts:
         notes.append(f"read without what a wrapper put into the tensors' names: {_listed(fronts)}")
-    if left_out:
-        notes.append(f"left out, which this network has not: {_listed(left_out)}")
     if rows > model["vocab_size"]:
         notes.append(
             f"warning: the checkpoint has {rows:,} embedding rows and the tokenizer {model['vocab_size']:,} pieces; "
             "the rows above, which no piece uses, are left out"
         )
     has_head = any(weights.is_head(name) for name in tensors)
-    if not has_head:
-        notes.append("there is no MLM head in it: the head starts from random weights, which pretraining trains")
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Imported(config, state, pieces_file, len(tensors), has_head, digest, pooler, tuple(notes))
+    return Imported(config, state, pieces_file, len(tensors), has_head, digest, pooler, tuple(left_out), tuple(notes))
 
 
 def _find_tokenizer(folder: Path) -> Path:
@@ -269,7 +270,7 @@ def _check_fit(path: Path, file, found: Mapping[str, str], config: Config, rows:
         raise UserError(f"{path} does not fit the BERT of its config.json; {'; '.join(problems)}")
 
 
-def _listed(items: list[str]) -> str:
+def _listed(items: Sequence[str]) -> str:
     more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
     return ", ".join(map(printable, items[:_LISTED])) + more
 

@@ -53,6 +53,8 @@ def open_masked_lm(path: str, recipe: Mapping, log: Callable[[str], None]) -> Ma
             lambda step: load_run(workdir, step, log).state.params,
         )  # fmt: skip
     found = read_model(Path(path), tokenizer_file=None, recipe=recipe)
+    for note in found.notes:
+        log(note)
     if not found.has_head:
         raise UserError(f"{path} has no MLM head, which predicts the masked tokens: only its layers can be probed")
     return MaskedLm(found.config, tokenizer.load(found.tokenizer_file), None, (None,), lambda step: found.state.params)
