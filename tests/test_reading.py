@@ -206,6 +206,12 @@ def test_what_is_odd_about_the_users_files_is_counted(tmp_path):
         f"{tmp_path}: 2 other files or folders are not read: old\\x1b.csv, test.CSV",
         f"{tmp_path}/dev.csv: 1 of 2 dev rows stand in the training rows too: the score is too good",
     )
+    path = tmp_path / "one.jsonl"
+    path.write_text("".join(f'{{"text": "{i}", "label": {label}}}\n' for i, label in enumerate(["0", "1", '"1"', "0"])))
+    data = open_task("classification", path, heldout_share=0.25, seed=3)
+    assert data.labels == ("0", "1") and data.notes == (
+        f"{path}: 1 labels of another JSON type than the same label before, taken as one (first: line 3)",
+    )
     path = tmp_path / "one.tsv"
     path.write_text("text\tlabel\n" + "".join(f"{i}\t{'z' if i in (0, 5) else 'y'}\n" for i in range(8)))
     assert open_task("classification", path, heldout_share=0.25, seed=1).notes == (

@@ -254,8 +254,12 @@ def _own_splits(
     if name == "classification":
         context = Context(train.where, "train", (), settings, notes.of(train.where))
         firsts: dict[str, str] = {}
+        types: dict[str, type] = {}
         for record in train.records:
-            firsts.setdefault(own_label(record, context), record.place)
+            label, kind = own_label(record, context), type(record.value(settings.label_field))
+            firsts.setdefault(label, record.place)
+            if types.setdefault(label, kind) is not kind:
+                context.note("labels of another JSON type than the same label before, taken as one", record.place)
         check_spelling(firsts)
         labels = tuple(sorted(firsts))
         if len(labels) < 2:
