@@ -60,7 +60,7 @@ def draw(workdirs: list[epath.Path], out: Path) -> None:
     axes[0].legend(fontsize=8)
     try:
         figure.savefig(out, dpi=120)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a suffix that stands for no format
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
         plt.close(figure)
