@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, default=Path(".labels"), help="where pip has put them")
     parser.add_argument("--out", type=Path, default=Path("labels"))
     args = parser.parse_args()
+    if not args.packages.is_dir():
+        parser.error(f"--packages {args.packages}: no such folder; make labels fills it")
     args.out.mkdir(parents=True, exist_ok=True)
     rotten_tomatoes(args.packages, args.out / "rotten_tomatoes.csv")
     boolq(args.packages, args.out / "BoolQ")

@@ -16,14 +16,18 @@ from sklearn.pipeline import make_pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sctd_jax.arguments import CommandParser
+from sctd_jax.errors import run_command
 from sctd_jax.finetune.reading import FileSettings, open_task
 from sctd_jax.finetune.scoring import majority
+from sctd_jax.finetune.tasks import TASKS
 
 
 def main() -> None:
     """The command; see the module's docstring."""
     parser = CommandParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--task", required=True)
+    parser.add_argument(
+        "--task", required=True, choices=[name for name, task in TASKS.items() if task.head == "classification"]
+    )
     parser.add_argument("--data-dir", required=True)
     args = parser.parse_args()
     data = open_task(args.task, args.data_dir, FileSettings())
@@ -39,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sctd_jax.arguments import CommandParser
+from sctd_jax.arguments import CommandParser, number
 from sctd_jax.data.loader import Loader
 from sctd_jax.data.rows import TRAIN, Rows, RowWriter
 
@@ -23,10 +23,10 @@ from sctd_jax.data.rows import TRAIN, Rows, RowWriter
 def main() -> None:
     """Measure and print."""
     parser = CommandParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=number(int, 1), default=50_000)
+    parser.add_argument("--seq-len", type=number(int, 1), default=512)
+    parser.add_argument("--batch-size", type=number(int, 1), default=256)
+    parser.add_argument("--repeats", type=number(int, 1), default=5)
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -61,6 +61,9 @@ def main() -> int:
     parser.add_argument("recipe", nargs="*", default=sorted(path.stem for path in RECIPES.glob("[!_]*.py")))
     parser.add_argument("--out", type=Path, default=Path("docs/tpu_recipes.json"))
     args = parser.parse_args()
+    for name in args.recipe:
+        if not (RECIPES / f"{name}.py").is_file():
+            parser.error(f"no recipe {name}; there are {', '.join(parser.get_default('recipe'))}")
     found = json.loads(args.out.read_text()) if args.out.exists() else []
     for name in args.recipe:
         if name not in {one["recipe"] for one in found}:

@@ -8,7 +8,6 @@ with the spread; only ratios within one run count, absolute times drift. --peer 
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
 import platform
@@ -26,9 +25,11 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import base
-from sctd_jax.arguments import CommandParser
+from sctd_jax import recipes
+from sctd_jax.arguments import CommandParser, number
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data.tokenizer import Tokenizer
+from sctd_jax.errors import UserError, run_command
 from sctd_jax.huge_pages import restart_with_huge_pages
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
@@ -81,10 +82,10 @@ def base_config() -> Config:
 
 def file_config(path: str) -> Config:
     """A recipe's; always with ScTD, so that every kind of step exists."""
-    spec = importlib.util.spec_from_file_location("recipe", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return one_device(module.get_config())
+    config = recipes.load(path)
+    if "train" not in recipes.modes(config):
+        raise UserError(f"--config={path} is no recipe for pretraining")
+    return one_device(config)
 
 
 def one_device(values) -> Config:
@@ -278,14 +279,14 @@ def main() -> None:
     """Measure and print."""
     parser = CommandParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", help="a recipe; default: the settings of the table of targets")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=number(int, 1), default=7)
     parser.add_argument("--peer", choices=("pytorch",), help="measure it too, interleaved")
     parser.add_argument("--peer-python", type=Path, default=ROOT / ".venv-peer" / "bin" / "python")
     parser.add_argument("--out", type=Path, help="folder for a JSON and a PNG")
     args = parser.parse_args()
     peer = args.peer_python if args.peer else None
     if peer and not peer.is_file():
-        sys.exit(f"error: {peer}: no such file; `make peer` makes that environment")
+        parser.error(f"{peer}: no such file; `make peer` makes that environment")
     matmul = setup.matmul_flops_per_second()
     device = jax.devices()[0].device_kind
     machine = {"jax": jax.__version__, "device": device, "cpus": os.cpu_count(), "processor": platform.processor()}
@@ -312,4 +313,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     restart_with_huge_pages()  # as sctd_jax.main does
-    main()
+    sys.exit(run_command(main))

@@ -47,8 +47,8 @@ def load(given: str) -> ConfigDict:
         if not callable(function):
             raise UserError(f"--config={path} is no recipe: it has no function get_config()")
         if not _takes(function, arguments):
-            found = f"the argument {argument!r} after the colon" if colon else "no argument after a colon"
-            raise UserError(f"--config={given}: get_config{inspect.signature(function)} does not take {found}")
+            does = "does not take what is behind the colon" if colon else f"needs an argument: --config={path}:ARGUMENT"
+            raise UserError(f"--config={given}: get_config{inspect.signature(function)} {does}")
         config = function(*arguments)
     except UserError:
         raise

@@ -28,7 +28,7 @@ WRONG = [
     (["--config=configs/tiny"], "--config=configs/tiny: no such file; did you mean configs/tiny.py?"),
     (["--config=configs"], "--config=configs: no such file"),
     ([TINY, FINETUNE], "--config is given 2 times: configs/tiny.py, configs/finetune.py"),
-    (["--config=configs/tiny.py:x"], "get_config() does not take the argument 'x' after the colon"),
+    (["--config=configs/tiny.py:x"], "--config=configs/tiny.py:x: get_config() does not take what is behind the colon"),
     (["--config=configs/continued.py"], "configs/continued.py, line "),
     # The mode.
     ([FINETUNE], "--config=configs/finetune.py is no recipe for --mode=train: give --mode=finetune"),
@@ -145,7 +145,7 @@ def test_help_shows_type_value_and_meaning_in_the_order_of_the_dataclasses():
         ("def get_config():\n    pass\n", ": get_config() must return a ConfigDict, found None"),
         ("def get_config():\n    return {'a': 1}\n", ": get_config() must return a ConfigDict, found {'a': 1}"),
         ("x = 1\n", " is no recipe: it has no function get_config()"),
-        ("def get_config(size):\n    pass\n", ": get_config(size) does not take no argument after a colon"),
+        ("def get_config(size):\n    pass\n", ": get_config(size) needs an argument: --config="),
         ("\u00e9\x00", ": "),
     ],
 )
