@@ -258,6 +258,17 @@ def test_one_process_prepares_a_folder_at_a_time(settings, rows, tmp_path, monke
         assert folder == tmp_path / name
         assert read_metadata(folder).rows > 1000
 
+    # A run goes on with the rows it began with, though its text is another one now, or gone.
+    shutil.copytree(rows, tmp_path / "before")
+    for changed, why in (
+        (run, "has changed"),
+        (dataclasses.replace(run, data=dataclasses.replace(run.data, input="gone")), "gone"),
+    ):
+        lines.clear()
+        assert prepare.ensure_rows(changed, lines.append, read_metadata(rows)) == tmp_path / "before"
+        assert len(lines) == 1 and why in lines[0]
+    shutil.rmtree(tmp_path / "before")
+
     monkeypatch.setattr(prepare, "_WAIT", 0.01)
     wait(lambda: shutil.copytree(rows, tmp_path / name))
     assert len(lines) == 1

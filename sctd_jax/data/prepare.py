@@ -4,6 +4,7 @@ python -m sctd_jax.data.prepare --input 'books/**/*.txt' --input tfds:NAME --out
     --vocab-size 30522 --seq-len 512 [--tokenizer existing.model|tokenizer.json|vocab.txt]
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -24,7 +25,7 @@ from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config
 from sctd_jax.data import corpus, files, sentencepiece_trainer, survey, tokenizer, unknown
 from sctd_jax.data.packing import Packer
-from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk
+from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
 from sctd_jax.errors import TryAgainError, UserError, run_command, say
 
 _LOOK_LINES = 100  # of the sample, from which on its share of unknown letters is believed
@@ -59,10 +60,16 @@ def settings_of(config: Config) -> Settings:
     )  # fmt: skip
 
 
-def ensure_rows(config: Config, log: Callable[[str], None]) -> Path:
+def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Path:
     """The folder on this host's disk with a config's rows, prepared now if they are missing.
 
     Where another process prepares them at this moment, it waits for them, and takes over if that process dies.
+
+    Args:
+      config: of the run.
+      log: told of what is prepared.
+      began: of the rows that the run has been trained on, if it has: it goes on with those, if they are still in
+        `data.prepared_dir`, though the text or the way in which it is read has changed.
 
     Raises:
       UserError: as `prepare`, or `data.rows` does not fit the config.
@@ -70,10 +77,22 @@ def ensure_rows(config: Config, log: Callable[[str], None]) -> Path:
     if config.data.rows:
         folder = storage.as_path(config.data.rows)
     else:
-        settings = settings_of(config)
-        sources = corpus.find_sources(settings.input)
-        name = f"n{settings.seq_len}-v{settings.vocab_size}-{identity(settings, sources)}"
-        folder = storage.as_path(config.data.prepared_dir) / name
+        settings, root = settings_of(config), storage.as_path(config.data.prepared_dir)
+        same = []
+        for path in root.glob(f"*/{METADATA_FILE}") if began else ():
+            with contextlib.suppress(UserError):  # a damaged one is not the run's
+                same += [path.parent] if read_metadata(path.parent) == began else []
+        try:
+            sources = corpus.find_sources(settings.input)
+            folder = root / f"n{settings.seq_len}-v{settings.vocab_size}-{identity(settings, sources)}"
+            changed = "" if _is_there(folder) else "the text, or how it is read, has changed since"
+        except UserError as error:
+            if not same:
+                raise
+            changed = str(error)
+        if same and changed:
+            folder = same[0]
+            log(f"note: the run goes on with the rows that it began with, {folder}: {changed}")
         waits = False
         while not _is_there(folder):
             try:

@@ -104,7 +104,7 @@ def by_layer(workdir: epath.Path, count: int, log: Callable[[str], None]) -> dic
       UserError: its checkpoints or its rows are not there.
     """
     run = load_run(workdir, None, log)
-    data = setup.open_data(run.config, log)
+    data = setup.open_data(run.config, log, run.metadata)
     check_rows(workdir, data.folder)
     rows = Rows(data.folder, HELD_OUT)
     chosen = eval_rows(count, len(rows))

@@ -15,7 +15,7 @@ import numpy as np
 
 from sctd_jax.config import ModelConfig
 from sctd_jax.data.decoding import open_utf8
-from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.data.rows import HELD_OUT, Rows, read_metadata
 from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches
@@ -217,7 +217,7 @@ def _rows(model: MaskedLm, lines: Sequence[str]) -> Iterator[np.ndarray]:
 
 def _held_out(model: MaskedLm, count: int, log: Callable[[str], None]) -> _Texts:
     """Rows from all over the held-out split: neighbours are of one document."""
-    data = setup.open_data(model.config, log)
+    data = setup.open_data(model.config, log, read_metadata(model.workdir))
     check_rows(model.workdir, data.folder)
     rows = Rows(data.folder, HELD_OUT)
     count = min(count, len(rows))

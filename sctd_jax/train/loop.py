@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from sctd_jax import storage
 from sctd_jax.config import Config
+from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.model import attention
 from sctd_jax.parallel import hosts
@@ -76,7 +77,8 @@ def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tu
     check_workdir(workdir, config)
     if config.train.init and not has_checkpoints(workdir):
         check_init(config)
-    data = setup.open_data(config, log)
+    began = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
+    data = setup.open_data(config, log, began)
     check_rows(workdir, data.folder)
     hosts.check_same({"the config": config, "the prepared rows": data.metadata})
     return config, mesh, data

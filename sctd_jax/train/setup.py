@@ -40,14 +40,14 @@ class Data:
     word_start_V: np.ndarray | None  # for whole-word masking
 
 
-def open_data(config: Config, log: Callable[[str], None]) -> Data:
-    """The config's rows, prepared now if missing.
+def open_data(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Data:
+    """The config's rows, prepared now if missing; `began`: of those that its run has been trained on.
 
     Raises:
       UserError: they cannot be prepared, or do not fit the config.
     """
     with hosts.first_goes_first("rows"):
-        folder = ensure_rows(config, log)
+        folder = ensure_rows(config, log, began)
     metadata = read_metadata(folder)
     for field, have, want in (
         ("data.seq_len", metadata.seq_len, config.data.seq_len),
