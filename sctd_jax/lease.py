@@ -50,9 +50,10 @@ class _OnDisk:
     """The file of a lease on a disk, locked."""
 
     def __init__(self, path: Path):
-        self._path, self._descriptor, self._locks = path, None, False
+        self._path, self._descriptor, self._locks, self._made_folder = path, None, False, False
 
     def create(self, record: dict) -> bool:
+        self._made_folder = not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -108,6 +109,9 @@ class _OnDisk:
             self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = None
+        if self._made_folder:
+            with contextlib.suppress(OSError):  # it is not empty: the work has begun
+                self._path.parent.rmdir()
 
 
 class _Object:

@@ -58,6 +58,8 @@ def test_a_second_process_is_refused_and_a_killed_ones_successor_takes_over_at_o
     assert (tmp_path / "run" / lease.LEASE_FILE).exists()
     assert take(tmp_path / "run") == []
     assert not list((tmp_path / "run").iterdir())
+    assert take(tmp_path / "new") == []
+    assert not (tmp_path / "new").exists()  # as nothing was written into it
 
 
 def test_one_process_may_hold_a_folder_twice_in_a_row_but_not_at_once(tmp_path):
