@@ -305,12 +305,9 @@ def _check(config: Config) -> None:
 
 
 def _check_model(config: Config) -> None:
-    model, length, most = config.model, config.data.seq_len, config.model.max_positions
-    require(
-        model.hidden_size % model.num_heads == 0,
-        "model.num_heads",
-        f"must divide model.hidden_size ({model.hidden_size}), found {model.num_heads}",
-    )
+    length, most = config.data.seq_len, config.model.max_positions
+    width, heads = config.model.hidden_size, config.model.num_heads
+    require(width % heads == 0, "model.num_heads", f"must divide model.hidden_size ({width}), found {heads}")
     require(length >= 8, "data.seq_len", f"must be at least 8, found {length}")
     require(length <= most, "data.seq_len", f"({length}) must not exceed model.max_positions ({most})")
 
