@@ -75,18 +75,22 @@ def ensure_rows(config: Config, log: Callable[[str], None]) -> Path:
         sources = corpus.find_sources(settings.input)
         name = f"n{settings.seq_len}-v{settings.vocab_size}-{identity(settings, sources)}"
         folder = storage.as_path(config.data.prepared_dir) / name
-        waits = False
+        said = set()
+
+        def log_once(line: str) -> None:
+            if line not in said:
+                said.add(line)
+                log(line)
+
         while not _is_there(folder):
             try:
-                prepare(settings, folder, log)
+                prepare(settings, folder, log_once)
             except UserError as error:
                 if f"{folder} is in use by" not in str(error):
                     if _is_there(folder):  # the other one has just finished
                         break
                     raise
-                if not waits:
-                    log(f"waiting for the same rows: {error}")
-                waits = True
+                log_once(f"waiting for the same rows: {error}")
                 time.sleep(_WAIT)
     return on_disk(folder, log)
 
