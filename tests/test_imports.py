@@ -40,6 +40,7 @@ ALLOWED = {
     "data.packing": [],
     "data.survey": ["data.corpus", "data.tokenizer"],
     "data.unknown": ["data.tokenizer"],
+    "data.encoding": ["data.corpus", "data.tokenizer", "data.unknown"],
     "data.rows": ["data.tfds_folder", "storage"],
     "data.loader": ["data"],
     "data.prepare": ["config", "data", "lease", "storage"],

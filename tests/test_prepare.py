@@ -245,18 +245,21 @@ def test_one_process_prepares_a_folder_at_a_time(settings, rows, tmp_path, monke
 
     def wait(finish):
         lines.clear()
+        looks = []
         with contextlib.ExitStack() as other:
             other.enter_context(lease.hold(tmp_path / name, "preparing rows", beside=True))
 
-            def log(line):
-                lines.append(line)
-                if line.startswith("waiting"):
+            def sleep(seconds):
+                looks.append(seconds)
+                if len(looks) == 3:
                     finish()
                     other.close()
 
-            folder = prepare.ensure_rows(run, log)
+            monkeypatch.setattr(prepare.time, "sleep", sleep)
+            folder = prepare.ensure_rows(run, lines.append)
         assert folder == tmp_path / name
         assert read_metadata(folder).rows > 1000
+        assert lines[0].startswith("waiting for the same rows")
 
     # A run goes on with the rows it began with, though its text is another one now, or gone.
     shutil.copytree(rows, tmp_path / "before")
@@ -269,7 +272,6 @@ def test_one_process_prepares_a_folder_at_a_time(settings, rows, tmp_path, monke
         assert len(lines) == 1 and why in lines[0]
     shutil.rmtree(tmp_path / "before")
 
-    monkeypatch.setattr(prepare, "_WAIT", 0.01)
     wait(lambda: shutil.copytree(rows, tmp_path / name))
     assert len(lines) == 1
     shutil.rmtree(tmp_path / name)

@@ -7,14 +7,12 @@ python -m sctd_jax.data.prepare --input 'books/**/*.txt' --input tfds:NAME --out
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from etils import epath
@@ -23,14 +21,13 @@ from tqdm import tqdm
 from sctd_jax import lease, storage
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config
-from sctd_jax.data import corpus, files, sentencepiece_trainer, survey, tokenizer, unknown
+from sctd_jax.data import corpus, encoding, files, sentencepiece_trainer, survey, tokenizer, unknown
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
 from sctd_jax.errors import TryAgainError, UserError, run_command, say
 
 _LOOK_LINES = 100  # of the sample, from which on its share of unknown letters is believed
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
-_BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +75,7 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
         folder = storage.as_path(config.data.rows)
     else:
         settings, root = settings_of(config), storage.as_path(config.data.prepared_dir)
-        same = []
+        same, said = [], set()
         for path in root.glob(f"*/{METADATA_FILE}") if began else ():
             with contextlib.suppress(UserError):  # a damaged one is not the run's
                 same += [path.parent] if read_metadata(path.parent) == began else []
@@ -93,18 +90,21 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
         if same and changed:
             folder = same[0]
             log(f"note: the run goes on with the rows that it began with, {folder}: {changed}")
-        waits = False
+
+        def log_once(line: str) -> None:
+            if line not in said:
+                said.add(line)
+                log(line)
+
         while not _is_there(folder):
             try:
-                prepare(settings, folder, log)
+                prepare(settings, folder, log_once)
             except UserError as error:
                 if f"{folder} is in use by" not in str(error):
                     if _is_there(folder):  # the other one has just finished
                         break
                     raise
-                if not waits:
-                    log(f"waiting for the same rows: {error}")
-                waits = True
+                log_once(f"waiting for the same rows: {error}")
                 time.sleep(_WAIT)
     return on_disk(folder, log)
 
@@ -315,7 +315,7 @@ def _write_rows(
     letters = [unknown.Letters(look.letters.get(i, 0)) for i in range(len(look.counts.sources))]
     unit = {"unit": "char", "unit_scale": True, "desc": "tokenising", "disable": None}
     with tqdm(total=look.counts.characters, **unit) as progress:
-        for batch, encoded, known in _encode_ahead(pieces, _with_ends(_batches(chunks))):
+        for batch, encoded, known in encoding.batches(pieces, chunks):
             for (chunk, ends), piece_ids, here in zip(batch, encoded, known, strict=True):
                 split = HELD_OUT if look.draw(chunk) <= threshold else TRAIN
                 heldout_documents += ends and split == HELD_OUT
@@ -327,46 +327,6 @@ def _write_rows(
         writer.add(split, packer.finish())
     writer.close()
     return writer, heldout_documents, tokens, letters
-
-
-def _encode_ahead(pieces: tokenizer.Tokenizer, batches: Iterator[list]) -> Iterator[tuple[list, list, list]]:
-    """Each batch with its ids and unknown letters; the tokenizer works on all cores while one before is written."""
-
-    def encode(batch):
-        texts = [chunk.text for chunk, _ in batch]
-        encoded = pieces.encode(texts)
-        return batch, encoded, unknown.unknown_letters(pieces, texts, encoded)
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = None
-        for batch in batches:
-            following = pool.submit(encode, batch)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        yield pending.result()
-
-
-def _batches(chunks: Iterator[corpus.Chunk]) -> Iterator[list[corpus.Chunk]]:
-    batch, size = [], 0
-    for chunk in chunks:
-        batch.append(chunk)
-        size += len(chunk.text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    yield batch
-
-
-def _with_ends(batches: Iterator[list[corpus.Chunk]]) -> Iterator[list[tuple[corpus.Chunk, bool]]]:
-    """Each chunk with whether it ends its document, which only the next chunk tells."""
-    held: list[corpus.Chunk] = []
-    for batch in batches:
-        batch = held + batch
-        held = batch[-1:]
-        ends = [a.document != b.document for a, b in itertools.pairwise(batch)]
-        yield list(zip(batch, ends, strict=False))
-    yield [(chunk, True) for chunk in held]
 
 
 def main(argv: list[str] | None = None) -> int:

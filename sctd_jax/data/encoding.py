@@ -1,0 +1,57 @@
+"""Chunks of text -> ids and unknown letters, a large batch at a time."""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from sctd_jax.data import corpus, unknown
+from sctd_jax.data.tokenizer import Tokenizer
+
+_BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
+
+
+def batches(
+    pieces: Tokenizer, chunks: Iterator[corpus.Chunk]
+) -> Iterator[tuple[list[tuple[corpus.Chunk, bool]], list[np.ndarray], list[unknown.Letters]]]:
+    """Batches of (chunk, whether it ends its document), with the ids and the letters of each chunk.
+
+    The tokenizer works on all cores while the batch before is packed and written.
+    """
+
+    def encode(batch):
+        texts = [chunk.text for chunk, _ in batch]
+        encoded = pieces.encode(texts)
+        return batch, encoded, unknown.unknown_letters(pieces, texts, encoded)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending = None
+        for batch in _with_ends(_batches(chunks)):
+            following = pool.submit(encode, batch)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        yield pending.result()
+
+
+def _batches(chunks: Iterator[corpus.Chunk]) -> Iterator[list[corpus.Chunk]]:
+    batch, size = [], 0
+    for chunk in chunks:
+        batch.append(chunk)
+        size += len(chunk.text)
+        if size >= _BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def _with_ends(batches: Iterator[list[corpus.Chunk]]) -> Iterator[list[tuple[corpus.Chunk, bool]]]:
+    """Each chunk with whether it ends its document, which only the next chunk tells."""
+    held: list[corpus.Chunk] = []
+    for batch in batches:
+        batch = held + batch
+        held = batch[-1:]
+        ends = [a.document != b.document for a, b in itertools.pairwise(batch)]
+        yield list(zip(batch, ends, strict=False))
+    yield [(chunk, True) for chunk in held]
