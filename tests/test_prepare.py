@@ -112,12 +112,15 @@ def test_a_wordpiece_vocabulary_prepares_rows_with_its_own_special_ids(speeches,
     special = ["[SEP]", "[MASK]", "[UNK]", "[CLS]", "[PAD]"]
     pieces.train_from_iterator(text, vocab_size=700, special_tokens=special, show_progress=False)
     pieces.save_model(str(tmp_path))
+    with (tmp_path / "vocab.txt").open("a") as file:
+        file.write("über\n")
     done = helpers.run_module(
         "sctd_jax.data.prepare", *(f"--input={path}" for path in speeches[:12]), "--documents=paragraph",
         f"--out={tmp_path / 'rows'}", "--seq-len=32", "--heldout-share=0.02", f"--tokenizer={tmp_path / 'vocab.txt'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert read_metadata(tmp_path / "rows").vocab_size == 700
+    assert "nothing says strip_accents; accents are kept, as 1 of 696 pieces have them" in done.stdout
+    assert read_metadata(tmp_path / "rows").vocab_size == 701
     loaded = tokenizer.load(tokenizer.find(tmp_path / "rows"))
     data = Rows(tmp_path / "rows", TRAIN).read(range(100))
     assert (data[:, 0] == 3).all()
