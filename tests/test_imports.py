@@ -55,7 +55,7 @@ ALLOWED = {
     ],
     "interop": ["config", "data", "interop", "objective", "storage", "train"],
     "interop.convert": [],
-    "interop.exporting_task": ["finetune", "interop"],
+    "interop.exporting_task": ["finetune", "interop", "train.metrics"],
     "finetune": [
         "config",
         "data",
