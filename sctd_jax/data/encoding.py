@@ -1,6 +1,7 @@
 """Chunks of text -> ids and unknown letters, a large batch at a time."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,8 +15,8 @@ _BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 
 def batches(
     pieces: Tokenizer, chunks: Iterator[corpus.Chunk]
-) -> Iterator[tuple[list[tuple[corpus.Chunk, bool]], list[np.ndarray], list[unknown.Letters]]]:
-    """Batches of (chunk, whether it ends its document), with the ids and the letters of each chunk.
+) -> Iterator[tuple[list[tuple[corpus.Chunk, bool]], list[np.ndarray], list[Counter]]]:
+    """Batches of (chunk, whether it ends its document), with each chunk's ids and its letters that the tokenizer does not know.
 
     The tokenizer works on all cores while the batch before is packed and written.
     """
