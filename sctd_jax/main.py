@@ -42,8 +42,8 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. conf
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "compile", "finetune", "sweep"], "What to do.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, told to all.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.", 1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.", 0)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "With --mode=compile: a TPU slice, such as v5e:2x4.")
 _MFU = flags.DEFINE_float("mfu", 0.4, "With --mode=compile: reckoned with for the run's length.", 0.01, 1.0)
 _LARGEST_BATCH = flags.DEFINE_bool("largest_batch", False, "With --mode=compile: find it; the config's is the start.")
@@ -97,6 +97,8 @@ def _check_mode() -> None:
         if flags.FLAGS["mode"].present:
             advice += f", or a recipe such as {recipes.DEFAULT[mode]}"
         raise UserError(f"--config={path} is no recipe for --mode={mode}: {advice}")
+    if None not in (_PROCESS.value, _PROCESSES.value) and _PROCESS.value >= _PROCESSES.value:
+        raise UserError(f"--process_id={_PROCESS.value} must be below --num_processes={_PROCESSES.value}: from 0 on")
     for option in (_TOPOLOGY, _MFU, _LARGEST_BATCH):
         if mode != "compile" and flags.FLAGS[option.name].present:
             raise UserError(f"--{option.name} is for --mode=compile; a run takes the devices and the batch that it has")

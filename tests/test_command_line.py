@@ -60,6 +60,8 @@ WRONG = [
     ([TINY, "--batch-size=3"], "--batch-size is not known; did you mean --config.train.batch_size?"),
     ([TINY, "--zzz=3"], "--zzz is not known; all are listed by --help"),
     ([TINY, "--num_processes=two"], "flag --num_processes=two: invalid literal for int()"),
+    ([TINY, "--num_processes=0"], "flag --num_processes=0: 0 is not a positive integer"),
+    ([TINY, "--num_processes=2", "--process_id=2"], "--process_id=2 must be below --num_processes=2: from 0 on"),
     ([TINY, "--workdir"], "--workdir has no value"),
     ([TINY, "--workdir="], "--workdir is empty"),
     ([TINY, "--config.data.input", "--workdir=x"], "--config.data.input has no value"),
