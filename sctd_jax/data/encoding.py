@@ -16,7 +16,7 @@ _BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 def batches(
     pieces: Tokenizer, chunks: Iterator[corpus.Chunk]
 ) -> Iterator[tuple[list[tuple[corpus.Chunk, bool]], list[np.ndarray], list[Counter]]]:
-    """Batches of (chunk, whether it ends its document), with each chunk's ids and its letters that the tokenizer does not know.
+    """Batches of (chunk, whether it ends its document), and each chunk's ids and letters unknown to the tokenizer.
 
     The tokenizer works on all cores while the batch before is packed and written.
     """
