@@ -381,7 +381,8 @@ def test_a_run_goes_on_beside_damaged_metrics_and_says_what_it_set_aside(tmp_pat
     (workdir / "checkpoints" / "3" / "metrics" / "metrics").write_bytes(b"")
     lines = []
     with closing(Checkpoints(workdir, 2)) as checkpoints:
-        assert checkpoints.best_step() == 6
+        assert checkpoints.best_step(lines.append) == 6
+        assert "checkpoints/3 may be the best and is passed over" in lines.pop()
         checkpoints.set_aside(after_step=6, log=lines.append)
         checkpoints.save(at(state, 9), {"eval/loss": 3.0})
         checkpoints.wait()
