@@ -1,8 +1,7 @@
 """The configuration: frozen dataclasses, their checks, and ConfigDict -> dataclass.
 
-There are no defaults here: `configs/base.py` is the one place that has them, and a missing or unknown
-field fails by name. A field that is added, renamed or removed has a line in `stored.py`, for the runs of before. Sizes
-are named by SPEC's letters: N sequence length, K kept, P predicted, L layers.
+There are no defaults here: `configs/base.py` has them, and a missing or unknown field fails by name. A change of fields
+has a line in `stored.py`. Sizes are named by SPEC's letters: N sequence length, K kept, P predicted, L layers.
 """
 
 import dataclasses
