@@ -1,7 +1,7 @@
 """The configuration: frozen dataclasses, their checks, and ConfigDict -> dataclass.
 
-There are no defaults here: `configs/base.py` has them, and a missing or unknown field fails by name. What is added,
-renamed or removed has a line in `stored.py`. Sizes: N sequence length, K kept, P predicted, L layers (SPEC).
+There are no defaults here: `configs/base.py` has them, and a missing or unknown field fails by name. A change of fields
+has a line in `stored.py`. Sizes are named by SPEC's letters: N sequence length, K kept, P predicted, L layers.
 """
 
 import dataclasses

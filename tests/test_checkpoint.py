@@ -357,12 +357,14 @@ METRICS_DAMAGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("content", METRICS_DAMAGE.values(), ids=METRICS_DAMAGE)
-def test_a_checkpoint_with_damaged_metrics_is_passed_over_like_other_damage(tmp_path, saved_twice, state, content):
+def test_a_checkpoint_with_damaged_metrics_is_passed_over_like_other_damage(tmp_path, saved_twice, state):
     workdir = shutil.copytree(saved_twice, tmp_path / "run")
     path = workdir / "checkpoints" / "6" / "metrics" / "metrics"
-    path.unlink()
-    path.mkdir() if content is None else path.write_bytes(content)
+    for name, content in METRICS_DAMAGE.items():
+        path.unlink()
+        path.mkdir() if content is None else path.write_bytes(content)
+        with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+            assert "metrics is damaged: " in checkpoints._problem(6), name
     restored, messages = restore(workdir, state)
     assert int(restored.step) == 3
     assert len(messages) == 1
@@ -381,7 +383,8 @@ def test_a_run_goes_on_beside_damaged_metrics_and_says_what_it_set_aside(tmp_pat
     (workdir / "checkpoints" / "3" / "metrics" / "metrics").write_bytes(b"")
     lines = []
     with closing(Checkpoints(workdir, 2)) as checkpoints:
-        assert checkpoints.best_step() == 6
+        assert checkpoints.best_step(lines.append) == 6
+        assert "checkpoints/3 may be the best and is passed over" in lines.pop()
         checkpoints.set_aside(after_step=6, log=lines.append)
         checkpoints.save(at(state, 9), {"eval/loss": 3.0})
         checkpoints.wait()

@@ -103,7 +103,7 @@ def read_metadata(folder: str | Path) -> Metadata:
         raise UserError(f"{path} is damaged: {printable(error)}") from error
     for field in dataclasses.fields(Metadata):
         value, expected = getattr(found, field.name), typing.get_origin(field.type) or field.type
-        if type(value) is not expected:
+        if expected in (int, str, list, dict) and type(value) is not expected:
             said = printable(repr(value))
             raise UserError(f"{path} is damaged: {field.name} must be of type {expected.__name__}, found {said:.40}")
     return found

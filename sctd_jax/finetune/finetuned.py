@@ -54,5 +54,5 @@ def load_finetuned(
         steps = checkpoints.steps()
         if not steps or step not in (None, *steps):
             raise UserError(f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}, found {steps}")
-        state = checkpoints.restore(shape, log, checkpoints.best_step() if step is None else step)
+        state = checkpoints.restore(shape, log, checkpoints.best_step(log) if step is None else step)
     return Finetuned(config, task, tokenizer.load(tokenizer.find(workdir), kept=True), read_command(workdir), state)

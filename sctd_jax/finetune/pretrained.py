@@ -69,7 +69,7 @@ def _from_workdir(workdir: epath.Path, log: Callable[[str], None]) -> Pretrained
         if not steps:
             raise UserError(f"config.init {workdir} has no checkpoint (finished cells of a sweep keep theirs only with "
                             "config.keep_weights)")  # fmt: skip
-        step = (checkpoints.best_step() if finetuned else None) or steps[-1]
+        step = (checkpoints.best_step(log) if finetuned else None) or steps[-1]
         identity = checkpoints.identity(step)
 
     def params(mesh: Mesh) -> dict[str, Any]:

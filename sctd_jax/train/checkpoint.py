@@ -1,6 +1,5 @@
 """Saving and restoring a run's state; the only file that saves with Orbax."""
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -102,13 +101,18 @@ class Checkpoints:
         """Steps that have a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
-    def best_step(self) -> int | None:
-        """The best step among those that are kept and whose metrics can be read; of several the last, as Orbax does."""
+    def best_step(self, log: Callable[[str], None] = say) -> int | None:
+        """The best step among those that are kept; the last one where several are, as Orbax keeps that.
+
+        `log` is told of those whose metrics are damaged.
+        """
         values = {}
         for step in reversed(self.steps()):
-            with contextlib.suppress(DamagedError):
+            try:
                 if (value := self._value(step)) is not None:
                     values[step] = value
+            except DamagedError as error:
+                log(f"warning: checkpoint {self._folder / str(step)} may be the best and is passed over: {error}")
         choose = min if self._best.mode == "min" else max
         return choose(values, key=values.get) if values else None
 

@@ -60,9 +60,8 @@ class Writer:
             rewritten.replace(path)
         self._jsonl = path.open("a", buffering=1)
         self._began = time.monotonic() - max((line["seconds"] for line in kept), default=0.0)
-        # TensorBoard hides events from `purge_step` on that earlier files have.
-        purge = start + 1 if kept else None
-        self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge)
+        # TensorBoard hides events of earlier files from `purge_step` on.
+        self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start and start + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record values under the number of updates done."""

@@ -38,6 +38,8 @@ _MAY_CHANGE = {
     "model.attention", "model.remat",
 }  # fmt: skip
 
+_said: set[str] = set()  # notes on old configs
+
 
 @contextlib.contextmanager
 def held(workdir: epath.Path, what: str, log: Callable[[str], None]) -> Iterator[Callable[[], None]]:
@@ -211,7 +213,9 @@ def read_config(workdir: epath.Path, log: Callable[[str], None] = lambda line: N
         raise UserError(f"{workdir} is not the workdir of a run (no {CONFIG_FILE})")
     found = stored.read(path, stored.CONFIG)
     for note in found.notes:
-        log(note)
+        if note not in _said:  # a command may read a config for each checkpoint
+            log(note)
+            _said.add(note)
     try:
         return from_dict(found.values)
     except UserError as error:
