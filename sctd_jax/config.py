@@ -112,7 +112,7 @@ class TrainConfig:
     accumulation: int  # microbatches per step
     consistency_accumulation: int  # those of a consistency step, which needs more memory; 0: as the others
     eval_every: int  # steps
-    eval_rows: int  # at most; of the held-out rows
+    eval_rows: int  # at most; spread evenly over the held-out rows
     checkpoint_every: int  # steps; a multiple of eval_every
     keep_checkpoints: int  # the last k; the best by held-out loss is kept besides
     log_every: int  # steps

@@ -141,6 +141,7 @@ def test_modelgarden_preset_is_the_printed_recipe():
     assert (train.batch_size, train.steps) == (512, 1_000_000)
     assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.schedule) == (1e-4, 10_000, "linear")
     assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_norm) == (0.9, 0.999, 1e-7, 1.0)
+    assert optimizer.eps_place == "before_correction"
     assert (optimizer.weight_decay, optimizer.decay) == (0.01, "kernels")
     assert (model.hidden_dropout, model.attention_dropout) == (0.1, 0.1)
     assert (model.activation, model.layer_norm_eps) == ("gelu_tanh", 1e-12)
@@ -398,6 +399,7 @@ def test_sctd_preset_is_the_printed_recipe():
     assert (train.steps, train.accumulation, train.batch_size) == (250_000, 2, 8 * 2 * 8)
     assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.schedule) == (2e-4, 25_000, "linear")
     assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_norm) == (0.9, 0.999, 1e-6, 0.0)
+    assert optimizer.eps_place == "before_correction"
     assert (optimizer.weight_decay, optimizer.decay) == (0.01, "all")
     assert (model.hidden_dropout, model.attention_dropout) == (0.1, 0.1)
     assert (model.activation, model.layer_norm_eps) == ("gelu", 1e-5)
