@@ -57,6 +57,8 @@ def open_masked_lm(path: str, recipe: Mapping, log: Callable[[str], None]) -> Ma
         log(note)
     if not found.has_head:
         raise UserError(f"{path} has no MLM head, which predicts the masked tokens: only its layers can be probed")
+    for remark in tokenizer.remarks(found.tokenizer_file):
+        log(remark)
     return MaskedLm(found.config, tokenizer.load(found.tokenizer_file), None, (None,), lambda step: found.state.params)
 
 
