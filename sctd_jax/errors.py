@@ -27,9 +27,9 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
-def fold(line: str, indent: int = 2) -> str:
-    """A line of output in lines of at most 100 columns, the later ones indented; no word (a path) is broken."""
-    return textwrap.fill(line, 100, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+def fold(line: str, indent: int = 2) -> list[str]:
+    """A line of output as lines of at most 100 columns, the later ones indented; no word (a path) is broken."""
+    return textwrap.wrap(line, 100, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def run_command(command: Callable[[], int]) -> int:

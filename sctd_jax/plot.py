@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         for line in draw(args.workdirs, args.out, args.ymax):
-            print(fold(line))
+            print(*fold(line), sep="\n")
         print(args.out)
         return 0
 

@@ -127,7 +127,8 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
     data = open_task(settings.task, settings.data_dir, files)
     for note in data.notes:
-        log(fold(note))
+        for part in fold(note):
+            log(part)
     per_epoch = -(-len(data.train) // settings.batch_size)
     config = run_config(settings, pretrained.config, per_epoch)
     mesh = meshes.make_mesh(config)
@@ -137,7 +138,8 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
 
     def split(name: str, examples: tuple[Example, ...]) -> Split:
         def say(line: str) -> None:
-            log(fold(f"{name}: {line}"))
+            for part in fold(f"{name}: {line}"):
+                log(part)
 
         try:
             return Split(examples, encode(pretrained.tokenizer, examples, task.head, settings.max_length, say))
@@ -176,7 +178,8 @@ def _new_state(made: Prepared, log: Callable[[str], None]) -> TrainState:
     # Where the head has one, and the pretrained model too: BERT's own has, token dropping trains none.
     taken = {name: found[name] for name in ("encoder", "pooler") if name in found and name in state.params}
     random = ", ".join(sorted(state.params.keys() - taken))
-    log(fold(f"taken from {made.settings.init}: {' and '.join(taken)}; random: {random}"))
+    for part in fold(f"taken from {made.settings.init}: {' and '.join(taken)}; random: {random}"):
+        log(part)
     params = jax.device_put(taken, {name: meshes.shardings(laid_out.params[name]) for name in taken})
     return state.replace(params={**state.params, **params})
 
@@ -205,7 +208,7 @@ def _job(made: Prepared) -> Job:
         batch=batch,
         work=work,
         evaluate=evaluate,
-        evaluation_line=report.evaluation_line,
+        evaluation_lines=report.evaluation_lines,
         advice="Fine-tune with a lower config.learning_rate, in another --workdir",
         evaluate_first=False,
         evaluate_when_stopping=True,

@@ -46,11 +46,11 @@ def start_table(
         listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]
         more = [f"{len(data.labels) - _LABELS:,} more"] if len(data.labels) > _LABELS else []
         rows.insert(-2, ("labels", f"{len(data.labels):,}, training rows: {printable(', '.join(listed + more))}"))
-    return [fold(f"{name:>12}  {text}", 14) for name, text in rows]
+    return [line for name, text in rows for line in fold(f"{name:>12}  {text}", 14)]
 
 
-def evaluation_line(step: int, metrics: Mapping[str, float]) -> str:
-    """One line for one evaluation."""
+def evaluation_lines(step: int, metrics: Mapping[str, float]) -> list[str]:
+    """Lines for one evaluation."""
     return fold(f"eval at step {step}: {_listed(metrics)}")
 
 
@@ -66,9 +66,9 @@ def summary(
     """Lines for the end of a run."""
     return [
         f"done: {steps:,} steps, {duration(result['seconds'])} of training, evaluation and saving",
-        fold(f"best checkpoint: step {result['step']}: {_listed(result)}"),
-        *(fold(f"as said before: {note}") for note in data.notes),
-        fold(f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}"),
+        *fold(f"best checkpoint: step {result['step']}: {_listed(result)}"),
+        *(line for note in data.notes for line in fold(f"as said before: {note}")),
+        *fold(f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}"),
         f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}",
         "to transformers:",
         f"  python -m sctd_jax.interop.huggingface export --workdir {shlex.quote(str(workdir))} --out DIR",

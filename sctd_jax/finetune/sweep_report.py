@@ -86,7 +86,7 @@ def table(rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]],
     about += " [lowest to highest seed]; times 100."
     if unfinished := sum(row["unfinished"] for row in rows):
         about += f" Learning rates that are left out because they have fewer seeds: {unfinished}."
-    return "\n".join([*lines, "", fold(about, 0)])
+    return "\n".join([*lines, "", *fold(about, 0)])
 
 
 def _table(
@@ -127,7 +127,11 @@ def write_report(folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> li
         ("png", picture.getvalue()),
     ):  # fmt: skip
         write(folder / f"report.{kind}", part)
-    return [table(rows, means, widest=100), "", *(str(folder / f"report.{kind}") for kind in ("json", "md", "png"))]
+    return [
+        *table(rows, means, widest=100).splitlines(),
+        "",
+        *(str(folder / f"report.{kind}") for kind in ("json", "md", "png")),
+    ]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file) -> None:

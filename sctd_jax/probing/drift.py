@@ -69,9 +69,11 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
                 layers, missing = by_layer(storage.as_path(path), settings.rows, log), None
             except UserError as error:  # the curve is there all the same
                 missing = str(error)
-                log(fold(f"{name}: no layers: {missing}"))
+                for part in fold(f"{name}: no layers: {missing}"):
+                    log(part)
         found.append({"model": name, "path": path, **values, "layers": layers, "layers_missing": missing})
-        log(fold(_line(found[-1])))
+        for part in fold(_line(found[-1])):
+            log(part)
     return {"settings": dataclasses.asdict(settings), "note": NOTE, "models": found}
 
 

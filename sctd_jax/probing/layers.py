@@ -72,7 +72,8 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
         check_pretrained(path)
     data = open_task(settings.task, settings.data_dir, settings.files)
     for note in data.notes:
-        log(fold(note))
+        for part in fold(note):
+            log(part)
     train = _sample(data.train, settings)
     floor = _floor(settings.task, data)
     found = []
@@ -80,7 +81,8 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
         pretrained = open_pretrained(path, recipe, log)
         values = _probe(name, pretrained, train, data, settings, log)
         found.append({"model": name, "path": path, **values})
-        log(fold(_line(name, values, floor)))
+        for part in fold(_line(name, values, floor)):
+            log(part)
     return {
         "settings": dataclasses.asdict(settings),
         "metrics": list(TASKS[settings.task].score or TASKS[settings.task].metrics),
@@ -139,7 +141,8 @@ def _probe(
 
     def read(split: str, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         def say(line: str) -> None:
-            log(fold(f"{name}, {split}: {line}"))
+            for part in fold(f"{name}, {split}: {line}"):
+                log(part)
 
         features = encode(pretrained.tokenizer, examples, task.head, max_length, say)
         for members, found in _run(lambda batch: states(params, batch), features, settings, max_length, pad_id):

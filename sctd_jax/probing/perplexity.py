@@ -77,7 +77,8 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
     for name, path, model, text in zip(called, paths, opened, texts, strict=True):
         values = _score(name, model, text, settings, log)
         found.append({"model": name, "path": path, **values})
-    log(fold(NOTE))
+    for part in fold(NOTE):
+        log(part)
     return {"settings": dataclasses.asdict(settings), "note": NOTE, "models": found}
 
 
@@ -85,7 +86,8 @@ def _score(name: str, model: MaskedLm, text: _Texts, settings: Settings, log: Ca
     special = SpecialIds(**model.tokenizer.special)
     scored = [row[_scored(row, special)] for row in text.rows]
     tokens, unknown = sum(len(ids) for ids in scored), sum(int((ids == special.unk).sum()) for ids in scored)
-    log(fold(f"{name}: {tokens} tokens of {text.source}, a forward pass for each"))
+    for part in fold(f"{name}: {tokens} tokens of {text.source}, a forward pass for each"):
+        log(part)
     score, points = jit_token_losses(model.config.model, special.mask), []
     for step in model.steps if settings.every_checkpoint else model.steps[-1:]:
         params = model.params(step)

@@ -51,9 +51,9 @@ def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> li
         kept = f"{counts} of {config.data.seq_len} in {layers}, selector {config.selector}"
         rows.append(("kept tokens", kept))
     rows.append(("FLOPs", f"{mean_step_flops(config):.3g} a step, {ratio:.2f} of plain full-token BERT"))
-    lines = [fold(f"{name:>12}  {text}", 14) for name, text in rows]
+    lines = [line for name, text in rows for line in fold(f"{name:>12}  {text}", 14)]
     if not config.data.input and not config.data.rows:
-        lines.append(fold(
+        lines.extend(fold(
             "note: this is the embedded trial corpus (US State of the Union addresses, 12 MB), enough to try the "
             "tool, not to pretrain a useful model. Your own text: --config.data.input='folder/**/*.txt'"
         ))  # fmt: skip
@@ -86,24 +86,24 @@ def cpu_warning(config: Config) -> list[str]:
     if slowest < _SLOW_STEP_SECONDS:
         return []
     steps = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
-    return [fold(
+    return fold(
         f"warning: on this CPU ({rate / 1e9:.0f} GFLOP/s) a step will take about {steps} (minutes:seconds). "
         "configs/tiny.py is made for CPUs; this config wants a TPU or GPU"
-    )]  # fmt: skip
+    )
 
 
-def evaluation_line(step: int, metrics: dict[str, float]) -> str:
-    """One line for one evaluation, and one for the drop pass."""
-    line = (
+def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
+    """One line for an evaluation, and one for its drop pass."""
+    lines = [
         f"eval at step {step}: held-out loss {metrics['eval/loss']:.3f}, perplexity "
         f"{metrics['eval/perplexity']:.1f}, accuracy {metrics['eval/accuracy']:.1%}"
-    )
+    ]
     if "eval/drop_loss" in metrics:
-        line += (
-            f"\n  drop pass {metrics['eval/drop_loss']:.3f}, [CLS] cosine of full and drop pass "
+        lines.append(
+            f"  drop pass {metrics['eval/drop_loss']:.3f}, [CLS] cosine of full and drop pass "
             f"{metrics['eval/drift_local']:.3f} (last layer but one) {metrics['eval/drift_global']:.3f} (last)"
         )
-    return line
+    return lines
 
 
 def summary(
@@ -157,8 +157,8 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
         left = data.tokenizer.decode(row[max(position - _CONTEXT, 1) : position])
         right = data.tokenizer.decode(row[position + 1 : position + 1 + _CONTEXT])
         words = " | ".join(f"{data.tokenizer.word(i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
-        text = fold(f"  ... {left} [MASK] {right} ...", 6)
-        lines.append(f"{text}\n      {words}   (was: {data.tokenizer.word(row[position])})")
+        lines += fold(f"  ... {left} [MASK] {right} ...", 6)
+        lines.append(f"      {words}   (was: {data.tokenizer.word(row[position])})")
     return lines
 
 
