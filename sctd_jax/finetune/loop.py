@@ -213,7 +213,7 @@ def _job(made: Prepared) -> Job:
         batch=batch,
         work=work,
         evaluate=evaluate,
-        evaluation_line=report.evaluation_line,
+        evaluation_lines=report.evaluation_lines,
         advice="Fine-tune with a lower config.learning_rate, in another --workdir",
         evaluate_first=False,
         evaluate_when_stopping=True,

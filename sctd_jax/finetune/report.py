@@ -49,9 +49,9 @@ def start_table(
     return [f"{name:>12}  {text}" for name, text in rows]
 
 
-def evaluation_line(step: int, metrics: Mapping[str, float]) -> str:
+def evaluation_lines(step: int, metrics: Mapping[str, float]) -> list[str]:
     """One line for one evaluation."""
-    return f"eval at step {step}: {_listed(metrics)}"
+    return [f"eval at step {step}: {_listed(metrics)}"]
 
 
 def _listed(metrics: Mapping[str, float]) -> str:

@@ -32,7 +32,7 @@ class Job:
     batch: Callable[[int], Any]  # of a step, on the mesh
     work: Callable[[int], tuple[int, float]]  # tokens and FLOPs of a step
     evaluate: Callable[[TrainState], dict[str, float]]
-    evaluation_line: Callable[[int, dict[str, float]], str]
+    evaluation_lines: Callable[[int, dict[str, float]], list[str]]
     advice: str  # to a person whose run diverged
     evaluate_first: bool = True  # before the first step
     # Where an evaluation decides which checkpoint is the best, none may be saved without it; where the machine is
@@ -100,7 +100,8 @@ def run(
                 train.flush()
                 evaluated = job.evaluate(state)
                 writer.write(step, evaluated)
-                console.log(job.evaluation_line(step, evaluated))
+                for line in job.evaluation_lines(step, evaluated):
+                    console.log(line)
             if stopping or ((step % config.train.checkpoint_every == 0 or last) and step > start):
                 train.flush()
                 checkpoints.save(state, evaluated)

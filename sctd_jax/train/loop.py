@@ -107,7 +107,7 @@ def _job(config: Config, mesh: Mesh, data: setup.Data) -> Job:
         batch=lambda step: meshes.put_batch(mesh, config.train.batch_size, loader.batch(step)),
         work=lambda step: (tokens, step_flops(config.at(step), variant_at(config, step))),
         evaluate=setup.make_evaluate(config, data, mesh),
-        evaluation_line=report.evaluation_line,
+        evaluation_lines=report.evaluation_lines,
         advice=f"Lower optimizer.learning_rate ({config.optimizer.learning_rate}) or lengthen the warm-up, and run "
         "again in this workdir",
     )
@@ -151,5 +151,6 @@ def evaluate_workdir(
     if state is None:
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
     metrics = setup.make_evaluate(config, data, mesh)(state)
-    log(report.evaluation_line(int(state.step), metrics))
+    for line in report.evaluation_lines(int(state.step), metrics):
+        log(line)
     return metrics

@@ -93,18 +93,18 @@ def cpu_warning(config: Config) -> list[str]:
     ]  # fmt: skip
 
 
-def evaluation_line(step: int, metrics: dict[str, float]) -> str:
-    """One line for one evaluation."""
-    line = (
+def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
+    """One line for an evaluation, and one for its drop pass."""
+    lines = [
         f"eval at step {step}: held-out loss {metrics['eval/loss']:.3f}, perplexity "
         f"{metrics['eval/perplexity']:.1f}, accuracy {metrics['eval/accuracy']:.1%}"
-    )
+    ]
     if "eval/drop_loss" in metrics:
-        line += (
-            f"; drop pass {metrics['eval/drop_loss']:.3f}, [CLS] cosine of full and drop pass "
+        lines.append(
+            f"  drop pass {metrics['eval/drop_loss']:.3f}, [CLS] cosine of full and drop pass "
             f"{metrics['eval/drift_local']:.3f} (last layer but one) {metrics['eval/drift_global']:.3f} (last)"
         )
-    return line
+    return lines
 
 
 def summary(
