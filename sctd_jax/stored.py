@@ -39,13 +39,25 @@ class Removed:
     left: Any
 
 
-Change = Added | Renamed | Removed
+@dataclasses.dataclass(frozen=True)
+class Mended:
+    """What earlier code did wrongly, and no field brings back."""
+
+    what: str
+    field: str = ""  # concerned are the runs in which it has this value; '': all
+    value: Any = None
+
+
+Change = Added | Renamed | Removed | Mended
 # `section.field` of `config.json` and `field` of `task.json`, in the order in which they came. One line for each field;
 # lines are only ever appended, for their number is the version.
 CONFIG: list[Change] = [
     Added("data.keep_zwnj", False),
     Added("data.allow_unknown", True),
     Added("optimizer.eps_place", "after_correction"),
+    Mended("held-out rows are taken from all over the split, so that the curve may have a step here"),
+    Mended("words that do not fit a row's predictions are passed over", "masking.whole_word", True),
+    Mended("biases and norms take no part in LAMB's adaptation", "optimizer.name", "lamb"),
 ]
 TASK: list[Change] = []
 
@@ -79,11 +91,19 @@ def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
     if version > newest:
         raise UserError(f"{path} was written by a newer version of sctd_jax (its configuration has version {version}, "
                         f"this one reads up to {newest}): use that one")  # fmt: skip
-    notes, before = [], dict(_flat(found))
+    followed, before = [], dict(_flat(found))
     for change in changes[version - 1 :]:
-        notes += _apply(change, before, path)
-    if notes:
-        notes = [f"{path} was written by an earlier version of sctd_jax, which is followed: {', '.join(notes)}"]
+        followed += _apply(change, before, path)
+    mended = [
+        change.what
+        for change in changes[version - 1 :]
+        if isinstance(change, Mended) and (not change.field or before.get(change.field) == change.value)
+    ]
+    notes = []
+    if followed:
+        notes += [f"{path} was written by an earlier version of sctd_jax, which is followed: {', '.join(followed)}"]
+    if mended:
+        notes += [f"{path} was written by an earlier version of sctd_jax; otherwise than there: {', '.join(mended)}"]
     return Stored(_nested(before), begun, tuple(notes))
 
 
@@ -104,6 +124,8 @@ def _apply(change: Change, values: dict[str, Any], path: epath.Path) -> list[str
             if found != left:
                 raise UserError(f"{path} has {field}={printable(repr(found))}, but this version of sctd_jax can no "
                                 f"longer do anything but {left!r}: use the version that wrote it")  # fmt: skip
+            return []
+        case Mended():
             return []
 
 

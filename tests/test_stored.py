@@ -6,6 +6,7 @@ import re
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -18,7 +19,8 @@ from sctd_jax.finetune import settings as finetune_settings
 from sctd_jax.finetune import workdir as finetune_workdir
 from sctd_jax.finetune.pretrained import open_pretrained
 from sctd_jax.interop.exporting import export
-from sctd_jax.stored import Added, Removed, Renamed
+from sctd_jax.stored import Added, Mended, Removed, Renamed
+from sctd_jax.train import setup
 from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.loop import evaluate_workdir, train_and_evaluate
 
@@ -66,12 +68,14 @@ def test_every_field_that_the_old_run_does_not_have_has_a_line_in_the_table(old)
     assert workdirs.read_config(epath.Path(old / "run")).train.steps == 4
 
 
-def test_an_old_run_evaluates_to_what_it_said_then(old):
+def test_an_old_run_evaluates_to_what_it_said_then(old, monkeypatch):
     lines = []
+    monkeypatch.setattr(setup, "eval_rows", lambda count, available: np.arange(min(count, available)))  # as it was
     metrics = evaluate_workdir(recipe(old), old / "run", lines.append)
     then = json.loads((old / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["eval/loss"] == pytest.approx(then["eval/loss"], abs=1e-4)
     assert not any("damaged" in line for line in lines)
+    assert any("otherwise than there: held-out rows are taken from all over" in line for line in lines)
 
 
 def test_an_old_run_goes_on(tmp_path):
@@ -135,6 +139,13 @@ def test_a_field_has_its_new_name_and_a_removed_one_only_the_value_that_is_left(
     assert found.notes[0].endswith("optimizer.epsilon (then optimizer.eps)")
     with pytest.raises(UserError, match=r"config.json has dropping.method='sctd', but .* do anything but 'drop'"):
         read(old, [Removed("dropping.method", "drop")])
+
+
+def test_what_is_mended_is_said_to_the_runs_that_it_concerns(old):
+    found = read(
+        old, [Mended("all"), Mended("lamb", "optimizer.name", "lamb"), Mended("sctd", "dropping.method", "sctd")]
+    )
+    assert len(found.notes) == 1 and found.notes[0].endswith("otherwise than there: all, sctd")
 
 
 def test_a_newer_versions_configuration_is_refused_by_name(old, tmp_path):
