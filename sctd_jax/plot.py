@@ -176,7 +176,7 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
     try:
         put_legend(figure, entries)
         figure.savefig(out, dpi=120)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a suffix that stands for no format
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
         plt.close(figure)
