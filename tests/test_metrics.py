@@ -103,7 +103,7 @@ def run(tmp_path, skipped, before=b""):
     job = jobs.Job(
         config=config, mesh=SimpleNamespace(size=1), compile=lambda: {"only": program}, program=lambda step: "only",
         batch=lambda step: step, work=lambda step: (1, 1.0), evaluate=lambda state: {"eval/loss": 1.0},
-        evaluation_line=lambda step, found: "", advice="Lower it",
+        evaluation_lines=lambda step, found: [], advice="Lower it",
     )  # fmt: skip
     saved = []
     checkpoints = SimpleNamespace(
