@@ -24,6 +24,11 @@ from etils import epath
 from sctd_jax import storage
 from sctd_jax.errors import UserError, printable, say
 
+
+class HeldError(UserError):
+    """Another process, which the message names, works in the folder."""
+
+
 LEASE_FILE = ".lease"
 RENEW, STALE, SETTLE = 20.0, 120.0, 1.0  # seconds
 _CANNOT_LOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -267,8 +272,8 @@ def _watch(folder: epath.Path, file: _OnDisk | _Object, there: dict) -> None:
             raise _held(folder, now)
 
 
-def _held(folder: epath.Path, record: dict | None) -> UserError:
-    return UserError(
+def _held(folder: epath.Path, record: dict | None) -> HeldError:
+    return HeldError(
         f"{folder} is in use by {_owner(record or {})}; wait for its end, stop it or choose another folder"
     )
 

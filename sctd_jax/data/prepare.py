@@ -99,13 +99,12 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
         while not _is_there(folder):
             try:
                 prepare(settings, folder, log_once)
-            except UserError as error:
-                if f"{folder} is in use by" not in str(error):
-                    if _is_there(folder):  # the other one has just finished
-                        break
-                    raise
+            except lease.HeldError as error:
                 log_once(f"waiting for the same rows: {error}")
                 time.sleep(_WAIT)
+            except UserError:
+                if not _is_there(folder):  # else the other one has just finished
+                    raise
     return on_disk(folder, log)
 
 
