@@ -1,6 +1,7 @@
 """What ends a command: the exception that is meant for the person at the terminal. A leaf: anyone may import it."""
 
 import re
+import shutil
 import signal
 import sys
 import textwrap
@@ -28,15 +29,24 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
-def shown(line: object) -> str:
-    """A line of output as a terminal shows it: escaped, and folded into at most 100 columns without breaking a word.
+def shown(line: object, columns: int | None = None) -> str:
+    """A line of output as it is printed: escaped, and on a terminal folded to its width without breaking a word.
 
-    What is folded goes on below the text after a `name  `, or further in than the line began.
+    What is folded goes on below the text after a `name  `, or further in than the line began. In a file or a pipe a
+    line stays one, so that it can be searched for.
+
+    Args:
+      line: to print.
+      columns: to fold at; None for the terminal's.
     """
     line = printable(line)
+    if columns is None:
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if not columns:
+        return line
     name = re.match(r" *\S+( \S+)*  (?=\S)", line)
     indent = name.end() if name else (2 if line[:1] != " " else len(line) - len(line.lstrip()) + 4)
-    return textwrap.fill(line, 100, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 def say(line: object) -> None:

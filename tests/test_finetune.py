@@ -56,7 +56,6 @@ def test_every_task_runs_from_its_official_layout(name, pretrained, folders, tmp
     folder, extension = TASKS[name].folder or name, "jsonl" if TASKS[name].benchmark == "superglue" else "tsv"
     assert written == set(PREDICTIONS.get(name, (f"{folder}.{extension}", f"dev-{folder}.{extension}")))
     assert any(f"best checkpoint: step {found['step']}" in line for line in lines)
-    assert [line for line in lines if len(line) > 100 and str(tmp_path.parent.parent) not in line] == []
     if name == "classification":
         assert "      labels  2, training rows: negative 6, positive 6" in lines
         assert " ".join(" ".join(lines).split()).count("6 of 6 dev rows stand in the training rows too") == 2

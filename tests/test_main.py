@@ -58,7 +58,6 @@ def test_a_run_trains_evaluates_saves_and_says_so(finished):
         "fill-mask on held-out text", "[MASK]", "(was: ",
     ]:  # fmt: skip
         assert text in printed, text
-    assert [line for line in printed.splitlines() if len(line) > 100 and str(workdir.parent.parent) not in line] == []
     assert "MFU" not in printed  # the peak of this CPU is not known
     records = lines(workdir)
     evaluations = [record for record in records if "eval/loss" in record]

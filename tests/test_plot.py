@@ -134,10 +134,11 @@ def test_probes_count_layers_from_0_like_the_config(figures):
 
 def test_lines_of_output_have_100_columns_at_most():
     line = f"note: {'word ' * 60}{'a-path/' * 20}x and more"
-    lines = shown(line).splitlines()
+    lines = shown(line, 100).splitlines()
     assert " ".join(map(str.strip, lines)) == line
     assert all(len(part) <= 100 or part.strip().startswith("a-path/") for part in lines)
-    assert shown("  short") == "  short"
+    assert shown("  short", 100) == "  short"
+    assert shown(line) == line  # in a pipe
 
 
 def test_a_folder_without_metrics_is_named(tmp_path, capsys):

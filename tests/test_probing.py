@@ -93,7 +93,7 @@ def test_layers_of_two_models(run, folder, tmp_path, capsys):
         assert model["after"] == ["embeddings", *(f"layer {number}" for number in range(model["layers"]))]
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("dropping: cls ") and said[1].endswith("; majority 0.500")
-    assert "mean 1.000 after embeddings, " in said[0] and max(map(len, said[:-2])) <= 100
+    assert "mean 1.000 after embeddings, " in said[0]
     assert said[-2:] == [str(tmp_path / "out" / "layers.json"), str(tmp_path / "out" / "layers.png")]
 
 
