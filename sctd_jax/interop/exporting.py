@@ -84,8 +84,8 @@ def export(
 
 
 def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None]) -> Model:
-    check_metadata(workdir)  # the card would call it untrained
     run = load_run(workdir, step, log)
+    check_metadata(workdir)  # the card would call it untrained
     trained, method = run.metadata is not None, run.config.dropping.method
     by_us = [f"Rows of training had {run.metadata.seq_len} tokens."] if trained else []
     losses = _held_out_losses(workdir, int(run.state.step)) if trained else []
