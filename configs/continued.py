@@ -11,6 +11,7 @@ choice, not a paper's, to be set by what your text needs. Hardware: as base.py. 
 measured by us.
 """
 
+import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ from sctd_jax.errors import UserError
 
 def get_config(init: str = "") -> ConfigDict:
     """The recipe for a workdir to start from."""
+    init = os.path.expanduser(init)
     found = Path(init, "config.json")
     try:
         model = stored.read(found, stored.CONFIG).values.get("model") if init and found.is_file() else None

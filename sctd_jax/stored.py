@@ -45,10 +45,11 @@ class Mended:
 
     what: str
     field: str = ""  # concerned are the runs in which it has this value; '': all
-    value: Any = None
+    value: Any = None  # or _ANY
 
 
 Change = Added | Renamed | Removed | Mended
+_ANY = object()  # every value but '' and 0
 # `section.field` of `config.json` and `field` of `task.json`, in the order in which they came. One line for each field;
 # lines are only ever appended, for their number is the version.
 CONFIG: list[Change] = [
@@ -56,6 +57,7 @@ CONFIG: list[Change] = [
     Added("data.allow_unknown", True),
     Added("optimizer.eps_place", "after_correction"),
     Mended("held-out rows are taken from all over the split, so that the curve may have a step here"),
+    Mended("the drop pass of an evaluation has the K of its step", "dropping.keep_schedule", _ANY),
     Mended("words that do not fit a row's predictions are passed over", "masking.whole_word", True),
     Mended("biases and norms take no part in LAMB's adaptation", "optimizer.name", "lamb"),
 ]
@@ -95,9 +97,7 @@ def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
     for change in changes[version - 1 :]:
         followed += _apply(change, before, path)
     mended = [
-        change.what
-        for change in changes[version - 1 :]
-        if isinstance(change, Mended) and (not change.field or before.get(change.field) == change.value)
+        change.what for change in changes[version - 1 :] if isinstance(change, Mended) and _concerns(change, before)
     ]
     notes = []
     if followed:
@@ -105,6 +105,11 @@ def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
     if mended:
         notes += [f"{path} was written by an earlier version of sctd_jax; otherwise than there: {', '.join(mended)}"]
     return Stored(_nested(before), begun, tuple(notes))
+
+
+def _concerns(change: Mended, values: Mapping[str, Any]) -> bool:
+    value = values.get(change.field)
+    return not change.field or (bool(value) if change.value is _ANY else value == change.value)
 
 
 def _apply(change: Change, values: dict[str, Any], path: epath.Path) -> list[str]:

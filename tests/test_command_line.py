@@ -188,6 +188,7 @@ def test_another_python_is_refused_in_one_line_by_every_command(monkeypatch, cap
     ):
         with monkeypatch.context() as patch:
             patch.setattr(name, value)
+            patch.setattr("sys.orig_argv", ["python", "-m", "sctd_jax.main"])
             with pytest.raises(SystemExit) as exit_:
                 runpy.run_path(str(package))
         assert exit_.value.code == 2

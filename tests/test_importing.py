@@ -370,7 +370,7 @@ def test_weights_of_other_formats_get_the_line_that_converts_them_with_every_ten
     ],
 )
 def test_a_name_of_the_hub_gets_the_line_that_downloads_it(name, repository, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(huggingface, "_recipe", lambda path: {})
+    monkeypatch.setattr(huggingface.recipes, "load", lambda path: SimpleNamespace(to_dict=dict))
     assert huggingface.main(["import", "--from", name, "--workdir", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert ": no such file or folder" in line
@@ -382,7 +382,7 @@ def test_a_name_of_the_hub_gets_the_line_that_downloads_it(name, repository, tmp
 
 def test_paths_of_a_bucket_do_not_become_folders_called_gs(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface, "_recipe", lambda path: {})
+    monkeypatch.setattr(huggingface.recipes, "load", lambda path: SimpleNamespace(to_dict=dict))
     assert huggingface.main(["import", "--from=gs://bucket/bert", "--workdir=run"]) == 2
     assert "--from gs://bucket/bert: a folder of this machine is expected; copy it" in capsys.readouterr().err
     monkeypatch.setenv("HOME", str(tmp_path))

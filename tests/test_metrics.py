@@ -60,12 +60,13 @@ def test_damaged_lines_are_counted_and_the_others_read(tmp_path):
         b'{"step": "x"}\n',
         b'{"step": 3}\n',
         b'{"step": 3, "seconds": "s"}\n',
+        b'{"step": 3, "seconds": null}\n',
     ]
     path.write_bytes(line(1) + b"".join(damaged) + b"\0" * 4096 + line(2) + b'{"step": 3, "se')
     assert [found["step"] for found in read_metrics(tmp_path, lines.append)] == [1, 2]
-    assert lines == [f"warning: {path}: 7 damaged lines are left out"]
+    assert lines == [f"warning: {path}: 8 damaged lines are left out"]
     Writer(tmp_path, 2, lines.append).close()
-    assert lines[1:] == [f"{path}: 7 damaged ones left out"]
+    assert lines[1:] == [f"{path}: 8 damaged ones left out"]
     assert [found["step"] for found in read_metrics(tmp_path, lines.append)] == [1, 2]
     assert len(lines) == 2
 
@@ -89,16 +90,16 @@ def test_tensorboard_hides_what_is_trained_again(tmp_path):
     assert [event.step for event in found if event.session_log.status] == [11]
 
 
-def run(tmp_path, skipped, before=b""):
+def run(tmp_path, skipped, before=b"", done=0, lost=0):
     """A run of as many steps as `skipped`, of which each says whether it was skipped, by programs that do nothing."""
     (tmp_path / "metrics.jsonl").write_bytes(before)
-    start = 1 if before else 0
+    start = done or (1 if before else 0)
     config = helpers.config(train__steps=start + len(skipped), train__log_every=1, train__max_bad_steps=9)
 
     def program(state, step):
         bad = skipped[step - start]
         metrics = {"loss": jnp.nan if bad else 1.0, "skipped": float(bad), "learning_rate": 0.1}
-        return SimpleNamespace(step=state.step + 1), metrics
+        return SimpleNamespace(step=state.step + 1, skipped=0), metrics
 
     job = jobs.Job(
         config=config, mesh=SimpleNamespace(size=1), compile=lambda: {"only": program}, program=lambda step: "only",
@@ -110,7 +111,7 @@ def run(tmp_path, skipped, before=b""):
         save=lambda state, metrics: saved.append(state.step), wait=lambda: None, check=lambda: None, steps=lambda: saved
     )
     stop = SimpleNamespace(at=lambda step: False, signum=None)
-    return jobs.run(job, tmp_path, checkpoints, SimpleNamespace(step=start), stop, lambda said: None).step
+    return jobs.run(job, tmp_path, checkpoints, SimpleNamespace(step=start, skipped=lost), stop, lambda said: None).step
 
 
 def test_a_run_with_nothing_left_to_do_keeps_no_line_past_its_end(tmp_path):
@@ -119,8 +120,12 @@ def test_a_run_with_nothing_left_to_do_keeps_no_line_past_its_end(tmp_path):
 
 
 def test_a_run_without_one_good_step_fails(tmp_path):
-    with pytest.raises(jobs.DivergedError, match=r"not one of the steps from 0 to 3 had .* Lower it"):
+    with pytest.raises(jobs.DivergedError, match=r"not one of the steps from 0 to 3 had .* another --workdir"):
         run(tmp_path, [True, True, True])
+    with pytest.raises(
+        jobs.DivergedError, match="from 0 to 3 had"
+    ):  # nor when it is run again, with nothing left to do
+        run(tmp_path, [], done=3, lost=3)
     assert run(tmp_path, [True, False, True]) == 3
     assert run(tmp_path, [True], before=line(1)) == 2
     with pytest.raises(jobs.DivergedError, match="not one of the steps from 1 to 2"):

@@ -240,7 +240,7 @@ def test_drift_of_a_run(run, tmp_path, capsys):
 def test_drift_by_layer_is_of_the_k_of_its_step_and_of_rows_from_all_over(run, rows, tmp_path, monkeypatch):
     workdir, seen = shutil.copytree(run, tmp_path / "run"), []
     config = json.loads((workdir / CONFIG_FILE).read_text())
-    config["dropping"]["keep_schedule"] = "0:12,2:24"
+    config["dropping"]["keep_schedule"] = "0:12,1:24"
     (workdir / CONFIG_FILE).write_text(json.dumps(config))
 
     def measured(config, *_):

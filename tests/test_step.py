@@ -429,8 +429,9 @@ def test_evaluation_reads_rows_from_all_over_the_held_out_ones(monkeypatch):
     data = setup.Data(None, None, None, helpers.SPECIAL, None)
     evaluate, state, blank = setup.make_evaluate(config, data, meshes.make_mesh(config)), start(config), 1
     evaluate(state)
-    evaluate(state.replace(step=state.step + 2))
-    assert [kept for kept, *_ in read] == [12] * 3 + [24] * 3
+    evaluate(state.replace(step=state.step + 2))  # of which no step has had more than 12 yet
+    evaluate(state.replace(step=state.step + 3))
+    assert [kept for kept, *_ in read] == [12] * 6 + [24] * 3
     tokens, numbers = (np.concatenate([part[i] for part in read[:3]]) for i in (1, 2))
     np.testing.assert_array_equal(tokens[:20], numbers)  # the masks are those of the row, whichever rows are beside it
     assert len(numbers) == 20

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from pathlib import Path
@@ -209,3 +210,32 @@ def test_what_stands_beside_a_vocabulary_is_heeded(vocab):
         beside.write_text(text)
         with pytest.raises(UserError, match=r"tokenizer_config.json cannot be read"):
             tokenizer.load(vocab)
+
+
+def test_unknown_is_what_the_model_gives_whatever_else_is_called_so(tmp_path):
+    """SentencePiece's <unk> beside a control symbol [UNK], and models of `tokenizers` that leave letters out."""
+    trained = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(["ab ba"] * 50), model_writer=trained, vocab_size=12, model_type="bpe", minloglevel=2,
+        control_symbols=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    )  # fmt: skip
+    (tmp_path / "x.model").write_bytes(trained.getvalue())
+    found = tokenizer.load(tmp_path / "x.model")
+    assert found.pieces[found.special["unk"]] == "<unk>" and found.special["unk"] in found.encode(["一"])[0]
+
+    vocab = {piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<oov>", "a"])}
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="<oov>")).save(str(path))
+    assert tokenizer.load(path).encode(["一a"])[0].tolist() == [tokenizer.load(path).special["unk"], 6] == [5, 6]
+    byte_level = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    byte_level.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    for model in (
+        tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [])),
+        byte_level,
+        tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -1.0) for piece in vocab])),
+        tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="none")),
+    ):
+        model.save(str(path))
+        with pytest.raises(UserError, match="no unk_token in its vocabulary and not all 256 bytes"):
+            tokenizer.load(path)
+        assert tokenizer.load(path, kept=True).special["unk"] == 1  # a run that has one goes on

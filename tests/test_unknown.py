@@ -1,6 +1,8 @@
 import dataclasses
+from collections import Counter
 
 import pytest
+import tokenizers
 
 from sctd_jax.data import tokenizer, unknown
 from sctd_jax.errors import UserError
@@ -84,3 +86,13 @@ def test_counting_is_bounded_by_the_commonest_letters():
     assert everything.unknown == 20 * 550
     assert len(everything.commonest) <= 2000
     assert everything.commonest.most_common(1)[0][0] == "\u5b57"
+
+
+def test_letters_in_no_token_are_found_whatever_left_them_out():
+    """A normaliser that deletes; a byte-level model without all bytes."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    words.add_special_tokens(["[PAD]", "[CLS]", "[SEP]", "[MASK]"])
+    words.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("[^\x00-\x7f]"), "")
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    spans = tokenizer._hugging_face(words.to_str().encode(), "x", kept=False)
+    assert unknown.lost_letters(spans, ["a 一丁 a\xad", "b"]) == [Counter("一丁"), Counter()]

@@ -197,7 +197,7 @@ def _embedded() -> list[Source]:
 
 def _tfds_source(text: str) -> Source:
     name, _, split = text.removeprefix("tfds:").partition("@")
-    root = os.environ.get("TFDS_DATA_DIR", os.path.expanduser("~/tensorflow_datasets"))
+    root = os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     folders = sorted(Path(root, name).glob("**/dataset_info.json"))
     if not folders:
         raise UserError(

@@ -27,6 +27,7 @@ from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, R
 from sctd_jax.errors import TryAgainError, UserError, run_command, say
 
 _LOOK_LINES = 100  # of the sample, from which on its share of unknown letters is believed
+_LOST_LINES, _LOST_CHARS = 200, 2000  # of the sample, in which letters are looked for that no token stands for
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 
 
@@ -217,6 +218,9 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
         raise UserError(f"input {', '.join(settings.input)}: no text in {counts.empty} empty documents")
     log(f"{counts.documents:,} documents, {counts.characters / 1e6:,.1f} M characters, {counts.empty:,} empty")
     if warning := corpus.replaced_warning(sources, counts):
+        if counts.replaced > unknown.REFUSE * counts.characters and not settings.allow_unknown:
+            raise UserError(f"{warning.removeprefix('warning: ')}, or accept it: --allow-unknown, "
+                            "--config.data.allow_unknown=True")  # fmt: skip
         log(warning)
     if look.nul:
         log(f"warning: {look.nul:,} NUL characters are read as spaces")
@@ -293,6 +297,15 @@ def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tok
     whole = look.whole and len(lines) == len(look.sample)
     if len(lines) < _LOOK_LINES and not whole:
         return
+    # Where each token stands takes longer to learn than its id: of a part of the sample.
+    part = [(line[:_LOST_CHARS], source) for line, source in lines[:_LOST_LINES]]
+    lost = [unknown.Letters() for _ in names]
+    for (line, source), here in zip(part, unknown.lost_letters(pieces, [line for line, _ in part]), strict=True):
+        lost[source].total += len("".join(line.split()))
+        lost[source].add(here)
+    if unknown.total(lost).share > unknown.WARN:
+        for line in unknown.report(names, lost, settings.allow_unknown, " of a sample", "are left out, in no token"):
+            log(line)
     texts = [line for line, _ in lines]
     letters = [unknown.Letters() for _ in names]
     for (line, source), here in zip(lines, unknown.unknown_letters(pieces, texts, pieces.encode(texts)), strict=True):

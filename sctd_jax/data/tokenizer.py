@@ -70,7 +70,7 @@ def load(path: str | Path, *, kept: bool = False) -> Tokenizer:
             check_exportable(content, path)
             tokenizer_files.check_sentencepiece(storage.as_path(path), loaded.pieces)
     else:
-        loaded = _hugging_face(content, path)
+        loaded = _hugging_face(content, path, kept)
     # Some models have their specials among the ordinary pieces, and a document may spell one.
     special_ids = [i for role, i in loaded.special.items() if role != "unk"]
 
@@ -188,7 +188,9 @@ def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
     def decode(ids: Sequence[int]) -> str:
         return processor.decode([int(i) for i in ids])
 
-    return Tokenizer(pieces, tokenizer_files.special_ids(pieces, path), _marked(pieces), encode, encode_spans, decode)
+    # Whatever other piece is called [UNK]: this one is what the model gives.
+    special = tokenizer_files.special_ids(pieces, path) | {"unk": processor.unk_id()}
+    return Tokenizer(pieces, special, _marked(pieces), encode, encode_spans, decode)
 
 
 def _from_proto(text: str, proto) -> Tokenized:
@@ -247,7 +249,29 @@ def check_exportable(content: bytes, path: str | Path) -> None:
         )
 
 
-def _hugging_face(content: bytes, path: str | Path) -> Tokenizer:
+def _unknown_piece(settings: dict, ids: dict[str, int], pieces: Sequence[str], path: str | Path) -> int | None:
+    """Id that a `tokenizers` model gives to what it does not know; None where it knows every byte.
+
+    Raises:
+      UserError: it gives none, so that letters would vanish without a word.
+    """
+    model = settings["model"]
+    unk = model.get("unk_id") if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
+    if unk is not None:
+        return unk
+    stages = json.dumps([settings.get("normalizer"), settings.get("pre_tokenizer")])
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet() if '"ByteLevel"' in stages else ()
+    if model.get("byte_fallback"):
+        letters = [f"<0x{byte:02X}>" for byte in range(256)]
+    if not letters or not set(letters) <= set(pieces):
+        raise UserError(
+            f"data.tokenizer {path}: its model has no unk_token in its vocabulary and not all 256 bytes, so that "
+            "letters it does not know would be left out or end in an error; set its unk_token"
+        )
+    return None
+
+
+def _hugging_face(content: bytes, path: str | Path, kept: bool) -> Tokenizer:
     settings = json.loads(content)
     ids = tokenizers.Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     pieces = [""] * (max(ids.values()) + 1)
@@ -256,6 +280,9 @@ def _hugging_face(content: bytes, path: str | Path) -> Tokenizer:
     for token in settings["added_tokens"]:  # where two have an id, the one that text is read as
         pieces[ids[token["content"]]] = token["content"]
     special = tokenizer_files.special_ids(pieces, path)
+    if not kept:
+        unk = _unknown_piece(settings, ids, pieces, path)
+        special["unk"] = special["unk"] if unk is None else unk
     roles = {pieces[i] for i in special.values()}
     for token in settings["added_tokens"]:
         token["special"] = token["content"] in roles

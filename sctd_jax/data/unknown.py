@@ -69,6 +69,18 @@ def unknown_letters(pieces: Tokenizer, texts: Sequence[str], ids: Sequence[np.nd
     return found
 
 
+def lost_letters(pieces: Tokenizer, texts: Sequence[str]) -> list[Counter]:
+    """The letters of each text that no token stands for, not even [UNK]: a normaliser or a model has left them out."""
+    found = []
+    for text, (_, spans_n2) in zip(texts, pieces.encode_spans(texts), strict=True):
+        covered = np.zeros(len(text) + 1, np.int64)
+        np.add.at(covered, spans_n2[:, 0], 1)
+        np.add.at(covered, spans_n2[:, 1], -1)
+        letters = (text[i] for i in np.flatnonzero(np.cumsum(covered)[:-1] == 0))
+        found.append(Counter(letter for letter in letters if not letter.isspace() and letter.isprintable()))
+    return found
+
+
 def _parts(text: str, longest: int) -> Iterator[str]:
     for word in text.split():
         for start in range(0, len(word), longest):
@@ -95,7 +107,13 @@ def total(by_source: Iterable[Letters]) -> Letters:
     return everything
 
 
-def report(names: Sequence[str], by_source: Sequence[Letters], allow: bool, where: str = "") -> list[str]:
+def report(
+    names: Sequence[str],
+    by_source: Sequence[Letters],
+    allow: bool,
+    where: str = "",
+    what: str = "are unknown to the tokenizer and become [UNK]",
+) -> list[str]:
     """Lines that say how much of each source is unknown: one, and a warning above WARN in a source or in all.
 
     Args:
@@ -103,6 +121,7 @@ def report(names: Sequence[str], by_source: Sequence[Letters], allow: bool, wher
       by_source: their letters.
       allow: whether more than REFUSE in all is only warned of.
       where: of what text this is, if not of all.
+      what: happens to them.
 
     Raises:
       UserError: more than REFUSE in all, and `allow` is not set.
@@ -111,12 +130,14 @@ def report(names: Sequence[str], by_source: Sequence[Letters], allow: bool, wher
     said = f"{everything.unknown:,} of {everything.total:,} letters{where} ({everything.share:.2%})"
     worst = sorted((pair for pair in zip(names, by_source, strict=True) if pair[1].share > WARN), key=_by_unknown)
     if not worst:
-        return [f"unknown to the tokenizer: {said}"]
+        name, most = max(zip(names, by_source, strict=True), key=lambda pair: pair[1].share)
+        most = f"; most in {printable(name)} ({most.share:.2%})" if len(names) > 1 and everything.unknown else ""
+        return [f"unknown to the tokenizer: {said}{most}"]
     named = "; ".join(
         f"{printable(name)}: {letters.share:.1%} ({_letters(letters)})" for name, letters in worst[:_NAMED_SOURCES]
     )
     more = f"; and {len(worst) - _NAMED_SOURCES:,} more above {WARN:.0%}" if len(worst) > _NAMED_SOURCES else ""
-    line = f"{said} are unknown to the tokenizer and become [UNK]: {named}{more}"
+    line = f"{said} {what}: {named}{more}"
     if everything.share > REFUSE and not allow:
         raise UserError(
             f"{line}. Use a tokenizer of this text's language and script (or a larger --vocab-size, "

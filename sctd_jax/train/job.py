@@ -76,6 +76,8 @@ def run(
     if start == steps:
         if any(line["step"] > start for line in before):  # of checkpoints that are damaged or were not finished
             Writer(workdir, start, log, checkpoints.check).close()
+        if int(state.skipped) >= steps:
+            raise _untrained(0, steps)
         return Result(start, None, state)
     log("compiling ...")
     began = time.monotonic()
@@ -116,10 +118,7 @@ def run(
                 _give_up(job, checkpoints, state, train.bad_streak)
         checkpoints.wait()
         if step == steps and not train.good and hosts.all_say(all(line.get("train/loss") is None for line in before)):
-            raise DivergedError(
-                f"not one of the steps from {start} to {steps} had a finite loss and gradient: nothing was trained. "
-                f"{job.advice}"
-            )
+            raise _untrained(start, steps)
         return Result(step, stop.signum if step < steps else None, state)
     except jax.errors.JaxRuntimeError as error:
         if not hosts.several() or not re.search("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Gloo|Connection", str(error)):
@@ -136,6 +135,13 @@ def run(
         batches.close()
         console.close()
         writer.close()
+
+
+def _untrained(start: int, steps: int) -> DivergedError:
+    return DivergedError(
+        f"not one of the steps from {start} to {steps} had a finite loss and gradient: nothing was trained. Lower the "
+        "learning rate or lengthen the warm-up, look at what it starts from, and begin again in another --workdir"
+    )
 
 
 class _TrainMetrics:

@@ -132,7 +132,7 @@ def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
             line = json.loads(text)
             if not (isinstance(line, dict) and type(line.get("step")) is int):
                 raise ValueError(line)
-            if not all(value is None or type(value) in (int, float) for value in [line["seconds"], *line.values()]):
+            if line["seconds"] is None or not all(type(value) in (int, float, type(None)) for value in line.values()):
                 raise ValueError(line)
         except (ValueError, KeyError, RecursionError):
             damaged += bool(text) and raw is not last
