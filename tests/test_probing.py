@@ -264,8 +264,8 @@ def test_the_curve_is_there_without_the_rows(run, tmp_path, capsys):
     (workdir / CONFIG_FILE).write_text(json.dumps(config))
     lines = [
         {"step": s, "seconds": s, "eval/drift_local": v, "eval/drift_global": v / 2}
-        for s, v in ((0, 1.0), (5, 0.5), (9, 0.25), (5, 0.75))
-    ]  # step 5 again, after a kill
+        for s, v in ((0, 1.0), (5, 0.5), (9, 0.9), (5, 0.75), (9, 0.25))
+    ]  # 5 and 9 again, after a kill
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = command(tmp_path / "out", "drift", workdir)
     (model,) = found["models"]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from sctd_jax.errors import UserError
 from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
@@ -403,6 +404,7 @@ def test_evaluation_uses_the_full_model_and_reports_the_drop_pass_beside_it():
 
 
 def test_evaluation_reads_rows_from_all_over_the_held_out_ones(monkeypatch):
+    assert base.get_config().train.eval_rows == 256
     read = []
 
     class Held:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_old_runs_are_exported(old, tmp_path):
         assert architecture in (tmp_path / name / "config.json").read_text()
 
 
-def test_an_old_run_is_fine_tuned_and_an_old_fine_tuning_goes_on(old):
+def test_an_old_run_is_fine_tuned_and_an_old_fine_tuning_goes_on(old, tmp_path):
     values = finetune.get_config().to_dict() | {
         "task": "classification", "init": str(old / "run"), "data_dir": str(old / "labels.jsonl"), "max_length": 16,
         "batch_size": 8, "epochs": 1, "learning_rate": 1e-3,
@@ -100,6 +101,11 @@ def test_an_old_run_is_fine_tuned_and_an_old_fine_tuning_goes_on(old):
     settings, there = finetune_settings.from_dict(values), base.get_config().to_dict()
     made = finetune_loop.prepare(settings, epath.Path(old / "tuned"), there, lambda line: None)
     assert set(made.pretrained.params(made.mesh)) == {"encoder"}
+    assert finetune_loop.finetune(settings, tmp_path / "new", there, lambda line: None).step > 1
+    tuned = shutil.copytree(old / "tuned", tmp_path / "tuned")
+    (tuned / "result.json").unlink()  # its end is evaluated and told again
+    assert finetune_loop.finetune(settings, tuned, there, lambda line: None).step > 1
+    assert (tuned / "result.json").is_file()
     again = open_pretrained(str(old / "tuned"), there, lambda line: None)
     assert set(again.params(made.mesh)) == {"encoder", "pooler"}
 
