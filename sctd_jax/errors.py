@@ -42,7 +42,7 @@ def shown(line: object, columns: int | None = None) -> str:
     line = printable(line)
     if columns is None:
         columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    if not columns:
+    if not columns or re.search(r"\bpython -m |\biconv |\bjq |\btr '|--workdir", line):  # a command is copied whole
         return line
     name = re.match(r" *\S+( \S+)*  (?=\S)", line)
     indent = name.end() if name else (2 if line[:1] != " " else len(line) - len(line.lstrip()) + 4)
@@ -63,6 +63,9 @@ def run_command(command: Callable[[], int]) -> int:
     SIGTERM becomes an exception like Ctrl-C, so that temporary files are removed on the way out; the training
     loop puts its own handlers in the place of both.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding shall end no run
     received = [signal.SIGINT]
 
     def interrupt(signum, frame):

@@ -17,6 +17,7 @@ from sctd_jax import lease
 from sctd_jax.data import corpus, prepare, survey, tokenizer
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
+from sctd_jax.train import setup
 from tests import helpers
 
 QUIET = {"log": lambda line: None}
@@ -273,7 +274,14 @@ def test_one_process_prepares_a_folder_at_a_time(settings, rows, tmp_path, monke
         lines.clear()
         assert prepare.ensure_rows(changed, lines.append, read_metadata(rows)) == tmp_path / "before"
         assert len(lines) == 1 and why in lines[0]
+    shutil.copytree(rows, tmp_path / name)  # nor if another run has prepared the other text meanwhile
+    (tmp_path / name / "prepared.json").write_text(
+        json.dumps(dataclasses.asdict(read_metadata(rows)) | {"documents": 1})
+    )
+    assert prepare.ensure_rows(run, lines.append, read_metadata(rows)) == tmp_path / "before"
+    shutil.rmtree(tmp_path / name)
     shutil.rmtree(tmp_path / "before")
+    lines.clear()
 
     wait(lambda: shutil.copytree(rows, tmp_path / name))
     assert len(lines) == 1
@@ -436,3 +444,18 @@ def test_rows_that_lost_a_shard_are_one_message(rows, tmp_path):
     data = Rows(tmp_path / "rows", TRAIN)
     with pytest.raises(UserError, match="cannot be read"):
         data.read(range(len(data)))
+
+
+def test_rows_that_are_there_already_are_no_way_around_a_refusal(rows, tmp_path, monkeypatch):
+    folder, lines = shutil.copytree(rows, tmp_path / "rows"), []
+    odd = dataclasses.replace(read_metadata(rows), letters=100, unknown_letters=30)
+    (folder / "prepared.json").write_text(json.dumps(dataclasses.asdict(odd)))
+    monkeypatch.setattr(setup, "ensure_rows", lambda *_: folder)
+    with pytest.raises(UserError, match=r"30.0% of the letters of the rows in .*allow_unknown=True"):
+        setup.open_data(helpers.config(), lines.append)
+    setup.open_data(helpers.config(data__allow_unknown=True), lines.append)
+    setup.open_data(helpers.config(), lines.append, odd)  # a run that has been trained on them goes on
+    assert [line.startswith("warning: 30.0% of the letters") for line in lines] == [True, True]
+    monkeypatch.undo()
+    chosen = helpers.config(data__rows=str(folder), data__input="x.txt")
+    assert prepare.ensure_rows(chosen, lines.append) == folder and lines[-1].endswith("; data.input is not read")

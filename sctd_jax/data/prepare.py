@@ -74,21 +74,23 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
     """
     if config.data.rows:
         folder = storage.as_path(config.data.rows)
+        if ignored := [name for name in ("input", "tokenizer") if getattr(config.data, name)]:
+            log(f"note: the rows are those of data.rows={folder}; data.{' and data.'.join(ignored)} is not read")
     else:
         settings, root = settings_of(config), storage.as_path(config.data.prepared_dir)
-        same, said = [], set()
+        same, said, folder = [], set(), None
         for path in root.glob(f"*/{METADATA_FILE}") if began else ():
             with contextlib.suppress(UserError):  # a damaged one is not the run's
                 same += [path.parent] if read_metadata(path.parent) == began else []
         try:
             sources = corpus.find_sources(settings.input)
             folder = root / f"n{settings.seq_len}-v{settings.vocab_size}-{identity(settings, sources)}"
-            changed = "" if _is_there(folder) else "the text, or how it is read, has changed since"
+            changed = "the text, or how it is read, has changed since"
         except UserError as error:
             if not same:
                 raise
             changed = str(error)
-        if same and changed:
+        if same and (folder is None or folder not in same):
             folder = same[0]
             log(f"note: the run goes on with the rows that it began with, {folder}: {changed}")
 

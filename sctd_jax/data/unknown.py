@@ -13,6 +13,7 @@ from sctd_jax.errors import UserError, printable
 WARN, REFUSE = 0.01, 0.20  # shares of the letters
 _KEPT = 1000  # different unknown letters of one source; the rarest beyond are forgotten, not uncounted
 _PART = 256  # letters of a long word that are looked at together
+_WORTH_A_NAME = 0.001  # share of unknown letters
 _NAMED_SOURCES, _NAMED_LETTERS = 3, 5
 
 
@@ -131,7 +132,9 @@ def report(
     worst = sorted((pair for pair in zip(names, by_source, strict=True) if pair[1].share > WARN), key=_by_unknown)
     if not worst:
         name, most = max(zip(names, by_source, strict=True), key=lambda pair: pair[1].share)
-        most = f"; most in {printable(name)} ({most.share:.2%})" if len(names) > 1 and everything.unknown else ""
+        most = (
+            f"; most in {printable(name)} ({most.share:.2%})" if len(names) > 1 and most.share > _WORTH_A_NAME else ""
+        )
         return [f"unknown to the tokenizer: {said}{most}"]
     named = "; ".join(
         f"{printable(name)}: {letters.share:.1%} ({_letters(letters)})" for name, letters in worst[:_NAMED_SOURCES]

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
-from sctd_jax.data import tokenizer
+from sctd_jax.data import tokenizer, unknown
 from sctd_jax.data.loader import Loader
 from sctd_jax.data.prepare import ensure_rows
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Metadata, Rows, read_metadata
@@ -55,6 +55,15 @@ def open_data(config: Config, log: Callable[[str], None], began: Metadata | None
     ):
         if have != want:
             raise UserError(f"config.{field} is {want}, but the rows in {folder} were prepared with {have}")
+    # Rows that are there already were perhaps prepared for somebody who allowed it.
+    share = metadata.unknown_letters / max(metadata.letters, 1)
+    if share > unknown.WARN:
+        said = f"{share:.1%} of the letters of the rows in {folder} are unknown to their tokenizer"
+        if share > unknown.REFUSE and not (config.data.allow_unknown or config.data.rows or began):
+            raise UserError(
+                f"{said}; use another config.data.tokenizer, or accept it: --config.data.allow_unknown=True"
+            )
+        log(f"warning: {said}")
     path = tokenizer.find(folder)
     if tokenizer.digest(path) != metadata.tokenizer_sha256:
         raise UserError(f"{path} is not the tokenizer that the rows beside it were made with")
