@@ -227,6 +227,7 @@ def test_unknown_is_what_the_model_gives_whatever_else_is_called_so(tmp_path):
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="<oov>")).save(str(path))
     assert tokenizer.load(path).encode(["一a"])[0].tolist() == [tokenizer.load(path).special["unk"], 6] == [5, 6]
+    assert tokenizer.load(path, kept=True).special["unk"] == 5  # training reads the rows as preparing wrote them
     byte_level = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
     byte_level.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
     for model in (

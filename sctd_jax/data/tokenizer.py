@@ -162,7 +162,7 @@ def encoding_digest(path: str | Path) -> str:
     split_before = [
         token for token in special if token["special"] and token["content"] not in tokenizer_files.ROLE_NAMES
     ]
-    return digest(path) + ("-whole" if split_before else "")
+    return hashlib.sha256(content).hexdigest() + ("-whole" if split_before else "")
 
 
 def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
@@ -249,26 +249,18 @@ def check_exportable(content: bytes, path: str | Path) -> None:
         )
 
 
-def _unknown_piece(settings: dict, ids: dict[str, int], pieces: Sequence[str], path: str | Path) -> int | None:
-    """Id that a `tokenizers` model gives to what it does not know; None where it knows every byte.
-
-    Raises:
-      UserError: it gives none, so that letters would vanish without a word.
-    """
+def _unknown_piece(settings: dict, ids: dict[str, int]) -> int | None:
+    """Id that a `tokenizers` model gives to what it does not know; None if it gives none."""
     model = settings["model"]
-    unk = model.get("unk_id") if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
-    if unk is not None:
-        return unk
+    return model.get("unk_id") if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
+
+
+def _knows_all_bytes(settings: dict, pieces: Sequence[str]) -> bool:
     stages = json.dumps([settings.get("normalizer"), settings.get("pre_tokenizer")])
     letters = tokenizers.pre_tokenizers.ByteLevel.alphabet() if '"ByteLevel"' in stages else ()
-    if model.get("byte_fallback"):
+    if settings["model"].get("byte_fallback"):
         letters = [f"<0x{byte:02X}>" for byte in range(256)]
-    if not letters or not set(letters) <= set(pieces):
-        raise UserError(
-            f"data.tokenizer {path}: its model has no unk_token in its vocabulary and not all 256 bytes, so that "
-            "letters it does not know would be left out or end in an error; set its unk_token"
-        )
-    return None
+    return bool(letters) and set(letters) <= set(pieces)
 
 
 def _hugging_face(content: bytes, path: str | Path, kept: bool) -> Tokenizer:
@@ -280,9 +272,13 @@ def _hugging_face(content: bytes, path: str | Path, kept: bool) -> Tokenizer:
     for token in settings["added_tokens"]:  # where two have an id, the one that text is read as
         pieces[ids[token["content"]]] = token["content"]
     special = tokenizer_files.special_ids(pieces, path)
-    if not kept:
-        unk = _unknown_piece(settings, ids, pieces, path)
-        special["unk"] = special["unk"] if unk is None else unk
+    if (unk := _unknown_piece(settings, ids)) is not None:
+        special["unk"] = unk
+    elif not kept and not _knows_all_bytes(settings, pieces):
+        raise UserError(
+            f"data.tokenizer {path}: its model has no unk_token in its vocabulary and not all 256 bytes, so that "
+            "letters it does not know would be left out or end in an error; set its unk_token"
+        )
     roles = {pieces[i] for i in special.values()}
     for token in settings["added_tokens"]:
         token["special"] = token["content"] in roles
