@@ -171,6 +171,10 @@ class Config:
         dropping = dataclasses.replace(self.dropping, keep_schedule="", drop_rate=1 - kept / self.data.seq_len)
         return dataclasses.replace(self, dropping=dropping)
 
+    def after(self, steps: int) -> "Config":
+        """The config of the last of so many steps."""
+        return self.at(max(steps - 1, 0))
+
     def microbatches(self, variant: str) -> int:
         """How many microbatches a step of this variant has."""
         own = self.train.consistency_accumulation if variant == "consistency" else 0
@@ -215,9 +219,9 @@ _BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "dropping.drop_
 _SHARES = ("masking.mask_share", "masking.random_share", "dropping.importance_beta", "dropping.random_share")
 _AT_LEAST_ONE = (
     "model.vocab_size", "model.num_layers", "model.hidden_size", "model.num_heads", "model.intermediate_size",
-    "model.type_vocab_size", "dropping.sc_interval", "train.batch_size", "train.accumulation",
-    "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.max_bad_steps", "train.steps", "mesh.fsdp", "mesh.tensor",
+    "model.type_vocab_size", "dropping.sc_interval", "train.batch_size", "train.accumulation", "train.eval_every",
+    "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.max_bad_steps",
+    "train.steps", "mesh.fsdp", "mesh.tensor",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "dropping.sc_weight", "dropping.full_steps_first", "dropping.full_steps_last", "optimizer.warmup_steps",
@@ -372,14 +376,12 @@ def _check_schedule(config: Config) -> None:
 
 def _check_train(config: Config) -> None:
     train, dropping = config.train, config.dropping
-    for field, count in [
-        ("train.accumulation", config.microbatches("drop")),
-        ("train.consistency_accumulation", config.microbatches("consistency")),
-    ]:
+    for field, variant in (("accumulation", "drop"), ("consistency_accumulation", "consistency")):
+        count = config.microbatches(variant)
         require(
             train.batch_size % count == 0,
             "train.batch_size",
-            f"({train.batch_size}) must be divisible by {field} ({count})",
+            f"({train.batch_size}) must be divisible by train.{field} ({count})",
         )
     require(
         train.checkpoint_every % train.eval_every == 0,

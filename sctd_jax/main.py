@@ -104,7 +104,7 @@ def _check_mode() -> None:
             raise UserError(f"--{option.name} is for --mode=compile; a run takes the devices and the batch that it has")
     for option in (_WORKDIR, _COORDINATOR, _PROCESSES, _PROCESS):
         if mode == "compile" and flags.FLAGS[option.name].present:
-            print(f"note: --{option.name} is not used by --mode=compile", flush=True)
+            say(f"note: --{option.name} is not used by --mode=compile")
 
 
 def _finetune() -> int:
@@ -184,7 +184,7 @@ def _parse(argv: list[str]) -> list[str]:
             sys.exit(0)
         return _parse_flags(argv, arguments, *config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
     except (flags.Error, KeyError, AttributeError, OSError, TypeError, ValueError) as error:
         message = (str(error).strip() or repr(error)).splitlines()[-1]
         print(f"error: {printable(message)}; see --help", file=sys.stderr)

@@ -45,11 +45,10 @@ class Mended:
 
     what: str
     field: str = ""  # concerned are the runs in which it has this value; '': all
-    value: Any = None  # or _ANY
+    value: Any = None  # None: any but '' and 0
 
 
 Change = Added | Renamed | Removed | Mended
-_ANY = object()  # every value but '' and 0
 # `section.field` of `config.json` and `field` of `task.json`, in the order in which they came. One line for each field;
 # lines are only ever appended, for their number is the version.
 CONFIG: list[Change] = [
@@ -57,7 +56,7 @@ CONFIG: list[Change] = [
     Added("data.allow_unknown", True),
     Added("optimizer.eps_place", "after_correction"),
     Mended("held-out rows are taken from all over the split, so that the curve may have a step here"),
-    Mended("the drop pass of an evaluation has the K of its step", "dropping.keep_schedule", _ANY),
+    Mended("the drop pass of an evaluation has the K of its step", "dropping.keep_schedule"),
     Mended("words that do not fit a row's predictions are passed over", "masking.whole_word", True),
     Mended("biases and norms take no part in LAMB's adaptation", "optimizer.name", "lamb"),
 ]
@@ -109,7 +108,7 @@ def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
 
 def _concerns(change: Mended, values: Mapping[str, Any]) -> bool:
     value = values.get(change.field)
-    return not change.field or (bool(value) if change.value is _ANY else value == change.value)
+    return not change.field or (bool(value) if change.value is None else value == change.value)
 
 
 def _apply(change: Change, values: dict[str, Any], path: epath.Path) -> list[str]:

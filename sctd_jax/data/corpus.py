@@ -130,9 +130,8 @@ def check(sources: Iterable[Source], *, text_field: str) -> None:
 
 def fingerprint(source: Source) -> str:
     """Changes when the source's content may have changed: path, size and time of last change."""
-    files = [source.path] if not source.split else [os.path.join(source.path, "dataset_info.json")]
-    stats = [os.stat(path) for path in files]
-    return f"{source.path}@{source.split}:" + ",".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats)
+    stat = os.stat(os.path.join(source.path, "dataset_info.json") if source.split else source.path)
+    return f"{source.path}@{source.split}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
 def read(sources: Iterable[Source], *, text_field: str, documents: str, counts: Counts) -> Iterator[Chunk]:

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,10 +142,8 @@ def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> 
         the disk is full.
     """
     _check_new(out)
-    if storage.is_remote(out):
-        storage.check_writable(out)
     _check(settings)
-    sources = corpus.find_sources(settings.input, log)
+    sources = corpus.find_sources(settings.input, log)  # before a lease lies beside `out`, maybe among them
     corpus.check(sources, text_field=settings.text_field)
     with lease.hold(out, "preparing rows", log, beside=True) as held:
         _check_new(out)  # it may have been finished since the first look
@@ -290,6 +289,14 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
 
 def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tokenizer, names: list[str], log) -> None:
     """Refuse a tokenizer that does not know the text, or warn of it, as far as a sample can tell."""
+
+    def by_source(some: list[tuple[str, int]], odd: list[Counter]) -> list[unknown.Letters]:
+        letters = [unknown.Letters() for _ in names]
+        for (line, source), here in zip(some, odd, strict=True):
+            letters[source].total += len("".join(line.split()))
+            letters[source].add(here)
+        return letters
+
     lines, size = [], 0
     for item in look.sample:
         if size >= survey.LOOK_BYTES and len(lines) >= _LOOK_LINES:
@@ -301,18 +308,12 @@ def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tok
         return
     # Where each token stands takes longer to learn than its id: of a part of the sample.
     part = [(line[:_LOST_CHARS], source) for line, source in lines[:_LOST_LINES]]
-    lost = [unknown.Letters() for _ in names]
-    for (line, source), here in zip(part, unknown.lost_letters(pieces, [line for line, _ in part]), strict=True):
-        lost[source].total += len("".join(line.split()))
-        lost[source].add(here)
+    lost = by_source(part, unknown.lost_letters(pieces, [line for line, _ in part]))
     if unknown.total(lost).share > unknown.WARN:
         for line in unknown.report(names, lost, settings.allow_unknown, " of a sample", "are left out, in no token"):
             log(line)
     texts = [line for line, _ in lines]
-    letters = [unknown.Letters() for _ in names]
-    for (line, source), here in zip(lines, unknown.unknown_letters(pieces, texts, pieces.encode(texts)), strict=True):
-        letters[source].total += len("".join(line.split()))
-        letters[source].add(here)
+    letters = by_source(lines, unknown.unknown_letters(pieces, texts, pieces.encode(texts)))
     for line in unknown.report(names, letters, settings.allow_unknown, "" if whole else " of a sample"):
         if line.startswith("warning") and not whole:  # the count of all follows soon
             log(line)

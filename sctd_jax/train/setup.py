@@ -124,7 +124,7 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
             numbers = chosen[np.minimum(at, len(chosen) - 1)]
             inputs = (rows.read(numbers), numbers.astype(np.int32), at < len(chosen))
             inputs = (meshes.put_batch(mesh, batch_size, x) for x in inputs)
-            sums = eval_step(config.at(max(int(state.step) - 1, 0)))(state, *inputs)
+            sums = eval_step(config.after(int(state.step)))(state, *inputs)
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         if not totals["predictions"]:
             raise UserError(f"{data.folder}: the held-out rows have no token to predict, expected rows of text")

@@ -89,8 +89,6 @@ def check_new(workdir: epath.Path) -> None:
     if workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
         raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    if storage.is_remote(workdir):
-        storage.check_writable(workdir)
 
 
 def _ours(path: epath.Path) -> bool:
