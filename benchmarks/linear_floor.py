@@ -17,9 +17,9 @@ from sklearn.pipeline import make_pipeline
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sctd_jax.arguments import CommandParser
 from sctd_jax.errors import run_command
-from sctd_jax.finetune.reading import FileSettings, open_task
-from sctd_jax.finetune.scoring import majority
-from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.tasks.reading import FileSettings, open_task
+from sctd_jax.tasks.scoring import majority
+from sctd_jax.tasks.tasks import TASKS
 
 
 def main() -> None:

@@ -22,8 +22,9 @@ os.environ.update(sctd_main.WITHOUT_CHIPS)
 from configs import base, large
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config, from_dict
-from sctd_jax.parallel import aot, fitting
-from sctd_jax.train.step import steps_needed
+from sctd_jax.pretrain.step import steps_needed
+from sctd_jax.tpu import compile as aot
+from sctd_jax.tpu import largest_batch as fitting
 
 MODELS = {"BERT-base": base, "BERT-large": large}
 LENGTHS = (512, 128)

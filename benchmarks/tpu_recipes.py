@@ -21,8 +21,8 @@ os.environ.update(sctd_main.WITHOUT_CHIPS)
 
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import from_dict
-from sctd_jax.parallel import aot
-from sctd_jax.train.step import steps_needed
+from sctd_jax.pretrain.step import steps_needed
+from sctd_jax.tpu import compile as aot
 
 RECIPES = Path(__file__).parents[1] / "configs" / "tpu"
 MFU = 0.4  # assumed, for the length of a run

@@ -33,9 +33,9 @@ from sctd_jax.errors import UserError, run_command
 from sctd_jax.huge_pages import restart_with_huge_pages
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.train import setup, step
-from sctd_jax.train.compiling import compile_train_step, peak_bytes, state_shape
-from sctd_jax.train.flops import plain_step_flops, step_flops
+from sctd_jax.pretrain import setup, step
+from sctd_jax.pretrain.compiling import compile_train_step, peak_bytes, state_shape
+from sctd_jax.pretrain.flops import plain_step_flops, step_flops
 from sctd_jax.train.state import initial_state
 
 ROOT = Path(__file__).parents[1]

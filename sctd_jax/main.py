@@ -72,7 +72,7 @@ def _dispatch() -> int:
     config = from_dict(_CONFIG.value.to_dict())
     # After all that, so that `--help` and a bad config answer without loading JAX.
     from sctd_jax.parallel import hosts
-    from sctd_jax.train.loop import evaluate_workdir, train_and_evaluate
+    from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
 
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -108,10 +108,10 @@ def _check_mode() -> None:
 
 
 def _finetune() -> int:
-    from sctd_jax.finetune import settings
+    from sctd_jax.finetune import config as settings
 
     config = settings.from_dict(_CONFIG.value.to_dict())
-    from sctd_jax.finetune.loop import finetune
+    from sctd_jax.finetune.finetuning import finetune
 
     workdir = _WORKDIR.value or Path("runs", f"finetune-{config.task}")
     stopped_by = finetune(config, workdir, _joined(), say).stopped_by
@@ -142,8 +142,8 @@ def _compile() -> int:
         raise UserError("--mode=compile needs --topology, such as --topology=v5e:2x4")
     config = from_dict(_CONFIG.value.to_dict())
     os.environ.update(WITHOUT_CHIPS)
-    from sctd_jax.parallel.aot import compile_for
-    from sctd_jax.parallel.fitting import fit_for
+    from sctd_jax.tpu.compile import compile_for
+    from sctd_jax.tpu.largest_batch import fit_for
 
     if _LARGEST_BATCH.value:
         return 0 if fit_for(config, _TOPOLOGY.value, say) else 1

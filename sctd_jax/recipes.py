@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError, printable
-from sctd_jax.finetune.settings import FinetuneConfig, SweepConfig
+from sctd_jax.finetune.config import FinetuneConfig, SweepConfig
 
 # What describes the fields of a recipe, the modes that it is for, and the recipe that has all of them.
 _KINDS = (

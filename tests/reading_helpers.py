@@ -1,11 +1,11 @@
-"""What the tests of `sctd_jax.finetune.reading` share."""
+"""What the tests of `sctd_jax.tasks.reading` share."""
 
 import json
 
 import pytest
 
 from sctd_jax.errors import UserError
-from sctd_jax.finetune import reading
+from sctd_jax.tasks import reading
 
 
 def open_task(name, data_dir, **settings):

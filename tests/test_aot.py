@@ -11,7 +11,8 @@ import pytest
 from configs import base
 from sctd_jax.config import from_dict
 from sctd_jax.errors import UserError
-from sctd_jax.parallel import aot, chips
+from sctd_jax.parallel import chips
+from sctd_jax.tpu import compile as aot
 from tests import helpers
 
 # Made by .ci/run or `make tpu`.

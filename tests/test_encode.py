@@ -11,7 +11,7 @@ from sctd_jax.data.tokenizer import Tokenized, Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import encode
 from sctd_jax.finetune.encode import encode as encode_all
-from sctd_jax.finetune.examples import Answer, Example, Span
+from sctd_jax.tasks.examples import Answer, Example, Span
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 

@@ -16,13 +16,13 @@ from safetensors.numpy import load_file, save_file
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune.finetuned import load_finetuned
-from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.interop.exporting import export
 from sctd_jax.parallel.mesh import make_mesh
-from sctd_jax.train import job
+from sctd_jax.pretrain.compiling import state_shape
+from sctd_jax.pretrain.pretraining import train_and_evaluate
+from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.train import trainer as job
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.compiling import state_shape
-from sctd_jax.train.loop import train_and_evaluate
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
 from tests import helpers, task_files

@@ -15,12 +15,13 @@ from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import step
 from sctd_jax.finetune.batches import assemble
+from sctd_jax.finetune.config import run_config
 from sctd_jax.finetune.encode import encode
-from sctd_jax.finetune.reading import FileSettings, open_task
-from sctd_jax.finetune.settings import run_config
-from sctd_jax.finetune.tasks import TASKS
-from sctd_jax.interop import exporting, tokenizer_json
+from sctd_jax.hf import tokenizer_json
+from sctd_jax.interop import exporting
 from sctd_jax.interop.exporting import export
+from sctd_jax.tasks.reading import FileSettings, open_task
+from sctd_jax.tasks.tasks import TASKS
 from tests import finetuning, test_interop
 
 CLASSES = {

@@ -6,8 +6,10 @@ import jax
 import pytest
 
 from sctd_jax.errors import UserError
-from sctd_jax.parallel import aot, buffers, fitting
 from sctd_jax.parallel.chips import Chip
+from sctd_jax.tpu import buffers
+from sctd_jax.tpu import compile as aot
+from sctd_jax.tpu import largest_batch as fitting
 from tests import helpers, pretended_compilers
 
 

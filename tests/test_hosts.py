@@ -12,7 +12,7 @@ import pytest
 from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.train.loop import train_and_evaluate
+from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.train.run import load_run
 from tests import helpers
 

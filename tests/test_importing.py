@@ -16,8 +16,10 @@ from safetensors.numpy import load_file, save_file
 from sctd_jax.data import prepare, tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import pretrained
-from sctd_jax.interop import bert_config, convert, huggingface, importing, weights
-from sctd_jax.train.loop import train_and_evaluate
+from sctd_jax.hf import config_json as bert_config
+from sctd_jax.hf import names as weights
+from sctd_jax.interop import convert, huggingface, importing
+from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import initial_state
 from tests import helpers, small

@@ -13,8 +13,8 @@ from etils import epath
 from sctd_jax import lease, storage
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import sweep
-from sctd_jax.finetune.loop import finetune
-from sctd_jax.train.loop import train_and_evaluate
+from sctd_jax.finetune.finetuning import finetune
+from sctd_jax.pretrain.pretraining import train_and_evaluate
 from tests import fake_gcs, finetuning, helpers
 
 HOLDER = """

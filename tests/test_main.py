@@ -105,7 +105,7 @@ def test_kill_and_resume_is_bit_for_bit_the_uninterrupted_run(finished, rows, tm
     workdir = tmp_path / "killed"
     code = """
 import os, sys
-from sctd_jax.train import job
+from sctd_jax.train import trainer as job
 take = job._TrainMetrics.take
 def dying(self, step, metrics):
     take(self, step, metrics)
@@ -232,7 +232,7 @@ def test_bad_input_is_one_message_before_any_work(rows, tmp_path):
         [SMALL, f"--workdir={tmp_path / str(number)}", f"--config.data.rows={rows}", *args]
         for number, (args, _) in enumerate(BAD_INPUT)
     ]
-    answers = helpers.answers(lines, preload=("sctd_jax.train.loop",))
+    answers = helpers.answers(lines, preload=("sctd_jax.pretrain.pretraining",))
     for (status, stdout, stderr), (args, words) in zip(answers, BAD_INPUT, strict=True):
         assert status == 2, (args, stdout)
         assert [word for word in words if word not in stderr] == [], stderr

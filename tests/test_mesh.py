@@ -15,10 +15,10 @@ from sctd_jax.errors import UserError
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel import sharding
 from sctd_jax.parallel.sharding import shard
-from sctd_jax.train import setup
-from sctd_jax.train.compiling import state_shape
+from sctd_jax.pretrain import setup
+from sctd_jax.pretrain.compiling import state_shape
+from sctd_jax.pretrain.step import mask_batch, variant_at
 from sctd_jax.train.state import initial_state
-from sctd_jax.train.step import mask_batch, variant_at
 from tests import helpers
 
 SHAPES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "2x2x2": (2, 2, 2), "4x2x1": (4, 2, 1)}

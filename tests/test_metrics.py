@@ -6,7 +6,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from sctd_jax.errors import UserError
-from sctd_jax.train import job as jobs
+from sctd_jax.train import trainer as jobs
 from sctd_jax.train.metrics import Writer, read_metrics
 from tests import helpers
 

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from sctd_jax.train import report
+from sctd_jax.pretrain import report
 from sctd_jax.train.optimizer import decay_mask, learning_rate, make_optimizer
 from sctd_jax.train.state import initial_state
 from tests import helpers

@@ -17,7 +17,7 @@ from sctd_jax import lease
 from sctd_jax.data import corpus, prepare, survey, tokenizer
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
-from sctd_jax.train import setup
+from sctd_jax.pretrain import setup
 from tests import helpers
 
 QUIET = {"log": lambda line: None}

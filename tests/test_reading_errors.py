@@ -4,7 +4,7 @@ import re
 import pytest
 
 from sctd_jax.errors import UserError
-from sctd_jax.finetune.reading import FileSettings, open_task
+from sctd_jax.tasks.reading import FileSettings, open_task
 from tests.reading_helpers import edit, message
 from tests.task_files import write_task
 

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from sctd_jax.data import corpus
 from sctd_jax.data.rows import Rows
 from sctd_jax.errors import UserError
-from sctd_jax.finetune.examples import Answer, Example, Span
+from sctd_jax.tasks.examples import Answer, Example, Span
 from tests.reading_helpers import message, open_task
 
 # The names that the readers of TFDS give to fields; (features, split -> records).

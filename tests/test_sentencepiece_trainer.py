@@ -4,7 +4,7 @@ import pytest
 
 from sctd_jax.data import sentencepiece_trainer, tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.interop import tokenizer_json
+from sctd_jax.hf import tokenizer_json
 
 ENGLISH = ["the court found that evidence of a contract was not clear " * 20] * 5
 PERSIAN = [

@@ -14,13 +14,11 @@ from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.train import job, setup
-from sctd_jax.train.compiling import state_shape
-from sctd_jax.train.evaluation import EVAL_SEED, make_eval_step, selection_keys, summarize
-from sctd_jax.train.loop import train_and_evaluate
-from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.state import initial_state, make_model
-from sctd_jax.train.step import (
+from sctd_jax.pretrain import setup
+from sctd_jax.pretrain.compiling import state_shape
+from sctd_jax.pretrain.evaluation import EVAL_SEED, make_eval_step, selection_keys, summarize
+from sctd_jax.pretrain.pretraining import train_and_evaluate
+from sctd_jax.pretrain.step import (
     forward_sums,
     make_train_step,
     mask_batch,
@@ -29,6 +27,9 @@ from sctd_jax.train.step import (
     steps_needed,
     variant_at,
 )
+from sctd_jax.train import trainer as job
+from sctd_jax.train.metrics import read_metrics
+from sctd_jax.train.state import initial_state, make_model
 from tests import helpers
 
 METHODS = {

@@ -15,15 +15,15 @@ from configs import base, finetune
 from sctd_jax import stored
 from sctd_jax.config import Config, from_dict
 from sctd_jax.errors import UserError, printable
-from sctd_jax.finetune import loop as finetune_loop
-from sctd_jax.finetune import settings as finetune_settings
+from sctd_jax.finetune import config as finetune_settings
+from sctd_jax.finetune import finetuning as finetune_loop
 from sctd_jax.finetune import workdir as finetune_workdir
 from sctd_jax.finetune.pretrained import open_pretrained
 from sctd_jax.interop.exporting import export
+from sctd_jax.pretrain import setup
+from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
 from sctd_jax.stored import Added, Mended, Removed, Renamed
-from sctd_jax.train import setup
 from sctd_jax.train import workdir as workdirs
-from sctd_jax.train.loop import evaluate_workdir, train_and_evaluate
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "da051c2.tar.xz"
 

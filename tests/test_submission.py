@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from sctd_jax.finetune import submission
-from sctd_jax.finetune.examples import Example
-from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.tasks import submission
+from sctd_jax.tasks.examples import Example
+from sctd_jax.tasks.tasks import TASKS
 
 
 def examples(*ids):

@@ -10,8 +10,8 @@ from configs import base
 from configs import sweep as recipe
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import sweep, sweep_report
-from sctd_jax.finetune.tasks import TASKS
-from sctd_jax.train import job
+from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.train import trainer as job
 from tests import finetuning, helpers, task_files
 
 
@@ -72,7 +72,7 @@ def times(workdir):
 
 DYING = """
 import os
-from sctd_jax.train import job
+from sctd_jax.train import trainer as job
 from tests import finetuning, helpers, task_files
 take, steps = job._TrainMetrics.take, []
 def dying(self, step, metrics):

@@ -10,7 +10,7 @@ import tokenizers
 
 from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.interop import tokenizer_json
+from sctd_jax.hf import tokenizer_json
 
 
 @pytest.fixture(scope="module")

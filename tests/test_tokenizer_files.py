@@ -8,7 +8,7 @@ import tokenizers
 
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.interop import tokenizer_json
+from sctd_jax.hf import tokenizer_json
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["the", "cafe", "covid", "##19", "##s", "[", "]", "e1", "mask", "new", "x"]

@@ -11,7 +11,8 @@ import tokenizers
 
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.interop import importing, tokenizer_json
+from sctd_jax.hf import tokenizer_json
+from sctd_jax.interop import importing
 
 WORDS = ["the", "court", "found", "evidence", "of", "a", "contract", "owner", "land", "near", "New", "York", "page"]
 SYMBOLS = ["<num>", "§§", "New York", "[A.B]", "(c|d)*", "a#b", "\u2581start", "<n"]

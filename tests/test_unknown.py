@@ -6,7 +6,7 @@ import tokenizers
 
 from sctd_jax.data import tokenizer, unknown
 from sctd_jax.errors import UserError
-from sctd_jax.interop import tokenizer_json
+from sctd_jax.hf import tokenizer_json
 
 
 @pytest.fixture(scope="module")

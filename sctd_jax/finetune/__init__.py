@@ -1,1 +1,1 @@
-"""Fine-tuning and evaluation on the tasks of GLUE, SuperGLUE, SQuAD, SWAG and on files of the user's."""
+"""Fine-tuning on the tasks of `tasks/`, one run or a sweep."""

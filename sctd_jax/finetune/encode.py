@@ -9,8 +9,8 @@ import numpy as np
 
 from sctd_jax.data.tokenizer import Tokenized, Tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.finetune.examples import Example
-from sctd_jax.finetune.squad import max_context
+from sctd_jax.tasks.examples import Example
+from sctd_jax.tasks.squad import max_context
 
 _QUESTION_TOKENS, _STRIDE = 64, 128  # of SQuAD (Devlin et al., 2019; its run_squad)
 _MUCH_UNKNOWN = 0.01  # of the characters

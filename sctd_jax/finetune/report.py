@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.errors import printable
-from sctd_jax.finetune.reading import TaskData
-from sctd_jax.finetune.scoring import majority
-from sctd_jax.finetune.settings import FinetuneConfig
-from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.finetune.config import FinetuneConfig
 from sctd_jax.parallel.mesh import describe
+from sctd_jax.tasks.reading import TaskData
+from sctd_jax.tasks.scoring import majority
+from sctd_jax.tasks.tasks import TASKS
 from sctd_jax.train.metrics import duration
 
 _LABELS = 10  # of the user's own that are listed

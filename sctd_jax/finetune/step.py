@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.finetune.batches import TaskBatch
-from sctd_jax.finetune.tasks import Task
 from sctd_jax.model.heads import SPANS, TaskBert
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel.sharding import shard
-from sctd_jax.train.flops import layer_flops
+from sctd_jax.pretrain.flops import layer_flops
+from sctd_jax.pretrain.step import Metrics, accumulate, update
+from sctd_jax.tasks.tasks import Task
 from sctd_jax.train.optimizer import make_optimizer
 from sctd_jax.train.state import TrainState, computed
-from sctd_jax.train.step import Metrics, accumulate, update
 
 _DROPOUT = 0  # the random stream of a step; the others are pretraining's
 

@@ -11,7 +11,9 @@ from safetensors.numpy import save_file
 
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.interop import bert_config, tokenizer_json, weights
+from sctd_jax.hf import config_json as bert_config
+from sctd_jax.hf import names as weights
+from sctd_jax.hf import tokenizer_json
 from sctd_jax.interop.exported import Card, Model, Result, Said, render
 from sctd_jax.interop.exporting_task import task_model
 from sctd_jax.train.metrics import read_metrics

@@ -8,10 +8,10 @@ from etils import epath
 
 from sctd_jax.errors import UserError
 from sctd_jax.finetune.finetuned import load_finetuned
-from sctd_jax.finetune.tasks import TASKS, Task
 from sctd_jax.finetune.workdir import read_task
-from sctd_jax.interop import weights
+from sctd_jax.hf import names as weights
 from sctd_jax.interop.exported import Card, Model, Result
+from sctd_jax.tasks.tasks import TASKS, Task
 from sctd_jax.train.metrics import read_metrics
 
 # Head -> the class in transformers and the pipeline that runs it.

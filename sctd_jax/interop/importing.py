@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
-from sctd_jax.interop import bert_config, weights
+from sctd_jax.hf import config_json as bert_config
+from sctd_jax.hf import names as weights
 from sctd_jax.interop.convert import find_weights
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.train.checkpoint import Checkpoints

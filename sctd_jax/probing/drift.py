@@ -20,13 +20,13 @@ from sctd_jax.model import token_dropping
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.plot import curve, names
+from sctd_jax.pretrain import setup
+from sctd_jax.pretrain.evaluation import EVAL_SEED, cosine, eval_rows, selection_keys
+from sctd_jax.pretrain.step import mask_batch, select
 from sctd_jax.probing.models import check_pretrained, full_precision
-from sctd_jax.train import setup
-from sctd_jax.train.evaluation import EVAL_SEED, cosine, eval_rows, selection_keys
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import make_model
-from sctd_jax.train.step import mask_batch, select
 from sctd_jax.train.workdir import check_rows, read_config
 
 POOLINGS = ("cls", "mean")

@@ -17,18 +17,19 @@ from sklearn.preprocessing import StandardScaler
 
 from sctd_jax.config import ModelConfig
 from sctd_jax.errors import UserError
-from sctd_jax.finetune import batches, scoring
+from sctd_jax.finetune import batches
 from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.finetune.encode import Feature, encode
-from sctd_jax.finetune.examples import Example
 from sctd_jax.finetune.pretrained import Pretrained, open_pretrained
-from sctd_jax.finetune.reading import FileSettings, TaskData, open_task
-from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.model.bert import Encoder
 from sctd_jax.objective import losses
 from sctd_jax.parallel.mesh import one_device
 from sctd_jax.plot import names
 from sctd_jax.probing.models import check_pretrained, full_precision
+from sctd_jax.tasks import scoring
+from sctd_jax.tasks.examples import Example
+from sctd_jax.tasks.reading import FileSettings, TaskData, open_task
+from sctd_jax.tasks.tasks import TASKS
 
 POOLINGS = ("cls", "mean")  # [CLS], and the mean over a row's real tokens, [CLS] and [SEP] among them
 _HEADS = ("classification", "regression")

@@ -25,8 +25,8 @@ from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.plot import names
+from sctd_jax.pretrain import setup
 from sctd_jax.probing.models import MaskedLm, full_precision, open_masked_lm
-from sctd_jax.train import setup
 from sctd_jax.train.workdir import check_rows
 
 NOTE = (

@@ -1,1 +1,1 @@
-"""State, step, loop, checkpoints and what a person sees."""
+"""The engine: state, loop, checkpoints and metrics; knows no objective, no dropping and no task."""

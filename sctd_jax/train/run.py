@@ -13,8 +13,8 @@ from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel.mesh import one_device
+from sctd_jax.pretrain.compiling import state_shape
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.compiling import state_shape
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.workdir import TASK_FILE, is_trained, read_command, read_config
 

@@ -17,10 +17,10 @@ from etils import epath
 from sctd_jax import lease, storage, stored
 from sctd_jax.config import Config, fill, from_dict
 from sctd_jax.data import tokenizer
+from sctd_jax.data.fingerprint import fingerprint
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import UserError, printable, say
 from sctd_jax.parallel import hosts
-from sctd_jax.train.fingerprint import fingerprint
 from sctd_jax.train.metrics import METRICS_FILE
 
 CONFIG_FILE, COMMAND_FILE, CHECKPOINTS = "config.json", "command.txt", "checkpoints"

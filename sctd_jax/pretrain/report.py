@@ -15,12 +15,12 @@ from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
 from sctd_jax.model.attention import choose, platform_of
 from sctd_jax.parallel.mesh import describe, replicated
-from sctd_jax.train.flops import mean_step_flops, plain_step_flops, step_flops
+from sctd_jax.pretrain.flops import mean_step_flops, plain_step_flops, step_flops
+from sctd_jax.pretrain.setup import Data, matmul_flops_per_second
+from sctd_jax.pretrain.step import steps_needed, variant_at
 from sctd_jax.train.metrics import duration
 from sctd_jax.train.optimizer import learning_rate
-from sctd_jax.train.setup import Data, matmul_flops_per_second
 from sctd_jax.train.state import TrainState, make_model
-from sctd_jax.train.step import steps_needed, variant_at
 
 _SLOW_STEP_SECONDS = 5.0
 _EXAMPLES, _CANDIDATES, _CONTEXT = 6, 3, 12

@@ -15,16 +15,16 @@ from sctd_jax.errors import UserError
 from sctd_jax.model import attention
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.train import report, setup
+from sctd_jax.pretrain import report, setup
+from sctd_jax.pretrain.compiling import state_shape
+from sctd_jax.pretrain.flops import step_flops
+from sctd_jax.pretrain.step import step_name, variant_at
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.compiling import state_shape
-from sctd_jax.train.flops import step_flops
-from sctd_jax.train.job import Job, Result, run
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import check_init
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
-from sctd_jax.train.step import step_name, variant_at
+from sctd_jax.train.trainer import Job, Result, run
 from sctd_jax.train.workdir import (
     check_rows,
     check_workdir,

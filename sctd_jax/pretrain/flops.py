@@ -4,7 +4,7 @@ Letters as in SPEC: N sequence length, K kept tokens, P predicted positions, D w
 """
 
 from sctd_jax.config import Config
-from sctd_jax.train.step import Variant, needs_all_rows
+from sctd_jax.pretrain.step import Variant, needs_all_rows
 
 
 def layer_flops(config: Config, queries: int, context: int) -> float:

@@ -22,11 +22,11 @@ from sctd_jax.model.attention import platform_of, settled
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.train.compiling import compile_train_step, state_shape
-from sctd_jax.train.evaluation import eval_rows, make_eval_step, summarize
+from sctd_jax.pretrain.compiling import compile_train_step, state_shape
+from sctd_jax.pretrain.evaluation import eval_rows, make_eval_step, summarize
+from sctd_jax.pretrain.step import steps_needed
 from sctd_jax.train.run import load_run
 from sctd_jax.train.state import TrainState, initial_state
-from sctd_jax.train.step import steps_needed
 
 
 @dataclasses.dataclass(frozen=True)

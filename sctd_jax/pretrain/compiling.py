@@ -8,8 +8,8 @@ from sctd_jax.config import Config
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel.sharding import shard
+from sctd_jax.pretrain.step import Variant, make_train_step
 from sctd_jax.train.state import TrainState, initial_state
-from sctd_jax.train.step import Variant, make_train_step
 
 
 def state_shape(config: Config, special: SpecialIds, mesh: Mesh) -> TrainState:

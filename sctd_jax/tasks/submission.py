@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sctd_jax.finetune.examples import Example
-from sctd_jax.finetune.metrics import best_candidates
-from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.tasks.examples import Example
+from sctd_jax.tasks.metrics import best_candidates
+from sctd_jax.tasks.tasks import TASKS
 
 _MNLI = {"": "", "matched": "-m", "mismatched": "-mm"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sctd_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, fill, require
 from sctd_jax.config import from_dict as config_from_dict
-from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.tasks.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,9 +23,9 @@ from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
 from sctd_jax.parallel.mesh import describe, make_mesh
-from sctd_jax.train.compiling import compile_train_step, peak_bytes
-from sctd_jax.train.flops import mean_step_flops, step_flops
-from sctd_jax.train.step import Variant, steps_needed
+from sctd_jax.pretrain.compiling import compile_train_step, peak_bytes
+from sctd_jax.pretrain.flops import mean_step_flops, step_flops
+from sctd_jax.pretrain.step import Variant, steps_needed
 
 _SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 GIB = 2**30

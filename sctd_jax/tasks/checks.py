@@ -6,10 +6,10 @@ import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from sctd_jax.errors import UserError, printable
-from sctd_jax.finetune.building import BUILDERS, Context, has_id
-from sctd_jax.finetune.examples import Example
-from sctd_jax.finetune.records import Note, Record
-from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.tasks.building import BUILDERS, Context, has_id
+from sctd_jax.tasks.examples import Example
+from sctd_jax.tasks.records import Note, Record
+from sctd_jax.tasks.tasks import TASKS
 
 
 class Notes:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError
-from sctd_jax.parallel.aot import DoesNotFitError, compile_step, hbm_bytes, topology_devices
 from sctd_jax.parallel.mesh import make_mesh
-from sctd_jax.train.step import Variant
+from sctd_jax.pretrain.step import Variant
+from sctd_jax.tpu.compile import DoesNotFitError, compile_step, hbm_bytes, topology_devices
 
 _REPORT = "*after_optimizations-memory-usage-report.txt"  # of libtpu, written when the buffers are placed
 _HBM = re.compile(r"Memory Space: default .*\nTotal bytes: (\d+) ")

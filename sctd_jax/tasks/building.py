@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from sctd_jax.errors import UserError, printable
-from sctd_jax.finetune.examples import Answer, Example, Span
-from sctd_jax.finetune.records import Note, Record
+from sctd_jax.tasks.examples import Answer, Example, Span
+from sctd_jax.tasks.records import Note, Record
 
 
 @dataclasses.dataclass(frozen=True)

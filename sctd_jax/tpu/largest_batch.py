@@ -7,9 +7,9 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
-from sctd_jax.parallel.aot import GIB, DoesNotFitError, compile_program, open_slice
-from sctd_jax.parallel.buffers import buffer_bytes
-from sctd_jax.train.step import Variant, steps_needed
+from sctd_jax.pretrain.step import Variant, steps_needed
+from sctd_jax.tpu.buffers import buffer_bytes
+from sctd_jax.tpu.compile import GIB, DoesNotFitError, compile_program, open_slice
 
 # Rows a chip that are tried, two to each doubling; 8 is what the chips' tiles hold.
 SIZES = [8, *(part << octave for octave in range(3, 15) for part in (2, 3))]

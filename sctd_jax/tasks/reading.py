@@ -10,12 +10,12 @@ import numpy as np
 from sctd_jax.data import corpus
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
-from sctd_jax.finetune import records
-from sctd_jax.finetune.building import Context, FileSettings, flatten, own_label
-from sctd_jax.finetune.checks import Notes, build, check_spelling, odd_rows, undefined_metrics
-from sctd_jax.finetune.examples import Example
-from sctd_jax.finetune.records import Note, Record
-from sctd_jax.finetune.tasks import TASKS
+from sctd_jax.tasks import records
+from sctd_jax.tasks.building import Context, FileSettings, flatten, own_label
+from sctd_jax.tasks.checks import Notes, build, check_spelling, odd_rows, undefined_metrics
+from sctd_jax.tasks.examples import Example
+from sctd_jax.tasks.records import Note, Record
+from sctd_jax.tasks.tasks import TASKS
 
 _OWN = ("classification", "regression")
 _OWN_SUFFIXES = (".csv", ".tsv", ".jsonl")

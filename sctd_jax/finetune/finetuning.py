@@ -16,13 +16,11 @@ from jax.sharding import Mesh
 from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError
-from sctd_jax.finetune import batches, report, scoring, submission
+from sctd_jax.finetune import batches, report
+from sctd_jax.finetune.config import FinetuneConfig, check_length, run_config
 from sctd_jax.finetune.encode import Feature, encode
-from sctd_jax.finetune.examples import Example
 from sctd_jax.finetune.finetuned import HIGHEST_SCORE
 from sctd_jax.finetune.pretrained import Pretrained, open_pretrained
-from sctd_jax.finetune.reading import FileSettings, TaskData, open_task
-from sctd_jax.finetune.settings import FinetuneConfig, check_length, run_config
 from sctd_jax.finetune.step import (
     Shape,
     compile_steps,
@@ -33,15 +31,18 @@ from sctd_jax.finetune.step import (
     state_shape,
     step_flops,
 )
-from sctd_jax.finetune.tasks import TASKS
 from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, followed
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
+from sctd_jax.tasks import scoring, submission
+from sctd_jax.tasks.examples import Example
+from sctd_jax.tasks.reading import FileSettings, TaskData, open_task
+from sctd_jax.tasks.tasks import TASKS
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.job import Job, Result, run
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.trainer import Job, Result, run
 from sctd_jax.train.workdir import held, write
 
 RESULT_FILE = "result.json"

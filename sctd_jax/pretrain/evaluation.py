@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds, row_keys
+from sctd_jax.pretrain.step import loss_rows, mask_batch, select
 from sctd_jax.train.state import TrainState, make_model
-from sctd_jax.train.step import loss_rows, mask_batch, select
 
 # Masks of the evaluation: the same for every run, method and seed, so that curves compare.
 EVAL_SEED = 20230524

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.stats
 import sklearn.metrics
 
-from sctd_jax.finetune import squad
+from sctd_jax.tasks import squad
 
 _Metric = Callable[[np.ndarray, np.ndarray], float]
 

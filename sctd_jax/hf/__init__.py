@@ -1,0 +1,1 @@
+"""File formats of Hugging Face `transformers` and `tokenizers`; nothing here knows a workdir."""
