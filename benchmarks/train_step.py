@@ -28,10 +28,10 @@ from configs import base
 from sctd_jax import recipes
 from sctd_jax.arguments import CommandParser, number
 from sctd_jax.config import Config, from_dict
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError, run_command
 from sctd_jax.huge_pages import restart_with_huge_pages
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import setup, step
 from sctd_jax.pretrain.compiling import compile_train_step, peak_bytes, state_shape
@@ -174,8 +174,7 @@ def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, pe
 
 def seconds_to_compile(config: Config) -> float:
     """All variants of a config, as `main` compiles them, tracing included."""
-    special = dataclasses.asdict(SPECIAL)
-    data = setup.Data(Path(), None, Tokenizer((), special, None, None, None), SPECIAL, None)
+    data = setup.Data(Path(), None, Tokenizer((), SPECIAL, None, None, None), SPECIAL, None)
     started = time.perf_counter()
     setup.compile_steps(config, data, meshes.make_mesh(config))
     return time.perf_counter() - started

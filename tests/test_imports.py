@@ -37,9 +37,7 @@ TOLERATED = {
     ("probing.models", "interop.importing"),
     ("tasks.scoring", "finetune.encode"),
     ("tasks.scoring", "train.trainer"),
-    ("train.run", "objective.masking"),
     ("train.run", "pretrain.compiling"),
-    ("train.state", "objective.masking"),
 }
 
 

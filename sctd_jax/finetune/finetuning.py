@@ -194,7 +194,7 @@ def _job(made: Prepared) -> Job:
     config, mesh, train = made.config, made.mesh, made.train
     count = config.train.batch_size
     mine = meshes.host_rows(mesh, count)
-    pad_id = made.pretrained.tokenizer.special["pad"]
+    pad_id = made.pretrained.tokenizer.special.pad
 
     def batch(step: int):
         return _put(mesh, made.features, train.group(step), mine, count, pad_id)
@@ -231,7 +231,7 @@ def _put(mesh: Mesh, features: list[Feature], group: batches.Group, mine: np.nda
 def _outputs(made: Prepared, state: TrainState, features: list[Feature]) -> list[np.ndarray]:
     """The logits of features, in their order, in batches of the training's size."""
     mesh, count = made.mesh, made.config.train.batch_size
-    mine, pad_id = meshes.host_rows(mesh, count), made.pretrained.tokenizer.special["pad"]
+    mine, pad_id = meshes.host_rows(mesh, count), made.pretrained.tokenizer.special.pad
     order = np.argsort([feature.length for feature in features], kind="stable")
     found: dict[int, np.ndarray] = {}
     for group in batches.group(features, order, count, made.settings.max_length):

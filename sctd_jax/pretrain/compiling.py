@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
-from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel.sharding import shard
 from sctd_jax.pretrain.step import Variant, make_train_step

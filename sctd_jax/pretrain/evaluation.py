@@ -8,8 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import SpecialIds, row_keys
+from sctd_jax.objective.masking import row_keys
 from sctd_jax.pretrain.step import loss_rows, mask_batch, select
 from sctd_jax.train.state import TrainState, make_model
 

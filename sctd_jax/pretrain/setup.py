@@ -17,9 +17,9 @@ from sctd_jax.data import tokenizer, unknown
 from sctd_jax.data.loader import Loader
 from sctd_jax.data.prepare import ensure_rows
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Metadata, Rows, read_metadata
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.model.attention import platform_of, settled
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.compiling import compile_train_step, state_shape
@@ -71,7 +71,7 @@ def open_data(config: Config, log: Callable[[str], None], began: Metadata | None
     word_start_V = pieces.word_start_V if config.masking.whole_word else None
     if word_start_V is not None and not word_start_V.any():
         raise UserError("config.masking.whole_word: no piece of the vocabulary begins a word")
-    return Data(folder, metadata, pieces, SpecialIds(**pieces.special), word_start_V)
+    return Data(folder, metadata, pieces, pieces.special, word_start_V)
 
 
 def new_state(config: Config, data: Data, mesh: Mesh, log: Callable[[str], None]) -> TrainState:

@@ -8,10 +8,10 @@ from flax import struct
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.model import attention
 from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import initial_importance
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.train.optimizer import make_optimizer
 
 
