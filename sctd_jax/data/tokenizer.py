@@ -1,4 +1,4 @@
-"""One view of SentencePiece models and of Hugging Face `tokenizers` files: what packing, masking and reports need."""
+"""Tokenizer, one view of SentencePiece models and of Hugging Face `tokenizers` files."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ from sctd_jax.data import tokenizer_files
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable
 
-# How a tokenizer is kept in a folder of rows or a workdir: as a SentencePiece model or as `tokenizers` JSON.
+# Names of a tokenizer in a folder of rows or a workdir: a SentencePiece model or `tokenizers` JSON.
 SENTENCEPIECE_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
 _JSON_SUFFIXES = (".txt", ".json")  # BERT's vocab.txt, one WordPiece a line, becomes `tokenizers` JSON
 _EXPORTABLE = (1, 2, 4)  # SentencePiece's unigram, bpe and char
 _WORD_MARKS = ("\u2581", "\u0120")  # a space before the piece: of SentencePiece, of byte-level BPE
-_ENCODE_TEXTS = 256  # at a time where the encodings take many times the memory of the ids
+_ENCODE_TEXTS = 256  # texts encoded at a time where the encodings take many times the memory of the ids
 
 
 class Tokenized(NamedTuple):
@@ -38,10 +38,10 @@ class Tokenized(NamedTuple):
 class Tokenizer:
     """A vocabulary of V pieces and how text becomes ids and back."""
 
-    pieces: tuple[str, ...]  # by id
+    pieces: tuple[str, ...]  # pieces by id
     special: SpecialIds
     word_start_V: np.ndarray  # bool[V]: the piece begins a word
-    encode: Callable[[Sequence[str]], list[np.ndarray]]  # on all cores; never gives a special id but unk
+    encode: Callable[[Sequence[str]], list[np.ndarray]]  # runs on all cores; never gives a special id but unk
     encode_spans: Callable[[Sequence[str]], list[Tokenized]]  # the same ids
     decode: Callable[[Sequence[int]], str]
 
@@ -59,7 +59,7 @@ def load(path: str | os.PathLike, *, kept: bool = False) -> Tokenizer:
 
     Args:
       path: the file; what lies beside it (`tokenizer_config.json` ...) counts.
-      kept: it lies in a run's workdir or beside its rows: a kind that is refused today must still open there.
+      kept: whether it lies in a workdir or beside rows, where a kind that is refused today must still open.
     """
     name, content = canonical(path, kept=kept)
     if name == JSON_FILE:
@@ -86,7 +86,7 @@ def canonical(path: str | os.PathLike, *, kept: bool = False) -> tuple[str, byte
 
 
 def remarks(path: str | os.PathLike) -> list[str]:
-    """What `canonical` guesses or finds odd, a line each; errors as there."""
+    """Remarks on what `canonical` guesses or finds odd, a line each; errors as there."""
     file = _existing(path)
     if file.suffix in _JSON_SUFFIXES:
         return _read(file)[1]
@@ -133,7 +133,7 @@ def digest(path: str | os.PathLike) -> str:
 
 
 def encoding_digest(path: str | os.PathLike) -> str:
-    """The digest; another one where rows split special tokens once that stay whole now."""
+    """Digest for the name of prepared rows: another one where older rows split special tokens that stay whole now."""
     name, content = canonical(path)
     special = [token for token in json.loads(content)["added_tokens"] if token["special"]] if name == JSON_FILE else []
     split_before = any(token["content"] not in tokenizer_files.ROLE_NAMES for token in special)
@@ -194,7 +194,7 @@ def _sentencepiece(content: bytes, path: str | os.PathLike) -> Tokenizer:
             at = np.append(np.repeat(np.arange(len(text)), lengths), len(text)).tolist()  # character of each byte
             yield [piece.id for piece in proto.pieces], [(at[piece.begin], at[piece.end]) for piece in proto.pieces]
 
-    # Whatever other piece is called [UNK]: this one is what the model gives.
+    # The piece that the model gives, whatever other one is called [UNK].
     special = tokenizer_files.special_ids(pieces, path)._replace(unk=processor.unk_id())
     return _tokenizer(pieces, special, _marked(pieces), encode, spans_of, processor.decode)
 
@@ -212,7 +212,7 @@ def check_exportable(content: bytes, path: str | os.PathLike) -> None:
             ("remove_extra_whitespaces=false", not normalizer.remove_extra_whitespaces),
             ("treat_whitespace_as_suffix=true", trainer.treat_whitespace_as_suffix),
             ("escape_whitespaces=false", not normalizer.escape_whitespaces),
-            # Spelt by SentencePiece in their parts, which `tokenizers` cannot.
+            # SentencePiece spells them in their parts, which `tokenizers` cannot.
             ("pieces marked as unused", any(piece.type == piece.UNUSED for piece in proto.pieces)),
         )
         if found
@@ -246,10 +246,10 @@ def _hugging_face(content: bytes, path: str | os.PathLike, kept: bool) -> Tokeni
     pieces = [""] * (max(ids.values()) + 1)
     for piece, i in ids.items():
         pieces[i] = piece
-    for token in settings["added_tokens"]:  # where two have an id, the one that text is read as
+    for token in settings["added_tokens"]:  # of two with one id, the one that text is read as
         pieces[ids[token["content"]]] = token["content"]
     special = tokenizer_files.special_ids(pieces, path)
-    # What the model gives to what it does not know, whatever other piece is called [UNK].
+    # The piece that the model gives, whatever other one is called [UNK].
     unk = model.get("unk_id") if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
     if unk is not None:
         special = special._replace(unk=unk)
