@@ -1,5 +1,6 @@
 """What several tests need."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sctd_jax.config import Config, from_dict
+from sctd_jax.config import Config, DataConfig, from_dict
 from sctd_jax.data.special import SpecialIds
 from tests import small
 
@@ -37,6 +38,11 @@ def config(**overrides) -> Config:
         assert field in values[section]
         values[section][field] = value
     return from_dict(values)
+
+
+def data(**fields) -> DataConfig:
+    """The section `data` of `config()` with other fields; `vocab_size` is 512 there."""
+    return dataclasses.replace(config().data, **fields)
 
 
 DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}

@@ -14,7 +14,7 @@ _BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 
 
 def batches(
-    pieces: Tokenizer, chunks: Iterator[corpus.Chunk]
+    tokenizer: Tokenizer, chunks: Iterator[corpus.Chunk]
 ) -> Iterator[tuple[list[tuple[corpus.Chunk, bool]], list[np.ndarray], list[Counter]]]:
     """Batches of (chunk, whether it ends its document), and each chunk's ids and letters unknown to the tokenizer.
 
@@ -23,8 +23,8 @@ def batches(
 
     def encode(batch):
         texts = [chunk.text for chunk, _ in batch]
-        encoded = pieces.encode(texts)
-        return batch, encoded, unknown.unknown_letters(pieces, texts, encoded)
+        encoded = tokenizer.encode(texts)
+        return batch, encoded, unknown.unknown_letters(tokenizer, texts, encoded)
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = None

@@ -88,9 +88,7 @@ class RowWriter:
 def read_metadata(folder: str | Path) -> Metadata:
     """Metadata of a finished preparation; fields that this version does not know are left out."""
     path = storage.as_path(folder) / METADATA_FILE
-    with storage.reaching(folder):
-        there = path.is_file()
-    if not there:
+    if not storage.exists(path):
         raise UserError(f"{folder} holds no prepared rows (no {METADATA_FILE}); write them with sctd_jax.data.prepare")
     try:
         values, fields = storage.read_json(path), {field.name for field in dataclasses.fields(Metadata)}
