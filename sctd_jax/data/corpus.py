@@ -81,7 +81,7 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
     if not inputs:
         return _embedded()
     sources: dict[Any, Source] = {}
-    passed = collections.Counter()
+    passed: collections.Counter[str] = collections.Counter()
     for text in inputs:
         if text.startswith("tfds:"):
             found = _tfds_source(text)

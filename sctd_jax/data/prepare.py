@@ -174,8 +174,7 @@ def _prepare_into(
     letters = [unknown.Letters(look.letters[i]) for i in range(len(sources))]
     writer = RowWriter(work, data.seq_len)
     packers = {split: Packer(data.seq_len, tok.special) for split in writer.counts}
-    unit = {"unit": "char", "unit_scale": True, "desc": "tokenising", "disable": None}
-    with tqdm(total=look.counts.total.characters, **unit) as progress:
+    with tqdm(total=look.counts.total.characters, unit="char", unit_scale=True, desc="tokenising", disable=None) as bar:
         for batch, encoded, unknown_letters in encoding.batches(tok, survey.read_again(look, counts)):
             for (chunk, ends), ids, odd in zip(batch, encoded, unknown_letters, strict=True):
                 split = HELD_OUT if look.draw(chunk) <= threshold else TRAIN
@@ -183,7 +182,7 @@ def _prepare_into(
                 tokens += len(ids)
                 letters[chunk.source].add(odd)
                 writer.add(split, packers[split].add(ids, ends))
-                progress.update(len(chunk.text))
+                bar.update(len(chunk.text))
     for split, packer in packers.items():
         writer.add(split, packer.finish())
     writer.close()
@@ -201,7 +200,7 @@ def _prepare_into(
     metadata = Metadata(
         seq_len=data.seq_len,
         vocab_size=vocab_size,
-        tokenizer_sha256=tokenizer.digest(tokenizer.find(storage.as_path(work))),
+        tokenizer_sha256=tokenizer.digest(tokenizer.find(work)),
         rows=rows,
         heldout_rows=heldout,
         tokens=tokens,
@@ -274,7 +273,8 @@ def _check_sample(look: survey.Survey, tok: tokenizer.Tokenizer, names: list[str
             letters[source].add(here)
         return letters
 
-    lines, size = [], 0
+    lines: list[tuple[str, int]] = []
+    size = 0
     for item in look.sample:
         if size >= survey.LOOK_BYTES and len(lines) >= _LOOK_LINES:
             break
@@ -314,8 +314,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--documents", choices=("file", "paragraph", "line"), default="file", help="a document in .txt files")
     add("--heldout-share", type=float, default=0.01)
     add("--seed", type=int, default=0)
-    keep_zwnj = {"dest": "keep_zwnj", "action": "store_false"}
-    add("--no-keep-zwnj", **keep_zwnj, help="zero-width non-joiners become spaces in a tokenizer trained here")
+    zwnj = "zero-width non-joiners become spaces in a tokenizer trained here"
+    add("--no-keep-zwnj", dest="keep_zwnj", action="store_false", help=zwnj)
     add("--allow-unknown", action="store_true", help="also where the tokenizer does not know a fifth of the text")
     fields = vars(parser.parse_args(argv))
     out, vocab_size = fields.pop("out"), fields.pop("vocab_size")

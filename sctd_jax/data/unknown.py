@@ -50,7 +50,7 @@ def unknown_letters(tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[np
       ids: result of `tokenizer.encode(texts)`.
     """
     expected = [int((piece_ids == tokenizer.special.unk).sum()) for piece_ids in ids]
-    found = [Counter() for _ in texts]
+    found: list[Counter[str]] = [Counter() for _ in texts]
     left = [i for i, count in enumerate(expected) if count]
     for longest in (_PART, sys.maxsize):
         if not left:
