@@ -31,15 +31,11 @@ FLOORS = (
 TOLERATED = {
     ("finetune.pretrained", "interop.convert"),
     ("finetune.pretrained", "interop.importing"),
-    ("finetune.step", "pretrain.flops"),
-    ("finetune.step", "pretrain.step"),
     ("probing.models", "interop.convert"),
     ("probing.models", "interop.importing"),
     ("tasks.scoring", "finetune.encode"),
-    ("tasks.scoring", "train.trainer"),
     ("train.run", "objective.masking"),
-    ("train.run", "pretrain.compiling"),
-    ("train.state", "objective.masking"),
+    ("train.run", "pretrain.model"),
 }
 
 
