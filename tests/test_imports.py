@@ -74,6 +74,16 @@ def test_no_import_leads_in_a_circle():
     assert not left, "these import each other, or what does"
 
 
+def test_the_engine_names_no_objective_no_dropping_and_no_task():
+    words = {"dropping", "masking", "objective", "predictions", "selector", "variant", "task", "tasks", "model"}
+    for path in (PACKAGE / "train").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in nodes if isinstance(node, ast.Name)}
+        names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        assert path.name == "run.py" or not names & words, path
+
+
 def test_nothing_touches_a_backend_at_import():
     code = f"""
 import importlib

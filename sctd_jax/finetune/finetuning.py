@@ -66,7 +66,6 @@ class Prepared:
     pretrained: Pretrained
     data: TaskData
     train: batches.TrainBatches
-    features: list[Feature]  # of the training examples
     dev: dict[str, Split]
     test: dict[str, Split]
     origin: Origin
@@ -101,10 +100,8 @@ def finetune(
         settings, config, mesh, shape, data, train = (
             made.settings, made.config, made.mesh, made.shape, made.data, made.train
         )  # fmt: skip
-        state_layout = state_shape(lambda: initial_state(config, shape), mesh)
 
-        def init() -> TrainState:
-            state = meshes.jit_init(lambda: initial_state(config, shape), state_layout)()
+        def start(state: TrainState) -> TrainState:
             if settings.random_init:
                 return state
             found = made.pretrained.params(mesh)
@@ -112,7 +109,7 @@ def finetune(
             taken = {name: found[name] for name in ("encoder", "pooler") if name in found and name in state.params}
             random = ", ".join(sorted(state.params.keys() - taken))
             log(f"taken from {settings.init}: {' and '.join(taken)}; random: {random}")
-            params = jax.device_put(taken, {name: meshes.shardings(state_layout.params[name]) for name in taken})
+            params = jax.device_put(taken, {name: meshes.shardings(state.params[name]) for name in taken})
             return state.replace(params={**state.params, **params})
 
         def cost(step: int) -> tuple[int, float]:
@@ -122,13 +119,13 @@ def finetune(
         job = Job(
             config=config.train,
             mesh=mesh,
-            state=state_layout,
-            init=init,
+            init=lambda: initial_state(config, shape),
+            start=start,
             describe=lambda state: report.start_table(settings, config, mesh, data, train.per_epoch),
             claim=lambda: claim_workdir(workdir, settings, config, made.origin, made.pretrained.tokenizer_file),
             compile=lambda: compile_programs(config, shape, mesh, train.lengths(config.train.steps)),
             program=lambda step: program_name(train.group(step).length),
-            batch=lambda step: _put(made, made.features, train.group(step)),
+            batch=lambda step: _put(made, train.features, train.group(step)),
             cost=cost,
             evaluate=lambda state: _measure(made, _predict(made, state, made.dev)),
             evaluation_lines=report.evaluation_lines,
@@ -143,7 +140,7 @@ def finetune(
             return result
 
         with closing(Checkpoints(workdir, best=HIGHEST_SCORE, read_only=True)) as checkpoints:
-            state = checkpoints.restore(state_layout, log, result.best_step)
+            state = checkpoints.restore(state_shape(job.init, mesh), log, result.best_step)
         splits = made.dev | made.test
         predictions = _predict(made, state, splits)
         metrics = _measure(made, predictions)
@@ -208,7 +205,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     config = run_config(settings, pretrained.config, ordered.per_epoch)
     shape = shape_of(task, data.labels, len(train.features[0].rows))
     logits = jit_logits(config, shape, mesh)
-    return Prepared(settings, config, shape, mesh, pretrained, data, ordered, train.features, dev, test, origin, logits)
+    return Prepared(settings, config, shape, mesh, pretrained, data, ordered, dev, test, origin, logits)
 
 
 def _put(made: Prepared, features: list[Feature], group: batches.Group) -> batches.TaskBatch:

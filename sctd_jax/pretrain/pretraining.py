@@ -52,12 +52,10 @@ def train_and_evaluate(
     with held(workdir, "training", log) as check:
         config, mesh, data = _open(config, workdir, log)
         train = config.train
-        state_layout = state_shape(lambda: initial_state(config, data.special), mesh)
         rows_here = meshes.host_rows(mesh, train.batch_size)
         loader = Loader(Rows(data.folder, TRAIN), batch_size=train.batch_size, seed=train.seed, host_rows=rows_here)
 
-        def init() -> TrainState:
-            state = meshes.jit_init(lambda: initial_state(config, data.special), state_layout)()
+        def start(state: TrainState) -> TrainState:
             if not train.init:
                 return state
             run = load_run(train.init, None, log, mesh)
@@ -73,8 +71,8 @@ def train_and_evaluate(
         job = Job(
             config=train,
             mesh=mesh,
-            state=state_layout,
-            init=init,
+            init=lambda: initial_state(config, data.special),
+            start=start,
             describe=describe,
             claim=lambda: claim_workdir(workdir, config, data.folder, log),
             compile=lambda: compile_programs(config, data.special, mesh, data.word_start_V),

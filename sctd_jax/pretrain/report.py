@@ -16,15 +16,15 @@ from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
 from sctd_jax.model.attention import choose, platform_of
-from sctd_jax.parallel.mesh import describe, replicated
+from sctd_jax.parallel.mesh import replicated
 from sctd_jax.pretrain.flops import mean_step_flops, plain_step_flops, step_flops
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.rows import Data
 from sctd_jax.pretrain.step import programs_needed, variant_at
+from sctd_jax.train import trainer
 from sctd_jax.train.metrics import duration, read_metrics
 from sctd_jax.train.optimizer import learning_rate
 from sctd_jax.train.state import TrainState
-from sctd_jax.train.trainer import Result
 from sctd_jax.train.workdir import CHECKPOINTS
 
 _SLOW_STEP_SECONDS = 5.0
@@ -35,11 +35,8 @@ def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> li
     """Lines that say what is about to run."""
     model, dropping, metadata = config.model, config.dropping, data.metadata
     parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
-    devices = mesh.devices.flat
     ratio = mean_step_flops(config) / plain_step_flops(config)
     rows = [
-        ("devices", f"{len(list(devices))} x {jax.devices()[0].device_kind}, {jax.process_count()} host(s)"),
-        ("mesh", describe(mesh)),
         ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}, "
                   f"{parameters / 1e6:,.1f} M parameters"),
         ("attention", choose(config, platform_of(mesh.devices.flat[0])).text),
@@ -57,7 +54,7 @@ def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> li
         kept = f"{counts} of {config.data.seq_len} in {layers}, selector {config.selector}"
         rows.append(("kept tokens", kept))
     rows.append(("FLOPs", f"{mean_step_flops(config):.3g} a step, {ratio:.2f} of plain full-token BERT"))
-    lines = [f"{name:>12}  {text}" for name, text in rows]
+    lines = trainer.start_table(mesh, rows)
     if not config.data.input and not config.data.rows:
         lines.append(
             "note: this is the embedded trial corpus (US State of the Union addresses, 12 MB), enough to try the "
@@ -130,7 +127,7 @@ def blank(metrics: Mapping[str, float]) -> str:
     return "" if metrics["predictions"] else "all tokens of its rows are special tokens"
 
 
-def summary(config: Config, workdir: epath.Path, result: Result, seconds: float) -> list[str]:
+def summary(config: Config, workdir: epath.Path, result: trainer.Result, seconds: float) -> list[str]:
     """Lines for the end of a run."""
     state = result.state
     lines = [f"done: {result.step:,} steps, {duration(seconds)} in this run"]

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -16,10 +16,12 @@ from sctd_jax.config import TrainConfig
 from sctd_jax.data.loader import prefetch
 from sctd_jax.errors import DivergedError, TryAgainError, UserError
 from sctd_jax.parallel import chips, hosts
+from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
 from sctd_jax.train.metrics import Console, Silent, Speed, Writer, read_metrics
 from sctd_jax.train.signals import StopRequest, stop_requests
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.step import state_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +30,7 @@ class Job:
 
     config: TrainConfig
     mesh: Mesh
-    state: TrainState  # shapes and shardings
-    init: Callable[[], TrainState]  # before the first step, on the mesh
+    init: Callable[[], TrainState]  # the state before the first step; pure
     describe: Callable[[TrainState], list[str]]  # what is about to run, for a person
     claim: Callable[[], None]  # makes the workdir this run's
     compile: Callable[[], Mapping[str, Callable]]  # name -> program (state, batch) -> (state, metrics)
@@ -39,6 +40,7 @@ class Job:
     evaluate: Callable[[TrainState], dict[str, float]]
     evaluation_lines: Callable[[int, dict[str, float]], list[str]]
     advice: str  # to a person whose run diverged
+    start: Callable[[TrainState], TrainState] = lambda state: state  # the first state with parameters trained before
     best: Best = LOWEST_LOSS  # which checkpoint is kept beside the last ones
     blank: Callable[[Mapping[str, float]], str] = lambda metrics: ""  # why a step had no prediction, '' if it had
     evaluate_first: bool = True  # before the first step
@@ -74,9 +76,10 @@ def fit(job: Job, workdir: epath.Path, check: Callable[[], None], log: Callable[
       UserError: as `train`, and no checkpoint can be read, or the workdir has trained more steps.
     """
     with closing(Checkpoints(workdir, job.config.keep_checkpoints, best=job.best, check=check)) as checkpoints:
-        state = checkpoints.restore(job.state, log)
+        layout = state_shape(job.init, job.mesh)
+        state = checkpoints.restore(layout, log)
         if state is None:
-            state = job.init()
+            state = job.start(meshes.jit_init(job.init, layout)())
         else:
             step = int(state.step)
             checkpoints.set_aside(after_step=step, log=log)
@@ -178,6 +181,12 @@ def train(
         batches.close()
         console.close()
         writer.close()
+
+
+def start_table(mesh: Mesh, rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines that say what is about to run: the devices, then a job's own rows of name and text."""
+    devices = f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} host(s)"
+    return [f"{name:>12}  {text}" for name, text in (("devices", devices), ("mesh", meshes.describe(mesh)), *rows)]
 
 
 def _check_trained(state: TrainState, start: int) -> None:
