@@ -16,6 +16,10 @@ class UserError(Exception):
     """
 
 
+class DivergedError(UserError):
+    """Losses, gradients or outputs of the network are not finite; the message says how many."""
+
+
 class TryAgainError(UserError):
     """Nothing is wrong with the command: a host, a bucket or a disk failed it, and it may work another time."""
 

@@ -35,8 +35,6 @@ TOLERATED = {
     ("finetune.step", "pretrain.step"),
     ("probing.models", "interop.convert"),
     ("probing.models", "interop.importing"),
-    ("tasks.scoring", "finetune.encode"),
-    ("tasks.scoring", "train.trainer"),
     ("train.run", "objective.masking"),
     ("train.run", "pretrain.compiling"),
     ("train.state", "objective.masking"),

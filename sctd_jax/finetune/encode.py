@@ -1,16 +1,17 @@
 """Examples -> token rows, as BERT builds them: [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with segments 0 and 1."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sctd_jax.data.tokenizer import Tokenized, Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.tasks.examples import Example
-from sctd_jax.tasks.squad import max_context
+from sctd_jax.tasks.squad import Window, max_context
 
 _QUESTION_TOKENS, _STRIDE = 64, 128  # of SQuAD (Devlin et al., 2019; its run_squad)
 _MUCH_UNKNOWN = 0.01  # of the characters
@@ -182,3 +183,11 @@ def _windows(
         inside = answer is not None and start <= answer[0] and answer[1] < start + size
         at = (answer[0] - start + row.second, answer[1] - start + row.second) if inside else (0, 0)
         yield Feature(number, (row,), answer=at, passage=Passage(spans, whole))
+
+
+def by_example(head: str, features: Sequence[Feature], logits: Sequence[np.ndarray]) -> list[Any]:
+    """What `scoring.predict` takes, from the logits of each feature; in span tasks f32[n, 2] for each of its tokens."""
+    if head != "span":
+        return list(logits)
+    pairs = itertools.groupby(zip(features, logits, strict=True), key=lambda pair: pair[0].example)
+    return [[Window(*row_n2.T, f.passage.spans, f.passage.best) for f, row_n2 in windows] for _, windows in pairs]

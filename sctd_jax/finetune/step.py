@@ -18,7 +18,7 @@ from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel.sharding import shard
 from sctd_jax.pretrain.flops import layer_flops
 from sctd_jax.pretrain.step import Metrics, accumulate, update
-from sctd_jax.tasks.tasks import Task
+from sctd_jax.tasks.task import Task
 from sctd_jax.train.optimizer import make_optimizer
 from sctd_jax.train.state import TrainState, computed
 

@@ -4,13 +4,11 @@ Where one is not defined (a correlation with something constant, an F1 of a clas
 a warning. Predictions that are not numbers make a correlation nan.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import scipy.stats
 import sklearn.metrics
-
-from sctd_jax.tasks import squad
 
 _Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -45,7 +43,7 @@ def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
     return _unless_constant(lambda x, y: scipy.stats.spearmanr(x, y).statistic, labels, predictions)
 
 
-# Of a task with one prediction for each example: (labels, predictions) -> value.
+# (labels, predictions) -> value, where each example has one of both. Tasks with other metrics measure them themselves.
 METRICS: dict[str, _Metric] = {
     "accuracy": accuracy,
     "f1": f1,
@@ -54,37 +52,6 @@ METRICS: dict[str, _Metric] = {
     "pearson": pearson,
     "spearman": spearman,
 }
-
-
-def multirc(groups: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """SuperGLUE's metrics of MultiRC.
-
-    Args:
-      groups: the question of each answer option.
-      labels: 0 or 1 for each.
-      predictions: likewise.
-
-    Returns:
-      `f1a`, the F1 over all options, and `em`, the share of questions whose options are all right.
-    """
-    right: dict[str, bool] = {}
-    for question, label, prediction in zip(groups, labels, predictions, strict=True):
-        right[question] = right.get(question, True) and bool(label == prediction)
-    return {"f1a": f1(labels, predictions), "em": sum(right.values()) / len(right)}
-
-
-def best_candidates(groups: Sequence[str], candidates: Sequence[str], probabilities: Sequence[float]) -> dict[str, str]:
-    """ReCoRD's answer to each query: the entity of the row that is most probable, the first one on ties."""
-    best: dict[str, tuple[float, str]] = {}
-    for query, candidate, probability in zip(groups, candidates, probabilities, strict=True):
-        if query not in best or probability > best[query][0]:
-            best[query] = (probability, candidate)
-    return {query: candidate for query, (_, candidate) in best.items()}
-
-
-def record(answers_by_group: Mapping[str, Sequence[str]], predictions: Mapping[str, str]) -> dict[str, float]:
-    """ReCoRD's `em` and `f1`: its script has SQuAD 1.1's rules. A query without a prediction counts 0."""
-    return squad.evaluate(answers_by_group, predictions, null_answer=False)
 
 
 def _unless_constant(metric: _Metric, labels: np.ndarray, predictions: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data.loader import prefetch
-from sctd_jax.errors import TryAgainError, UserError
+from sctd_jax.errors import DivergedError, TryAgainError, UserError
 from sctd_jax.parallel import chips, hosts
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import Console, Silent, Speed, Writer, read_metrics
@@ -41,10 +41,6 @@ class Job:
 
 
 _BLANK_STEPS = 10  # a run that begins with so many steps without a prediction learns nothing
-
-
-class DivergedError(UserError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Files and TFDS splits as streams of records: the fields of each row, in file order, and where it stands."""
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import json
@@ -10,22 +11,29 @@ from typing import Any
 
 from sctd_jax.errors import UserError, printable
 
+_IDS = ("index", "idx", "id", "ind")
 _LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
 
-Note = Callable[[str, str], None]  # (what the user should know of, the place of this one); they are counted by kind
-
-
-def _no_note(what: str, place: str) -> None:
-    """For readers of whom nobody asks it."""
+Note = Callable[[str, str], None]  # (what the user should know, where it is so); they are counted by kind
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One row, or an object inside of one. What is asked of a field and is not so is a UserError that names it."""
+    """One row, or an object inside of one. Accessors raise UserError naming place and field if the value is another."""
 
     place: str  # for messages: the file and the line
-    number: int  # of the row in its file, or of the object in its list; from 0
+    number: int  # counts the rows of a file, or the objects of a list, from 0
     fields: dict[str, Any]
+
+    @property
+    def id_field(self) -> str | None:
+        """The field by which the file numbers this row, if it does."""
+        return next((field for field in _IDS if field in self.fields), None)
+
+    @property
+    def id(self) -> int:
+        """The id that the file gives this row, or else its number."""
+        return self.integer(self.id_field) if self.id_field else self.number
 
     def value(self, field: str) -> Any:
         """Whatever the field holds."""
@@ -48,6 +56,13 @@ class Record:
             ) from error
         return value
 
+    def label(self, field: str) -> str:
+        """A label as text; JSON's true and 1 are 'true' and '1'."""
+        value = self.value(field)
+        if isinstance(value, bool):
+            return str(value).lower()
+        return str(value) if isinstance(value, int | float) and math.isfinite(value) else self.text(field)
+
     def integer(self, field: str) -> int:
         """A whole number, which a TSV or CSV file holds as text."""
         value = self.value(field)
@@ -66,12 +81,10 @@ class Record:
 
     def real(self, field: str) -> float:
         """A finite number, which a TSV or CSV file holds as text."""
-        value = self.value(field)
-        try:
-            # Python reads "1_5" as 15.
-            number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
+        value, number = self.value(field), math.nan
+        if not isinstance(value, bool) and "_" not in str(value):  # Python reads "1_5" as 15
+            with contextlib.suppress(TypeError, ValueError):
+                number = float(value)
         if not math.isfinite(number):
             raise UserError(f"{self.place}: the field {field!r} is no number, found {value!r:.80}")
         return number
@@ -95,7 +108,7 @@ class Record:
 
 
 def read_tsv(
-    path: str, *, columns: tuple[str, ...] = (), exact: bool = False, broken: bool = False, note: Note = _no_note
+    path: str, *, columns: tuple[str, ...] = (), exact: bool = False, broken: bool = False, note: Note
 ) -> Iterator[Record]:
     """Rows of a file whose columns are separated by tabs; a quote is a character like any other.
 
@@ -105,9 +118,6 @@ def read_tsv(
       exact: whether more columns than that are an error, too; official readers overlook them, which is noted.
       broken: whether a row with too few columns is left out and noted; else it is an error.
       note: told of what is passed over.
-
-    Raises:
-      UserError: a row with too few columns, a header that names one twice, or bytes that are not UTF-8.
     """
     number = 0
     for line, text in _lines(path):
@@ -132,12 +142,8 @@ def read_tsv(
         number += 1
 
 
-def read_csv(path: str, note: Note = _no_note) -> Iterator[Record]:
-    """Rows of a file with a header, commas and double quotes; `note` is told of what is passed over.
-
-    Raises:
-      UserError: a row with another number of columns, an open quote, or bytes that are not UTF-8.
-    """
+def read_csv(path: str, note: Note) -> Iterator[Record]:
+    """Rows of a file with a header, commas and double quotes; `note` is told of what is passed over."""
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader((text for _, text in _lines(path)), strict=True)
     columns, number, line = None, 0, 1
@@ -158,11 +164,7 @@ def read_csv(path: str, note: Note = _no_note) -> Iterator[Record]:
 
 
 def read_jsonl(path: str) -> Iterator[Record]:
-    """One JSON object on each line.
-
-    Raises:
-      UserError: a line that is none, or bytes that are not UTF-8.
-    """
+    """One JSON object on each line."""
     number = 0
     for line, text in _lines(path):
         if text.strip():
@@ -171,29 +173,16 @@ def read_jsonl(path: str) -> Iterator[Record]:
             number += 1
 
 
-def read_squad(path: str, note: Note = _no_note) -> Iterator[Record]:
-    """The questions of SQuAD's JSON as TFDS has them: with `context`, and `answers` as an object of two lists.
+def read_json(path: str) -> Record:
+    """One JSON object, which is all of the file."""
+    return Record(path, 0, _object(_json("".join(text for _, text in _lines(path)), path), path))
 
-    `note` is told of paragraphs without a question.
 
-    Raises:
-      UserError: no JSON, or a field that is missing.
-    """
-    root = Record(path, 0, _object(_json("".join(text for _, text in _lines(path)), path), path))
-    number = 0
-    for article in root.children("data", "article"):
-        for paragraph in article.children("paragraphs", "paragraph"):
-            if not paragraph.items("qas"):
-                note("paragraphs without a question", paragraph.place)
-            for question in paragraph.children("qas", "question"):
-                answers = list(question.children("answers", "answer"))
-                fields = {
-                    **question.fields,
-                    "context": paragraph.value("context"),
-                    "answers": {name: [answer.value(name) for answer in answers] for name in ("text", "answer_start")},
-                }
-                yield Record(f"{question.place} ({printable(question.text('id'))})", number, fields)
-                number += 1
+def read_file(path: str, split: str, note: Note) -> Iterator[Record]:
+    """Rows of a .tsv, .csv or .jsonl file, whatever the split."""
+    if path.endswith(".tsv"):
+        return read_tsv(path, note=note)
+    return read_csv(path, note) if path.endswith(".csv") else read_jsonl(path)
 
 
 def read_tfds(builder: Any, split: str) -> Iterator[Record]:
