@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sctd_jax.data.tokenizer import Tokenized, Tokenizer
+from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.tasks.examples import Example
 from sctd_jax.tasks.squad import Window, max_context
@@ -50,26 +50,34 @@ class Feature:
 
 
 def encode(
-    tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_length: int,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    head: str,
+    max_length: int,
     say: Callable[[str], None] = lambda line: None,
-) -> list[Feature]:  # fmt: skip
+) -> list[Feature]:
     """The features of examples, in their order.
 
     Pairs that are too long lose tokens at the end of the longer text, one at a time; SQuAD's passages are cut into
-    windows that begin every 128 tokens.
+    windows that begin every 128 tokens. A marked word that is cut off is a UserError.
 
     Args:
-      tokenizer: of the model.
-      examples: of a task.
-      head: of the task.
-      max_length: N, tokens of a row at most.
+      tokenizer: the model's.
+      examples: those of one task, each with as many choices as the others.
+      head: the task's.
+      max_length: N, the most tokens of a row.
       say: receives a line for each kind of loss, with its count: what is cut off, without a token or unknown.
-
-    Raises:
-      UserError: a marked word is cut off, or the numbers of choices differ.
     """
-    pieces, lost = _tokenize(tokenizer, examples), Counter()
-    features = _features(tokenizer, examples, head, max_length, pieces, lost)
+    texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
+    pieces, lost = dict(zip(texts, tokenizer.encode_spans(texts), strict=True)), Counter()
+    counts = {len(example.choices) for example in examples}
+    if len(counts) > 1:
+        raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
+    if head == "span":
+        windows = (_windows(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples))
+        features = [feature for of_example in windows for feature in of_example]
+    else:
+        features = [_feature(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples)]
     for what, count in lost.items():
         if count:
             say(f"{count:,} of {len(examples):,} {what}")
@@ -81,23 +89,6 @@ def encode(
     if unknown > _MUCH_UNKNOWN * characters:
         say(f"warning: {unknown / characters:.1%} of the characters are unknown to the tokenizer")
     return features
-
-
-def _features(
-    tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_length: int, pieces: dict, lost: Counter
-) -> list[Feature]:
-    if head == "span":
-        windows = (_windows(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples))
-        return [feature for features in windows for feature in features]
-    counts = {len(example.choices) for example in examples}
-    if len(counts) > 1:
-        raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
-    return [_feature(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples)]
-
-
-def _tokenize(tokenizer: Tokenizer, examples: Iterable[Example]) -> dict[str, Tokenized]:
-    texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
-    return dict(zip(texts, tokenizer.encode_spans(texts), strict=True))
 
 
 def _feature(

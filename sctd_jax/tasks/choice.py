@@ -6,7 +6,7 @@ Source: Devlin et al. (2019), 4.4, for the order of the texts and the hyperparam
 from collections.abc import Iterator, Sequence
 
 from sctd_jax.errors import UserError
-from sctd_jax.tasks.examples import Context, Example, read_choice
+from sctd_jax.tasks.examples import Context, Example
 from sctd_jax.tasks.files import Record
 from sctd_jax.tasks.task import SplitNames, Task
 
@@ -29,7 +29,7 @@ def _completion(
     record: Record, number: int, first: str, start: str, endings: Sequence[str], context: Context
 ) -> Example:
     choices = tuple(f"{start} {ending}" if start else ending for ending in endings)
-    return Example(number, record.text(first), label=read_choice(record, len(choices), context), choices=choices)
+    return Example(number, record.text(first), label=context.choice(record, len(choices)), choices=choices)
 
 
 CHOICE = (

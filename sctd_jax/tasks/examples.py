@@ -66,36 +66,33 @@ class Context:
         """Whether this is a test split: its labels are not read, and none of its rows may be left out."""
         return self.split.startswith("test")
 
+    def text(self, record: Record, field: str) -> str:
+        """A text; where a row counts even without one, a space keeps the pair a pair."""
+        return record.text(field, empty=self.hidden) or " "
+
+    def label(self, record: Record, field: str = "label") -> int | None:
+        """The class that a label names; None where labels are hidden."""
+        if self.hidden:
+            return None
+        found, labels = record.label(field), self.labels
+        if [label.lower() for label in labels] == ["false", "true"]:  # copies of the data write them in either way
+            found, labels = found.lower(), ("false", "true")
+        if found not in labels:
+            raise UserError(
+                f"{record.place}: unknown label {found!r}, expected one of {printable(', '.join(self.labels))}"
+                + ("; leave out the rows on which the judges disagreed" if found == "-" else "")
+            )
+        return labels.index(found)
+
+    def choice(self, record: Record, count: int) -> int | None:
+        """The number of the right choice among `count`; None where labels are hidden."""
+        found = None if self.hidden else record.integer("label")
+        if found is not None and not 0 <= found < count:
+            raise UserError(f"{record.place}: unknown label {found}, expected 0 to {count - 1}")
+        return found
+
 
 Builder = Callable[[Record, Context], Iterable[Example]]
-
-
-def read_text(record: Record, field: str, context: Context) -> str:
-    """A text; where a row counts even without one, a space keeps the pair a pair."""
-    return record.text(field, empty=context.hidden) or " "
-
-
-def read_label(record: Record, field: str, context: Context) -> int | None:
-    """The class that a label names; None where labels are hidden."""
-    if context.hidden:
-        return None
-    found, labels = record.label(field), context.labels
-    if [label.lower() for label in labels] == ["false", "true"]:  # copies of the data write them in either way
-        found, labels = found.lower(), ("false", "true")
-    if found not in labels:
-        raise UserError(
-            f"{record.place}: unknown label {found!r}, expected one of {printable(', '.join(context.labels))}"
-            + ("; leave out the rows on which the judges disagreed" if found == "-" else "")
-        )
-    return labels.index(found)
-
-
-def read_choice(record: Record, count: int, context: Context) -> int | None:
-    """The number of the right choice among `count`; None where labels are hidden."""
-    found = None if context.hidden else record.integer("label")
-    if found is not None and not 0 <= found < count:
-        raise UserError(f"{record.place}: unknown label {found}, expected 0 to {count - 1}")
-    return found
 
 
 def classify(*fields: str, label: str = "label", some_empty: bool = False) -> Builder:
@@ -114,7 +111,7 @@ def classify(*fields: str, label: str = "label", some_empty: bool = False) -> Bu
                 context.note("rows without a text left out", record.place)
                 return
         else:
-            texts = [read_text(record, field, context) for field in fields]
-        yield Example(record.id, *texts, label=read_label(record, label, context))
+            texts = [context.text(record, field) for field in fields]
+        yield Example(record.id, *texts, label=context.label(record, label))
 
     return build

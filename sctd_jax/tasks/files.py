@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sctd_jax.errors import UserError, printable
@@ -15,6 +15,7 @@ _IDS = ("index", "idx", "id", "ind")
 _LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
 
 Note = Callable[[str, str], None]  # (what the user should know, where it is so); they are counted by kind
+_Rows = Iterable[tuple[int, list[str]]]  # (number of its first line, values) of each row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,48 +120,53 @@ def read_tsv(
       broken: whether a row with too few columns is left out and noted; else it is an error.
       note: told of what is passed over.
     """
-    number = 0
-    for line, text in _lines(path):
-        values = text.rstrip("\r\n").split("\t")
-        place = f"{path}, line {line}"
-        if values == [""]:
-            _blank(columns, note, place)
-            continue
-        if not columns:
-            columns = _header(values, place, "\t")
-            continue
-        if len(values) < len(columns) and broken:
-            note("rows with too few columns left out", place)
-            continue
-        if len(values) < len(columns) or (exact and len(values) > len(columns)):
-            raise _columns_error(path, line, values, columns)
-        if len(values) > len(columns):
-            note(f"rows with more than {len(columns)} columns, whose rest is not read", place)
-        if exact and any(len(value) > 1 and value[0] == value[-1] == '"' for value in values):
-            note("rows with a field in double quotes, which are kept as text; in a .csv they would be quotes", place)
-        yield Record(place, number, dict(zip(columns, values, strict=False)))
-        number += 1
+    lines = ((line, text.rstrip("\r\n")) for line, text in _lines(path))
+    rows = ((line, text.split("\t") if text else []) for line, text in lines)
+    return _table(path, rows, "\t", columns, exact, broken, note)
 
 
 def read_csv(path: str, note: Note) -> Iterator[Record]:
     """Rows of a file with a header, commas and double quotes; `note` is told of what is passed over."""
+    return _table(path, _csv_rows(path), ",", (), True, False, note)
+
+
+def _csv_rows(path: str) -> _Rows:
     csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.reader((text for _, text in _lines(path)), strict=True)
-    columns, number, line = None, 0, 1
+    reader, line = csv.reader((text for _, text in _lines(path)), strict=True), 1
     try:
         for values in reader:
-            if not values:
-                _blank(columns, note, f"{path}, line {line}")
-            elif columns is None:
-                columns = _header(values, f"{path}, line {line}", ",")
-            else:
-                if len(values) != len(columns):
-                    raise _columns_error(path, line, values, columns)
-                yield Record(f"{path}, line {line}", number, dict(zip(columns, values, strict=True)))
-                number += 1
+            yield line, values
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {line}: not CSV ({error})") from error
+
+
+def _table(
+    path: str, rows: _Rows, separator: str, columns: tuple[str, ...], exact: bool, broken: bool, note: Note
+) -> Iterator[Record]:
+    """The records of rows; the first one names the columns if nothing else does."""
+    number = 0
+    for line, values in rows:
+        place = f"{path}, line {line}"
+        if not values:
+            if len(columns) == 1:  # where there are more, it is no row for certain
+                note("blank lines passed over, which may have been empty texts", place)
+        elif not columns:
+            if len(values) == 1 and any(other in values[0] for other in ",;\t"):
+                raise UserError(f"{place}: one column, {values[0]!r}; separate the columns by {separator!r}")
+            if len(set(values)) < len(values):
+                raise UserError(f"{place}: the header names a column twice: {printable(', '.join(values))}")
+            columns = tuple(values)
+        elif broken and len(values) < len(columns):
+            note("rows with too few columns left out", place)
+        elif len(values) < len(columns) or (exact and len(values) > len(columns)):
+            expected = ", ".join(map(repr, columns))
+            raise UserError(f"{place}: {len(values)} columns, expected {len(columns)} ({expected})")
+        else:
+            if len(values) > len(columns):
+                note(f"rows with more than {len(columns)} columns, whose rest is not read", place)
+            yield Record(place, number, dict(zip(columns, values, strict=False)))
+            number += 1
 
 
 def read_jsonl(path: str) -> Iterator[Record]:
@@ -210,25 +216,6 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
                 yield number, text
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
-
-
-def _header(values: list[str], place: str, separator: str) -> tuple[str, ...]:
-    if len(values) == 1 and any(other in values[0] for other in ",;\t"):
-        raise UserError(f"{place}: one column, {values[0]!r}; separate the columns by {separator!r}")
-    if len(set(values)) < len(values):
-        raise UserError(f"{place}: the header names a column twice: {printable(', '.join(values))}")
-    return tuple(values)
-
-
-def _blank(columns: tuple[str, ...] | None, note: Note, place: str) -> None:
-    if columns and len(columns) == 1:  # where there are more, it is no row for certain
-        note("blank lines passed over, which may have been empty texts", place)
-
-
-def _columns_error(path: str, line: int, values: list[str], columns: tuple[str, ...]) -> UserError:
-    return UserError(
-        f"{path}, line {line}: {len(values)} columns, expected {len(columns)} ({', '.join(map(repr, columns))})"
-    )
 
 
 def _json(text: str, place: str) -> Any:

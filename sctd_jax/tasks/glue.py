@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from sctd_jax.errors import UserError
-from sctd_jax.tasks.examples import Builder, Context, Example, classify, read_text
+from sctd_jax.tasks.examples import Builder, Context, Example, classify
 from sctd_jax.tasks.files import Note, Record, read_tsv
 from sctd_jax.tasks.submission import tsv
 from sctd_jax.tasks.task import Part, SplitNames, Task
@@ -27,7 +27,7 @@ def _build_stsb(record: Record, context: Context) -> Iterator[Example]:
     score = None if context.hidden else record.real("score")
     if score is not None and not 0 <= score <= 5:
         raise UserError(f"{record.place}: the score {score:g} is outside of 0 to 5")
-    pair = [read_text(record, field, context) for field in ("sentence1", "sentence2")]
+    pair = [context.text(record, field) for field in ("sentence1", "sentence2")]
     yield Example(record.id, *pair, label=score)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from sctd_jax.errors import UserError, printable
-from sctd_jax.tasks.examples import Builder, Context, Example, FileSettings, read_label, read_text
+from sctd_jax.tasks.examples import Builder, Context, Example, FileSettings
 from sctd_jax.tasks.files import Note, Record, read_file, read_tsv
 from sctd_jax.tasks.splits import Notes, Split, class_names, open_tfds, tfds_splits
 from sctd_jax.tasks.task import Task
@@ -27,13 +27,13 @@ def _field(record: Record, setting: str, context: Context) -> str:
     return field
 
 
-def _builder(read: Callable[[Record, str, Context], int | float | None]) -> Builder:
+def _builder(read: Callable[[Context, Record, str], int | float | None]) -> Builder:
     """A builder whose labels `read` finds in the user's field."""
 
     def build(record: Record, context: Context) -> Iterator[Example]:
-        label = None if context.hidden else read(record, _field(record, "label_field", context), context)
+        label = None if context.hidden else read(context, record, _field(record, "label_field", context))
         settings = ["text_field", "pair_field"] if context.settings.pair_field else ["text_field"]
-        texts = [read_text(record, _field(record, setting, context), context) for setting in settings]
+        texts = [context.text(record, _field(record, setting, context)) for setting in settings]
         yield Example(record.number, *texts, label=label)
 
     return build
@@ -85,7 +85,12 @@ def _files(name: str, folder: str, notes: Notes) -> dict[str, str]:
 def _read(path: str, split: str, note: Note) -> Iterator[Record]:
     if not path.endswith(_SUFFIXES):
         raise UserError(f"{path}: unknown kind of file, expected {', '.join(_SUFFIXES)}")
-    return read_tsv(path, exact=True, note=note) if path.endswith(".tsv") else read_file(path, split, note)
+    tsv = path.endswith(".tsv")
+    for record in read_tsv(path, exact=True, note=note) if tsv else read_file(path, split, note):
+        if tsv and any(len(value) > 1 and value[0] == value[-1] == '"' for value in record.fields.values()):
+            what = "rows with a field in double quotes, which are kept as text; in a .csv they would be quotes"
+            note(what, record.place)
+        yield record
 
 
 def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
@@ -149,7 +154,7 @@ OWN = (
     Task(
         name="classification",
         head="classification",
-        build=_builder(read_label),
+        build=_builder(Context.label),
         find=_find,
         review=_review,
         metrics=("accuracy", "macro_f1"),
@@ -158,7 +163,7 @@ OWN = (
     Task(
         name="regression",
         head="regression",
-        build=_builder(lambda record, field, context: record.real(field)),
+        build=_builder(lambda context, record, field: record.real(field)),
         find=_find,
         review=_review,
         metrics=("pearson", "spearman"),

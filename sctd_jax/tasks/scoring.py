@@ -25,26 +25,18 @@ def predict(task: Task, examples: Sequence[Example], outputs: Sequence[Any]) -> 
     Raises:
       DivergedError: outputs are not finite; they would count as the first class or an empty answer.
     """
+    numbers = outputs
     if task.head == "span":
         numbers = [(window.start_N, window.end_N) for windows in outputs for window in windows]
-    else:
-        numbers = outputs
     if bad := sum(not np.isfinite(row).all() for row in numbers):
         raise DivergedError(
             f"{bad:,} of {len(numbers):,} outputs of the network are not finite, so that they predict nothing. "
             "Fine-tune with a lower config.learning_rate, in another --workdir; if no step was good, look at the "
             "parameters of config.init"
         )
-    one = task.predict or (_score if task.head == "regression" else _best)
-    return [one(example, output) for example, output in zip(examples, outputs, strict=True)]
-
-
-def _score(example: Example, logits: np.ndarray) -> float:
-    return float(logits[0])
-
-
-def _best(example: Example, logits: np.ndarray) -> int:
-    return int(np.argmax(logits))
+    if task.predict:
+        return [task.predict(example, output) for example, output in zip(examples, outputs, strict=True)]
+    return [float(row[0]) if task.head == "regression" else int(np.argmax(row)) for row in outputs]
 
 
 def measure(task: Task, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:

@@ -227,6 +227,7 @@ def _squad(name: str, version: str, null_answer: bool, **other: Any) -> Task:
 
 SQUAD = (
     _squad("squad1", "1.1", False, folder="SQuAD", hub=("rajpurkar/squad", ""), build=_build_squad1),
-    _squad("squad2", "2.0", True, folder="SQuAD2", hub=("rajpurkar/squad_v2", ""), build=_build, batch_size=48,
-           epochs=2),
-)  # fmt: skip
+    _squad(
+        "squad2", "2.0", True, folder="SQuAD2", hub=("rajpurkar/squad_v2", ""), build=_build, batch_size=48, epochs=2
+    ),
+)

@@ -40,23 +40,18 @@ def write(
       The file.
     """
     name, _, part = split.partition("_")
-    submission = task.submission or (_scores if task.head == "regression" else _classes)
-    text = submission(examples, predictions, labels or task.labels)
+    labels = labels or task.labels
+    if task.submission:
+        text = task.submission(examples, predictions, labels)
+    elif task.head == "regression":  # as few digits as tell float32 scores apart
+        text = tsv(examples, [np.format_float_positional(np.float32(score), trim="-") for score in predictions])
+    else:
+        text = tsv(examples, [labels[int(number)] if labels else str(int(number)) for number in predictions])
     prefix = "" if name == "test" else f"{name}-"
     path = folder / f"{prefix}{task.folder or task.name}{task.parts.get(part, Part()).file}{task.suffix}"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def _classes(examples: Sequence[Example], predictions: Sequence[Any], labels: Sequence[str]) -> str:
-    """GLUE's table of classes by name, or of numbers where they have none."""
-    return tsv(examples, [labels[int(number)] if labels else str(int(number)) for number in predictions])
-
-
-def _scores(examples: Sequence[Example], predictions: Sequence[float], labels: Sequence[str]) -> str:
-    """A table of scores with as few digits as tell float32 numbers apart."""
-    return tsv(examples, [np.format_float_positional(np.float32(score), trim="-") for score in predictions])
 
 
 def tsv(examples: Sequence[Example], words: Iterable[str]) -> str:

@@ -11,17 +11,7 @@ import numpy as np
 
 from sctd_jax.errors import UserError
 from sctd_jax.tasks import squad
-from sctd_jax.tasks.examples import (
-    Answer,
-    Builder,
-    Context,
-    Example,
-    Span,
-    classify,
-    read_choice,
-    read_label,
-    read_text,
-)
+from sctd_jax.tasks.examples import Answer, Builder, Context, Example, Span, classify
 from sctd_jax.tasks.files import Note, Record, read_jsonl
 from sctd_jax.tasks.submission import jsonl
 from sctd_jax.tasks.task import SplitNames, Task
@@ -52,10 +42,10 @@ def _build_copa(record: Record, context: Context) -> Iterator[Example]:
     asked = record.text("question")
     if asked not in _COPA_QUESTIONS:
         raise UserError(f"{record.place}: unknown question {asked!r}, expected one of {', '.join(_COPA_QUESTIONS)}")
-    texts = (read_text(record, field, context) for field in ("choice1", "choice2"))
+    texts = (context.text(record, field) for field in ("choice1", "choice2"))
     choices = tuple(f"{_COPA_QUESTIONS[asked]} {text}" for text in texts)
-    label = read_choice(record, len(choices), context)
-    yield Example(record.id, read_text(record, "premise", context), label=label, choices=choices)
+    label = context.choice(record, len(choices))
+    yield Example(record.id, context.text(record, "premise"), label=label, choices=choices)
 
 
 def _flat_multirc(row: Record) -> Iterator[Record]:
@@ -76,9 +66,9 @@ def _flat_multirc(row: Record) -> Iterator[Record]:
 def _build_multirc(record: Record, context: Context) -> Iterator[Example]:
     index = record.child("idx")
     ids = tuple(index.integer(field) for field in ("paragraph", "question", "answer"))
-    second = f"{read_text(record, 'question', context)} {read_text(record, 'answer', context)}"
-    label = read_label(record, "label", context)
-    yield Example(ids, read_text(record, "paragraph", context), second, label, group=f"{ids[0]}-{ids[1]}")
+    second = f"{context.text(record, 'question')} {context.text(record, 'answer')}"
+    label = context.label(record)
+    yield Example(ids, context.text(record, "paragraph"), second, label, group=f"{ids[0]}-{ids[1]}")
 
 
 def _numbered_multirc(record: Record, example: Example) -> dict[Any, str]:
@@ -192,7 +182,7 @@ def _build_wic(record: Record, context: Context) -> Iterator[Example]:
         if re.match(r"\w\w", text[start - 1 : start + 1]) or re.match(r"\w\w", text[end - 1 : end + 1]):
             context.note("marked words that begin or end inside of a word", record.place)
         spans.append(Span(number, start, end))
-    yield Example(record.id, *texts, label=read_label(record, "label", context), marked=tuple(spans))
+    yield Example(record.id, *texts, label=context.label(record), marked=tuple(spans))
 
 
 def _flat_wsc(row: Record) -> Iterator[Record]:
@@ -201,7 +191,7 @@ def _flat_wsc(row: Record) -> Iterator[Record]:
 
 def _build_wsc(record: Record, context: Context) -> Iterator[Example]:
     spans = tuple(_words(record, name, context) for name in ("span1", "span2"))
-    yield Example(record.id, record.text("text"), label=read_label(record, "label", context), marked=spans)
+    yield Example(record.id, record.text("text"), label=context.label(record), marked=spans)
 
 
 def _words(record: Record, name: str, context: Context) -> Span:
