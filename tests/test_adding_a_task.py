@@ -1,6 +1,8 @@
 """Adding a task is one `Task`: a toy one goes from its files to its submission through what the commands call."""
 
+import ast
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from sctd_jax.finetune.config import from_dict
 from sctd_jax.tasks import scoring, submission
 from sctd_jax.tasks.examples import Example, classify
 from sctd_jax.tasks.table import TASKS
-from sctd_jax.tasks.task import SplitNames, Task
+from sctd_jax.tasks.task import Head, SplitNames, Task
+from tests import helpers
 from tests.reading_helpers import message, open_task
 
 FILES = SplitNames("train.jsonl", {"dev": "dev.jsonl"}, {"test": "test.jsonl"})
@@ -107,3 +110,13 @@ def test_a_task_may_bring_its_own_examples_predictions_metric_and_submission(add
     assert data.train == (Example("a", "Is it?", label=True), Example("b", "Was it?", label=False))
     found = finish(folder, WITH_ITS_OWN, data, {"dev": [[0, 3], [0, 0.5]], "test": [[0, 0.5], [0, 3]]})
     assert found == ({"eval/right": 1.0, "eval/score": 1.0}, "Toy.txt", "a False\nb True\n")
+
+
+def test_nothing_asks_for_a_task_by_its_name_outside_of_its_familys_file():
+    families = {f"sctd_jax/tasks/{name}.py" for name in ("glue", "superglue", "squad", "choice", "own")}
+    names, found = TASKS.keys() - set(get_args(Head)), []
+    for path in sorted((helpers.ROOT / "sctd_jax").rglob("*.py")):
+        if str(path.relative_to(helpers.ROOT)) not in families:
+            nodes = ast.walk(ast.parse(path.read_text()))
+            found += [(path, n.value) for n in nodes if isinstance(n, ast.Constant) and n.value in names]
+    assert found == []

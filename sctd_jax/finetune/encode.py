@@ -13,8 +13,8 @@ from sctd_jax.errors import UserError
 from sctd_jax.tasks.examples import Example
 from sctd_jax.tasks.squad import Window, max_context
 
-_QUESTION_TOKENS, _STRIDE = 64, 128  # of SQuAD (Devlin et al., 2019; its run_squad)
-_MUCH_UNKNOWN = 0.01  # of the characters
+_QUESTION_TOKENS, _STRIDE = 64, 128  # SQuAD's (Devlin et al., 2019; run_squad)
+_MUCH_UNKNOWN = 0.01  # share of the characters
 
 
 class Row(NamedTuple):
@@ -24,9 +24,8 @@ class Row(NamedTuple):
     second: int  # where segment 1 begins; n for a single text
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Passage:
-    """What a window shows of SQuAD's passage, for `squad.extract`."""
+class Passage(NamedTuple):
+    """What a window shows of SQuAD's passage, as in `squad.Window`."""
 
     spans: np.ndarray  # i32[n, 2], characters of each token in the passage; (-1, -1) outside of it
     best: np.ndarray  # bool[n], whether no other window gives the token more context
@@ -181,4 +180,4 @@ def by_example(head: str, features: Sequence[Feature], logits: Sequence[np.ndarr
     if head != "span":
         return list(logits)
     pairs = itertools.groupby(zip(features, logits, strict=True), key=lambda pair: pair[0].example)
-    return [[Window(*row_n2.T, f.passage.spans, f.passage.best) for f, row_n2 in windows] for _, windows in pairs]
+    return [[Window(*row_n2.T, *f.passage) for f, row_n2 in windows] for _, windows in pairs]

@@ -114,7 +114,7 @@ def read_tsv(
     """Rows of a file whose columns are separated by tabs; a quote is a character like any other.
 
     Args:
-      path: of the file.
+      path: the file.
       columns: its columns, where its first line does not name them.
       exact: whether more columns than that are an error, too; official readers overlook them, which is noted.
       broken: whether a row with too few columns is left out and noted; else it is an error.
@@ -248,5 +248,5 @@ def _plain(value: Any, place: str) -> Any:
             return value.decode()
         except UnicodeDecodeError as error:
             raise UserError(f"{place}: not UTF-8 (byte {error.start + 1})") from error
-    value = value.tolist() if hasattr(value, "tolist") else value  # of numpy's scalars and arrays
+    value = value.tolist() if hasattr(value, "tolist") else value  # numpy's scalars and arrays have it
     return [_plain(item, place) for item in value] if isinstance(value, list | tuple) else value

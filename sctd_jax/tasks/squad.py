@@ -47,8 +47,8 @@ def evaluate(
     A question without a prediction counts 0 (evaluate-v1.1's rule; v2.0's leaves it out of the mean).
 
     Args:
-      answers: the accepted ones of every question, by its id.
-      predictions: by id; "" says that there is no answer.
+      answers: the accepted ones of every question, by the question's id.
+      predictions: by the question's id; "" says that there is no answer.
       null_answer: score as evaluate-v2.0 does. Answers that normalise to nothing ("A") are dropped; a question that has
         none (left) gets 1 for a prediction that normalises to nothing, else 0. Without it, as evaluate-v1.1 does: such
         answers can be matched exactly, with F1 0, and every question needs an answer.
@@ -96,11 +96,11 @@ def extract(
     the highest wins, the first one on ties. "No answer" scores those of [CLS], in the window where they are lowest.
 
     Args:
-      windows: of this question, at least one.
+      windows: those of this question, at least one.
       passage: the text that the windows' spans count in.
       null_answer: whether there may be no answer (SQuAD 2.0): "" if that scores higher.
       n_best: starts and ends of a window that are tried.
-      max_answer_tokens: of an answer.
+      max_answer_tokens: longest answer.
 
     Returns:
       A piece of the passage as it stands there, or "", also where no span is possible; and the score of "no answer"

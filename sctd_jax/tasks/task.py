@@ -72,4 +72,4 @@ class Task:
     predict: Callable[[Example, Any], Any] | None = None  # (example, outputs) -> prediction
     measure: Callable[[Sequence[Example], Sequence[Any]], dict[str, float]] | None = None  # metrics of one split
     submission: Callable[[Sequence[Example], Sequence[Any], Sequence[str]], str] | None = None  # text of its file
-    suffix: str = ".tsv"  # of that file
+    suffix: str = ".tsv"  # ends the name of that file
