@@ -4,7 +4,7 @@
         --config.task=boolq --config.init=runs/base --config.data_dir=SuperGLUE
 
 What each field means is told by `--help`; 0 stands for the task's own value, which is in
-`sctd_jax/tasks/tasks.py`. Hardware: a laptop CPU for small models and tasks, TPUs or GPUs for the others, where
+`sctd_jax/tasks/`. Hardware: a laptop CPU for small models and tasks, TPUs or GPUs for the others, where
 `--config.dtype=bfloat16` is faster. Measured on two CPU cores, from the weights of MiniLM (README, with the commands):
 Rotten Tomatoes 0.841 in five minutes, median of three seeds.
 """

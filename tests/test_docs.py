@@ -3,7 +3,7 @@
 import re
 import subprocess
 
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from tests import helpers
 
 

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from sctd_jax.tasks.examples import Answer, Example, Span
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from tests.reading_helpers import edit, message, open_task
 from tests.task_files import SIZES, write_task
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from sctd_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, fill, require
 from sctd_jax.config import from_dict as config_from_dict
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """One fine-tuning run. Where 0 is said to be the task's, its value is in `tasks.TASKS`."""
+    """One fine-tuning run. Where 0 is said to be the task's, its value is in `tasks.table`."""
 
     task: str  # one of those in docs/finetuning.md
     init: str  # a pretraining workdir, or a folder of transformers

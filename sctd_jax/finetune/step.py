@@ -17,7 +17,7 @@ from sctd_jax.model.attention import attention_options
 from sctd_jax.model.flops import layer_flops
 from sctd_jax.model.heads import SPANS, TaskBert
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.tasks.tasks import Task
+from sctd_jax.tasks.task import Task
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState, first_state
 from sctd_jax.train.step import Metrics, accumulate, compile_step, state_shape, update

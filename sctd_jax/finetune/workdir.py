@@ -12,7 +12,7 @@ from sctd_jax.config import Config, fill, require
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune.config import FinetuneConfig
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check, claim, differences, follow, same_config
 
 # What a rerun may change without being another run.
