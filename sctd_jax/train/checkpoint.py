@@ -7,7 +7,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -18,11 +18,14 @@ import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging as absl_logging
 from etils import epath
+from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint import checkpoint_utils
 
 from sctd_jax import storage
 from sctd_jax.errors import TryAgainError, UserError, say
 from sctd_jax.parallel import hosts
+from sctd_jax.parallel.sharding import shard
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.workdir import CHECKPOINTS
 
@@ -139,12 +142,13 @@ class Checkpoints:
           UserError: it is damaged.
         """
         try:
-            return f"step {step}, digest {self._expected_digest(step)}"
+            return f"step {step}, digest {self._check(step)['digest']}"
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"checkpoint {self._folder / str(step)} is damaged: {_first_line(error)}") from error
 
-    def _expected_digest(self, step: int) -> int:
-        return json.loads((self._folder / str(step) / "check" / "metadata").read_text())["digest"]
+    def _check(self, step: int) -> dict[str, Any]:
+        """`digest` of the whole state and, unless earlier code saved it, `parts`: the digest of each of its fields."""
+        return json.loads((self._folder / str(step) / "check" / "metadata").read_text())
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start saving `state` under its step, unless that step is there already.
@@ -158,8 +162,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self.check()
-        digest = {"digest": int(_digest(state))}
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), check=ocp.args.JsonSave(digest))
+        parts = {name: int(total) for name, total in _digests(state).items()}
+        digests = {"digest": sum(parts.values()) % 2**32, "parts": parts}
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), check=ocp.args.JsonSave(digests))
         if metrics is not None and not math.isfinite(self._best(metrics)):
             metrics = None
 
@@ -195,30 +200,66 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none can be read.
         """
+        found = self._restore(step, (), lambda candidate: ocp.args.StandardRestore(shape), log)
+        return found and found[1]
+
+    def restore_parts(
+        self, names: Sequence[str], mesh: Mesh, log: Callable[[str], None], step: int | None = None
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Step and some fields of a `TrainState`, as `restore` finds it; of the others not one number is read.
+
+        Args:
+          names: fields to read, such as `params`; their shapes are the checkpoint's own.
+          mesh: where to place them, by the rules of `parallel.sharding`.
+          log: told of every checkpoint that is damaged and passed over.
+          step: restore this one and no other.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read.
+        """
+
+        def arguments(candidate: int) -> ocp.args.PyTreeRestore:
+            there = ocp.PyTreeCheckpointHandler().metadata(self._folder / str(candidate) / "state").tree
+            leaves = {name: there[name] for name in names}
+            shape = shard(mesh, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), leaves))
+            # `dtype` is the checkpoint's: nothing is cast.
+            restore_args = checkpoint_utils.construct_restore_args(shape)
+            return ocp.args.PyTreeRestore(shape, restore_args=restore_args, partial_restore=True)
+
+        return self._restore(step, names, arguments, log)
+
+    def _restore(
+        self, step: int | None, names: Sequence[str], arguments: Callable[[int], Any], log: Callable[[str], None]
+    ) -> tuple[int, Any] | None:
         candidates = self.steps() if step is None else [step]
         for candidate in reversed(candidates):
             # The first host reads it through beforehand: Orbax leaves a failed restore's other reads behind, which
             # then fill the terminal with tracebacks.
-            problem = self._problem(candidate) if hosts.is_first() else None
+            problem = self._problem(candidate, names) if hosts.is_first() else None
             if hosts.all_say(problem is None):
-                arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shape))
                 try:
-                    restored = self._manager.restore(candidate, args=arguments)["state"]
+                    restored = self._manager.restore(candidate, args=ocp.args.Composite(state=arguments(candidate)))
                 except Exception as error:  # Orbax raises many kinds, even Exception itself
                     problem = _first_line(error)
                 if hosts.all_say(problem is None):
-                    return restored
+                    return candidate, restored["state"]
             log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
         if candidates:
             raise UserError(f"no checkpoint in {self._folder} can be read (tried {candidates})")
         return None
 
-    def _problem(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, or None. A bucket that does not answer is no damage."""
+    def _problem(self, step: int, names: Sequence[str] = ()) -> str | None:
+        """What is wrong with these fields of a checkpoint, with all of them if `names` is empty; None if nothing is.
+
+        A bucket that does not answer is no damage.
+        """
         folder = self._folder / str(step)
         try:
-            expected = self._expected_digest(step)
-            found = _stored_digest(folder / "state")
+            check = self._check(step)
+            if "parts" not in check:
+                names = ()  # earlier code kept one digest: only all fields together can be checked
+            expected = sum(check["parts"][name] for name in names) % 2**32 if names else check["digest"]
+            found = _stored_digest(folder / "state", names)
             self._value(step)
         except DamagedError as error:
             return _first_line(error)
@@ -270,28 +311,32 @@ def _first_line(error: Exception) -> str:
 
 
 @jax.jit
-def _digest(state: TrainState) -> jax.Array:
-    """Wrapping sum of all bits: TensorStore checks lengths, not contents, and the sum is the same on any mesh."""
-    state = state.replace(key=jax.random.key_data(state.key))
+def _digests(state: TrainState) -> dict[str, jax.Array]:
+    """Wrapping sum of all bits u32[] of each field, the same on any mesh: TensorStore checks lengths, not contents."""
 
     def bits(x: jax.Array) -> jax.Array:
         unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
 
-    return sum(jax.tree.leaves(jax.tree.map(bits, state)), jnp.uint32(0))
+    fields = vars(state.replace(key=jax.random.key_data(state.key)))
+    return {name: sum(map(bits, jax.tree.leaves(field)), jnp.uint32(0)) for name, field in fields.items()}
 
 
-def _stored_digest(folder: epath.Path) -> int:
-    """`_digest` of a state that was saved, a few arrays at a time. Raises ValueError if one cannot be read."""
+def _stored_digest(folder: epath.Path, names: Sequence[str] = ()) -> int:
+    """The sum of `_digests` of these fields of a state that was saved, of all of them by default.
+
+    A few arrays are read at a time. Raises ValueError if one cannot be read.
+    """
     store = {"driver": "ocdbt", "base": storage.tensorstore_spec(folder)}
     context = tensorstore.Context()  # shared, so that the index is read once
     keys = tensorstore.KvStore.open(store, context=context).result().list().result()
 
-    def total(name: str) -> int:
-        array = tensorstore.open({"driver": "zarr", "kvstore": {**store, "path": name}}, context=context).result()
-        numbers = np.asarray(array.read().result())
+    def total(array_name: str) -> int:
+        spec = {"driver": "zarr", "kvstore": {**store, "path": array_name}}
+        numbers = np.asarray(tensorstore.open(spec, context=context).result().read().result())
         return int(numbers.view(f"u{numbers.dtype.itemsize}").sum(dtype=np.uint64))
 
-    names = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b"/.zarray")]
+    arrays = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b"/.zarray")]
+    chosen = [array for array in arrays if not names or array.split(".")[0].rstrip("/") in names]
     with ThreadPoolExecutor(_READERS) as pool:
-        return sum(pool.map(total, names)) % 2**32
+        return sum(pool.map(total, chosen)) % 2**32
