@@ -42,11 +42,8 @@ def open_utf8(path: str, replaced: Callable[[int], None]) -> BinaryIO:
     UTF-16 and UTF-32 with a mark are decoded on the way; all other bytes come as they are.
 
     Args:
-      path: of the file.
+      path: file to open.
       replaced: receives numbers of sequences that UTF-16 and UTF-32 do not know, which become U+FFFD.
-
-    Raises:
-      UserError: the file is no text, or UTF-16 or UTF-32 without a mark.
     """
     file = open(path, "rb")  # noqa: SIM115 - it is what is returned
     try:
@@ -77,7 +74,7 @@ def decode(raw: bytes, replaced: Callable[[int], None]) -> str:
 
 
 def what_is(path: str, head: bytes) -> str:
-    """What a file is that is neither text nor what its name says, and how to convert it; '' if it may be text."""
+    """Kind of a file that is neither text nor what its name says, and its conversion; '' if it may be text."""
     for magic, what, cure in _FORMATS:
         if head.startswith(magic):
             return f"{what}, which is not read as it is; {cure.format(shlex.quote(path))}"
@@ -112,7 +109,7 @@ def _wide(path: str, head: bytes) -> str:
 
 def _is_utf8(head: bytes) -> bool:
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # its last character may be cut
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
     except UnicodeDecodeError:
         return False
     return True

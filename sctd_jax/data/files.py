@@ -1,4 +1,4 @@
-"""Which files an input names: folders and globs, each real file once, and a count of what is passed over."""
+"""Files that an input names: folders and globs, each real file once, and a count of what is passed over."""
 
 import collections
 import fnmatch
@@ -61,14 +61,11 @@ def split(text: str) -> tuple[str, ...]:
 
 
 def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
-    """By their identities, the files that an input names, in a fixed order and each once.
+    """Find the files that an input names, by their identities, in a fixed order and each once.
 
     Args:
       text: a file, a folder (searched through links, without hidden files) or a glob.
       passed: counts what is there besides, by suffix, and further names of a file.
-
-    Raises:
-      UserError: no file, one that cannot be read, or one of an unknown kind.
     """
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://|(hf):", text.lower())
     if scheme and scheme[1] != "file":
@@ -119,7 +116,7 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
 
 
 def describe(passed: collections.Counter) -> str:
-    """What was passed over, with its counts; '' for nothing."""
+    """Description of what was passed over, with its counts; '' for nothing."""
     special = (_CLOSED, _HIDDEN, _SPECIAL, _FOLDERS, AGAIN)
     kinds = collections.Counter({name: count for name, count in passed.items() if name not in special})
     parts = []
@@ -145,7 +142,7 @@ def _is_input(path: str, passed: collections.Counter) -> bool:
 
 
 def _holds_json_lines(path: str) -> bool:
-    """Two lines at least, the first an object; what cannot be read at all is for the reader to refuse."""
+    """Whether there are two lines at least, the first an object; the reader refuses what cannot be read at all."""
     try:
         with decoding.open_utf8(path, lambda count: None) as file:
             first, second = file.readline(_LONGEST_LINE), file.readline(_LONGEST_LINE)
@@ -188,7 +185,7 @@ def _walk(root: str, passed: collections.Counter, hidden: bool = False) -> Itera
 
 
 def _glob(pattern: str, passed: collections.Counter) -> list[str]:
-    """As `glob.glob(recursive=True)`, which does not end where links make two loops and tells of no closed folder."""
+    """`glob.glob(recursive=True)` that also ends where links make two loops, and tells of closed folders."""
     parts = pattern.split("/")
     if "**" not in parts:
         return sorted(glob.glob(pattern))

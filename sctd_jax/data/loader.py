@@ -24,7 +24,7 @@ class Loader:
         self._permutation = functools.lru_cache(maxsize=1)(self._compute_permutation)
 
     def batch(self, step: int) -> np.ndarray:
-        """This host's rows i32[B / hosts, N] of update number `step`."""
+        """Rows i32[B / hosts, N] of update number `step` that this host reads."""
         positions = step * self._batch_size + self._mine
         epochs, offsets = np.divmod(positions, len(self._rows))
         # Epoch by epoch, so that one index is in memory at a time even where a batch straddles two.
