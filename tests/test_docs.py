@@ -1,5 +1,6 @@
 """What the documents list is what the code has."""
 
+import ast
 import re
 import subprocess
 
@@ -24,6 +25,34 @@ def test_it_is_documented_how_pairs_are_cut():
     """What is said there is compared with the fast tokenizers in test_encode.py."""
     text = " ".join((helpers.ROOT / "docs" / "finetuning.md").read_text().split())
     assert "as in BERT's own code. `longest_first` of the fast tokenizers differs by one token" in text
+
+
+def names_of_tests():
+    for path in (helpers.ROOT / "tests").glob("test_*.py"):
+        yield path.stem
+        yield from (node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef))
+
+
+def test_every_test_that_a_document_names_is_there():
+    documents = [*helpers.ROOT.glob("*.md"), *(helpers.ROOT / "docs").glob("*.md")]
+    named = {name for path in documents for name in re.findall(r"\btest_\w+", path.read_text())}
+    assert len(named) > 20
+    assert sorted(named - set(names_of_tests())) == []
+
+
+def test_every_section_of_the_method_that_the_code_cites_is_there():
+    """And each difference from the public versions has its test beside it."""
+    text = (helpers.ROOT / "docs" / "method.md").read_text()
+    rows = {line.split("|")[1].strip(): line.split("|")[4] for line in text.splitlines() if line.startswith("| 9.")}
+    assert all("`test_" in test for test in rows.values())
+    sections = set(re.findall(r"^## (\d+)\.", text, re.M)) | rows.keys()
+    number, cited = r"\d(?:[\d.]*\d)?", set()
+    for folder in ("sctd_jax", "configs", "tests"):
+        for path in (helpers.ROOT / folder).rglob("*.py"):
+            for numbers in re.findall(rf"docs/method\.md ({number}(?:(?:, | and | to ){number})*)", path.read_text()):
+                cited |= set(re.findall(number, numbers))
+    assert len(cited) > 10
+    assert sorted(cited - sections) == []
 
 
 def test_what_the_documented_commands_write_is_ignored_at_the_root_and_nothing_of_the_code_is():

@@ -78,7 +78,7 @@ def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
     np.testing.assert_allclose(importance_V, state.importance_V, rtol=1e-5, atol=1e-5)
     copies = [np.asarray(piece.data) for piece in state.importance_V.addressable_shards]
     assert len(copies) == 8
-    assert all((copy == copies[0]).all() for copy in copies)  # SPEC 7.1
+    assert all((copy == copies[0]).all() for copy in copies)  # docs/method.md 9.1
 
 
 _COLLECTIVE = re.compile(
