@@ -6,6 +6,7 @@ import subprocess
 
 from sctd_jax.tasks.tasks import TASKS
 from tests import helpers
+from tests.test_imports import FLOORS
 
 
 def task_rows():
@@ -25,6 +26,12 @@ def test_it_is_documented_how_pairs_are_cut():
     """What is said there is compared with the fast tokenizers in test_encode.py."""
     text = " ".join((helpers.ROOT / "docs" / "finetuning.md").read_text().split())
     assert "as in BERT's own code. `longest_first` of the fast tokenizers differs by one token" in text
+
+
+def test_the_house_has_the_floors_that_imports_are_held_to():
+    text = (helpers.ROOT / "docs" / "design.md").read_text()
+    floors = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in text.splitlines() if line.startswith("| `")]
+    assert [set(names) for names in reversed(floors)] == [set(names) for names in FLOORS]
 
 
 def names_of_tests():
