@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
                 "prepared_dir": "data/prepared",
                 "seq_len": 512,
                 "tokenizer": "",
-                # Not unigram: the 12 MB of the trial corpus support no unigram vocabulary of 30,522 pieces.
+                # The 12 MB of the trial corpus support no unigram vocabulary of 30,522 pieces.
                 "tokenizer_type": "bpe",
                 "heldout_share": 0.01,
                 "seed": 0,

@@ -1,4 +1,4 @@
-"""What the tests of `sctd_jax.tasks.reading` share."""
+"""Helpers of the tests of `sctd_jax.tasks.reading`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the documents list is what the code has."""
+"""Documents list what the code has."""
 
 import ast
 import re
@@ -48,7 +48,7 @@ def test_every_test_that_a_document_names_is_there():
 
 
 def test_every_section_of_the_method_that_the_code_cites_is_there():
-    """And each difference from the public versions has its test beside it."""
+    """Each difference from the public versions has its test beside it, too."""
     text = (helpers.ROOT / "docs" / "method.md").read_text()
     rows = {line.split("|")[1].strip(): line.split("|")[4] for line in text.splitlines() if line.startswith("| 9.")}
     assert all("`test_" in test for test in rows.values())

@@ -116,7 +116,7 @@ def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape):
     ours = {"select", "importance_scores", "keep_highest", "gather", "merge"}
     assert not [entry for entry in found if ours & set(entry[2])]
     if shape == "8x1x1":
-        # What is left: the sums of the gradients, of the importance table and of the metrics.
+        # Collectives that are left: the sums of the gradients, of the importance table and of the metrics.
         assert {kind for kind, *_ in found} == {"all-reduce"}
         state = state_shape(config, helpers.SPECIAL, meshes.make_mesh(config))
         allowed = {",".join(map(str, leaf.shape)) for leaf in jax.tree.leaves((state.params, state.importance_V))}
@@ -200,7 +200,7 @@ def test_masks_are_the_same_for_one_two_and_eight_devices():
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Of one node among several, as JAX describes it."""
+    """Device of one node among several, as JAX describes it."""
 
     id: int
     slice_index: int

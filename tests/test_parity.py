@@ -181,7 +181,7 @@ def test_modelgarden_states_logits_and_losses(mg, batch, which):
     order = np.argsort(arrays[f"{batch}/selected"], axis=1)
     for i, state in enumerate(states):
         theirs = arrays[f"{batch}/{which}/layer_{i}"]
-        if theirs.shape[1] != 16:  # its kept rows come by importance
+        if theirs.shape[1] != 16:  # kept rows come by importance
             theirs = np.take_along_axis(theirs, order[..., None], axis=1)
         close(state, theirs, FORWARD, what=f"layer {i}")
     positions, targets, weights = (arrays[f"{batch}/masked_lm_{name}"] for name in ("positions", "ids", "weights"))
@@ -221,7 +221,7 @@ def compare_gradients(ours, theirs, tolerance=1e-4, skip=()):
 
 @functools.partial(jax.jit, static_argnums=0)
 def modelgarden_loss_and_gradient(config, params, batch, kept):
-    """Of its drop pass; `batch` has its names."""
+    """Loss and gradient of its drop pass; `batch` has its names."""
 
     def loss(params):
         mask = batch["input_mask"].astype(bool)
@@ -250,8 +250,8 @@ def trajectory(config, params, arrays, loss_and_gradient):
     """Losses and gradient norms of 12 updates, by a preset's optimizer at the recorded rates, and the last parameters.
 
     Args:
-      config: of the preset.
-      params: before the first update.
+      config: config of the preset.
+      params: parameters before the first update.
       arrays: the recording.
       loss_and_gradient: (number of the update, parameters, importance table before it) -> (loss, gradient).
     """
@@ -410,7 +410,7 @@ def test_sctd_preset_is_the_printed_recipe():
 @pytest.mark.parametrize("batch", ["nopad", "pad"])
 @pytest.mark.parametrize("which", ["full", "drop"])
 def test_sctd_states_logits_and_losses(sctd, batch, which):
-    """At real tokens: it zeroes the embeddings of [PAD], which nothing reads."""
+    """Compared at real tokens: it zeroes the embeddings of [PAD], which nothing reads."""
     config, params, arrays = sctd
     ids, mask = sctd_inputs(arrays, batch)
     kept = jnp.asarray(arrays[f"{batch}/selected"]) if which == "drop" else None

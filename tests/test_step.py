@@ -208,7 +208,7 @@ def run(config, devices, steps=5, rows=None):
     mesh = meshes.make_mesh(config)
     assert mesh.size == devices
     state = jax.device_put(start(config), meshes.shardings(state_shape(config, helpers.SPECIAL, mesh)))
-    # As the loop compiles them: ahead of time, so that nothing can compile twice.
+    # Compiled ahead of time as in the loop, so that nothing can compile twice.
     fns = setup.compile_steps(config, setup.Data(None, None, None, helpers.SPECIAL, None), mesh)
     history = []
     for step in range(steps):

@@ -15,7 +15,7 @@ def get_config():
     """The recipe."""
     config = base.get_config()
     config.model.update(num_layers=24, hidden_size=1024, num_heads=16, intermediate_size=4096, layer_norm_eps=1e-5)
-    # Its KL is divided by the tokens that its MLM loss is divided by: 0.05 / P beside a mean MLM loss.
+    # ScTD's KL is divided by the tokens that its MLM loss is divided by: 0.05 / P beside a mean MLM loss.
     config.dropping.update(importance_beta=0.95, sc_weight=0.05 / 77, sc_share_prefix=False)
     config.optimizer.update(
         learning_rate=2e-4, warmup_steps=25_000, eps_place="before_correction", decay="all", clip_norm=0.0
