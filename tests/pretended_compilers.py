@@ -19,12 +19,12 @@ def places(config, variant, topology, folder, sender):
 
 
 def ends_without_report(config, variant, topology, folder, sender):
-    """Report of a program that has nothing to place."""
+    """Send a size without a report, as where there is nothing to place."""
     sender.send(123)
 
 
 def refuses(config, variant, topology, folder, sender):
-    """A topology that is none."""
+    """Refuse a topology that does not exist."""
     sender.send(UserError(f"--topology={topology}: no such slice"))
 
 

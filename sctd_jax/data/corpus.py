@@ -123,7 +123,7 @@ def check(sources: Iterable[Source], *, text_field: str) -> None:
 
 
 def fingerprint(source: Source) -> str:
-    """Changes when the source's content may have changed: path, size and time of last change."""
+    """Path, size and time of last change: another text when the source's content may have changed."""
     stat = os.stat(os.path.join(source.path, "dataset_info.json") if source.split else source.path)
     return f"{source.path}@{source.split}:{stat.st_size}:{stat.st_mtime_ns}"
 
@@ -232,7 +232,7 @@ def split_text(text: str) -> Iterator[str]:
 
 
 def _without_surrogates(text: str, counts: SourceCounts) -> str:
-    """JSON may escape halves of a surrogate pair alone, which no encoding can write."""
+    """Replace halves of a surrogate pair, which JSON may escape alone and no encoding can write."""
     text, found = _SURROGATE.subn("\ufffd", text)
     counts.add_replaced(found)
     return text

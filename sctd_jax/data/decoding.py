@@ -64,7 +64,7 @@ def open_utf8(path: str, replaced: Callable[[int], None]) -> BinaryIO:
 
 
 def decode(raw: bytes, replaced: Callable[[int], None]) -> str:
-    """UTF-8 as text; what is none becomes U+FFFD and is counted."""
+    """Text of UTF-8 bytes; sequences that are not UTF-8 become U+FFFD and are counted."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -88,7 +88,7 @@ def conversion(path: str, command: str, new: str) -> str:
 
 
 def _wide(path: str, head: bytes) -> str:
-    """Whether the zeros of text without a mark show UTF-16 or UTF-32, as `what_is`."""
+    """Message, as of `what_is`, if the zeros of a text without a mark show UTF-16 or UTF-32; '' otherwise."""
     zeros, quarter = [head[i::4].count(0) for i in range(4)], len(head) // 4
     total, odd = sum(zeros), zeros[1] + zeros[3]
     if total < 2 or total > 0.8 * len(head):

@@ -42,7 +42,7 @@ def kind(path: str) -> str:
 
 
 def identity(path: str) -> tuple:
-    """Equal for all names of one file."""
+    """Identity of a file, equal for all of its names."""
     stat = os.stat(path)
     # Size and time too: some network file systems give two files one number.
     number = (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(path)
@@ -105,7 +105,7 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
     for found in paths:
         names[identity(found)].append(found)
     passed[AGAIN] += len(paths) - len(names)
-    # The file itself rather than a link, and by the shortest way: a loop of links has many.
+    # Name the file itself rather than a link, and by the shortest way: a loop of links has many.
     best = {
         min(same, key=lambda name: (os.path.realpath(name) != os.path.abspath(name), name.count("/"), name))
         if len(same) > 1
@@ -165,7 +165,7 @@ def _walk(root: str, passed: collections.Counter, hidden: bool = False) -> Itera
         except OSError as error:
             if folder == root or not isinstance(error, PermissionError):
                 raise UserError(f"input {folder}: the folder cannot be read ({error.strerror})") from error
-            passed[_CLOSED] += 1  # as lost+found
+            passed[_CLOSED] += 1  # lost+found is such a folder
             entries = []
         else:
             seen.add(number)

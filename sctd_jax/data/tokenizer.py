@@ -145,7 +145,7 @@ def digest(path: str | Path) -> str:
 
 
 def encoding_digest(path: str | Path) -> str:
-    """The digest; another one where rows split special tokens once that stay whole now."""
+    """Digest for the name of prepared rows: another one where older rows split special tokens that stay whole now."""
     name, content = canonical(path)
     special = json.loads(content)["added_tokens"] if name == JSON_FILE else []
     split_before = [
@@ -177,13 +177,13 @@ def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
     def decode(ids: Sequence[int]) -> str:
         return processor.decode([int(i) for i in ids])
 
-    # Whatever other piece is called [UNK]: this one is what the model gives.
+    # The piece that the model gives, whatever other one is called [UNK].
     special = tokenizer_files.special_ids(pieces, path) | {"unk": processor.unk_id()}
     return Tokenizer(pieces, special, _marked(pieces), encode, encode_spans, decode)
 
 
 def _from_proto(text: str, proto) -> Tokenized:
-    """SentencePiece counts bytes, the space before a piece included."""
+    """Pieces of SentencePiece, which counts bytes, with their places in characters; a space belongs to the next piece."""
     lengths = np.array([len(character.encode()) for character in text], np.int64)
     starts = np.repeat(np.arange(len(text)), lengths)  # character of each byte
     character = np.append(starts, len(text))
@@ -215,7 +215,7 @@ def check_exportable(content: bytes, path: str | Path) -> None:
             ("remove_extra_whitespaces=false", not normalizer.remove_extra_whitespaces),
             ("treat_whitespace_as_suffix=true", trainer.treat_whitespace_as_suffix),
             ("escape_whitespaces=false", not normalizer.escape_whitespaces),
-            # Spelt by SentencePiece in their parts, which `tokenizers` cannot.
+            # SentencePiece spells them in their parts, which `tokenizers` cannot.
             ("pieces marked as unused", any(piece.type == piece.UNUSED for piece in proto.pieces)),
         )
         if found

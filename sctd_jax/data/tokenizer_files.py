@@ -319,7 +319,7 @@ def _check_ids(path: epath.Path, inner: tokenizers.Tokenizer, tokens: Sequence[t
 
 
 def _check_role_names(path: epath.Path, around: Beside, pieces: Sequence[str]) -> None:
-    """Roles are found by name: a file that gives one to another piece would be passed over."""
+    """Refuse a file that gives a role to another piece: roles are found by name, and it would be passed over."""
     ids = special_ids(pieces, path)
     for name, fields in ((_OPTIONS, around.options), (_ROLES, around.roles)):
         for role, i in ids.items():

@@ -94,7 +94,7 @@ def first_goes_first(name: str) -> Iterator[None]:
 
 
 def first_only(name: str, action: Callable[[], None]) -> None:
-    """The first process does it; the others go on when it is done."""
+    """Run `action` in the first process; the others go on when it is done."""
     if is_first():
         action()
     if several():
@@ -102,7 +102,7 @@ def first_only(name: str, action: Callable[[], None]) -> None:
 
 
 def all_say(yes: bool) -> bool:
-    """Whether every process says so."""
+    """Whether `yes` is true in every process."""
     return bool(multihost_utils.process_allgather(np.array(yes)).all()) if several() else yes
 
 

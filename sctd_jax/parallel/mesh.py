@@ -123,5 +123,5 @@ def jit_eval_step(mesh: Mesh, eval_fn: Callable, state: Any):
 
 
 def describe(mesh: Mesh) -> str:
-    """E.g. `data 8 x fsdp 1 x tensor 1`."""
+    """Sizes of the axes and their product: `data 8 x fsdp 1 x tensor 1 (8)`."""
     return " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()) + f" ({math.prod(mesh.shape.values())})"
