@@ -119,7 +119,7 @@ class _Recoded(io.RawIOBase):
     """UTF-8 bytes of a file in another encoding."""
 
     def __init__(self, file: BinaryIO, encoding: str, replaced: Callable[[int], None]):
-        # Only "\n" as it is: no other line end is translated.
+        # Only "\n" is read as it is: no other line end is translated.
         self._text = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
         self._replaced = replaced
 

@@ -183,7 +183,7 @@ def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
 
 
 def _from_proto(text: str, proto) -> Tokenized:
-    """Pieces of SentencePiece, which counts bytes, with their places in characters; a space belongs to the next piece."""
+    """Pieces of SentencePiece, which counts bytes, with their places in characters; a space begins a piece."""
     lengths = np.array([len(character.encode()) for character in text], np.int64)
     starts = np.repeat(np.arange(len(text)), lengths)  # character of each byte
     character = np.append(starts, len(text))
