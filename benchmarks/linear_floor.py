@@ -1,4 +1,4 @@
-"""What a linear classifier of word counts reaches on a task, to compare a fine-tuned model with.
+"""Metrics of a linear classifier of word counts on a task, to compare a fine-tuned model with.
 
 python benchmarks/linear_floor.py --task classification --data-dir labels/rotten_tomatoes.csv
 python benchmarks/linear_floor.py --task boolq --data-dir labels      # reads the question alone

@@ -51,10 +51,10 @@ class Timing:
 
     title: str
     config: Config
-    seconds: dict[str, np.ndarray]  # by kind of step, one per repeat
+    seconds: dict[str, np.ndarray]  # seconds by kind of step, one per repeat
     flops: dict[str, float]
     memory: dict[str, int]  # bytes
-    peer: str  # its versions, or ''
+    peer: str  # versions of the peer, or ''
 
     def ratio(self, kind: str, reference: str) -> tuple[float, float, float]:
         """Median, lowest and highest ratio within a repeat."""
@@ -113,7 +113,7 @@ class Peer:
             "num_predicted": config.num_predicted,
         }
         command = [python, ROOT / "benchmarks" / "peer_pytorch.py", json.dumps(sizes)]
-        # As a user of PyTorch would start it: without our setting of the allocator, which does not help it.
+        # Started as a user of PyTorch would: without our setting of the allocator, which does not help it.
         environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -313,5 +313,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # as sctd_jax.main does
+    restart_with_huge_pages()  # sctd_jax.main does the same
     sys.exit(run_command(main))

@@ -3,7 +3,7 @@
     python -m sctd_jax.main --config=configs/base.py --config.data.input='corpus/**/*.txt'
 
 Every field of the configuration is here with its default; what each one means is told by `--help`.
-Source: Zhong et al., ACL 2023, and its code (SPEC 6); learning rate and schedule of Hou et al., ACL 2022.
+Source: Zhong et al., ACL 2023, and its code (docs/method.md 8); learning rate and schedule of Hou et al., ACL 2022.
 Hardware: made for a TPU slice or a GPU node. Its full-length result has not been measured by us.
 Without `data.input` it trains on the embedded trial corpus.
 """
@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
                 "prepared_dir": "data/prepared",
                 "seq_len": 512,
                 "tokenizer": "",
-                # Not unigram: the 12 MB of the trial corpus support no unigram vocabulary of 30,522 pieces.
+                # The 12 MB of the trial corpus support no unigram vocabulary of 30,522 pieces.
                 "tokenizer_type": "bpe",
                 "heldout_share": 0.01,
                 "seed": 0,

@@ -1,7 +1,7 @@
 """The configuration: frozen dataclasses, their checks, and ConfigDict -> dataclass.
 
 There are no defaults here: `configs/base.py` has them, and a missing or unknown field fails by name. A change of fields
-has a line in `stored.py`. Sizes are named by SPEC's letters: N sequence length, K kept, P predicted, L layers.
+has a line in `stored.py`. Letters of docs/method.md: N sequence length, K kept, P predicted, L layers.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from sctd_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The encoder (SPEC 1)."""
+    """The encoder (docs/method.md 1)."""
 
     vocab_size: int  # that of the tokenizer
     num_layers: int  # L
@@ -35,7 +35,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DroppingConfig:
-    """Which tokens skip which layers, and the semantic-consistency steps (SPEC 2 to 4)."""
+    """Tokens that skip layers, and ScTD's consistency steps (docs/method.md 3 to 5)."""
 
     method: str  # 'full', 'drop', 'sctd', 'random' = 'drop' by the random selector, or 'random_ltd'
     selector: str  # for 'drop' and 'sctd': a key of model.token_dropping.SELECTORS
@@ -57,7 +57,7 @@ class DroppingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """Dynamic masking on the device (SPEC 5)."""
+    """Dynamic masking on the device (docs/method.md 2)."""
 
     rate: float  # share of N that is predicted
     mask_share: float  # of the predicted positions, shown as [MASK]

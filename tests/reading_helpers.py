@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """What the tests of `sctd_jax.tasks.splits` share."""
+=======
+"""Helpers of the tests of `sctd_jax.tasks.reading`."""
+>>>>>>> w-e
 
 import json
 

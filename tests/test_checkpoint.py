@@ -119,7 +119,7 @@ def flip_bits(path):
 
 
 def change_check(folder):
-    """As if the numbers had changed without TensorStore noticing, which one flipped bit can do."""
+    """Change numbers as one flipped bit can do without TensorStore noticing."""
     path = folder / "check" / "metadata"
     check = json.loads(path.read_text())
     path.write_text(json.dumps({**check, "digest": (check["digest"] + 1) % 2**32}))
@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_step_can_be_saved_again(tmp_p
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, state):
-    """What kill -9 in the middle of a save leaves: a folder under Orbax's temporary name."""
+    """kill -9 in the middle of a save leaves a folder under Orbax's temporary name."""
     save(tmp_path, state, {3: 2.0, 6: 1.0})
     folder = tmp_path / "checkpoints"
     (folder / "6").rename(folder / "6.orbax-checkpoint-tmp")

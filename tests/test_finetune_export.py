@@ -36,7 +36,7 @@ CLASSES = {
 
 @pytest.fixture(scope="module")
 def runs(rows, folders, tmp_path_factory):
-    """By task, (workdir, parameters of its best checkpoint, dev examples, labels).
+    """(workdir, parameters of its best checkpoint, dev examples, labels) by task.
 
     They start from parameters with so much noise that each text has logits of its own.
     """

@@ -116,7 +116,7 @@ def multirc(groups, labels, predictions):
 
 
 def test_multirc():
-    """Over all options 2 right positives, 1 false, 1 missed; of 3 questions "b" alone is wholly right."""
+    """All options have 2 right positives, 1 false, 1 missed; "b" alone of 3 questions is wholly right."""
     groups = ["a", "a", "b", "b", "c", "a"]
     labels, predictions = [1, 0, 1, 0, 0, 1], [1, 0, 1, 0, 1, 0]
     found = multirc(groups, labels, predictions)
@@ -210,7 +210,7 @@ def test_token_f1(prediction, answer, expected):
 
 @pytest.mark.parametrize("null_answer", [False, True])
 def test_evaluate_takes_the_best_answer_of_each_question(null_answer):
-    """Of "in 1066 AD" either answer is two words of three; a question without a prediction counts 0."""
+    """Either answer is two of the three words "in 1066 AD"; a question without a prediction counts 0."""
     answers = {"1": ["Denver", "the Denver Broncos"], "2": ["in 1066", "1066 AD"], "3": ["x"], "4": ["y"]}
     predictions = {"1": "Denver Broncos", "2": "in 1066 AD", "3": "z", "other": "w"}
     found = squad.evaluate(answers, predictions, null_answer=null_answer)

@@ -1,4 +1,4 @@
-"""DESIGN: who may import whom, and nothing touches a JAX backend at import."""
+"""Who may import whom (docs/design.md), and nothing touches a JAX backend at import."""
 
 import ast
 import subprocess

@@ -201,7 +201,7 @@ def fill_mask_prompt(run):
 
 
 def expectations(workdir, path):
-    """What our side says of real lines, a padded batch with two segments, and a prompt."""
+    """Answers of our side for real lines, a padded batch with two segments, and a prompt."""
     run = load_run(workdir, None, print)
     texts = real_lines(2000)
     ids = run.tokenizer.encode(texts)
@@ -335,7 +335,7 @@ def write_tokenizers(out):
 
 @pytest.fixture(scope="module")
 def created(tmp_path_factory):
-    """What `transformers` made: models, and what it says of 2,000 lines and a batch."""
+    """Models that `transformers` made, and its answers for 2,000 lines and a batch."""
     out = tmp_path_factory.mktemp("created")
     write_tokenizers(out)
     (out / "lines.txt").write_text("\n".join(" ".join(line.split()) for line in real_lines(2000)))

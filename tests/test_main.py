@@ -224,7 +224,7 @@ BAD_INPUT = [
 
 
 def test_bad_input_is_one_message_before_any_work(rows, tmp_path):
-    """What is wrong with the command line or the recipe alone is in test_command_line.py."""
+    """Errors of the command line or the recipe alone are in test_command_line.py."""
     started = time.monotonic()
     lines = [
         [SMALL, f"--workdir={tmp_path / str(number)}", f"--config.data.rows={rows}", *args]

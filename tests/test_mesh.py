@@ -82,7 +82,7 @@ def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
     np.testing.assert_allclose(importance_V, state.importance_V, rtol=1e-5, atol=1e-5)
     copies = [np.asarray(piece.data) for piece in state.importance_V.addressable_shards]
     assert len(copies) == 8
-    assert all((copy == copies[0]).all() for copy in copies)  # SPEC 7.1
+    assert all((copy == copies[0]).all() for copy in copies)  # docs/method.md 9.1
 
 
 _COLLECTIVE = re.compile(
@@ -120,7 +120,7 @@ def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape):
     ours = {"select", "importance_scores", "keep_highest", "gather", "merge"}
     assert not [entry for entry in found if ours & set(entry[2])]
     if shape == "8x1x1":
-        # What is left: the sums of the gradients, of the importance table and of the metrics.
+        # Collectives that are left: the sums of the gradients, of the importance table and of the metrics.
         assert {kind for kind, *_ in found} == {"all-reduce"}
         state = shape_on(config)
         allowed = {",".join(map(str, leaf.shape)) for leaf in jax.tree.leaves((state.params, state.importance_V))}
@@ -204,7 +204,7 @@ def test_masks_are_the_same_for_one_two_and_eight_devices():
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Of one node among several, as JAX describes it."""
+    """Device of one node among several, as JAX describes it."""
 
     id: int
     slice_index: int

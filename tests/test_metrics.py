@@ -42,7 +42,7 @@ def test_a_run_that_begins_again_keeps_no_line(tmp_path):
 
 
 def test_readers_take_the_last_of_two(tmp_path):
-    """As runs left it that were resumed before lines were cut off, with another `log_every`."""
+    """Runs that were resumed with another `log_every` left it so before lines were cut off."""
     lives = [line(2), line(4), line(4, "eval"), line(5), line(6), line(7), line(6, x=1), line(6, "eval"), line(9)]
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(lives))
     assert steps(tmp_path) == [

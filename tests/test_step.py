@@ -54,7 +54,7 @@ def assert_trees_close(a, b, atol=1e-5):
 
 
 def test_consistency_steps_come_every_interval_and_any_step_can_be_first():
-    """SPEC 7.9."""
+    """docs/method.md 9.9."""
     config = helpers.config(train__steps=50, dropping__sc_interval=10)
     assert [s for s in range(50) if variant_at(config, s) == "consistency"] == [0, 10, 20, 30, 40]
     assert tuple(programs_needed(config)) == ("drop", "consistency")
@@ -117,7 +117,7 @@ def sums_of(config, params, tokens, variant, dropout_key=None):
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_the_consistency_loss_is_the_papers_from_two_whole_passes(pool):
-    """SPEC 4 and 7.6, against `Bert` run twice on all rows: second MLM term from the full pass."""
+    """docs/method.md 5 and 9.6, against `Bert` run twice on all rows: second MLM term from the full pass."""
     config = helpers.config(dropping__sc_pool=pool)
     params, tokens = start(config, scale=0.1).params, helpers.random_rows(6, pad=True)
     (sums, loss_BP), (batch, table, keys) = sums_of(config, params, tokens, "consistency")
@@ -210,7 +210,7 @@ def run(config, devices, steps=5, rows=None):
     mesh = meshes.make_mesh(config)
     assert mesh.size == devices
     state = jax.device_put(start(config), meshes.shardings(state_shape(lambda: start(config), mesh)))
-    # As the loop compiles them: ahead of time, so that nothing can compile twice.
+    # Compiled ahead of time as in the loop, so that nothing can compile twice.
     fns = compile_programs(config, helpers.SPECIAL, mesh)
     history = []
     for step in range(steps):
@@ -290,7 +290,7 @@ def test_every_step_has_other_masks_and_dropout_but_a_step_repeats_itself():
 
 
 def test_the_head_sees_the_predicted_rows_only():
-    """SPEC 7.8: no [B, N, V] logits anywhere in the program."""
+    """docs/method.md 9.8: no [B, N, V] logits anywhere in the program."""
     config = helpers.config(model__vocab_size=509)
     lowered = jax.jit(make_train_step(config, helpers.SPECIAL, "consistency")).lower(
         start(config), helpers.random_rows(8, vocab_size=509)
@@ -396,7 +396,7 @@ def evaluate(config, state, tokens, valid):
 
 
 def test_evaluation_uses_the_full_model_and_reports_the_drop_pass_beside_it():
-    """SPEC 7.7."""
+    """docs/method.md 9.7."""
     config = helpers.config()
     state, tokens = start(config, scale=0.1), helpers.random_rows(4)
     metrics = evaluate(config, state, tokens, [True] * 4)

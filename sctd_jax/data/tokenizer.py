@@ -1,4 +1,4 @@
-"""One view of SentencePiece models and of Hugging Face `tokenizers` files: what packing, masking and reports need."""
+"""Tokenizer, one view of SentencePiece models and of Hugging Face `tokenizers` files."""
 
 import dataclasses
 import hashlib
@@ -18,12 +18,12 @@ from sctd_jax import storage
 from sctd_jax.data import tokenizer_files
 from sctd_jax.errors import UserError, printable
 
-# How a tokenizer is kept in a folder of rows or a workdir: as a SentencePiece model or as `tokenizers` JSON.
+# Names of a tokenizer in a folder of rows or a workdir: a SentencePiece model or `tokenizers` JSON.
 SENTENCEPIECE_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
 _VOCAB_SUFFIX = ".txt"  # BERT's vocab.txt, one WordPiece a line
 _EXPORTABLE = (1, 2, 4)  # SentencePiece's unigram, bpe and char
 _WORD_MARKS = ("\u2581", "\u0120")  # a space before the piece: of SentencePiece, of byte-level BPE
-_ENCODE_TEXTS = 256  # at a time where the encodings take many times the memory of the ids
+_ENCODE_TEXTS = 256  # texts encoded at a time where the encodings take many times the memory of the ids
 
 
 class Tokenized(NamedTuple):
@@ -37,10 +37,10 @@ class Tokenized(NamedTuple):
 class Tokenizer:
     """A vocabulary of V pieces and how text becomes ids and back."""
 
-    pieces: tuple[str, ...]  # by id
+    pieces: tuple[str, ...]  # pieces by id
     special: dict[str, int]  # ids by role: pad, unk, cls, sep, mask
     word_start_V: np.ndarray  # bool[V]: the piece begins a word
-    encode: Callable[[Sequence[str]], list[np.ndarray]]  # on all cores; never gives a special id but unk
+    encode: Callable[[Sequence[str]], list[np.ndarray]]  # runs on all cores; never gives a special id but unk
     encode_spans: Callable[[Sequence[str]], list[Tokenized]]  # the same ids
     decode: Callable[[Sequence[int]], str]
 
@@ -58,10 +58,7 @@ def load(path: str | Path, *, kept: bool = False) -> Tokenizer:
 
     Args:
       path: the file; what lies beside it (`tokenizer_config.json` ...) counts.
-      kept: it lies in a run's workdir or beside its rows: a kind that is refused today must still open there.
-
-    Raises:
-      UserError: no such file, not a tokenizer, a special piece is missing, or `transformers` reads it otherwise.
+      kept: whether it lies in a workdir or beside rows, where a kind that is refused today must still open.
     """
     name, content = canonical(path, kept=kept)
     if name == SENTENCEPIECE_FILE:
@@ -87,11 +84,7 @@ def load(path: str | Path, *, kept: bool = False) -> Tokenizer:
 
 
 def canonical(path: str | Path, *, kept: bool = False) -> tuple[str, bytes]:
-    """File name and content with which a tokenizer is kept in a folder of rows or a workdir, or already is (`kept`).
-
-    Raises:
-      UserError: no such file, not a tokenizer, or `transformers` reads it otherwise.
-    """
+    """File name and content with which a tokenizer is kept in a folder of rows or a workdir, or already is (`kept`)."""
     path = _there(path)
     if path.suffix not in (_VOCAB_SUFFIX, ".json"):
         try:
@@ -105,7 +98,7 @@ def canonical(path: str | Path, *, kept: bool = False) -> tuple[str, bytes]:
 
 
 def remarks(path: str | Path) -> list[str]:
-    """What `canonical` guesses or finds odd, a line each; errors as there."""
+    """Remarks on what `canonical` guesses or finds odd, a line each; errors as there."""
     path = _there(path)
     if path.suffix in (_VOCAB_SUFFIX, ".json"):
         return _read(path)[1]
@@ -139,11 +132,7 @@ def _read(path: epath.Path, kept: bool = False) -> tuple[tokenizers.Tokenizer, l
 
 
 def find(folder: epath.Path) -> epath.Path:
-    """The tokenizer kept in a folder.
-
-    Raises:
-      UserError: there is none.
-    """
+    """The tokenizer kept in a folder."""
     for name in (SENTENCEPIECE_FILE, JSON_FILE):
         if (folder / name).is_file():
             return folder / name
@@ -156,7 +145,7 @@ def digest(path: str | Path) -> str:
 
 
 def encoding_digest(path: str | Path) -> str:
-    """The digest; another one where rows split special tokens once that stay whole now."""
+    """Digest for the name of prepared rows: another one where older rows split special tokens that stay whole now."""
     name, content = canonical(path)
     special = json.loads(content)["added_tokens"] if name == JSON_FILE else []
     split_before = [
@@ -188,13 +177,13 @@ def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
     def decode(ids: Sequence[int]) -> str:
         return processor.decode([int(i) for i in ids])
 
-    # Whatever other piece is called [UNK]: this one is what the model gives.
+    # The piece that the model gives, whatever other one is called [UNK].
     special = tokenizer_files.special_ids(pieces, path) | {"unk": processor.unk_id()}
     return Tokenizer(pieces, special, _marked(pieces), encode, encode_spans, decode)
 
 
 def _from_proto(text: str, proto) -> Tokenized:
-    """SentencePiece counts bytes, the space before a piece included."""
+    """Pieces of SentencePiece, which counts bytes, with their places in characters; a space begins a piece."""
     lengths = np.array([len(character.encode()) for character in text], np.int64)
     starts = np.repeat(np.arange(len(text)), lengths)  # character of each byte
     character = np.append(starts, len(text))
@@ -214,11 +203,7 @@ def _tokenized(text: str, ids: Sequence[int], spans: Sequence[tuple[int, int]]) 
 
 
 def check_exportable(content: bytes, path: str | Path) -> None:
-    """Refuse a SentencePiece model that `interop` could not give to transformers, before a run rather than after it.
-
-    Raises:
-      UserError: what it was trained with.
-    """
+    """Refuse a SentencePiece model that `interop` could not give to transformers, before a run rather than after it."""
     proto = sentencepiece_model.ModelProto.FromString(content)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     kinds = {value: name.lower() for name, value in sentencepiece_model.TrainerSpec.ModelType.items()}
@@ -230,7 +215,7 @@ def check_exportable(content: bytes, path: str | Path) -> None:
             ("remove_extra_whitespaces=false", not normalizer.remove_extra_whitespaces),
             ("treat_whitespace_as_suffix=true", trainer.treat_whitespace_as_suffix),
             ("escape_whitespaces=false", not normalizer.escape_whitespaces),
-            # Spelt by SentencePiece in their parts, which `tokenizers` cannot.
+            # SentencePiece spells them in their parts, which `tokenizers` cannot.
             ("pieces marked as unused", any(piece.type == piece.UNUSED for piece in proto.pieces)),
         )
         if found
@@ -269,7 +254,7 @@ def _hugging_face(content: bytes, path: str | Path, kept: bool) -> Tokenizer:
     pieces = [""] * (max(ids.values()) + 1)
     for piece, i in ids.items():
         pieces[i] = piece
-    for token in settings["added_tokens"]:  # where two have an id, the one that text is read as
+    for token in settings["added_tokens"]:  # of two with one id, the one that text is read as
         pieces[ids[token["content"]]] = token["content"]
     special = tokenizer_files.special_ids(pieces, path)
     if (unk := _unknown_piece(settings, ids)) is not None:

@@ -70,7 +70,7 @@ def make_train_step(
     Args:
       config: of the run.
       special: special ids of the tokenizer.
-      variant: which passes and which loss (SPEC 4).
+      variant: which passes and which loss (docs/method.md 5).
       word_start_V: bool[V] for whole-word masking, or None.
       mesh: that it will run on; decides how attention is computed (`make_model`).
     """
@@ -185,7 +185,7 @@ def select(config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: 
 
 
 def loss_rows(batch: MaskedBatch) -> jax.Array:
-    """Rows i32[B, P + 1] at which the loss reads the last layer: [CLS], then the predicted positions (SPEC 5)."""
+    """Rows i32[B, P + 1] at which the loss reads the last layer: [CLS], then predicted positions (docs/method.md 6)."""
     cls_B1 = jnp.zeros_like(batch.positions_BP[:, :1])
     return jnp.concatenate([cls_B1, batch.positions_BP], axis=1)
 
