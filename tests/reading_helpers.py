@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""What the tests of `sctd_jax.tasks.splits` share."""
-=======
-"""Helpers of the tests of `sctd_jax.tasks.reading`."""
->>>>>>> w-e
+"""Helpers of the tests of `sctd_jax.tasks.splits`."""
 
 import json
 
