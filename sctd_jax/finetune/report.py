@@ -17,7 +17,7 @@ from sctd_jax.tasks.tasks import TASKS
 from sctd_jax.train import trainer
 from sctd_jax.train.metrics import duration
 
-_LABELS = 10  # of the user's own that are listed
+_LABELS = 10  # that many of the user's own are listed
 
 
 def start_table(

@@ -159,10 +159,10 @@ def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: in
     """Lines that warn of what another length or learning rate changes at once, where a run goes on.
 
     Args:
-      config: that the run goes on with.
-      before: that it had.
-      workdir: of the run.
-      step: updates that it has done, at least one.
+      config: the one that the run goes on with.
+      before: the one that it had.
+      workdir: folder of the run.
+      step: updates that the run has done, at least one.
     """
     if step == config.train.steps:
         return []

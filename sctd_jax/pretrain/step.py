@@ -68,11 +68,11 @@ def make_train_step(
     """The step (state, tokens_BN) -> (state, metrics) of one variant; pure, for the caller to jit.
 
     Args:
-      config: of the run.
+      config: the run's.
       special: special ids of the tokenizer.
       variant: which passes and which loss (SPEC 4).
       word_start_V: bool[V] for whole-word masking, or None.
-      mesh: that it will run on; decides how attention is computed (`make_model`).
+      mesh: devices that will run it; they decide how attention is computed (`make_model`).
     """
     model, optimizer = make_model(config, mesh), make_optimizer(config.optimizer)
 
@@ -209,9 +209,9 @@ def forward_sums(
     """Loss sums of one (micro)batch, and the MLM loss [B, P] that moves the importance table.
 
     Args:
-      config: of the run.
-      model: from `make_model(config)`.
-      params: of the model.
+      config: the run's.
+      model: result of `make_model(config)`.
+      params: the model's.
       importance_V: scores the tokens; no gradient flows into it.
       batch: masked rows.
       variant: full, drop or consistency.
