@@ -26,6 +26,11 @@ from sctd_jax.train.metrics import METRICS_FILE
 CONFIG_FILE, COMMAND_FILE, CHECKPOINTS = "config.json", "command.txt", "checkpoints"
 TASK_FILE = "task.json"  # what a fine-tuned model has besides
 ROWS_FILE = "rows.json"  # the fingerprint of the rows
+# By `claim`, before there is a config.
+_LEFT_BY_A_KILL = {
+    tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, CHECKPOINTS, ROWS_FILE,
+    lease.LEASE_FILE,
+}  # fmt: skip
 # What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
 # learning rate, and what a run started from may have been moved since.
 MAY_CHANGE = {
@@ -58,20 +63,12 @@ def check(workdir: epath.Path, same_run: Callable[[], None]) -> None:
             if (workdir / CONFIG_FILE).exists():
                 same_run()
                 return
-            if workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
+            there = [path.name for path in workdir.iterdir()] if workdir.exists() else []
+            if any(name not in _LEFT_BY_A_KILL and not name.startswith(".claim-") for name in there):
                 raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
             workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
-
-
-def _ours(path: epath.Path) -> bool:
-    """What a kill inside `claim_workdir` can leave."""
-    names = (
-        tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, CHECKPOINTS,
-        ROWS_FILE, lease.LEASE_FILE,
-    )  # fmt: skip
-    return path.name in names or path.name.startswith(".claim-")
 
 
 def has_checkpoints(workdir: epath.Path) -> bool:
