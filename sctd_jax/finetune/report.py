@@ -43,7 +43,7 @@ def start_table(
         listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]
         more = [f"{len(data.labels) - _LABELS:,} more"] if len(data.labels) > _LABELS else []
         rows.insert(-2, ("labels", f"{len(data.labels):,}, training rows: {printable(', '.join(listed + more))}"))
-    return trainer.start_table(mesh, rows)
+    return trainer.start_lines(mesh, rows)
 
 
 def evaluation_lines(step: int, metrics: Mapping[str, float]) -> list[str]:

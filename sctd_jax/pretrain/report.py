@@ -54,7 +54,7 @@ def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> li
         kept = f"{counts} of {config.data.seq_len} in {layers}, selector {config.selector}"
         rows.append(("kept tokens", kept))
     rows.append(("FLOPs", f"{mean_step_flops(config):.3g} a step, {ratio:.2f} of plain full-token BERT"))
-    lines = trainer.start_table(mesh, rows)
+    lines = trainer.start_lines(mesh, rows)
     if not config.data.input and not config.data.rows:
         lines.append(
             "note: this is the embedded trial corpus (US State of the Union addresses, 12 MB), enough to try the "

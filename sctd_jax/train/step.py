@@ -84,7 +84,7 @@ def state_shape(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
     return shard(mesh, jax.eval_shape(init))
 
 
-def compile_step(
+def compile_ahead(
     step_fn: Callable, state: TrainState, batch: Any, mesh: Mesh, options: dict[str, str] | None = None
 ) -> jax.stages.Compiled:
     """`step_fn` as an executable `(state, batch) -> (state, metrics)`; the state is donated.

@@ -179,7 +179,7 @@ def train(
         writer.close()
 
 
-def start_table(mesh: Mesh, rows: Sequence[tuple[str, str]]) -> list[str]:
+def start_lines(mesh: Mesh, rows: Sequence[tuple[str, str]]) -> list[str]:
     """Lines that say what is about to run: the devices, then a job's own rows of name and text."""
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} host(s)"
     return [f"{name:>12}  {text}" for name, text in (("devices", devices), ("mesh", meshes.describe(mesh)), *rows)]
