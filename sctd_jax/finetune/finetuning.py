@@ -90,9 +90,6 @@ def finetune(
       recipe: sections of a config, for what a folder of transformers does not say.
       log: receives the lines.
       on_step: called with the number of each step that was dispatched.
-
-    Raises:
-      UserError: anything a person can put right; checkpoints that were saved stay.
     """
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
     with held(workdir, "fine-tuning", log) as check:
@@ -160,11 +157,7 @@ def finetune(
 
 
 def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: Callable[[str], None]) -> Prepared:
-    """Check and read all that a fine-tuning needs, each check before the longer work that follows it.
-
-    Raises:
-      UserError: as `finetune`.
-    """
+    """Check and read all that a fine-tuning needs, each check before the longer work that follows it."""
     settings = followed(workdir, settings, log)
     task = TASKS[settings.task]
     pretrained = open_pretrained(settings.init, recipe, log)

@@ -17,7 +17,7 @@ from sctd_jax.tasks.table import TASKS
 from sctd_jax.train import trainer
 from sctd_jax.train.metrics import duration
 
-_LABELS = 10  # of the user's own that are listed
+_LABELS = 10  # that many of the user's own are listed
 
 
 def start_table(
@@ -43,7 +43,7 @@ def start_table(
         listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]
         more = [f"{len(data.labels) - _LABELS:,} more"] if len(data.labels) > _LABELS else []
         rows.insert(-2, ("labels", f"{len(data.labels):,}, training rows: {printable(', '.join(listed + more))}"))
-    return trainer.start_table(mesh, rows)
+    return trainer.start_lines(mesh, rows)
 
 
 def evaluation_lines(step: int, metrics: Mapping[str, float]) -> list[str]:

@@ -40,13 +40,10 @@ def train_and_evaluate(
     """Train a config in a workdir up to `train.steps`, resuming from its newest checkpoint.
 
     Args:
-      config: of the run.
-      workdir: of the run; made if it is not there.
+      config: the run's.
+      workdir: folder of the run; made if it is not there.
       log: receives the lines.
       on_step: called with the number of each step that was dispatched.
-
-    Raises:
-      UserError: anything a person can put right; checkpoints that were saved stay.
     """
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
     with held(workdir, "training", log) as check:
@@ -116,11 +113,7 @@ def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tu
 def evaluate_workdir(
     config: Config, workdir: str | os.PathLike, log: Callable[[str], None] = print
 ) -> dict[str, float]:
-    """Held-out metrics of a workdir's newest checkpoint.
-
-    Raises:
-      UserError: there is none, or the workdir is another config's.
-    """
+    """Held-out metrics of a workdir's newest checkpoint."""
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
     with storage.reaching(workdir):
         there = (workdir / CHECKPOINTS).is_dir()

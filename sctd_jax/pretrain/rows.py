@@ -23,15 +23,11 @@ class Data:
     metadata: Metadata
     tokenizer: tokenizer.Tokenizer
     special: SpecialIds
-    word_start_V: np.ndarray | None  # for whole-word masking
+    word_start_V: np.ndarray | None  # bool; None without whole-word masking
 
 
 def open_data(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Data:
-    """The config's rows, prepared now if missing; `began`: of those that its run has been trained on.
-
-    Raises:
-      UserError: they cannot be prepared, or do not fit the config.
-    """
+    """The config's rows, prepared now if missing; `began`: of those that its run has been trained on."""
     with hosts.first_goes_first("rows"):
         folder = ensure_rows(config, log, began)
     metadata = read_metadata(folder)

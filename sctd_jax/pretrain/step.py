@@ -5,7 +5,7 @@ A reader meets, in order: masking -> encoder (-> token_dropping) -> losses -> up
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ from sctd_jax.objective.masking import MaskedBatch, SpecialIds, mask_tokens, row
 from sctd_jax.pretrain.model import initial_state, make_model
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState
-from sctd_jax.train.step import Metrics, accumulate, compile_step, state_shape, update
+from sctd_jax.train.step import Metrics, accumulate, compile_ahead, state_shape, update
 
 Variant = Literal["full", "drop", "consistency"]
-_ORDER = ("full", "drop", "consistency")
+_ORDER = get_args(Variant)
 
 # Independent random streams of a step.
 _MASKING, _DROPOUT, _SELECTION = range(3)
@@ -68,11 +68,11 @@ def make_train_step(
     """The step (state, tokens_BN) -> (state, metrics) of one variant; pure, for the caller to jit.
 
     Args:
-      config: of the run.
+      config: the run's.
       special: special ids of the tokenizer.
       variant: which passes and which loss (docs/method.md 5).
       word_start_V: bool[V] for whole-word masking, or None.
-      mesh: that it will run on; decides how attention is computed (`make_model`).
+      mesh: devices that will run it; they decide how attention is computed (`make_model`).
     """
     model, optimizer = make_model(config, mesh), make_optimizer(config.optimizer)
 
@@ -130,7 +130,7 @@ def compile_train_step(
     state = state_shape(lambda: initial_state(config, special), mesh)
     tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), jnp.int32)
     step_fn = make_train_step(config, special, variant, word_start_V, mesh)
-    return compile_step(step_fn, state, tokens, mesh, options)
+    return compile_ahead(step_fn, state, tokens, mesh, options)
 
 
 def compile_programs(
@@ -209,9 +209,9 @@ def forward_sums(
     """Loss sums of one (micro)batch, and the MLM loss [B, P] that moves the importance table.
 
     Args:
-      config: of the run.
-      model: from `make_model(config)`.
-      params: of the model.
+      config: the run's.
+      model: result of `make_model(config)`.
+      params: the model's.
       importance_V: scores the tokens; no gradient flows into it.
       batch: masked rows.
       variant: full, drop or consistency.
