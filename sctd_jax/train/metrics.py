@@ -18,6 +18,8 @@ from sctd_jax import storage
 from sctd_jax.errors import UserError, say, shown
 
 METRICS_FILE = "metrics.jsonl"
+# What earlier code called a metric -> its name.
+_RENAMED = {"eval/drift_local": "eval/cosine_local", "eval/drift_global": "eval/cosine_global"}
 
 
 class Writer:
@@ -118,7 +120,7 @@ def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -
 
 
 def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines as they stand there, and how many are damaged."""
+    """The lines as they stand there, by today's names, and how many are damaged."""
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -137,7 +139,7 @@ def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, KeyError, RecursionError):
             damaged += bool(text) and raw is not last
         else:
-            lines.append(line)
+            lines.append({_RENAMED.get(name, name): value for name, value in line.items()})
     return lines, damaged
 
 

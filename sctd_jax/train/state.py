@@ -29,7 +29,8 @@ class TrainState:
 
 def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
     """The network of a config, computed as its devices need it; without a mesh by plain attention."""
-    return Bert(config.model, *config.drop_layers, **computed(config, mesh))
+    layerwise = config.dropping.method == "random_ltd"
+    return Bert(config.model, *config.drop_layers, layerwise=layerwise, **computed(config, mesh))
 
 
 def computed(config: Config, mesh: Mesh | None) -> dict[str, Any]:
