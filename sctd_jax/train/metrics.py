@@ -14,12 +14,10 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from sctd_jax import storage
+from sctd_jax import storage, stored
 from sctd_jax.errors import UserError, say, shown
 
 METRICS_FILE = "metrics.jsonl"
-# What earlier code called a metric -> its name.
-_RENAMED = {"eval/drift_local": "eval/cosine_local", "eval/drift_global": "eval/cosine_global"}
 
 
 class Writer:
@@ -139,7 +137,7 @@ def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, KeyError, RecursionError):
             damaged += bool(text) and raw is not last
         else:
-            lines.append({_RENAMED.get(name, name): value for name, value in line.items()})
+            lines.append({stored.METRICS.get(name, name): value for name, value in line.items()})
     return lines, damaged
 
 
