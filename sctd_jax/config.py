@@ -202,7 +202,7 @@ _CHOICES = {
     "model.attention": ("auto", "plain", "splash", "cudnn"),
     "model.remat": ("auto", "none", "attention", "block"),
     "dropping.method": ("full", "drop", "sctd", "random", "random_ltd"),
-    "dropping.selector": ("importance", "random", "importance+random"),
+    "dropping.selector": ("importance", "random", "importance+random", "norm"),
     "dropping.sc_pool": ("cls", "mean"),
     "data.documents": ("file", "paragraph", "line"),
     "data.tokenizer_type": ("unigram", "bpe"),

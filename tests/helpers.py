@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sctd_jax.config import Config, from_dict
+from sctd_jax.model.token_dropping import Candidates
 from sctd_jax.objective.masking import SpecialIds
 from tests import small
 
@@ -55,6 +56,11 @@ def moved(params, scale: float, seed: int = 5):
     """Parameters plus normal noise, so that biases are not 0 and gradients not tiny; without a compilation."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape).astype(np.float32), params)
+
+
+def candidates(importance_V, ids, mask=None, *, keys_B=None, num_top=0, state_BND=None) -> Candidates:
+    """What a selector reads; what it does not may be left out."""
+    return Candidates(importance_V, ids, ids > 0 if mask is None else mask, state_BND, keys_B, num_top)
 
 
 def run_module(module: str, *args: str, cwd: Path = ROOT, env=None, **kwargs) -> subprocess.CompletedProcess:

@@ -64,7 +64,7 @@ def test_a_run_trains_evaluates_saves_and_says_so(finished):
     assert [record["step"] for record in evaluations] == [0, 3, 6]
     for record in evaluations:
         assert record["eval/perplexity"] == pytest.approx(np.exp(record["eval/loss"]), rel=1e-4)
-        assert {"eval/accuracy", "eval/drop_loss", "eval/drift_local", "eval/drift_global"} <= record.keys()
+        assert {"eval/accuracy", "eval/drop_loss", "eval/cosine_local", "eval/cosine_global"} <= record.keys()
     train = [record for record in records if "train/loss" in record]
     assert [record["step"] for record in train] == [1, 2, 4, 6]
     assert all({"train/mlm_loss", "train/grad_norm", "train/learning_rate", "seconds"} <= r.keys() for r in train)

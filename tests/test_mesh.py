@@ -48,10 +48,11 @@ def compiled(config):
     return compile_programs(config, helpers.SPECIAL, meshes.make_mesh(config))
 
 
-def run(config, steps=5):
-    """State and metrics after some steps on the config's mesh."""
-    mesh, fns = meshes.make_mesh(config), compiled(config)
-    state = jax.device_put(start(), meshes.shardings(shape_on(config)))
+def run(config, steps=5, scale=0.0):
+    """State and metrics after some steps on the config's mesh, from parameters that are moved by `scale`."""
+    mesh, fns, state = meshes.make_mesh(config), compiled(config), start()
+    state = state.replace(params=helpers.moved(state.params, scale))
+    state = jax.device_put(state, meshes.shardings(shape_on(config)))
     history = []
     for step in range(steps):
         tokens = np.asarray(helpers.random_rows(config.train.batch_size, seed=step, pad=True))
@@ -125,6 +126,19 @@ def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape):
         state = shape_on(config)
         allowed = {",".join(map(str, leaf.shape)) for leaf in jax.tree.leaves((state.params, state.importance_V))}
         assert {shape for _, shapes, _ in found for shape in shapes} <= allowed | {""}
+
+
+@pytest.mark.parametrize("shape", ["8x1x1", "2x2x2"])
+def test_a_token_is_chosen_by_its_state_without_a_collective_and_as_on_one_device(shape):
+    on_mesh, alone = (
+        config_on(sizes, dropping__method="drop", dropping__selector="norm") for sizes in (SHAPES[shape], (1, 1, 1))
+    )
+    found = list(collectives(compiled(on_mesh)["drop"].as_text()))
+    assert not [entry for entry in found if {"select", "norm_scores", "keep_highest"} & set(entry[2])]
+    (a, (metrics,)), (b, (expected,)) = (run(config, steps=1, scale=0.1) for config in (on_mesh, alone))
+    for name in expected:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(a.importance_V, b.importance_V, rtol=1e-5, atol=1e-5)
 
 
 def test_a_gather_that_would_cost_one_is_found():

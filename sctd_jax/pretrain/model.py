@@ -14,7 +14,8 @@ from sctd_jax.train.state import TrainState, first_state
 
 def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
     """The network of a config, computed as its devices need it; without a mesh by plain attention."""
-    return Bert(config.model, *config.drop_layers, **attention_options(config, mesh))
+    layerwise = config.dropping.method == "random_ltd"
+    return Bert(config.model, *config.drop_layers, layerwise=layerwise, **attention_options(config, mesh))
 
 
 def initial_state(config: Config, special: SpecialIds) -> TrainState:

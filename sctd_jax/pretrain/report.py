@@ -117,7 +117,7 @@ def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
     if "eval/drop_loss" in metrics:
         lines.append(
             f"  drop pass {metrics['eval/drop_loss']:.3f}, [CLS] cosine of full and drop pass "
-            f"{metrics['eval/drift_local']:.3f} (last layer but one) {metrics['eval/drift_global']:.3f} (last)"
+            f"{metrics['eval/cosine_local']:.3f} (last layer but one) {metrics['eval/cosine_global']:.3f} (last)"
         )
     return lines
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.model import token_dropping
 from sctd_jax.model.attention import platform_of, settled
-from sctd_jax.model.bert import Bert, Kept
+from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import MaskedBatch, SpecialIds, mask_tokens, row_keys
 from sctd_jax.pretrain.model import initial_state, make_model
@@ -162,26 +162,38 @@ def mask_batch(
     )
 
 
-def select(config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array) -> Kept:
-    """Positions i32[B, K] that dropping keeps, by the config's selector on the masked input.
+def select(
+    config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array, state_BND: jax.Array
+) -> jax.Array:
+    """Positions i32[B, K] that dropping keeps, by the config's selector; no gradient flows through the choice.
 
-    For random-LTD one such array for each dropping layer, drawn by itself.
+    For random-LTD i32[S, B, K]: each dropping layer draws its own.
+
+    Args:
+      config: at the step.
+      importance_V: importance table.
+      batch: masked rows.
+      keys_B: a key per row, for selectors that draw.
+      state_BND: output of `Encoder.prefix`, the tokens' state where dropping begins.
     """
     selector = token_dropping.SELECTORS[config.selector]
     # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
     # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
     importance_V = importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
 
+    state_BND = jax.lax.stop_gradient(state_BND)
+
     def positions(keys_B):
-        score_BN = selector(importance_V, batch.input_ids_BN, batch.mask_BN, keys_B, config.num_top)
-        return token_dropping.keep_highest(score_BN, batch.mask_BN, config.num_kept)
+        tokens = token_dropping.Candidates(
+            importance_V, batch.input_ids_BN, batch.mask_BN, state_BND, keys_B, config.num_top
+        )
+        return token_dropping.keep_highest(selector(tokens), batch.mask_BN, config.num_kept)
 
     if config.dropping.method != "random_ltd":
         return positions(keys_B)
     first, last = config.drop_layers
-    return tuple(
-        positions(jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B)) for i in range(first, last + 1)
-    )
+    draws = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B) for i in range(first, last + 1)]
+    return jnp.stack([positions(draw_B) for draw_B in draws])
 
 
 def loss_rows(batch: MaskedBatch) -> jax.Array:
@@ -220,7 +232,6 @@ def forward_sums(
     """
     rows_BR = loss_rows(batch)
     all_rows = needs_all_rows(config, variant)
-    kept_BK = None if variant == "full" else select(config, importance_V, batch, selection_keys_B)
 
     def network(bert: Bert):
         encoder, deterministic = bert.encoder, dropout_key is None
@@ -237,14 +248,16 @@ def forward_sums(
             loss_BP = losses.cross_entropy(bert.mlm_logits(predicted), batch.targets_BP)
             return loss_BP, states[-2:]
 
-        x_BND = prefix()
+        x_BND, kept_BK = prefix(), None
+        if variant != "full":  # by the state of the pass that drops, where a consistency step has two prefixes
+            kept_BK = select(config, importance_V, batch, selection_keys_B, x_BND)
         trained = branch(x_BND, kept_BK)
         if variant != "consistency":
-            return trained, None
-        return trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
+            return kept_BK, trained, None
+        return kept_BK, trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
 
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    (loss_BP, drop_states), full_pass = model.apply({"params": params}, rngs=rngs, method=network)
+    kept_BK, (loss_BP, drop_states), full_pass = model.apply({"params": params}, rngs=rngs, method=network)
     zero = jnp.zeros(())
     sums = losses.Sums(jnp.sum(loss_BP * batch.weights_BP), zero, zero, zero)
     if full_pass is not None:

@@ -31,7 +31,7 @@ from sctd_jax.train.run import load_run
 from sctd_jax.train.workdir import read_config
 
 POOLINGS = ("cls", "mean")
-_CURVES = {"local": "eval/drift_local", "global": "eval/drift_global"}
+_CURVES = {"local": "eval/cosine_local", "global": "eval/cosine_global"}
 _BATCH = 16
 NOTE = (
     "Between the full and the drop pass over held-out rows. The cosine is 1 where dropping changes nothing; the KL is "
@@ -137,11 +137,12 @@ def jit_compare(config: Config, special: SpecialIds, word_start_V: np.ndarray | 
     def compare(params: Any, importance_V: jax.Array, tokens_BN: jax.Array, rows_B: jax.Array) -> jax.Array:
         key = jax.random.key(EVAL_SEED)  # so that the newest point of a curve is found again
         batch = mask_batch(config, special, key, tokens_BN, word_start_V, rows_B)
-        kept_BK = select(config, importance_V, batch, selection_keys(rows_B))
 
         def both(bert):
             x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)
-            return [bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept)[1] for kept in (None, kept_BK)]
+            kept_BK = select(config, importance_V, batch, selection_keys(rows_B), x_BND)
+            states = [bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept)[1] for kept in (None, kept_BK)]
+            return kept_BK, states
 
         def pooled(x_BRD: jax.Array, pooling: str) -> jax.Array:
             whole = x_BRD.shape[1] == batch.mask_BN.shape[1]
@@ -149,9 +150,10 @@ def jit_compare(config: Config, special: SpecialIds, word_start_V: np.ndarray | 
                 x_BRD, batch.mask_BN if whole else token_dropping.gather(batch.mask_BN, kept_BK), pooling
             )
 
+        kept_BK, states = model.apply({"params": params}, method=both)
         pairs = [
             [(pooled(full, pooling), pooled(drop, pooling)) for pooling in POOLINGS]
-            for full, drop in zip(*model.apply({"params": params}, method=both), strict=True)
+            for full, drop in zip(*states, strict=True)
         ]
         return jnp.stack([jnp.stack([jnp.stack([f(*two) for two in row]) for row in pairs]) for f in (cosine, _kl)])
 
@@ -164,7 +166,7 @@ def _kl(full_BD: jax.Array, drop_BD: jax.Array) -> jax.Array:
 
 def _line(found: dict[str, Any]) -> str:
     ends = "; ".join(
-        f"{name} drift (cosine) {found[name]['cosine'][0]:.4f} at step {found[name]['step'][0]}, "
+        f"{name} cosine {found[name]['cosine'][0]:.4f} at step {found[name]['step'][0]}, "
         f"{found[name]['cosine'][-1]:.4f} at step {found[name]['step'][-1]}"
         for name in _CURVES
     )

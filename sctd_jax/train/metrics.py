@@ -14,7 +14,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from sctd_jax import storage
+from sctd_jax import storage, stored
 from sctd_jax.errors import UserError, say, shown
 
 METRICS_FILE = "metrics.jsonl"
@@ -115,7 +115,7 @@ def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -
 
 
 def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines as they stand there, and how many are damaged."""
+    """The lines as they stand there, by today's names, and how many are damaged."""
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -134,7 +134,7 @@ def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, KeyError, RecursionError):
             damaged += bool(text) and raw is not last
         else:
-            lines.append(line)
+            lines.append({stored.METRICS.get(name, name): value for name, value in line.items()})
     return lines, damaged
 
 
