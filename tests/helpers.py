@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sctd_jax.config import Config, from_dict
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.model.token_dropping import Candidates
-from sctd_jax.objective.masking import SpecialIds
 from tests import small
 
 ROOT = Path(__file__).parents[1]

@@ -33,7 +33,6 @@ TOLERATED = {
     ("finetune.pretrained", "interop.importing"),
     ("probing.models", "interop.convert"),
     ("probing.models", "interop.importing"),
-    ("train.run", "objective.masking"),
     ("train.run", "pretrain.model"),
 }
 

@@ -83,7 +83,7 @@ def encode(
     unknown = characters = 0
     for text in pieces.values():
         lengths_n = text.spans_n2[:, 1] - text.spans_n2[:, 0]
-        unknown += int(lengths_n[text.ids_n == tokenizer.special["unk"]].sum())
+        unknown += int(lengths_n[text.ids_n == tokenizer.special.unk].sum())
         characters += int(lengths_n.sum())
     if unknown > _MUCH_UNKNOWN * characters:
         say(f"warning: {unknown / characters:.1%} of the characters are unknown to the tokenizer")
@@ -108,7 +108,7 @@ def _feature(
 
 
 def _row(tokenizer: Tokenizer, first: np.ndarray, second: np.ndarray | None) -> Row:
-    cls, sep = tokenizer.special["cls"], tokenizer.special["sep"]
+    cls, sep = tokenizer.special.cls, tokenizer.special.sep
     head = [[cls], first, [sep]]
     tail = [] if second is None else [second, [sep]]
     return Row(np.concatenate(head + tail).astype(np.int32), len(first) + 2)

@@ -207,7 +207,7 @@ def _put(made: Prepared, features: list[Feature], group: batches.Group) -> batch
     mine = meshes.host_rows(mesh, count)
     weights = (np.arange(count) < group.count)[mine]
     members = [features[i] for i in group.members[mine]]
-    host_batch = batches.assemble(members, weights, group.length, made.pretrained.tokenizer.special["pad"])
+    host_batch = batches.assemble(members, weights, group.length, made.pretrained.tokenizer.special.pad)
     return jax.tree.map(lambda rows: meshes.put_batch(mesh, count, rows), host_batch)
 
 

@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import SpecialIds, row_keys
+from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.model import initial_state, make_model
 from sctd_jax.pretrain.rows import Data

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.model.attention import attention_options
 from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import initial_importance
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.train.state import TrainState, first_state
 
 

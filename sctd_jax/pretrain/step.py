@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.model import token_dropping
 from sctd_jax.model.attention import platform_of, settled
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import MaskedBatch, SpecialIds, mask_tokens, row_keys
+from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
 from sctd_jax.pretrain.model import initial_state, make_model
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState

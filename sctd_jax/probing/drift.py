@@ -15,10 +15,10 @@ from etils import epath
 from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.model import token_dropping
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.plot import curve, names
 from sctd_jax.pretrain.evaluation import EVAL_SEED, cosine, eval_rows, selection_keys
 from sctd_jax.pretrain.model import make_model

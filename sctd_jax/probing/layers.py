@@ -137,7 +137,7 @@ def _probe(
     max_length = min(settings.max_length or task.max_length, config.max_positions)
     params = pretrained.params(one_device())["encoder"]
     states = jit_pooled_states(config)
-    pad_id = pretrained.tokenizer.special["pad"]
+    pad_id = pretrained.tokenizer.special.pad
 
     def read(split: str, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         def say(line: str) -> None:

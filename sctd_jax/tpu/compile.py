@@ -17,9 +17,9 @@ import numpy as np
 from jax.experimental import topologies
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.model.attention import choose, settled
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
 from sctd_jax.parallel.mesh import describe, make_mesh
