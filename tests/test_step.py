@@ -384,8 +384,13 @@ def test_a_run_and_its_evaluation_go_through_its_keep_schedule(rows, tmp_path):
         dropping__method="drop", dropping__keep_schedule="0:12,2:32", train__steps=3, data__rows=str(rows),
         mesh__data=1, model__initializer_range=0.2,
     )  # fmt: skip
-    log = []
-    assert train_and_evaluate(config, tmp_path / "run", log.append).step == 3
+    log, tracked = [], []
+    result = train_and_evaluate(
+        config, tmp_path / "run", log.append, track=lambda step, values: tracked.append({"step": step, **values})
+    )
+    assert result.step == 3
+    written = read_metrics(tmp_path / "run")
+    assert tracked == [{name: value for name, value in line.items() if name != "seconds"} for line in written]
     assert any(line.startswith("compiled drop of 12, drop of 32 in") for line in log)
     assert any("12, then 32 from step 2 of 32 in layers 1 to 2" in line for line in log)
     dropped, kept = (line for line in read_metrics(tmp_path / "run") if "eval/loss" in line)

@@ -38,7 +38,7 @@ from sctd_jax.tasks.examples import Example, FileSettings
 from sctd_jax.tasks.splits import TaskData, open_task
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.metrics import read_metrics
+from sctd_jax.train.metrics import Track, ignore, read_metrics
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape
 from sctd_jax.train.trainer import Job, Result, fit
@@ -78,6 +78,7 @@ def finetune(
     recipe: Mapping,
     log: Callable[[str], None] = print,
     on_step: Callable[[int], None] = lambda step: None,
+    track: Track = ignore,
 ) -> Result:
     """Fine-tune a pretrained encoder on a task, resuming from the workdir's newest checkpoint.
 
@@ -90,6 +91,7 @@ def finetune(
       recipe: sections of a config, for what a folder of transformers does not say.
       log: receives the lines.
       on_step: called with the number of each step that was dispatched.
+      track: called with each line of `metrics.jsonl`: the number of updates done, and values by name.
     """
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
     with held(workdir, "fine-tuning", log) as check:
@@ -131,6 +133,7 @@ def finetune(
             evaluate_first=False,
             evaluate_when_stopping=True,
             on_step=on_step,
+            track=track,
         )
         result = fit(job, workdir, check, log)
         if result.stopped_by is not None:

@@ -18,7 +18,7 @@ from sctd_jax.errors import DivergedError, TryAgainError, UserError
 from sctd_jax.parallel import chips, hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
-from sctd_jax.train.metrics import Console, Silent, Speed, Writer, read_metrics
+from sctd_jax.train.metrics import Console, Silent, Speed, Track, Writer, ignore, read_metrics
 from sctd_jax.train.signals import StopRequest, stop_requests
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape
@@ -48,6 +48,7 @@ class Job:
     # about to be taken, saving comes first.
     evaluate_when_stopping: bool = False
     on_step: Callable[[int], None] = lambda step: None  # called when a step has been dispatched; for tests
+    track: Track = ignore  # called with what is written to `metrics.jsonl`
 
 
 _BLANK_STEPS = 10  # a run that begins with so many steps without a prediction learns nothing
@@ -124,7 +125,7 @@ def train(
     writer, console = Silent(), Silent()
     try:
         if hosts.is_first():
-            writer, console = Writer(workdir, start, log, checkpoints.check), Console(start, steps)
+            writer, console = Writer(workdir, start, log, checkpoints.check, job.track), Console(start, steps)
         metrics = StepMetrics(job, writer, console)
         for step in range(start, steps + 1):
             # The order is fixed: eval -> checkpoint -> next batch -> dispatch -> metrics of the step before.
