@@ -1,5 +1,7 @@
 """Train steps compiled ahead of time, for the devices at hand or for those of a topology."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -12,6 +14,7 @@ from sctd_jax.pretrain.step import Variant, make_train_step
 from sctd_jax.train.state import TrainState, initial_state
 
 
+@functools.cache  # traced once, and asked for by every program of a run
 def state_shape(config: Config, special: SpecialIds, mesh: Mesh) -> TrainState:
     """The state as a tree of `jax.ShapeDtypeStruct` with its shardings."""
     return shard(mesh, jax.eval_shape(lambda: initial_state(config, special)))
