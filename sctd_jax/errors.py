@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 class DivergedError(UserError):
-    """Losses, gradients or outputs of the network are not finite; the message says how many."""
+    """A training whose numbers are not finite: too many steps in a row, every step, or the outputs."""
 
 
 class TryAgainError(UserError):
