@@ -18,9 +18,9 @@ import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging as absl_logging
 from etils import epath
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
-from orbax.checkpoint import checkpoint_utils
 
 from sctd_jax import storage
 from sctd_jax.errors import TryAgainError, UserError, say
@@ -200,74 +200,80 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none can be read.
         """
-        found = self._restore(step, (), lambda candidate: ocp.args.StandardRestore(shape), log)
+
+        def attempt(candidate: int) -> tuple[str | None, Any]:
+            # The first host reads it through beforehand: Orbax leaves a failed restore's other reads behind, which
+            # then fill the terminal with tracebacks.
+            problem = self._read(candidate)[0] if hosts.is_first() else None
+            if hosts.all_say(problem is None):
+                arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shape))
+                try:
+                    return None, self._manager.restore(candidate, args=arguments)["state"]
+                except Exception as error:  # Orbax raises many kinds, even Exception itself
+                    problem = _first_line(error)
+            return problem, None
+
+        found = self._newest_whole(step, attempt, log)
         return found and found[1]
 
     def restore_parts(
         self, names: Sequence[str], mesh: Mesh, log: Callable[[str], None], step: int | None = None
     ) -> tuple[int, dict[str, Any]] | None:
-        """Step and some fields of a `TrainState`, as `restore` finds it; of the others not one number is read.
+        """Step and some fields of a `TrainState`; the others are not read.
+
+        Orbax's partial restore would read a file twice, for the digest and for itself, and keep about a third more
+        memory: one pass over TensorStore's arrays gives both here.
 
         Args:
           names: fields to read, such as `params`; their shapes are the checkpoint's own.
           mesh: where to place them, by the rules of `parallel.sharding`.
           log: told of every checkpoint that is damaged and passed over.
-          step: restore this one and no other.
-
-        Raises:
-          UserError: there are checkpoints, but none can be read.
+          step: read this one and no other; by default the newest that is whole.
         """
 
-        def arguments(candidate: int) -> ocp.args.PyTreeRestore:
-            there = ocp.PyTreeCheckpointHandler().metadata(self._folder / str(candidate) / "state").tree
-            leaves = {name: there[name] for name in names}
-            shape = shard(mesh, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), leaves))
-            # `dtype` is the checkpoint's: nothing is cast.
-            restore_args = checkpoint_utils.construct_restore_args(shape)
-            return ocp.args.PyTreeRestore(shape, restore_args=restore_args, partial_restore=True)
+        def place(name: str, numbers: np.ndarray) -> jax.Array:
+            layout = shard(mesh, {name: numbers})[name].sharding
+            return jax.make_array_from_callback(numbers.shape, layout, lambda index: numbers[index])
 
-        return self._restore(step, names, arguments, log)
+        return self._newest_whole(step, lambda candidate: self._read(candidate, names, place), log)
 
-    def _restore(
-        self, step: int | None, names: Sequence[str], arguments: Callable[[int], Any], log: Callable[[str], None]
+    def _newest_whole(
+        self, step: int | None, attempt: Callable[[int], tuple[str | None, Any]], log: Callable[[str], None]
     ) -> tuple[int, Any] | None:
+        """The first checkpoint, newest first, that `attempt` finds no problem with, and what it found."""
         candidates = self.steps() if step is None else [step]
         for candidate in reversed(candidates):
-            # The first host reads it through beforehand: Orbax leaves a failed restore's other reads behind, which
-            # then fill the terminal with tracebacks.
-            problem = self._problem(candidate, names) if hosts.is_first() else None
+            problem, found = attempt(candidate)
             if hosts.all_say(problem is None):
-                try:
-                    restored = self._manager.restore(candidate, args=ocp.args.Composite(state=arguments(candidate)))
-                except Exception as error:  # Orbax raises many kinds, even Exception itself
-                    problem = _first_line(error)
-                if hosts.all_say(problem is None):
-                    return candidate, restored["state"]
+                return candidate, found
             log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
         if candidates:
             raise UserError(f"no checkpoint in {self._folder} can be read (tried {candidates})")
         return None
 
-    def _problem(self, step: int, names: Sequence[str] = ()) -> str | None:
-        """What is wrong with these fields of a checkpoint, with all of them if `names` is empty; None if nothing is.
+    def _read(
+        self, step: int, names: Sequence[str] = (), place: Callable[[str, np.ndarray], Any] = lambda *_: None
+    ) -> tuple[str | None, dict[str, Any]]:
+        """What is wrong with a checkpoint, or None, and fields of it, leaf by leaf as `place` returns them.
 
-        A bucket that does not answer is no damage.
+        Only these fields are read and checked, or all if `names` is empty or the checkpoint has no digest of each. A
+        bucket that does not answer is no damage.
         """
-        folder = self._folder / str(step)
+        folder, found = self._folder / str(step), {}
         try:
             check = self._check(step)
-            if "parts" not in check:
-                names = ()  # earlier code kept one digest: only all fields together can be checked
-            expected = sum(check["parts"][name] for name in names) % 2**32 if names else check["digest"]
-            found = _stored_digest(folder / "state", names)
+            alone = names if "parts" in check else ()
+            expected = sum(check["parts"][name] for name in alone) % 2**32 if alone else check["digest"]
+            digest, leaves = _read_arrays(folder / "state", alone, names, place)
+            found = unflatten_dict(leaves, sep="/")
             self._value(step)
         except DamagedError as error:
-            return _first_line(error)
+            return _first_line(error), {}
         except (OSError, ValueError, KeyError, TypeError) as error:  # TensorStore's are ValueErrors
             if storage.is_remote(folder) and _OUTAGE.search(str(error)):
                 raise TryAgainError(f"{folder} cannot be read now: {_first_line(error)}") from error
-            return _first_line(error)
-        return None if found == expected else "its numbers do not add up to what was saved"
+            return _first_line(error), {}
+        return None if digest == expected else "its numbers do not add up to what was saved", found
 
     def set_aside(self, after_step: int, log: Callable[[str], None] = say) -> None:
         """Move checkpoints newer than `after_step` out of the way, which are damaged, so that they can be saved again.
@@ -322,21 +328,32 @@ def _digests(state: TrainState) -> dict[str, jax.Array]:
     return {name: sum(map(bits, jax.tree.leaves(field)), jnp.uint32(0)) for name, field in fields.items()}
 
 
-def _stored_digest(folder: epath.Path, names: Sequence[str] = ()) -> int:
-    """The sum of `_digests` of these fields of a state that was saved, of all of them by default.
+def _read_arrays(
+    folder: epath.Path, read: Sequence[str], keep: Sequence[str], place: Callable[[str, np.ndarray], Any]
+) -> tuple[int, dict[str, Any]]:
+    """The sum of `_digests` of the fields `read` of a saved state (all if empty), and the leaves of the fields `keep`.
 
-    A few arrays are read at a time. Raises ValueError if one cannot be read.
+    Leaves are what `place` makes of path (`params/encoder/...`) and numbers. A few arrays are held at a time. Raises
+    ValueError if one cannot be read.
     """
     store = {"driver": "ocdbt", "base": storage.tensorstore_spec(folder)}
     context = tensorstore.Context()  # shared, so that the index is read once
     keys = tensorstore.KvStore.open(store, context=context).result().list().result()
+    arrays = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
 
-    def total(array_name: str) -> int:
-        spec = {"driver": "zarr", "kvstore": {**store, "path": array_name}}
+    def one(array: str) -> tuple[int, Any]:
+        spec = {"driver": "zarr", "kvstore": {**store, "path": f"{array}/"}}
         numbers = np.asarray(tensorstore.open(spec, context=context).result().read().result())
-        return int(numbers.view(f"u{numbers.dtype.itemsize}").sum(dtype=np.uint64))
+        digest = int(numbers.view(f"u{numbers.dtype.itemsize}").sum(dtype=np.uint64))
+        return digest, place(array.replace(".", "/"), numbers) if _field(array) in keep else None
 
-    arrays = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b"/.zarray")]
-    chosen = [array for array in arrays if not names or array.split(".")[0].rstrip("/") in names]
+    chosen = [array for array in arrays if not read or _field(array) in read]
     with ThreadPoolExecutor(_READERS) as pool:
-        return sum(pool.map(total, chosen)) % 2**32
+        found = dict(zip(chosen, pool.map(one, chosen), strict=True))
+    leaves = {array.replace(".", "/"): leaf for array, (_, leaf) in found.items() if _field(array) in keep}
+    return sum(digest for digest, _ in found.values()) % 2**32, leaves
+
+
+def _field(array: str) -> str:
+    """The field of `TrainState` that an array, by its name in a checkpoint, belongs to."""
+    return array.partition(".")[0]
