@@ -322,6 +322,15 @@ def test_every_selector_trains(selector):
     assert np.isfinite(float(metrics["loss"]))
 
 
+def test_no_selector_changes_what_a_run_saves():
+    """So that a run of any of them is opened and exported like the others."""
+    states = [
+        jax.eval_shape(lambda c=helpers.config(dropping__selector=selector): initial_state(c, helpers.SPECIAL))
+        for selector in SELECTORS
+    ]
+    assert all(state == states[0] for state in states)
+
+
 def as_numpy_would_choose(monkeypatch, config, params, batch):
     """A config whose selector keeps what 'norm' should, from a reference in NumPy, whatever the state is."""
     state = jax.jit(

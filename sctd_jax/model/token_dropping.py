@@ -1,7 +1,7 @@
 """Token dropping as pure functions: scores, kept positions, gather, merge back, importance update.
 
 Shapes: B batch, N sequence length, K kept tokens, P predicted positions, D width, V vocabulary.
-Everything is static-shape, row-local on a batch-sharded array, and knows nothing of the model.
+All shapes are static, all work on a batch-sharded array is row-local, and nothing knows the model.
 
 Sources: token dropping (Hou et al., ACL 2022, section 3) and ScTD (Zhong et al., ACL 2023).
 A selector is a function of `Candidates` with an entry in `SELECTORS`: the config accepts what stands there.

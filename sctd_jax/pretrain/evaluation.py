@@ -60,7 +60,7 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
 
 
 def eval_rows(count: int, available: int) -> np.ndarray:
-    """Numbers of at most `count` held-out rows, spread evenly over all: neighbours are of one document."""
+    """Numbers of at most `count` held-out rows, spread evenly over all: neighbours come from one document."""
     count = min(count, available)
     return np.arange(count) * available // count
 
@@ -75,8 +75,8 @@ def make_eval_step(
 ):
     """(state, tokens_BN, rows_B, valid_B) -> sums, for `summarize`.
 
-    The config's K is that of every step: of a `keep_schedule`, take `config.at(step)`.
-    `rows_B` are held-out row numbers (they fix the masks); rows with `valid_B` False count nothing.
+    The drop pass keeps the config's K; under a `keep_schedule`, pass `config.at(step)`. `rows_B` are held-out row
+    numbers, which fix the masks; rows with `valid_B` False do not count.
     """
     model = make_model(config, mesh)
     dropping = config.dropping.method != "full"

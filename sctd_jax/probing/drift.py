@@ -1,4 +1,4 @@
-"""How much token dropping moves the sentence vectors: over the training of a run, and by layer.
+"""How far token dropping moves the sentence vectors, over the training of a run and by layer.
 
 Shapes: B rows, N sequence length, D width, S layers from the first dropping one on.
 """
@@ -44,22 +44,19 @@ NOTE = (
 class Settings:
     """How it is measured."""
 
-    rows: int  # held-out rows for the layers, at most, as the run's evaluation takes them; 0: only the curve
+    rows: int  # largest number of held-out rows for the layers, chosen as the run's evaluation does; 0: only the curve
 
 
 def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
-    """The drift of runs over their training, and of their newest checkpoints by layer.
+    """Drift of runs over their training, and by layer of their newest checkpoints.
 
     Args:
-      paths: workdirs of runs that drop tokens.
+      paths: workdirs of runs that drop tokens and were evaluated.
       settings: how it is measured.
       log: receives a line for each run.
 
     Returns:
-      What `drift.json` holds. A run whose rows or checkpoints are gone has `layers` null and `layers_missing`.
-
-    Raises:
-      UserError: not such a run, or it was never evaluated.
+      Content of `drift.json`. A run whose rows or checkpoints are gone has `layers` null and `layers_missing`.
     """
     called, curves = names(paths), [_curves(path) for path in paths]
     found = []
@@ -94,15 +91,12 @@ def _curves(path: str) -> dict[str, Any]:
 
 
 def by_layer(workdir: epath.Path, count: int, log: Callable[[str], None]) -> dict[str, Any]:
-    """Means over held-out rows, with the masks of the run's evaluation, of its newest checkpoint.
+    """Means over held-out rows, masked as in the run's evaluation, by its newest checkpoint.
 
     Args:
-      workdir: of a run that drops tokens.
-      count: of rows, at most.
+      workdir: a run that drops tokens.
+      count: largest number of rows.
       log: told if the rows must be prepared again.
-
-    Raises:
-      UserError: its checkpoints or its rows are not there.
     """
     run = load_run(workdir, None, log)
     data = open_data(run.config, log, run.metadata)
