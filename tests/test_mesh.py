@@ -21,8 +21,12 @@ from sctd_jax.train.step import state_shape
 from tests import helpers
 
 SHAPES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "2x2x2": (2, 2, 2), "4x2x1": (4, 2, 1)}
-# Every other step of ScTD is token dropping's.
-METHODS = {"full": {}, "random": {}, "random_ltd": {}, "sctd": {"dropping__sc_interval": 2, **helpers.DROPOUT}}
+# Every other step of ScTD is token dropping's; its selector takes the most important tokens and random ones. A compiler
+# takes twice as long over ScTD's two passes with dropout, which draws by row and layer whatever the method.
+METHODS = {
+    "full": {}, "random_ltd": helpers.DROPOUT,
+    "sctd": {"dropping__sc_interval": 2, "dropping__selector": "importance+random"},
+}  # fmt: skip
 
 
 def config_on(shape, **overrides):
@@ -68,8 +72,11 @@ def on_one_device(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "method"),
+    # The last shape splits the rows as 8x1x1 and the parameters as 2x2x2 do, which all methods see.
+    [(shape, method) for shape in SHAPES for method in METHODS if shape != "4x2x1" or method == "full"],
+)
 def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
     """Losses, parameters and importance table to 1e-5."""
     (params, importance_V), expected = on_one_device(method)
@@ -112,13 +119,14 @@ def collectives(hlo):
         yield kind, re.findall(r"\w+\[([\d,]*)\]", shapes), list(way(int(frame[1]))) if frame else []
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape):
-    config = config_on(SHAPES[shape], dropping__method="sctd", **METHODS["sctd"])
+@pytest.mark.parametrize("method", ["random_ltd", "sctd"])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "4x2x1"])
+def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape, method):
+    config = config_on(SHAPES[shape], dropping__method=method, **METHODS[method])
     found = list(collectives(compiled(config)["drop"].as_text()))
     assert found
     assert all("step_fn" in way for *_, way in found)  # none comes from nowhere
-    ours = {"select", "importance_scores", "keep_highest", "gather", "merge"}
+    ours = {"select", "importance_scores", "random_scores", "keep_highest", "gather", "merge", "dropout"}
     assert not [entry for entry in found if ours & set(entry[2])]
     if shape == "8x1x1":
         # Collectives that are left: the sums of the gradients, of the importance table and of the metrics.
