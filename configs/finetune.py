@@ -9,35 +9,13 @@ What each field means is told by `--help`; 0 stands for the task's own value, wh
 Rotten Tomatoes 0.841 in five minutes, median of three seeds.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from sctd_jax.finetune.config import FinetuneConfig
 
 
 def get_config() -> ConfigDict:
     """The recipe."""
-    return ConfigDict(
-        {
-            "task": "",
-            "init": "",
-            "random_init": False,
-            "data_dir": "",
-            "text_field": "text",
-            "pair_field": "",
-            "label_field": "label",
-            "heldout_share": 0.1,
-            "max_length": 0,
-            "epochs": 0,
-            "batch_size": 0,
-            "accumulation": 1,
-            "learning_rate": 0.0,
-            "warmup_share": 0.1,
-            "weight_decay": 0.01,
-            "hidden_dropout": 0.1,
-            "attention_dropout": 0.1,
-            "evaluations": 1,
-            "keep_checkpoints": 1,
-            "log_every": 20,
-            "seed": 0,
-            "dtype": "float32",
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        }
-    )
+    return ConfigDict(dataclasses.asdict(FinetuneConfig()))

@@ -324,10 +324,8 @@ def test_every_selector_trains(selector):
 
 def test_no_selector_changes_what_a_run_saves():
     """So that a run of any of them is opened and exported like the others."""
-    states = [
-        jax.eval_shape(lambda c=helpers.config(dropping__selector=selector): initial_state(c, helpers.SPECIAL))
-        for selector in SELECTORS
-    ]
+    configs = [helpers.config(dropping__selector=selector) for selector in SELECTORS]
+    states = [jax.eval_shape(lambda config=config: initial_state(config, helpers.SPECIAL)) for config in configs]
     assert all(state == states[0] for state in states)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from sctd_jax import lease, storage, stored
-from sctd_jax.config import Config, fill, from_dict
+from sctd_jax.config import Config, fill, from_dict, rerun_fields
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE
 from sctd_jax.errors import UserError, printable
@@ -31,17 +31,7 @@ _LEFT_BY_A_KILL = {
     tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, CHECKPOINTS, ROWS_FILE,
     lease.LEASE_FILE,
 }  # fmt: skip
-# What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
-# learning rate, and what a run started from may have been moved since.
-MAY_CHANGE = {
-    "train.steps", "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.max_bad_steps", "train.accumulation",
-    "train.consistency_accumulation", "optimizer.learning_rate",
-    "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
-    "data.documents", "data.allow_unknown", "mesh.data", "mesh.fsdp", "mesh.tensor",
-    "train.init",
-    "model.attention", "model.remat",
-}  # fmt: skip
+MAY_CHANGE = rerun_fields(Config)
 
 _said: set[str] = set()  # notes on old configs
 
