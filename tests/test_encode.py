@@ -136,7 +136,7 @@ def test_squad_windows_overlap_and_map_back(monkeypatch):
         [*head, *range(first + 4, first + 7), SEP],
     ]
     assert [f.rows[0].second for f in features] == [4, 4, 4]
-    # Not whole in the first window; tokens 6, 7 of the second and 4, 5 of the third.
+    # Answers that are not whole in the first window; tokens 6, 7 of the second and 4, 5 of the third.
     assert [f.answer for f in features] == [(0, 0), (6, 7), (4, 5)]
     start, end = features[1].passage.spans[6][0], features[1].passage.spans[7][1]
     assert passage[start:end] == "p4 p5"

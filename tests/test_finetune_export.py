@@ -21,8 +21,9 @@ from sctd_jax.finetune.encode import encode
 from sctd_jax.hf import tokenizer_json
 from sctd_jax.interop import exporting
 from sctd_jax.interop.exporting import export
-from sctd_jax.tasks.reading import FileSettings, open_task
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.examples import FileSettings
+from sctd_jax.tasks.splits import open_task
+from sctd_jax.tasks.table import TASKS
 from tests import finetuning, test_interop
 
 CLASSES = {
@@ -36,7 +37,7 @@ CLASSES = {
 
 @pytest.fixture(scope="module")
 def runs(rows, folders, tmp_path_factory):
-    """By task, (workdir, parameters of its best checkpoint, dev examples, labels).
+    """(workdir, parameters of its best checkpoint, dev examples, labels) by task.
 
     They start from parameters with so much noise that each text has logits of its own.
     """
@@ -44,7 +45,7 @@ def runs(rows, folders, tmp_path_factory):
     start = finetuning.write_pretrained(root / "start", rows, scale=0.3)
     for name in CLASSES:
         result, _ = finetuning.run(start, root / name, name, folders[name], learning_rate=1e-2)
-        data = open_task(name, str(folders[name]), FileSettings())
+        data = open_task(TASKS[name], str(folders[name]), FileSettings())
         found[name] = (root / name, result.state, data.dev["dev"], data.labels)
     return found
 

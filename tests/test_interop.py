@@ -25,9 +25,9 @@ from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
 from sctd_jax.interop import exported as exported_module
 from sctd_jax.interop import exporting, importing
+from sctd_jax.pretrain.model import make_model
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
-from sctd_jax.train.state import make_model
 from tests import helpers, small
 
 # Made by .ci/run or `make interop`; a Python that has torch and transformers.
@@ -203,7 +203,7 @@ def fill_mask_prompt(run):
 
 
 def expectations(workdir, path):
-    """What our side says of real lines, a padded batch with two segments, and a prompt."""
+    """Answers of our side for real lines, a padded batch with two segments, and a prompt."""
     run = load_run(workdir, None, print)
     texts = real_lines(2000)
     ids = run.tokenizer.encode(texts)
@@ -337,7 +337,7 @@ def write_tokenizers(out):
 
 @pytest.fixture(scope="module")
 def created(tmp_path_factory):
-    """What `transformers` made: models, and what it says of 2,000 lines and a batch."""
+    """Models that `transformers` made, and its answers for 2,000 lines and a batch."""
     out = tmp_path_factory.mktemp("created")
     write_tokenizers(out)
     (out / "lines.txt").write_text("\n".join(" ".join(line.split()) for line in real_lines(2000)))

@@ -181,7 +181,7 @@ def test_json_and_vocabularies_that_are_no_tokenizer(vocab, tmp_path):
 
 
 def test_text_never_becomes_a_special_id_whatever_the_model(texts, tmp_path):
-    """In these three the specials are found in text as ordinary pieces are."""
+    """These three find the specials in text as ordinary pieces."""
     text = "a [MASK] or [CLS] of [PAD] and [SEP] here"
     model = sentencepiece_trainer.train(texts, 600, "unigram")
     (tmp_path / "x.model").write_bytes(model)

@@ -112,7 +112,7 @@ def test_added_tokens_whose_ids_do_not_fit_are_refused(folder, files, said):
 
 
 def test_an_added_token_with_the_id_of_another_piece_is_said(folder):
-    """As `tokenizers` counts pieces, a vocabulary with one twice has its last id taken again."""
+    """`tokenizers` counts pieces: a vocabulary with one twice has its last id taken again."""
     path = folder([*VOCAB, "the", "y"], added_tokens={"covid19": V + 1})
     assert pieces(path, "covid19 y") == ["covid19", "covid19"]
     assert "1 added tokens, such as 'covid19', have the id of another piece" in tokenizer.remarks(path)[0]

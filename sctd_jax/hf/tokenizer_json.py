@@ -102,9 +102,9 @@ def with_pairs(tokenizer: Tokenizer, names: dict[str, str], special: SpecialIds,
     RoBERTa's own has two separators and one segment; a model of one segment has no embedding for an id of 1.
 
     Args:
-      tokenizer: that adds [CLS] and [SEP] to single texts.
-      names: of the special pieces by role.
-      special: their ids.
+      tokenizer: tokenizer that adds [CLS] and [SEP] to single texts.
+      names: names of the special pieces by role.
+      special: ids of the special pieces by role.
       segments: `type_vocab_size` of the model.
     """
     second = min(1, segments - 1)

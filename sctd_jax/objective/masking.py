@@ -12,21 +12,21 @@ from flax import struct
 
 from sctd_jax.data.special import SpecialIds
 
-# Each takes the words up to one that does not fit. BERT goes on until none does; in 7,000 rows of words of 1.4 to 50
+# A pass takes the words up to one that does not fit. BERT goes on until none does; in 7,000 rows of words of 1.4 to 50
 # pieces on average, 8 passes gave the same predictions in every row.
 _GREEDY_PASSES = 8
 
 
 @struct.dataclass
 class MaskedBatch:
-    """What the model reads and what it has to predict."""
+    """Rows that the model reads, and what it has to predict."""
 
-    input_ids_BN: jax.Array  # after masking
+    input_ids_BN: jax.Array  # ids after masking
     mask_BN: jax.Array  # True at real tokens
     positions_BP: jax.Array
     targets_BP: jax.Array  # true ids
     weights_BP: jax.Array  # f32: 1 at predictions, 0 at empty slots
-    mask_id: int = struct.field(pytree_node=False)  # of [MASK] in `input_ids_BN`
+    mask_id: int = struct.field(pytree_node=False)  # id of [MASK] in `input_ids_BN`
 
 
 def row_keys(key: jax.Array, rows_B: jax.Array) -> jax.Array:
@@ -50,15 +50,15 @@ def mask_tokens(
     """Choose min(P, rate * tokens in the row) positions and hide them.
 
     Args:
-      key: of the step.
+      key: random key of the step.
       rows_B: global row numbers, unique within the step.
       tokens_BN: packed rows, padded at the end.
       special: ids that are never predicted, and [MASK].
       vocab_size: V.
       num_predicted: P, static.
       rate: share of a row's real tokens to predict (at least one).
-      mask_share: of the predicted positions, shown as [MASK].
-      random_share: of the predicted positions, shown as a random ordinary id; the rest is unchanged.
+      mask_share: share of the predicted positions that is shown as [MASK].
+      random_share: share that is shown as a random ordinary id; the rest is unchanged.
       word_start_V: bool[V], True for ids that begin a word: whole words are chosen (`_whole_words`). None: single
         tokens are chosen.
     """
@@ -105,10 +105,10 @@ def _whole_words(
     that exceed the whole budget, such as those of a script without spaces, fill what is left.
 
     Args:
-      score_BN: uniform numbers, of words by their number in the row, and of single pieces by position.
+      score_BN: uniform numbers: a word has that of its number in the row, a single piece that of its position.
       starts_BN: True where a word begins.
       candidate_BN: True at tokens that may be predicted.
-      budget_B: of predictions.
+      budget_B: predictions that each row may have.
 
     Returns:
       Positions i32[B, N], those to predict first, and their number i32[B].
