@@ -28,9 +28,9 @@ from configs import base
 from sctd_jax import recipes
 from sctd_jax.arguments import CommandParser, number
 from sctd_jax.config import Config, from_dict
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, run_command
 from sctd_jax.huge_pages import restart_with_huge_pages
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import step
 from sctd_jax.pretrain.flops import plain_step_flops, step_flops

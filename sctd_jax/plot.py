@@ -1,4 +1,4 @@
-"""Loss against steps and against time, as a PNG; of fine-tunings their loss and their score on dev.
+"""Picture (PNG) of the loss over steps and over time; for fine-tunings, of their loss and their score on dev.
 
 python -m sctd_jax.plot runs/a runs/b [--out loss.png] [--ymax 6.5]
 """
@@ -29,9 +29,9 @@ from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
 _MARKERS = "osD^v<>PX*"
-_LATE = 0.25  # of a curve's steps: what comes before may lie above the picture
-_OUTLIERS = 0.01  # of the training losses, which may too
-_SMOOTHED = 50  # reports that are drawn of a run's training losses at most, each a mean of its neighbours
+_LATE = 0.25  # share of a curve's steps at its start that may lie above the picture
+_OUTLIERS = 0.01  # share of the training losses that may lie above it later
+_SMOOTHED = 50  # about as many running means of the training loss do not overlap
 _LEGEND_COLUMNS, _LONGEST_LABEL = 130, 60  # characters
 
 Curve = list[tuple[int, float, float]]  # (step, seconds of training, value)
@@ -50,11 +50,7 @@ def curve(lines: list[dict[str, Any]], name: str) -> Curve:
 
 
 def names(paths: Sequence[str]) -> list[str]:
-    """The last parts of each path, as many as tell it from the others.
-
-    Raises:
-      UserError: two are the same folder.
-    """
+    """The last parts of each path, as many as tell it from the others; no folder may be named twice."""
     folders = [os.path.realpath(path) for path in paths]
     for number, folder in enumerate(folders):
         if folder in folders[:number]:
@@ -89,7 +85,7 @@ def put_legend(figure: Figure, entries: Mapping[str, Artist]) -> None:
 
 
 def smooth(points: Curve) -> Curve:
-    """Means over each point's neighbours, so many that about `_SMOOTHED` are left to see; of a short curve itself."""
+    """Running means over so many neighbours that about `_SMOOTHED` of them do not overlap; a short curve as it is."""
     half = len(points) // (2 * _SMOOTHED)
     values = [value for *_, value in points]
     means = (float(np.mean(values[max(i - half, 0) : i + half + 1])) for i in range(len(values)))
@@ -97,7 +93,7 @@ def smooth(points: Curve) -> Curve:
 
 
 def y_range(held_out: Sequence[Curve], training: Sequence[Curve]) -> tuple[float, float]:
-    """The losses that the picture shows: of the last three quarters of each curve, training's outliers left out.
+    """Lowest and highest loss in the picture; a curve's first quarter and training's outliers may lie above it.
 
     A first loss of ln V would leave no room to see differences of a few hundredths at the end.
     """
@@ -116,15 +112,12 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
     """Write the picture.
 
     Args:
-      workdirs: of pretraining runs, or of fine-tunings.
+      workdirs: folders of pretraining runs, or of fine-tunings; not of both.
       out: the PNG.
-      ymax: where the loss axis ends; inf shows all; None leaves the beginning out, see `y_range`.
+      ymax: where the loss axis ends; inf shows all; None ends it as `y_range` says.
 
     Returns:
       Lines that say what lies above the picture.
-
-    Raises:
-      UserError: a workdir has no metrics, or runs of both kinds are given.
     """
     runs = {name: _read(storage.as_path(path)) for name, path in zip(names(workdirs), workdirs, strict=True)}
     tuned = [name for name, lines in runs.items() if not any("eval/loss" in line for line in lines)]
@@ -141,8 +134,8 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
         1, 2, figsize=(11, 4.2), sharex=bool(tuned), sharey=not tuned, layout="constrained"
     )
     entries: dict[str, Artist] = {}
-    for number, name in enumerate(runs):
-        lines, style = runs[name], look(number)
+    for number, (name, lines) in enumerate(runs.items()):
+        style = look(number)
         entries[name] = Line2D([], [], **style)
         plain = {**style, "marker": None, **({} if tuned else {"alpha": 0.35, "zorder": 1})}
         for points, used in ((training[name], plain), (held_out[name], style)):

@@ -1,4 +1,4 @@
-"""Configurations that earlier code wrote, as this code reads them.
+"""Configurations and names of metrics that earlier code wrote, as this code reads them.
 
 A stored configuration says by its `version` how many of the changes below it knows (1: none). The others are made up
 for when it is read: a field that it lacks gets the value by which this code does what the code of then did.
@@ -61,6 +61,8 @@ CONFIG: list[Change] = [
     Mended("biases and norms take no part in LAMB's adaptation", "optimizer.name", "lamb"),
 ]
 TASK: list[Change] = []
+# Old name of a metric in `metrics.jsonl` -> its name.
+METRICS = {"eval/drift_local": "eval/cosine_local", "eval/drift_global": "eval/cosine_global"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from sctd_jax.data import tokenizer
 from sctd_jax.finetune import config as finetune_settings
 from sctd_jax.finetune.finetuning import finetune
 from sctd_jax.pretrain.model import initial_state
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.workdir import write_config
 from tests import helpers, task_files

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sctd_jax.config import Config, from_dict
-from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.data.special import SpecialIds
+from sctd_jax.model.token_dropping import Candidates
 from tests import small
 
 ROOT = Path(__file__).parents[1]
@@ -22,8 +23,8 @@ FAST_COMPILER = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 COMPILATION_CACHE = {
-    # One for each worker of pytest-xdist: nobody reads what another is writing.
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / f"jax-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
+    # One for all workers of pytest-xdist, for the programs that tests start and for the next run of the suite.
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
 }
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -55,6 +56,11 @@ def moved(params, scale: float, seed: int = 5):
     """Parameters plus normal noise, so that biases are not 0 and gradients not tiny; without a compilation."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape).astype(np.float32), params)
+
+
+def candidates(importance_V, ids, mask=None, *, keys_B=None, num_top=0, state_BND=None) -> Candidates:
+    """What a selector reads; what it does not may be left out."""
+    return Candidates(importance_V, ids, ids > 0 if mask is None else mask, state_BND, keys_B, num_top)
 
 
 def run_module(module: str, *args: str, cwd: Path = ROOT, env=None, **kwargs) -> subprocess.CompletedProcess:

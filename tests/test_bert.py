@@ -74,10 +74,11 @@ def test_other_drop_layers_match_the_reference(setting, layers):
 
 def test_random_ltd_layers_see_their_own_tokens_and_the_others_go_around(setting):
     """random-LTD (Yao et al., 2022): each layer runs on its kept rows alone and leaves the others as they were."""
-    _, model, params, ids, mask, kept = setting
+    config, _, params, ids, mask, kept = setting
+    model = Bert(config.model, *config.drop_layers, layerwise=True)
     other = keep_highest(jax.random.normal(jax.random.key(9), ids.shape), mask, kept.shape[1])
     assert (np.asarray(other) != np.asarray(kept)).any()
-    sets = (kept, other, kept)
+    sets = jnp.stack([kept, other, kept])
 
     @jax.jit
     def run(params):

@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from tests import helpers
 from tests.test_imports import FLOORS
 

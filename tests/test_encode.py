@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.data.tokenizer import Tokenized, Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import encode
@@ -35,8 +36,7 @@ def words_tokenizer(*texts):
             found.append(Tokenized(ids, np.array(spans, np.int32).reshape(-1, 2)))
         return found
 
-    special = {"pad": PAD, "unk": UNK, "cls": CLS, "sep": SEP, "mask": MASK}
-    return Tokenizer(tuple(vocab), special, np.ones(1, bool), None, encode_spans, None)
+    return Tokenizer(tuple(vocab), SpecialIds(PAD, UNK, CLS, SEP, MASK), np.ones(1, bool), None, encode_spans, None)
 
 
 def test_single_text_and_pair():

@@ -21,7 +21,7 @@ def test_the_formula_is_xlas_count_of_the_matrix_products(method):
     kept = {
         "full": None,
         "drop": (every := jnp.tile(jnp.arange(config.num_kept)[None], (2, 1))),
-        "random_ltd": (every, every),
+        "random_ltd": jnp.stack([every, every]),
     }[method]
 
     def forward(params):

@@ -33,8 +33,6 @@ TOLERATED = {
     ("finetune.pretrained", "interop.importing"),
     ("probing.models", "interop.convert"),
     ("probing.models", "interop.importing"),
-    ("tasks.scoring", "finetune.encode"),
-    ("train.run", "objective.masking"),
     ("train.run", "pretrain.model"),
 }
 

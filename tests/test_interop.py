@@ -192,10 +192,10 @@ def mlm_logits(run, ids, mask, segments):
 
 def fill_mask_prompt(run):
     """A text with a hidden word, and our five best ids for it."""
-    special, mask_piece = run.tokenizer.special, run.tokenizer.pieces[run.tokenizer.special["mask"]]
+    special, mask_piece = run.tokenizer.special, run.tokenizer.pieces[run.tokenizer.special.mask]
     prompt = f"The {mask_piece} of the United States"
     before, after = run.tokenizer.encode(prompt.split(" " + mask_piece))
-    ids = np.array([[special["cls"], *before, special["mask"], *after, special["sep"]]])
+    ids = np.array([[special.cls, *before, special.mask, *after, special.sep]])
     scores = mlm_logits(run, ids, ids >= 0, np.zeros_like(ids))[0, 1 + len(before)]
     return prompt, np.argsort(-np.asarray(scores), kind="stable")[:5]
 
@@ -207,13 +207,13 @@ def expectations(workdir, path):
     ids = run.tokenizer.encode(texts)
     special = run.tokenizer.special
     flat = list(itertools.chain.from_iterable(ids))
-    batch = np.full((4, 32), special["pad"])
+    batch = np.full((4, 32), special.pad)
     segments = np.zeros((4, 32), np.int64)
     heldout = Rows(run.config.data.rows, HELD_OUT).read(range(4))
     for row, length in enumerate((32, 25, 18, 9)):
-        batch[row, :length] = [*heldout[row, : length - 1], special["sep"]]
+        batch[row, :length] = [*heldout[row, : length - 1], special.sep]
         segments[row, length // 2 : length] = 1
-    mask = batch != special["pad"]
+    mask = batch != special.pad
     prompt, top5 = fill_mask_prompt(run)
     np.savez(
         path, lines=texts, line_ids=np.array(flat), line_lengths=[len(x) for x in ids], ids=batch, mask=mask,
@@ -365,7 +365,7 @@ def test_models_of_transformers_come_in(created, name, tmp_path):
     ids = run.tokenizer.encode((created / "lines.txt").read_text().splitlines())
     assert [len(line) for line in ids] == expected["line_lengths"].tolist()
     np.testing.assert_array_equal(np.concatenate(ids), expected["line_ids"])
-    assert run.tokenizer.special["pad"] == (0 if name == "minilm" else 3)
+    assert run.tokenizer.special.pad == (0 if name == "minilm" else 3)
 
     @jax.jit
     def network(ids, mask, segments):

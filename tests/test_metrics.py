@@ -51,6 +51,16 @@ def test_readers_take_the_last_of_two(tmp_path):
     assert read_metrics(tmp_path)[4]["x"] == 1
 
 
+def test_a_metric_of_another_name_then_is_one_curve_and_resuming_writes_it_by_todays(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(line(1) + line(2, "eval", **{"eval/drift_local": 0.5}))
+    assert read_metrics(tmp_path)[-1]["eval/cosine_local"] == 0.5
+    writer = Writer(tmp_path, 2)
+    writer.write(3, {"eval/loss": 1.0, "eval/cosine_local": 0.75})
+    writer.close()
+    assert [found.get("eval/cosine_local") for found in read_metrics(tmp_path)] == [None, 0.5, 0.75]
+    assert "drift" not in (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_damaged_lines_are_counted_and_the_others_read(tmp_path):
     path, lines = tmp_path / "metrics.jsonl", []
     damaged = [

@@ -18,6 +18,7 @@ from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
+from tests.helpers import candidates
 
 GOLDEN = Path(__file__).parent / "golden"
 FORWARD, LOGITS, TABLE = 2e-5, 1e-4, 1e-4  # relative tolerances of the recordings
@@ -154,7 +155,7 @@ def test_modelgarden_selection(mg, batch):
     config, _, arrays = mg
     ids, mask, _ = mg_inputs(arrays, batch)
     table = jnp.asarray(arrays[f"{batch}/importance_table"])
-    score = token_dropping.importance_scores(table, ids, mask, None, 0)
+    score = token_dropping.importance_scores(candidates(table, ids, mask))
     close(score, arrays[f"{batch}/token_importance"], 1e-7)
     kept = np.asarray(token_dropping.keep_highest(score, mask, config.num_kept))
     for row, (ours, theirs) in enumerate(zip(kept, arrays[f"{batch}/selected"], strict=True)):
@@ -166,7 +167,7 @@ def test_modelgarden_ties_go_to_the_lower_position_as_ours_do(mg, batch):
     _, _, arrays = mg
     ids, mask, _ = mg_inputs(arrays, batch)
     table, theirs = jnp.asarray(arrays[f"{batch}/importance_table"]), arrays[f"{batch}/selected"]
-    score = token_dropping.importance_scores(table, ids, mask, None, 0)
+    score = token_dropping.importance_scores(candidates(table, ids, mask))
     kept = token_dropping.keep_highest(score, mask, theirs.shape[1])
     np.testing.assert_array_equal(kept, np.sort(theirs, axis=1))
 
@@ -286,7 +287,7 @@ def test_modelgarden_trains_as_its_preset_does(mg):
     def loss_and_gradient(step, params, table_V):
         batch = {name: arrays[f"steps/{name}"][step] for name in MODELGARDEN_BATCH}
         ids, mask = jnp.asarray(batch["input_word_ids"]), jnp.asarray(batch["input_mask"], bool)
-        score = token_dropping.importance_scores(jnp.asarray(table_V), ids, mask, None, 0)
+        score = token_dropping.importance_scores(candidates(jnp.asarray(table_V), ids, mask))
         return modelgarden_loss_and_gradient(
             config, params, batch, np.asarray(token_dropping.keep_highest(score, mask, config.num_kept))
         )
@@ -435,7 +436,7 @@ def test_sctd_keeps_pads_before_words_and_we_do_not(sctd, batch):
     """Equally important positions on full rows (its ties fall otherwise), no pad before words (docs/method.md 9.2)."""
     config, _, arrays = sctd
     ids, mask = sctd_inputs(arrays, batch)
-    score = token_dropping.importance_scores(jnp.asarray(arrays[f"{batch}/importance_table"]), ids, mask, None, 0)
+    score = token_dropping.importance_scores(candidates(jnp.asarray(arrays[f"{batch}/importance_table"]), ids, mask))
     kept, theirs = np.asarray(token_dropping.keep_highest(score, mask, config.num_kept)), arrays[f"{batch}/selected"]
     for row in range(len(kept)):
         real = np.asarray(mask[row])
@@ -452,7 +453,7 @@ def test_sctd_drops_cls_of_short_rows_and_we_do_not(sctd):
     config, _, arrays = sctd
     ids, mask = sctd_inputs(arrays, "cls_dropped")
     assert (arrays["cls_dropped/selected"][1:] > 0).all()
-    score = token_dropping.importance_scores(jnp.asarray(arrays["cls_dropped/importance_table"]), ids, mask, None, 0)
+    score = token_dropping.importance_scores(candidates(jnp.asarray(arrays["cls_dropped/importance_table"]), ids, mask))
     assert (token_dropping.keep_highest(score, mask, config.num_kept)[:, 0] == 0).all()
 
 

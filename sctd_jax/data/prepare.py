@@ -317,7 +317,7 @@ def _write_rows(
     look: survey.Survey,
 ):  # fmt: skip
     ids = pieces.special
-    packers = {split: Packer(settings.seq_len, ids["cls"], ids["sep"], ids["pad"]) for split in (TRAIN, HELD_OUT)}
+    packers = {split: Packer(settings.seq_len, ids.cls, ids.sep, ids.pad) for split in (TRAIN, HELD_OUT)}
     writer = RowWriter(work, settings.seq_len)
     heldout_documents = tokens = 0
     letters = [unknown.Letters(look.letters.get(i, 0)) for i in range(len(look.counts.sources))]

@@ -15,6 +15,7 @@ import tokenizers
 from etils import epath
 from tokenizers import AddedToken
 
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable
 
 # Special pieces by role: BERT's names first, then RoBERTa's.
@@ -129,7 +130,7 @@ def check_sentencepiece(path: epath.Path, pieces: Sequence[str]) -> None:
     _check_role_names(path, around, pieces)
 
 
-def special_ids(pieces: Sequence[str], path: object) -> dict[str, int]:
+def special_ids(pieces: Sequence[str], path: object) -> SpecialIds:
     """Ids by role, found by the pieces' names."""
     ids, at = {}, {piece: i for i, piece in reversed(list(enumerate(pieces)))}
     for role, names in SPECIAL_PIECES.items():
@@ -137,7 +138,7 @@ def special_ids(pieces: Sequence[str], path: object) -> dict[str, int]:
         if not found:
             raise UserError(f"data.tokenizer {path}: no special piece {' or '.join(names)}")
         ids[role] = found[0]
-    return ids
+    return SpecialIds(**ids)
 
 
 def _class(path: epath.Path, around: Beside, supported: Sequence[str]) -> str | None:
@@ -295,7 +296,7 @@ def _declared(path: epath.Path, around: Beside) -> list[tuple[int | None, AddedT
 
 def _add_tokens(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside, is_bert: bool) -> None:
     pieces = list(inner.get_vocab(with_added_tokens=True))
-    roles = {pieces[i] for i in special_ids(pieces, path).values()}
+    roles = {pieces[i] for i in special_ids(pieces, path)}
     declared = _declared(path, around)
     tokens = [pair for pair in declared if str(pair[1]) not in roles]
     held = {str(token) for token in inner.get_added_tokens_decoder().values()}
@@ -322,7 +323,7 @@ def _check_role_names(path: epath.Path, around: Beside, pieces: Sequence[str]) -
     """Refuse a file that gives a role to another piece: roles are found by name, and it would be passed over."""
     ids = special_ids(pieces, path)
     for name, fields in ((_OPTIONS, around.options), (_ROLES, around.roles)):
-        for role, i in ids.items():
+        for role, i in ids._asdict().items():
             found = fields.get(f"{role}_token")
             found = found.get("content") if isinstance(found, dict) else found
             if found not in (None, pieces[i]):

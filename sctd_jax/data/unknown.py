@@ -49,7 +49,7 @@ def unknown_letters(pieces: Tokenizer, texts: Sequence[str], ids: Sequence[np.nd
       texts: any texts.
       ids: result of `pieces.encode(texts)`.
     """
-    expected = [int((piece_ids == pieces.special["unk"]).sum()) for piece_ids in ids]
+    expected = [int((piece_ids == pieces.special.unk).sum()) for piece_ids in ids]
     found = [Counter() for _ in texts]
     left = [i for i, count in enumerate(expected) if count]
     for longest in (_PART, sys.maxsize):
@@ -90,7 +90,7 @@ def _parts(text: str, longest: int) -> Iterator[str]:
 
 def _within_unknown(pieces: Tokenizer, words: list[str]) -> dict[str, tuple[int, str]]:
     """(number of [UNK], the letters within) of the words that have any."""
-    unk = pieces.special["unk"]
+    unk = pieces.special.unk
     odd = [word for word, ids in zip(words, pieces.encode(words), strict=True) if (ids == unk).any()]
     found = {}
     for word, (ids, spans) in zip(odd, pieces.encode_spans(odd), strict=True):

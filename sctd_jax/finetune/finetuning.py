@@ -18,7 +18,7 @@ from sctd_jax.config import Config
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches, report
 from sctd_jax.finetune.config import FinetuneConfig, check_length, run_config
-from sctd_jax.finetune.encode import Feature, encode
+from sctd_jax.finetune.encode import Feature, by_example, encode
 from sctd_jax.finetune.finetuned import HIGHEST_SCORE
 from sctd_jax.finetune.pretrained import Pretrained, open_pretrained
 from sctd_jax.finetune.step import (
@@ -34,9 +34,9 @@ from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, foll
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.tasks import scoring, submission
-from sctd_jax.tasks.examples import Example
-from sctd_jax.tasks.reading import FileSettings, TaskData, open_task
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.examples import Example, FileSettings
+from sctd_jax.tasks.splits import TaskData, open_task
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import Track, ignore, read_metrics
 from sctd_jax.train.state import TrainState
@@ -147,7 +147,7 @@ def finetune(
         if hosts.is_first():
             for split, found in predictions.items():
                 folder = workdir / "predictions"
-                submission.write(settings.task, split, splits[split].examples, found, folder, data.labels)
+                submission.write(TASKS[settings.task], split, splits[split].examples, found, folder, data.labels)
             reached = {
                 "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate,
                 "seed": settings.seed, "step": int(state.step), "seconds": read_metrics(workdir)[-1]["seconds"],
@@ -160,18 +160,14 @@ def finetune(
 
 
 def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: Callable[[str], None]) -> Prepared:
-    """Check and read all that a fine-tuning needs, each check before the longer work that follows it.
-
-    Raises:
-      UserError: as `finetune`.
-    """
+    """Check and read all that a fine-tuning needs, each check before the longer work that follows it."""
     settings = followed(workdir, settings, log)
     task = TASKS[settings.task]
     pretrained = open_pretrained(settings.init, recipe, log)
     check_length(settings, pretrained.config.model)
     # Its own seed: what is held out of a single file must not depend on that of the training.
     files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
-    data = open_task(settings.task, settings.data_dir, files)
+    data = open_task(task, settings.data_dir, files)
     for note in data.notes:
         log(note)
     per_epoch = -(-len(data.train) // settings.batch_size)
@@ -214,7 +210,7 @@ def _put(made: Prepared, features: list[Feature], group: batches.Group) -> batch
     mine = meshes.host_rows(mesh, count)
     weights = (np.arange(count) < group.count)[mine]
     members = [features[i] for i in group.members[mine]]
-    host_batch = batches.assemble(members, weights, group.length, made.pretrained.tokenizer.special["pad"])
+    host_batch = batches.assemble(members, weights, group.length, made.pretrained.tokenizer.special.pad)
     return jax.tree.map(lambda rows: meshes.put_batch(mesh, count, rows), host_batch)
 
 
@@ -230,15 +226,16 @@ def _predict(made: Prepared, state: TrainState, splits: dict[str, Split]) -> dic
                 found[int(i)] = row[: features[i].length] if made.shape.head == "span" else row
         return [found[i] for i in range(len(features))]
 
+    task = TASKS[made.settings.task]
     return {
-        split: scoring.predict(made.settings.task, part.examples, part.features, outputs(part.features))
+        split: scoring.predict(task, part.examples, by_example(task.head, part.features, outputs(part.features)))
         for split, part in splits.items()
     }
 
 
 def _measure(made: Prepared, predictions: dict[str, list]) -> dict[str, float]:
     """The task's metrics from the predictions of its dev splits."""
-    name, dev = made.settings.task, made.dev
+    task, dev = TASKS[made.settings.task], made.dev
     return scoring.summarize(
-        name, {split: scoring.measure(name, part.examples, predictions[split]) for split, part in dev.items()}
+        task, {split: scoring.measure(task, part.examples, predictions[split]) for split, part in dev.items()}
     )

@@ -17,10 +17,10 @@ from sctd_jax.model.attention import attention_options
 from sctd_jax.model.flops import layer_flops
 from sctd_jax.model.heads import SPANS, TaskBert
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.tasks.tasks import Task
+from sctd_jax.tasks.task import Task
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState, first_state
-from sctd_jax.train.step import Metrics, accumulate, compile_step, state_shape, update
+from sctd_jax.train.step import Metrics, accumulate, compile_ahead, state_shape, update
 
 _DROPOUT = 0  # the random stream of a step; the others are pretraining's
 
@@ -113,7 +113,7 @@ def compile_programs(config: Config, shape: Shape, mesh: Mesh, lengths: Sequence
             array(jnp.int32, *text), array(jnp.bool_, *text), array(jnp.int32, *text), array(jnp.int32, spans, 2),
             array(jnp.float32), array(jnp.int32, 2), array(jnp.float32),
         )  # fmt: skip
-        programs[program_name(length)] = compile_step(make_train_step(one, shape, mesh), state, batch, mesh)
+        programs[program_name(length)] = compile_ahead(make_train_step(one, shape, mesh), state, batch, mesh)
     return programs
 
 

@@ -8,15 +8,13 @@ from typing import Any
 from etils import epath
 
 from sctd_jax import stored
-from sctd_jax.config import Config, fill, require
+from sctd_jax.config import Config, fill, rerun_fields
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune.config import FinetuneConfig
-from sctd_jax.tasks.tasks import TASKS
 from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check, claim, differences, follow, same_config
 
-# What a rerun may change without being another run.
-_MAY_CHANGE = ("init", "data_dir", "accumulation", "keep_checkpoints", "log_every", "mesh")
+_MAY_CHANGE = rerun_fields(FinetuneConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +22,12 @@ class Origin:
     """What a fine-tuning was made from, as `task.json` keeps it beside the settings."""
 
     labels: tuple[str, ...]
-    data_sha256: str  # of the labelled examples
-    init_identity: str  # of the parameters that it starts from
+    data_sha256: str  # digest of the labelled examples
+    init_identity: str  # changes with the parameters that it starts from
 
 
 def check_workdir(workdir: epath.Path, settings: FinetuneConfig, config: Config, origin: Origin) -> None:
-    """Check before any long work that `workdir` is new or this fine-tuning's.
-
-    Raises:
-      UserError: it belongs to another one or to something else, or cannot be written.
-    """
+    """Check before any long work that `workdir` is new or this fine-tuning's."""
 
     def same_run():
         if not (workdir / TASK_FILE).exists():
@@ -54,14 +48,11 @@ def check_task(
     """Check that a workdir's fine-tuning is this one, but for what a rerun may change.
 
     Args:
-      workdir: of a fine-tuning.
-      settings: of this one.
-      origin: of this one.
+      workdir: folder of a fine-tuning.
+      settings: this one's.
+      origin: this one's.
       but_for: more settings that may be others.
       same_start: whether it must have started from the same parameters.
-
-    Raises:
-      UserError: it is another one, or damaged.
     """
     theirs = read_task(workdir)
     if other := differences(theirs, dataclasses.asdict(settings), (*_MAY_CHANGE, *but_for)):
@@ -79,11 +70,8 @@ def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: Non
     """`task.json`: the settings and the origin, as this code has them.
 
     Args:
-      workdir: of a fine-tuning.
-      log: told of what earlier code had otherwise.
-
-    Raises:
-      UserError: it is damaged or a newer version's.
+      workdir: folder of a fine-tuning.
+      log: receives what earlier code had otherwise.
     """
     found = stored.read(workdir / TASK_FILE, stored.TASK)
     for note in found.notes:
@@ -92,7 +80,6 @@ def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: Non
     labels, *texts = origin.values()
     try:
         settings = fill("config", FinetuneConfig, found.values)
-        require(settings.task in TASKS, "task", f"must be one of {', '.join(TASKS)}; found {settings.task!r}")
         listed = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
         if not listed or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{', '.join(origin)} must be names and two texts, found {origin}")
@@ -102,11 +89,7 @@ def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: Non
 
 
 def followed(workdir: epath.Path, settings: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConfig:
-    """The settings with which a workdir is gone on with: those that its run began without stay as they were then.
-
-    Raises:
-      UserError: `task.json` is damaged or a newer version's.
-    """
+    """The settings with which a workdir is gone on with: those that its run began without stay as they were then."""
     mine = dataclasses.asdict(settings)
     return fill("config", FinetuneConfig, follow(workdir / TASK_FILE, mine, stored.TASK, _MAY_CHANGE, log))
 
@@ -118,11 +101,7 @@ def claim_workdir(
     origin: Origin,
     tokenizer_file: epath.Path,
 ) -> None:
-    """Make `workdir` this fine-tuning's: tokenizer, task, command and config.
-
-    Raises:
-      UserError: it cannot be written, or another host does not see it.
-    """
+    """Make `workdir` this fine-tuning's: tokenizer, task, command and config."""
 
     def files():
         new = not (workdir / CONFIG_FILE).exists()

@@ -4,12 +4,13 @@ Shapes: B batch, N sequence length, P predicted positions, V vocabulary. Everyth
 (key, global row), so masks do not depend on the mesh, the number of hosts or microbatches, or a restart.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from sctd_jax.data.special import SpecialIds
 
 # A pass takes the words up to one that does not fit. BERT goes on until none does; in 7,000 rows of words of 1.4 to 50
 # pieces on average, 8 passes gave the same predictions in every row.
@@ -26,32 +27,6 @@ class MaskedBatch:
     targets_BP: jax.Array  # true ids
     weights_BP: jax.Array  # f32: 1 at predictions, 0 at empty slots
     mask_id: int = struct.field(pytree_node=False)  # id of [MASK] in `input_ids_BN`
-
-
-@dataclasses.dataclass(frozen=True)
-class SpecialIds:
-    """Vocabulary ids that masking and dropping treat apart."""
-
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
-
-    @property
-    def never_drop(self) -> tuple[int, ...]:
-        """Ids that importance always keeps (docs/method.md 2)."""
-        return (self.cls, self.sep, self.mask, self.unk)
-
-    @property
-    def frozen(self) -> tuple[int, ...]:
-        """Ids whose importance never moves."""
-        return (*self.never_drop, self.pad)
-
-    @property
-    def unmaskable(self) -> tuple[int, ...]:
-        """Ids that are no prediction target; [UNK] stands for a word and is one."""
-        return (self.pad, self.cls, self.sep, self.mask)
 
 
 def row_keys(key: jax.Array, rows_B: jax.Array) -> jax.Array:

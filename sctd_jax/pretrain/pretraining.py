@@ -14,6 +14,7 @@ from sctd_jax.data.loader import Loader
 from sctd_jax.data.rows import METADATA_FILE, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.model import attention
+from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import report
@@ -102,6 +103,7 @@ def train_and_evaluate(
 def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tuple[Config, Mesh, Data]:
     """Config, mesh and rows of a run, each check before the longer work that follows it."""
     config = followed(workdir, config, log)
+    check_selector(config.dropping.selector)
     mesh = meshes.make_mesh(config)
     attention.choose(config, attention.platform_of(mesh.devices.flat[0]))  # an impossible one ends the run here
     check_workdir(workdir, config)
@@ -117,11 +119,7 @@ def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tu
 def evaluate_workdir(
     config: Config, workdir: str | os.PathLike, log: Callable[[str], None] = print
 ) -> dict[str, float]:
-    """Held-out metrics of a workdir's newest checkpoint.
-
-    Raises:
-      UserError: there is none, or the workdir is another config's.
-    """
+    """Held-out metrics of a workdir's newest checkpoint."""
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
     with storage.reaching(workdir):
         there = (workdir / CHECKPOINTS).is_dir()

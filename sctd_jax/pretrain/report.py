@@ -54,7 +54,7 @@ def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> li
         kept = f"{counts} of {config.data.seq_len} in {layers}, selector {config.selector}"
         rows.append(("kept tokens", kept))
     rows.append(("FLOPs", f"{mean_step_flops(config):.3g} a step, {ratio:.2f} of plain full-token BERT"))
-    lines = trainer.start_table(mesh, rows)
+    lines = trainer.start_lines(mesh, rows)
     if not config.data.input and not config.data.rows:
         lines.append(
             "note: this is the embedded trial corpus (US State of the Union addresses, 12 MB), enough to try the "
@@ -117,7 +117,7 @@ def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
     if "eval/drop_loss" in metrics:
         lines.append(
             f"  drop pass {metrics['eval/drop_loss']:.3f}, [CLS] cosine of full and drop pass "
-            f"{metrics['eval/drift_local']:.3f} (last layer but one) {metrics['eval/drift_global']:.3f} (last)"
+            f"{metrics['eval/cosine_local']:.3f} (last layer but one) {metrics['eval/cosine_global']:.3f} (last)"
         )
     return lines
 
@@ -159,10 +159,10 @@ def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: in
     """Lines that warn of what another length or learning rate changes at once, where a run goes on.
 
     Args:
-      config: that the run goes on with.
-      before: that it had.
-      workdir: of the run.
-      step: updates that it has done, at least one.
+      config: the one that the run goes on with.
+      before: the one that it had.
+      workdir: folder of the run.
+      step: updates that the run has done, at least one.
     """
     if step == config.train.steps:
         return []

@@ -5,25 +5,26 @@ A reader meets, in order: masking -> encoder (-> token_dropping) -> losses -> up
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.model import token_dropping
 from sctd_jax.model.attention import platform_of, settled
-from sctd_jax.model.bert import Bert, Kept
+from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import MaskedBatch, SpecialIds, mask_tokens, row_keys
+from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
 from sctd_jax.pretrain.model import initial_state, make_model
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState
-from sctd_jax.train.step import Metrics, accumulate, compile_step, state_shape, update
+from sctd_jax.train.step import Metrics, accumulate, compile_ahead, state_shape, update
 
 Variant = Literal["full", "drop", "consistency"]
-_ORDER = ("full", "drop", "consistency")
+_ORDER = get_args(Variant)
 
 # Independent random streams of a step.
 _MASKING, _DROPOUT, _SELECTION = range(3)
@@ -68,11 +69,11 @@ def make_train_step(
     """The step (state, tokens_BN) -> (state, metrics) of one variant; pure, for the caller to jit.
 
     Args:
-      config: of the run.
+      config: the run's.
       special: special ids of the tokenizer.
       variant: which passes and which loss (docs/method.md 5).
       word_start_V: bool[V] for whole-word masking, or None.
-      mesh: that it will run on; decides how attention is computed (`make_model`).
+      mesh: devices that will run it; they decide how attention is computed (`make_model`).
     """
     model, optimizer = make_model(config, mesh), make_optimizer(config.optimizer)
 
@@ -130,7 +131,7 @@ def compile_train_step(
     state = state_shape(lambda: initial_state(config, special), mesh)
     tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), jnp.int32)
     step_fn = make_train_step(config, special, variant, word_start_V, mesh)
-    return compile_step(step_fn, state, tokens, mesh, options)
+    return compile_ahead(step_fn, state, tokens, mesh, options)
 
 
 def compile_programs(
@@ -162,26 +163,38 @@ def mask_batch(
     )
 
 
-def select(config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array) -> Kept:
-    """Positions i32[B, K] that dropping keeps, by the config's selector on the masked input.
+def select(
+    config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array, state_BND: jax.Array
+) -> jax.Array:
+    """Positions i32[B, K] that dropping keeps, by the config's selector; no gradient flows through the choice.
 
-    For random-LTD one such array for each dropping layer, drawn by itself.
+    For random-LTD i32[S, B, K]: each dropping layer draws its own.
+
+    Args:
+      config: at the step.
+      importance_V: importance table.
+      batch: masked rows.
+      keys_B: a key per row, for selectors that draw.
+      state_BND: output of `Encoder.prefix`, the tokens' state where dropping begins.
     """
     selector = token_dropping.SELECTORS[config.selector]
     # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
     # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
     importance_V = importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
 
+    state_BND = jax.lax.stop_gradient(state_BND)
+
     def positions(keys_B):
-        score_BN = selector(importance_V, batch.input_ids_BN, batch.mask_BN, keys_B, config.num_top)
-        return token_dropping.keep_highest(score_BN, batch.mask_BN, config.num_kept)
+        tokens = token_dropping.Candidates(
+            importance_V, batch.input_ids_BN, batch.mask_BN, state_BND, keys_B, config.num_top
+        )
+        return token_dropping.keep_highest(selector(tokens), batch.mask_BN, config.num_kept)
 
     if config.dropping.method != "random_ltd":
         return positions(keys_B)
     first, last = config.drop_layers
-    return tuple(
-        positions(jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B)) for i in range(first, last + 1)
-    )
+    draws = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B) for i in range(first, last + 1)]
+    return jnp.stack([positions(draw_B) for draw_B in draws])
 
 
 def loss_rows(batch: MaskedBatch) -> jax.Array:
@@ -209,9 +222,9 @@ def forward_sums(
     """Loss sums of one (micro)batch, and the MLM loss [B, P] that moves the importance table.
 
     Args:
-      config: of the run.
-      model: from `make_model(config)`.
-      params: of the model.
+      config: the run's.
+      model: result of `make_model(config)`.
+      params: the model's.
       importance_V: scores the tokens; no gradient flows into it.
       batch: masked rows.
       variant: full, drop or consistency.
@@ -220,7 +233,6 @@ def forward_sums(
     """
     rows_BR = loss_rows(batch)
     all_rows = needs_all_rows(config, variant)
-    kept_BK = None if variant == "full" else select(config, importance_V, batch, selection_keys_B)
 
     def network(bert: Bert):
         encoder, deterministic = bert.encoder, dropout_key is None
@@ -237,14 +249,16 @@ def forward_sums(
             loss_BP = losses.cross_entropy(bert.mlm_logits(predicted), batch.targets_BP)
             return loss_BP, states[-2:]
 
-        x_BND = prefix()
+        x_BND, kept_BK = prefix(), None
+        if variant != "full":  # by the state of the pass that drops, where a consistency step has two prefixes
+            kept_BK = select(config, importance_V, batch, selection_keys_B, x_BND)
         trained = branch(x_BND, kept_BK)
         if variant != "consistency":
-            return trained, None
-        return trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
+            return kept_BK, trained, None
+        return kept_BK, trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
 
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    (loss_BP, drop_states), full_pass = model.apply({"params": params}, rngs=rngs, method=network)
+    kept_BK, (loss_BP, drop_states), full_pass = model.apply({"params": params}, rngs=rngs, method=network)
     zero = jnp.zeros(())
     sums = losses.Sums(jnp.sum(loss_BP * batch.weights_BP), zero, zero, zero)
     if full_pass is not None:

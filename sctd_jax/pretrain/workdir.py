@@ -31,11 +31,7 @@ def followed(workdir: epath.Path, config: Config, log: Callable[[str], None]) ->
 
 
 def check_workdir(workdir: epath.Path, config: Config) -> None:
-    """Check before any long work that `workdir` is new or this config's.
-
-    Raises:
-      UserError: it belongs to another config, to an imported model or to something else, or cannot be written.
-    """
+    """Check before any long work that `workdir` is new or this config's."""
 
     def same_run():
         if (workdir / TASK_FILE).exists():
@@ -52,11 +48,7 @@ def check_workdir(workdir: epath.Path, config: Config) -> None:
 
 
 def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
-    """Check that rows can be read, and that the steps in `workdir` were trained on these.
-
-    Raises:
-      UserError: they cannot, or the steps were trained on others.
-    """
+    """Check that rows can be read, and that the steps in `workdir` were trained on these."""
     mine = fingerprint(rows)
     if not (workdir / CONFIG_FILE).exists():
         return
@@ -72,11 +64,7 @@ def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
 
 
 def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path, log: Callable[[str], None] = say) -> None:
-    """Make `workdir` this run's: tokenizer, metadata and fingerprint of its rows, command and config.
-
-    Raises:
-      UserError: it cannot be written, or another host does not see it.
-    """
+    """Make `workdir` this run's: tokenizer, metadata and fingerprint of its rows, command and config."""
 
     def files():
         new = not (workdir / CONFIG_FILE).exists()

@@ -14,7 +14,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from sctd_jax import storage
+from sctd_jax import storage, stored
 from sctd_jax.errors import UserError, say, shown
 
 METRICS_FILE = "metrics.jsonl"
@@ -112,11 +112,8 @@ def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -
     """Lines of a run's metrics file, by step; of a step that was trained twice the last ones.
 
     Args:
-      workdir: of the run.
-      log: told how many lines are damaged and left out, but for a last one that a kill cut short.
-
-    Raises:
-      UserError: the file cannot be read.
+      workdir: folder of the run.
+      log: receives how many lines are damaged and left out, but for a last one that a kill cut short.
     """
     with storage.reaching(workdir):
         lines, damaged = _read(workdir / METRICS_FILE)
@@ -126,7 +123,7 @@ def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -
 
 
 def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines as they stand there, and how many are damaged."""
+    """The lines as they stand there, by today's names, and how many are damaged."""
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -145,7 +142,7 @@ def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, KeyError, RecursionError):
             damaged += bool(text) and raw is not last
         else:
-            lines.append(line)
+            lines.append({stored.METRICS.get(name, name): value for name, value in line.items()})
     return lines, damaged
 
 

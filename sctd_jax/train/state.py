@@ -18,7 +18,7 @@ class TrainState:
     params: Any
     opt_state: Any
     importance_V: jax.Array | None  # f32, never trained by gradient; None in fine-tuning
-    key: jax.Array  # of the run; every random number is a fold_in of it
+    key: jax.Array  # the run's; every random number is a fold_in of it
     skipped: jax.Array  # i32: steps left out because the loss or a gradient was not finite
 
 

@@ -20,7 +20,7 @@ def accumulate(loss_fn: Callable, params: Any, batch: Any, microbatches: int):
 
     Args:
       loss_fn: (params, microbatch, its row numbers, its number) -> (loss, sums), by the whole batch's denominator.
-      params: of the model.
+      params: the model's.
       batch: tree of arrays whose first axis is rows.
       microbatches: how many; they divide the rows.
     """
@@ -84,7 +84,7 @@ def state_shape(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
     return shard(mesh, jax.eval_shape(init))
 
 
-def compile_step(
+def compile_ahead(
     step_fn: Callable, state: TrainState, batch: Any, mesh: Mesh, options: dict[str, str] | None = None
 ) -> jax.stages.Compiled:
     """`step_fn` as an executable `(state, batch) -> (state, metrics)`; the state is donated.
@@ -96,9 +96,10 @@ def compile_step(
       mesh: devices that run it.
       options: the compiler's own, by name.
     """
-    sharding = meshes.batch_sharding(mesh)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch)
-    return meshes.jit_train_step(mesh, step_fn, state).lower(state, batch).compile(options)
+    layout = meshes.shardings(state)
+    inputs, outputs = (layout, meshes.batch_sharding(mesh)), (layout, meshes.replicated(mesh))
+    jitted = jax.jit(step_fn, in_shardings=inputs, out_shardings=outputs, donate_argnums=0)
+    return jitted.lower(state, batch).compile(options)
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:

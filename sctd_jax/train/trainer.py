@@ -39,7 +39,7 @@ class Job:
     cost: Callable[[int], tuple[int, float]]  # step -> its tokens and FLOPs
     evaluate: Callable[[TrainState], dict[str, float]]
     evaluation_lines: Callable[[int, dict[str, float]], list[str]]
-    advice: str  # to a person whose run diverged
+    advice: str  # what a person should do whose run diverged
     start: Callable[[TrainState], TrainState] = lambda state: state  # the first state with parameters trained before
     best: Best = LOWEST_LOSS  # which checkpoint is kept beside the last ones
     blank: Callable[[Mapping[str, float]], str] = lambda metrics: ""  # why a step had no prediction, '' if it had
@@ -72,9 +72,6 @@ def fit(job: Job, workdir: epath.Path, check: Callable[[], None], log: Callable[
       workdir: held by this process.
       check: raises where the workdir is no longer this process's.
       log: receives the lines.
-
-    Raises:
-      UserError: as `train`, and no checkpoint can be read, or the workdir has trained more steps.
     """
     with closing(Checkpoints(workdir, job.config.keep_checkpoints, best=job.best, check=check)) as checkpoints:
         layout = state_shape(job.init, job.mesh)
@@ -110,7 +107,6 @@ def train(
 
     Raises:
       DivergedError: `train.max_bad_steps` steps in a row were not finite, or not one step of the run was.
-      UserError: none of the first steps had a prediction.
       TryAgainError: another process or the storage failed.
     """
     config, start, steps = job.config, int(state.step), job.config.steps
@@ -184,7 +180,7 @@ def train(
         writer.close()
 
 
-def start_table(mesh: Mesh, rows: Sequence[tuple[str, str]]) -> list[str]:
+def start_lines(mesh: Mesh, rows: Sequence[tuple[str, str]]) -> list[str]:
     """Lines that say what is about to run: the devices, then a job's own rows of name and text."""
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} host(s)"
     return [f"{name:>12}  {text}" for name, text in (("devices", devices), ("mesh", meshes.describe(mesh)), *rows)]

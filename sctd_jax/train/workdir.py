@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from sctd_jax import lease, storage, stored
-from sctd_jax.config import Config, fill, from_dict
+from sctd_jax.config import Config, fill, from_dict, rerun_fields
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE
 from sctd_jax.errors import UserError, printable
@@ -26,28 +26,19 @@ from sctd_jax.train.metrics import METRICS_FILE
 CONFIG_FILE, COMMAND_FILE, CHECKPOINTS = "config.json", "command.txt", "checkpoints"
 TASK_FILE = "task.json"  # what a fine-tuned model has besides
 ROWS_FILE = "rows.json"  # the fingerprint of the rows
-# What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
-# learning rate, and what a run started from may have been moved since.
-MAY_CHANGE = {
-    "train.steps", "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.max_bad_steps", "train.accumulation",
-    "train.consistency_accumulation", "optimizer.learning_rate",
-    "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
-    "data.documents", "data.allow_unknown", "mesh.data", "mesh.fsdp", "mesh.tensor",
-    "train.init",
-    "model.attention", "model.remat",
+# By `claim`, before there is a config.
+_LEFT_BY_A_KILL = {
+    tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, CHECKPOINTS, ROWS_FILE,
+    lease.LEASE_FILE,
 }  # fmt: skip
+MAY_CHANGE = rerun_fields(Config)
 
 _said: set[str] = set()  # notes on old configs
 
 
 @contextlib.contextmanager
 def held(workdir: epath.Path, what: str, log: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """The first host keeps other runs out of `workdir`; gives what raises where another one has taken it over.
-
-    Raises:
-      UserError: another process is at work there.
-    """
+    """The first host keeps other runs out of `workdir`; gives what raises where another one has taken it over."""
     if not hosts.is_first():
         yield lambda: None
         return
@@ -56,30 +47,18 @@ def held(workdir: epath.Path, what: str, log: Callable[[str], None]) -> Iterator
 
 
 def check(workdir: epath.Path, same_run: Callable[[], None]) -> None:
-    """Check before any long work that `workdir` is new, or one of which `same_run` finds nothing to say.
-
-    Raises:
-      UserError: something else is in it, it cannot be written, or what `same_run` raises.
-    """
+    """Check before any long work that `workdir` is new, or one of which `same_run` finds nothing to say."""
     try:
         with storage.reaching(workdir):
             if (workdir / CONFIG_FILE).exists():
                 same_run()
                 return
-            if workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
+            there = [path.name for path in workdir.iterdir()] if workdir.exists() else []
+            if any(name not in _LEFT_BY_A_KILL and not name.startswith(".claim-") for name in there):
                 raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
             workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
-
-
-def _ours(path: epath.Path) -> bool:
-    """What a kill inside `claim_workdir` can leave."""
-    names = (
-        tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, CHECKPOINTS,
-        ROWS_FILE, lease.LEASE_FILE,
-    )  # fmt: skip
-    return path.name in names or path.name.startswith(".claim-")
 
 
 def has_checkpoints(workdir: epath.Path) -> bool:
@@ -94,11 +73,7 @@ def is_trained(workdir: epath.Path) -> bool:
 
 
 def check_metadata(workdir: epath.Path) -> None:
-    """Check that nothing but an imported model has no `prepared.json`.
-
-    Raises:
-      UserError: the file is missing.
-    """
+    """Check that nothing but an imported model has no `prepared.json`."""
     if not (workdir / METADATA_FILE).is_file() and is_trained(workdir):
         raise UserError(f"{workdir / METADATA_FILE} is missing, which says what rows this run is trained on: copy it "
                         "from the folder of the rows")  # fmt: skip
@@ -108,12 +83,9 @@ def claim(workdir: epath.Path, config: Config, files: Callable[[], Iterable[tupl
     """Write files, command and config, the last one last: it says that the workdir is a run's.
 
     Args:
-      workdir: of the run.
-      config: of the run.
-      files: name and content of each; asked for in the first process, which writes.
-
-    Raises:
-      UserError: it cannot be written, or another host does not see it.
+      workdir: folder of the run.
+      config: the run's, written as `config.json`.
+      files: gives name and content of each; called in the first process alone, which writes.
     """
 
     def write_all():
@@ -157,11 +129,8 @@ def read_config(workdir: epath.Path, log: Callable[[str], None] = lambda line: N
     """The config of a run, as this code has it.
 
     Args:
-      workdir: of the run.
-      log: told of what earlier code had otherwise.
-
-    Raises:
-      UserError: not a run's workdir, or its config is damaged or a newer version's.
+      workdir: folder of the run.
+      log: receives what earlier code had otherwise.
     """
     path = workdir / CONFIG_FILE
     with storage.reaching(workdir):
@@ -191,12 +160,9 @@ def follow(
     Args:
       path: `config.json` or `task.json` of the workdir.
       mine: the recipe's fields, by sections where they have them.
-      changes: of that file's fields.
+      changes: what has become of that file's fields.
       may_change: fields that a rerun may have otherwise.
-      log: told of what earlier code had otherwise.
-
-    Raises:
-      UserError: the file is damaged or a newer version's.
+      log: receives what earlier code had otherwise.
     """
     with storage.reaching(path.parent):
         there = path.is_file() and path.with_name(CONFIG_FILE).is_file()
@@ -219,11 +185,7 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any], may_change: Co
 
 
 def same_config(workdir: epath.Path, mine: dict) -> None:
-    """Check that a workdir's config is this one, but for what a rerun may change.
-
-    Raises:
-      UserError: it is another one, or damaged.
-    """
+    """Check that a workdir's config is this one, but for what a rerun may change."""
     path = workdir / CONFIG_FILE
     try:
         theirs = dataclasses.asdict(fill("config", Config, stored.read(path, stored.CONFIG).values))
