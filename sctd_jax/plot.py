@@ -114,7 +114,7 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
     Args:
       workdirs: folders of pretraining runs, or of fine-tunings; not of both.
       out: the PNG.
-      ymax: where the loss axis ends; inf shows all; None ends it as `y_range` says.
+      ymax: end of the loss axis; inf shows all; None ends it as `y_range` says.
 
     Returns:
       Lines that say what lies above the picture.

@@ -21,11 +21,11 @@ class Row(NamedTuple):
     """n tokens of one sequence."""
 
     ids: np.ndarray  # i32[n]
-    second: int  # where segment 1 begins; n for a single text
+    second: int  # position at which segment 1 begins; n for a single text
 
 
 class Passage(NamedTuple):
-    """What a window shows of SQuAD's passage, as in `squad.Window`."""
+    """Part of SQuAD's passage that a window shows, as in `squad.Window`."""
 
     spans: np.ndarray  # i32[n, 2], characters of each token in the passage; (-1, -1) outside of it
     best: np.ndarray  # bool[n], whether no other window gives the token more context
@@ -33,10 +33,10 @@ class Passage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Feature:
-    """What the network sees of an example at once. SQuAD has one for each window of the passage."""
+    """Rows of an example that the network sees at once. SQuAD has one for each window of the passage."""
 
-    example: int  # its number
-    rows: tuple[Row, ...]  # one; in multiple choice one for each choice
+    example: int  # number of the example
+    rows: tuple[Row, ...]  # one row; in multiple choice one for each choice
     label: float = 0.0  # class, number of the right choice, or score
     marked: tuple[tuple[int, int], ...] = ()  # first and last token of each marked span
     answer: tuple[int, int] = (0, 0)  # first and last token; [CLS] if it is not in this window
@@ -62,7 +62,7 @@ def encode(
 
     Args:
       tokenizer: the model's.
-      examples: those of one task, each with as many choices as the others.
+      examples: examples of one task, each with as many choices as the others.
       head: the task's.
       max_length: N, the most tokens of a row.
       say: receives a line for each kind of loss, with its count: what is cut off, without a token or unknown.
@@ -176,7 +176,7 @@ def _windows(
 
 
 def by_example(head: str, features: Sequence[Feature], logits: Sequence[np.ndarray]) -> list[Any]:
-    """What `scoring.predict` takes, from the logits of each feature; in span tasks f32[n, 2] for each of its tokens."""
+    """Outputs for `scoring.predict` from the logits of each feature; in span tasks f32[n, 2] for each of its tokens."""
     if head != "span":
         return list(logits)
     pairs = itertools.groupby(zip(features, logits, strict=True), key=lambda pair: pair[0].example)

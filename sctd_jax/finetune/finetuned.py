@@ -25,7 +25,7 @@ HIGHEST_SCORE = Best("eval/score", "max")
 
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
-    """What export and a fine-tuning that starts from another one need."""
+    """Fine-tuned model as export, and a fine-tuning that starts from it, need it."""
 
     config: Config
     task: dict[str, Any]  # `task.json`
@@ -40,13 +40,10 @@ def load_finetuned(
     """Read a workdir.
 
     Args:
-      workdir: of a fine-tuning.
-      step: of the checkpoint; None for the best one by the task's metric.
+      workdir: folder of a fine-tuning.
+      step: checkpoint to load; None for the best one by the task's metric.
       log: told of damaged checkpoints.
-      mesh: that its state shall be on; None for the first device.
-
-    Raises:
-      UserError: no such checkpoint.
+      mesh: mesh to place the state on; None for the first device.
     """
     task, config = read_task(workdir, log), read_config(workdir, log)
     mesh = mesh or one_device()

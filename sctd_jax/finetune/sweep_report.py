@@ -1,4 +1,4 @@
-"""What a sweep found, as JSON, markdown and a picture."""
+"""Results of a sweep as JSON, markdown and a picture."""
 
 import io
 import itertools
@@ -22,7 +22,7 @@ _BENCHMARKS = {"glue": "GLUE", "superglue": "SuperGLUE"}
 
 
 def summarize(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each checkpoint and task, the learning rate with the highest median score over its seeds.
+    """Learning rate with the highest median score over its seeds, for each checkpoint and task.
 
     Returns:
       Rows with `checkpoint`, `task`, `learning_rate`, `median`, `lowest`, `highest`, `seeds` (how many), `rates`: the

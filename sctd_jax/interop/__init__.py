@@ -1,1 +1,1 @@
-"""To and from other libraries' checkpoints."""
+"""Conversion to and from other libraries' checkpoints."""

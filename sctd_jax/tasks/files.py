@@ -22,7 +22,7 @@ _Rows = Iterable[tuple[int, list[str]]]  # (number of its first line, values) of
 class Record:
     """One row, or an object inside of one. Accessors raise UserError naming place and field if the value is another."""
 
-    place: str  # for messages: the file and the line
+    place: str  # file and line, for messages
     number: int  # counts the rows of a file, or the objects of a list, from 0
     fields: dict[str, Any]
 
@@ -115,7 +115,7 @@ def read_tsv(
 
     Args:
       path: the file.
-      columns: its columns, where its first line does not name them.
+      columns: names of the columns, where the first line does not have them.
       exact: whether more columns than that are an error, too; official readers overlook them, which is noted.
       broken: whether a row with too few columns is left out and noted; else it is an error.
       note: told of what is passed over.
@@ -149,7 +149,7 @@ def _table(
     for line, values in rows:
         place = f"{path}, line {line}"
         if not values:
-            if len(columns) == 1:  # where there are more, it is no row for certain
+            if len(columns) == 1:  # a line of more is no row for certain
                 note("blank lines passed over, which may have been empty texts", place)
         elif not columns:
             if len(values) == 1 and any(other in values[0] for other in ",;\t"):

@@ -48,7 +48,7 @@ def evaluate(
 
     Args:
       answers: the accepted ones of every question, by the question's id.
-      predictions: by the question's id; "" says that there is no answer.
+      predictions: answers by the question's id; "" says that there is none.
       null_answer: score as evaluate-v2.0 does. Answers that normalise to nothing ("A") are dropped; a question that has
         none (left) gets 1 for a prediction that normalises to nothing, else 0. Without it, as evaluate-v1.1 does: such
         answers can be matched exactly, with F1 0, and every question needs an answer.
@@ -74,7 +74,7 @@ def _best(credit: Callable[[str, str], float], prediction: str, answers: Sequenc
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """What the network says of one window over the passage of a question; token 0 is [CLS]."""
+    """Outputs of the network for one window over the passage of a question; token 0 is [CLS]."""
 
     start_N: np.ndarray  # logits
     end_N: np.ndarray  # logits
@@ -96,7 +96,7 @@ def extract(
     the highest wins, the first one on ties. "No answer" scores those of [CLS], in the window where they are lowest.
 
     Args:
-      windows: those of this question, at least one.
+      windows: windows of this question, at least one.
       passage: the text that the windows' spans count in.
       null_answer: whether there may be no answer (SQuAD 2.0): "" if that scores higher.
       n_best: starts and ends of a window that are tried.
@@ -131,7 +131,7 @@ def _best_span(window: Window, n_best: int, max_answer_tokens: int) -> tuple[flo
 
 
 def max_context(window_starts: Sequence[int], window_lengths: Sequence[int]) -> list[np.ndarray]:
-    """For each window of passage tokens, bool[length]: whether it is the one in which a token has most context.
+    """bool[length] for each window of passage tokens: whether it is the one in which a token has most context.
 
     That is the smaller of the numbers of tokens to its left and right, plus a hundredth of the window's length; the
     first window wins ties.
