@@ -1,4 +1,4 @@
-"""Probes of what pretrained models know without fine-tuning, as JSON and as a picture.
+"""What pretrained models know without fine-tuning, as JSON and as a picture.
 
 python -m sctd_jax.probe layers RUN_OR_HF_DIR [MORE ...] --task sst2 --data-dir GLUE [--out probes]
 python -m sctd_jax.probe drift RUN [MORE ...] [--out probes]
@@ -74,7 +74,7 @@ _COMMANDS = {"layers": _layers, "drift": _drift, "perplexity": _perplexity}
 
 
 def _recipe() -> dict:
-    """Sections of a config for what a folder of transformers does not say."""
+    """What a folder of transformers does not say."""
     return dataclasses.asdict(Config())
 
 

@@ -25,7 +25,7 @@ HIGHEST_SCORE = Best("eval/score", "max")
 
 @dataclasses.dataclass(frozen=True)
 class Finetuned:
-    """Fine-tuned model as export, and a fine-tuning that starts from it, need it."""
+    """What export and a fine-tuning that starts from another one need."""
 
     config: Config
     task: dict[str, Any]  # `task.json`
@@ -40,10 +40,13 @@ def load_finetuned(
     """Read a workdir.
 
     Args:
-      workdir: folder of a fine-tuning.
-      step: checkpoint to load; None for the best one by the task's metric.
+      workdir: of a fine-tuning.
+      step: of the checkpoint; None for the best one by the task's metric.
       log: told of damaged checkpoints.
-      mesh: mesh to place the state on; None for the first device.
+      mesh: that its state shall be on; None for the first device.
+
+    Raises:
+      UserError: no such checkpoint.
     """
     task, config = read_task(workdir, log), read_config(workdir, log)
     mesh = mesh or one_device()

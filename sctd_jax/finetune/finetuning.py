@@ -57,7 +57,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Everything that a fine-tuning needs, checked and read."""
+    """What a fine-tuning needs, checked and read."""
 
     settings: FinetuneConfig
     config: Config
@@ -87,7 +87,7 @@ def finetune(
 
     Args:
       settings: the run.
-      workdir: folder of its own, not the pretraining run's.
+      workdir: its own; not the pretraining run's.
       recipe: sections of a config, for what a folder of transformers does not say.
       log: receives the lines.
       on_step: called with the number of each step that was dispatched.
@@ -104,7 +104,7 @@ def finetune(
             if settings.random_init:
                 return state
             found = made.pretrained.params(mesh)
-            # A pooler is taken where both have one: BERT's own has, token dropping trains none.
+            # Where the head has one, and the pretrained model too: BERT's own has, token dropping trains none.
             taken = {name: found[name] for name in ("encoder", "pooler") if name in found and name in state.params}
             random = ", ".join(sorted(state.params.keys() - taken))
             log(f"taken from {settings.init}: {' and '.join(taken)}; random: {random}")
@@ -165,7 +165,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     task = TASKS[settings.task]
     pretrained = open_pretrained(settings.init, recipe, log)
     check_length(settings, pretrained.config.model)
-    # Another seed than the training's: what is held out of a single file must not depend on that.
+    # Its own seed: what is held out of a single file must not depend on that of the training.
     files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
     data = open_task(task, settings.data_dir, files)
     for note in data.notes:

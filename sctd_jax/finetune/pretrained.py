@@ -1,4 +1,4 @@
-"""Start of a fine-tuning: the workdir of a pretraining or of a fine-tuning, or a folder of `transformers`."""
+"""What fine-tuning starts from: the workdir of a pretraining or of a fine-tuning, or a folder of `transformers`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -39,6 +39,9 @@ def open_pretrained(init: str, recipe: Mapping, log: Callable[[str], None]) -> P
       init: the workdir or folder.
       recipe: sections of a config, for what a folder of transformers does not say.
       log: told of damaged checkpoints, and of what is unusual in a folder.
+
+    Raises:
+      UserError: none of the three.
     """
     path = storage.as_path(init)
     with storage.reaching(path):

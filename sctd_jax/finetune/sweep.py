@@ -43,6 +43,9 @@ def from_dict(values: Mapping[str, Any]) -> Sweep:
     """The cells of `configs/sweep.py`: seeds first, so that every rate has a first number early.
 
     In `data_dir` each task's name takes the place of `{task}`.
+
+    Raises:
+      UserError: a field is missing or impossible.
     """
     own = fill("config", SweepConfig, {name: values[name] for name in _OWN if name in values})
     common = {name: value for name, value in values.items() if name not in _OWN}
@@ -78,13 +81,16 @@ def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], 
 
     Args:
       sweep: the cells.
-      workdir: folder of the sweep. The report covers all cells in it, those of earlier sweeps too, which must have the
-        same settings and data.
-      recipe: recipe for `finetune`.
+      workdir: of the sweep. The report covers all cells in it, those of earlier sweeps too, which must have the same
+        settings and data.
+      recipe: as in `finetune`.
       log: receives the lines.
 
     Returns:
       The signal that stopped it, or None.
+
+    Raises:
+      UserError: a checkpoint or a task cannot be read, which is looked at for all before the first cell; a cell failed.
     """
     folder, say = storage.as_path(workdir), hosts.only_first(log)
     with held(folder, "a sweep", say):
@@ -130,7 +136,11 @@ def _look_at_all(sweep: Sweep, folder: epath.Path, recipe: Mapping, say: Callabl
 
 
 def _check_comparable(folder: epath.Path, cell: Cell, origin: Origin) -> None:
-    """Check that nothing but checkpoint, rate and seed sets a task's finished cells apart from those of this sweep."""
+    """Check that nothing but checkpoint, rate and seed sets a task's finished cells apart from those of this sweep.
+
+    Raises:
+      UserError: one has other settings, data or, under the same checkpoint's name, parameters.
+    """
     checkpoint, task, _ = cell.name.split("/")
     for result in folder.glob(f"*/{task}/*/{RESULT_FILE}"):
         same = result.parent.parent.parent.name == checkpoint

@@ -1,1 +1,1 @@
-"""Conversion to and from other libraries' checkpoints."""
+"""To and from other libraries' checkpoints."""

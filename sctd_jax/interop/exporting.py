@@ -22,7 +22,7 @@ from sctd_jax.train.workdir import TASK_FILE, check_metadata, read_config
 
 _CARD, _WEIGHTS, _CONFIG = "README.md", "model.safetensors", "config.json"
 _TOKENS, _TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
-# Name of a method on the hub.
+# What a method is called on the hub.
 _TAGS = {"drop": ("token-dropping",), "sctd": ("token-dropping", "sctd"), "random_ltd": ("random-ltd",)}
 _WRITTEN = {
     _CARD, _WEIGHTS, _CONFIG, _TOKENS, _TOKENIZER_CONFIG, tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE,
@@ -52,12 +52,15 @@ def export(
     It appears only when complete.
 
     Args:
-      workdir: folder of a pretraining or a fine-tuning.
+      workdir: of a pretraining or a fine-tuning.
       out: a folder that does not exist, unless `force`.
-      step: checkpoint to export; None for the newest, or the best of a fine-tuning.
+      step: of the checkpoint; None for the newest, of a fine-tuning for the best.
       force: replace `out` if it is an export.
       log: receives progress lines.
-      said: facts for the model card that only the user knows.
+      said: what the model card shall say besides.
+
+    Raises:
+      UserError: no such checkpoint, or `out` exists or cannot be written.
     """
     if out.exists():
         if not force:
@@ -132,7 +135,7 @@ def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
     (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
     _write_json(folder / _CONFIG, bert_config.to_json(model.config, special.pad) | model.settings)
     _write_json(folder / _TOKENS, tokens)
-    # transformers 5 otherwise builds a BertTokenizer from the model type, and gets every sentence wrong.
+    # Without the class transformers 5 builds a BertTokenizer from the model type, and gets every sentence wrong.
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.config.max_positions,

@@ -57,9 +57,12 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
     """The model of a fine-tuning's workdir.
 
     Args:
-      workdir: folder of the fine-tuning.
-      step: checkpoint to load; None for the best one by the task's metric.
+      workdir: of the fine-tuning.
+      step: of the checkpoint; None for the best one by the task's metric.
       log: told of damaged checkpoints.
+
+    Raises:
+      UserError: no such checkpoint, or a head that transformers has not.
     """
     name = read_task(workdir)["task"]
     task = TASKS[name]
@@ -108,7 +111,7 @@ def _classify(task: Task, settings: Mapping[str, Any]) -> str:
 
 
 def _results(workdir: epath.Path, task: Task, settings: Mapping[str, Any], step: int) -> list[Result]:
-    """Scores of the exported step on the development set."""
+    """What the exported step reached on the development set."""
     lines = [line for line in read_metrics(workdir) if line["step"] == step and line.get("eval/score") is not None]
     known, config = task.hub
 

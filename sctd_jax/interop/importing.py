@@ -29,7 +29,7 @@ _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.txt")
 # Parts of names that torch's wrappers leave (DataParallel, compile, FSDP), and the name by which a BERT is found.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _LANDMARK = "embeddings.word_embeddings.weight"
-# Tensors of BERT checkpoints that are not in this network: tasks' heads, and an index that is always 0, 1, 2 ...
+# In BERT checkpoints, but not in this network: tasks' heads, and an index that is always 0, 1, 2 ...
 _LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids", "classifier.", "qa_outputs.")
 _POOLER = {"kernel": "bert.pooler.dense.weight", "bias": "bert.pooler.dense.bias"}
 _DECODER_BIAS = "cls.predictions.decoder.bias"
@@ -51,6 +51,9 @@ def import_model(
       tokenizer_file: instead of the one beside the weights.
       recipe: sections of a config; its model section is replaced.
       log: receives what was left out or initialised, and the next command.
+
+    Raises:
+      UserError: something is missing or does not fit; nothing is written then.
     """
     if workdir.exists():
         raise UserError(f"{workdir} exists already; choose another --workdir")
@@ -74,14 +77,14 @@ class Imported:
     """A checkpoint of `transformers` as ours."""
 
     config: Config
-    state: TrainState  # state at step 0
+    state: TrainState  # at step 0
     tokenizer_file: Path
-    tensors: int  # number of tensors that were read
-    has_head: bool  # whether there is an MLM head; otherwise it starts from random weights
-    digest: str  # digest of the file
+    tensors: int  # how many were read
+    has_head: bool  # of MLM; otherwise it starts from random weights
+    digest: str  # of the file
     pooler: Mapping[str, np.ndarray] | None  # `kernel` [D, D] and `bias` [D], for fine-tuning
     left_out: tuple[str, ...]  # tensors that pretraining has not; a pooler is among them
-    notes: tuple[str, ...]  # remarks on how it was read
+    notes: tuple[str, ...]  # how it was read
 
 
 def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) -> Imported:
@@ -120,7 +123,7 @@ def _find_tokenizer(folder: Path) -> Path:
     found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     if not found:
         raise UserError(f"{folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); name one with --tokenizer")
-    # `transformers` prefers the JSON, to which tokens may have been added since.
+    # Of two, `transformers` reads the JSON, to which tokens may have been added since.
     if [file.name for file in found[:2]] == list(_TOKENIZER_FILES[:2]):
         pieces = tokenizer.load(found[0], kept=True).pieces
         if [piece.strip() for piece in tokenizer.load(found[1]).pieces] != [piece.strip() for piece in pieces]:

@@ -1,1 +1,1 @@
-"""Probes of a pretrained model before any fine-tuning; the command is `sctd_jax.probe`."""
+"""What a pretrained model knows before any fine-tuning; the command is `sctd_jax.probe`."""

@@ -1,4 +1,4 @@
-"""Pictures of what the probes found: bytes of a PNG each."""
+"""What the probes found, as pictures: bytes of a PNG each."""
 
 import io
 import math

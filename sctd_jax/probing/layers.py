@@ -40,15 +40,15 @@ _ROUNDING = 1e-5  # relative: features that differ by less are constant
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings of the probes."""
+    """What is probed for, and how."""
 
     task: str  # a key of `tasks.table.TASKS`
-    data_dir: str  # config.data_dir of fine-tuning
-    examples: int  # examples of the training set, at most: a seeded sample
+    data_dir: str  # as in fine-tuning
+    examples: int  # of the training set, at most: a seeded sample
     max_length: int  # N, tokens of a row at most; 0: the task's
     batch_size: int
     seed: int
-    files: FileSettings  # settings of the user's tasks
+    files: FileSettings  # of the user's tasks
 
 
 def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Callable[[str], None]) -> dict[str, Any]:
@@ -56,13 +56,16 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
 
     Args:
       paths: workdirs of runs and folders of transformers.
-      settings: settings of the probes.
+      settings: of the probes.
       recipe: sections of a config, for what a folder of transformers does not say.
       log: receives a line for each model.
 
     Returns:
       What `layers.json` holds. For each model and pooling, lists over the S states by metric; 'score' is the task's,
       and 'after' names the states.
+
+    Raises:
+      UserError: a task without such a head, its files are not there or malformed, or a path is no model.
     """
     _check_task(settings.task)
     called = names(paths)
@@ -214,7 +217,7 @@ def fit(x_ED: np.ndarray, labels_E: np.ndarray, head: str, classes: int) -> Call
     Args:
       x_ED: sentence vectors.
       labels_E: classes or scores.
-      head: head of the task, 'classification' or 'regression'.
+      head: of the task, 'classification' or 'regression'.
       classes: C.
 
     Returns:

@@ -25,8 +25,8 @@ class MaskedLm:
 
     config: Config
     tokenizer: tokenizer.Tokenizer
-    workdir: epath.Path | None  # folder of a run of ours
-    steps: tuple[int | None, ...]  # steps that have a checkpoint, ascending; None for a folder of transformers
+    workdir: epath.Path | None  # of a run of ours
+    steps: tuple[int | None, ...]  # that have a checkpoint, ascending; None for a folder of transformers
     params: Callable[[int | None], Any]
 
 
@@ -37,6 +37,9 @@ def open_masked_lm(path: str, recipe: Mapping, log: Callable[[str], None]) -> Ma
       path: the workdir or folder.
       recipe: sections of a config, for what a folder of transformers does not say.
       log: told of damaged checkpoints.
+
+    Raises:
+      UserError: neither the one nor the other, a fine-tuned model, or one without an MLM head.
     """
     check_pretrained(path)
     workdir = storage.as_path(path)
@@ -60,7 +63,11 @@ def open_masked_lm(path: str, recipe: Mapping, log: Callable[[str], None]) -> Ma
 
 
 def check_pretrained(path: str) -> None:
-    """Check that a path is the workdir of a pretraining run or may be a folder of `transformers`."""
+    """Check that a path is the workdir of a pretraining run or may be a folder of `transformers`.
+
+    Raises:
+      UserError: it is neither.
+    """
     folder = storage.as_path(path)
     with storage.reaching(folder):
         there, fine_tuned = (folder / CONFIG_FILE).is_file(), (folder / TASK_FILE).is_file()

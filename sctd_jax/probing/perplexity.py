@@ -37,11 +37,11 @@ NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings of the scoring."""
+    """What is scored."""
 
     text: str  # a file with a text on each line; '': the held-out rows of each run
     rows: int  # texts, at most
-    every_checkpoint: bool  # whether to take all checkpoints of the runs; otherwise the newest
+    every_checkpoint: bool  # of the runs; otherwise the newest
     batch_size: int
 
 
@@ -60,12 +60,15 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
 
     Args:
       paths: workdirs of runs and folders of transformers.
-      settings: settings of the scoring.
+      settings: what is scored.
       recipe: sections of a config, for what a folder of transformers does not say.
       log: receives a line for each model and checkpoint.
 
     Returns:
       What `perplexity.json` holds; each model has one point, or one for each of its checkpoints.
+
+    Raises:
+      UserError: a path is no model with an MLM head, or there is no text for it.
     """
     called = names(paths)
     lines = _read_lines(settings.text, settings.rows) if settings.text else None
@@ -225,6 +228,6 @@ def _held_out(model: MaskedLm, count: int, log: Callable[[str], None]) -> _Texts
 
 
 def _characters(pieces: Tokenizer, special: SpecialIds, ids_N: np.ndarray) -> int:
-    """Documents of a row's text, which [SEP] closes."""
+    """Of a row's text; documents are closed by [SEP]."""
     parts = np.split(ids_N, np.flatnonzero(~_scored(ids_N, special)))
     return sum(len(pieces.decode(part[_scored(part, special)])) for part in parts)

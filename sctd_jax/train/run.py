@@ -18,7 +18,7 @@ from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape
 from sctd_jax.train.workdir import TASK_FILE, is_trained, read_command, read_config
 
-# Fields of the model that may differ in a run that starts from another one's parameters.
+# Of the model, by a run that starts from another one's parameters.
 _FREE_TO_CHANGE = ("hidden_dropout", "attention_dropout", "initializer_range", "dtype", "attention", "remat")
 
 
@@ -27,7 +27,7 @@ class Run:
     """Everything in a workdir that does not need the rows."""
 
     config: Config
-    metadata: Metadata | None  # metadata of the rows; None where an imported model has not been trained yet
+    metadata: Metadata | None  # of the rows; None where an imported model has not been trained yet
     tokenizer: tokenizer.Tokenizer
     command: str  # the last one that wrote here
     state: TrainState
@@ -37,10 +37,13 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
     """Read a workdir.
 
     Args:
-      workdir: folder of a run.
-      step: checkpoint to load; None for the newest that is whole.
+      workdir: of a run.
+      step: of the checkpoint; None for the newest that is whole.
       log: told of damaged checkpoints.
-      mesh: mesh to place the state on; None for the first device.
+      mesh: that its state shall be on; None for the first device.
+
+    Raises:
+      UserError: not a run's workdir, or no such checkpoint.
     """
     workdir = storage.as_path(workdir)
     config = read_config(workdir, log)
@@ -63,7 +66,11 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
 
 
 def check_init(config: Config) -> None:
-    """Check before any long work that a config can start from its `train.init`."""
+    """Check before any long work that a config can start from its `train.init`.
+
+    Raises:
+      UserError: that is no run's workdir, or has another network or tokenizer.
+    """
     init = storage.as_path(config.train.init)
     theirs = dataclasses.asdict(read_config(init).model)
     other = [
