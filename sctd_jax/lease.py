@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lease that ends with its owner, however that ends.
+"""Lease of a folder for one process at a time, which ends with its owner, however that ends.
 
 The lease is a file that says who holds it and is renewed while it is held. On a disk it is locked besides, and the
 system lets go of a dead process's lock at once. Where nothing can be locked (a bucket) or the lock is not shared
@@ -86,7 +86,7 @@ class _OnDisk:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._descriptor), os.stat(self._path)):
                     return True
-            os.close(self._descriptor)  # its owner has just ended and removed it
+            os.close(self._descriptor)  # the owner has just ended and removed it
             self._descriptor = None
         return False
 
@@ -101,7 +101,7 @@ class _OnDisk:
             return None
 
     def write(self, record: dict) -> None:
-        # In place, for the lock is the file's.
+        # Written in place, for the lock is the file's.
         content = json.dumps(record).encode()
         os.pwrite(self._descriptor, content, 0)
         os.ftruncate(self._descriptor, len(content))
@@ -115,7 +115,7 @@ class _OnDisk:
         os.close(self._descriptor)
         self._descriptor = None
         if self._made_folder:
-            with contextlib.suppress(OSError):  # it is not empty: the work has begun
+            with contextlib.suppress(OSError):  # a folder that is not empty: the work has begun
                 self._path.parent.rmdir()
 
 
@@ -175,9 +175,6 @@ class Lease:
 
         That happens after a pause of this process (a suspended machine, a bucket out of reach) that others took for
         its death.
-
-        Raises:
-          UserError: somebody has.
         """
         with storage.reaching(self._folder):
             there = self._file.read()
@@ -197,13 +194,12 @@ def hold(folder: epath.Path, what: str, log: Callable[[str], None] = say, *, bes
     """Keep other processes (and other calls in this one) from writing into a folder.
 
     Args:
-      folder: made if it is missing, unless `beside`.
-      what: this process does there, for the others' message: 'training'.
-      log: told of a wait.
+      folder: folder to hold, made if it is missing, unless `beside`.
+      what: work of this process there, for the others' message: 'training'.
+      log: receives a line for a wait.
       beside: keep the lease in the folder above, for a folder that must not exist yet.
 
     Raises:
-      UserError: another process holds the lease, which the message names; the folder cannot be written.
       TryAgainError: the bucket cannot be reached.
     """
     path = folder.parent / f".{folder.name}{LEASE_FILE}" if beside else folder / LEASE_FILE

@@ -8,6 +8,7 @@ python -m sctd_jax.main --mode=sweep --config=configs/sweep.py --config.tasks=co
     --config.data_dir=glue_data
 """
 
+import dataclasses
 import itertools
 import os
 import re
@@ -35,7 +36,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sctd_jax import recipes
-from sctd_jax.config import from_dict
+from sctd_jax.config import Config, from_dict
 from sctd_jax.errors import UserError, printable, run_command, say
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
@@ -129,12 +130,11 @@ def _sweep() -> int:
 
 def _joined() -> dict:
     """Join the other hosts; the recipe of what a folder of transformers does not say."""
-    from configs import base
     from sctd_jax.parallel import hosts
 
     logging.set_verbosity(logging.ERROR)
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    return base.get_config().to_dict()
+    return dataclasses.asdict(Config())
 
 
 def _compile() -> int:

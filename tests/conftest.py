@@ -47,15 +47,15 @@ def rows(speeches, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pretrained(rows, tmp_path_factory):
-    """What the tests of fine-tuning start from."""
-    from tests import finetuning  # here, for scipy and scikit-learn take seconds to import
+    """Run that the tests of fine-tuning start from."""
+    from tests import finetuning  # imported here, for scipy and scikit-learn take seconds
 
     return finetuning.write_pretrained(tmp_path_factory.mktemp("pretrained") / "run", rows)
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """By task, a folder with small files in its official layout."""
+    """Folders by task, each with small files in its official layout."""
     from tests import finetuning
 
     return finetuning.write_tasks(tmp_path_factory.mktemp("tasks"))

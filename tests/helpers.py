@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Helpers of several tests."""
 
 import json
 import os
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sctd_jax.config import Config, from_dict
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.model.token_dropping import Candidates
-from sctd_jax.objective.masking import SpecialIds
 from tests import small
 
 ROOT = Path(__file__).parents[1]
@@ -23,8 +23,8 @@ FAST_COMPILER = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 COMPILATION_CACHE = {
-    # One for each worker of pytest-xdist: nobody reads what another is writing.
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / f"jax-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
+    # One for all workers of pytest-xdist, for the programs that tests start and for the next run of the suite.
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
 }
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)

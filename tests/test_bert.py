@@ -127,7 +127,7 @@ def test_padding_does_not_change_real_tokens(setting):
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_last_layer_at_some_rows_has_the_same_loss_and_gradient(setting, drop):
-    """SPEC 5: P + 1 rows of the last layer against all N."""
+    """docs/method.md 6: P + 1 rows of the last layer against all N."""
     _, model, params, ids, mask, kept = setting
     rows = jnp.tile(jnp.array([0, 3, 9, 4])[None], (BATCH, 1))
     kept = kept if drop else None

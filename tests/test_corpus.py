@@ -97,7 +97,7 @@ def test_links_are_followed_and_each_file_is_read_once(tmp_path):
     (tmp_path / "in" / "a-link.txt").symlink_to("deep/z.txt")
     os.link(tmp_path / "far" / "far.txt", tmp_path / "in" / "deep" / "hard.txt")
     (tmp_path / "in" / "away").symlink_to(tmp_path / "far")
-    for loop in ("loop", "again"):  # two: what follows links blindly reads 2**40 files
+    for loop in ("loop", "again"):  # following two loops of links blindly reads 2**40 files
         (tmp_path / "in" / loop).symlink_to(".")
         (tmp_path / "in" / "deep" / loop).symlink_to("..")
     again = ["note: passed over: further names of files that are read: 2"]
@@ -472,7 +472,7 @@ def test_files_of_other_formats_are_named_before_any_is_read(tmp_path, monkeypat
         for word in [name, *words]:
             assert word in str(error.value), f"{name}: {error.value}"
         assert "\n" not in str(error.value)
-        if "arrow" in str(error.value):  # by the command that is advised
+        if "arrow" in str(error.value):  # converted by the command that is advised
             _, _, code, *arguments = shlex.split(str(error.value).partition("convert it: ")[2])
             monkeypatch.setattr(sys, "argv", ["-c", *arguments])
             exec(code, {})
@@ -569,7 +569,7 @@ def test_the_highest_version_of_a_tfds_dataset_is_taken(tmp_path, monkeypatch):
 
 
 def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
-    """By asking the system, which root may not be refused."""
+    """The system is asked, which may not refuse root."""
     (tmp_path / "x.txt").write_text("hello")
     monkeypatch.setattr(files.os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=r"x.txt: no permission"):

@@ -1,10 +1,12 @@
-"""What the documents list is what the code has."""
+"""Documents list what the code has."""
 
+import ast
 import re
 import subprocess
 
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from tests import helpers
+from tests.test_imports import FLOORS
 
 
 def task_rows():
@@ -24,6 +26,40 @@ def test_it_is_documented_how_pairs_are_cut():
     """What is said there is compared with the fast tokenizers in test_encode.py."""
     text = " ".join((helpers.ROOT / "docs" / "finetuning.md").read_text().split())
     assert "as in BERT's own code. `longest_first` of the fast tokenizers differs by one token" in text
+
+
+def test_the_house_has_the_floors_that_imports_are_held_to():
+    text = (helpers.ROOT / "docs" / "design.md").read_text()
+    floors = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in text.splitlines() if line.startswith("| `")]
+    assert [set(names) for names in reversed(floors)] == [set(names) for names in FLOORS]
+
+
+def names_of_tests():
+    for path in (helpers.ROOT / "tests").glob("test_*.py"):
+        yield path.stem
+        yield from (node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef))
+
+
+def test_every_test_that_a_document_names_is_there():
+    documents = [*helpers.ROOT.glob("*.md"), *(helpers.ROOT / "docs").glob("*.md")]
+    named = {name for path in documents for name in re.findall(r"\btest_\w+", path.read_text())}
+    assert len(named) > 20
+    assert sorted(named - set(names_of_tests())) == []
+
+
+def test_every_section_of_the_method_that_the_code_cites_is_there():
+    """Each difference from the public versions has its test beside it, too."""
+    text = (helpers.ROOT / "docs" / "method.md").read_text()
+    rows = {line.split("|")[1].strip(): line.split("|")[4] for line in text.splitlines() if line.startswith("| 9.")}
+    assert all("`test_" in test for test in rows.values())
+    sections = set(re.findall(r"^## (\d+)\.", text, re.M)) | rows.keys()
+    number, cited = r"\d(?:[\d.]*\d)?", set()
+    for folder in ("sctd_jax", "configs", "tests"):
+        for path in (helpers.ROOT / folder).rglob("*.py"):
+            for numbers in re.findall(rf"docs/method\.md ({number}(?:(?:, | and | to ){number})*)", path.read_text()):
+                cited |= set(re.findall(number, numbers))
+    assert len(cited) > 10
+    assert sorted(cited - sections) == []
 
 
 def test_what_the_documented_commands_write_is_ignored_at_the_root_and_nothing_of_the_code_is():

@@ -19,9 +19,9 @@ from sctd_jax.finetune import pretrained
 from sctd_jax.hf import config_json as bert_config
 from sctd_jax.hf import names as weights
 from sctd_jax.interop import convert, huggingface, importing
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.train.run import load_run
-from sctd_jax.train.state import initial_state
 from tests import helpers, small
 
 PIECES = ["[PAD]", *(f"[unused{i}]" for i in range(20)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -81,7 +81,7 @@ def refused(source, match, **kwargs):
 
 
 def unreadable(source, params, match):
-    """As `refused`, without the time that initial parameters take."""
+    """`refused` without the time that initial parameters take."""
     with pytest.raises(UserError, match=match) as caught:
         importing._read_tensors(source / WEIGHTS, CONFIG, len(PIECES), params)
     assert "\n" not in str(caught.value)
@@ -93,7 +93,7 @@ def assert_same(ours, theirs):
 
 
 def test_a_masked_lm_comes_in_bit_for_bit(source, params):
-    """And no code of its folder runs: `auto_map` names classes for transformers' trust_remote_code."""
+    """No code of its folder runs: `auto_map` names classes for transformers' trust_remote_code."""
     change(source, auto_map={"AutoModel": "modeling.Model", "AutoConfig": "modeling.Config"})
     (source / "modeling.py").write_text(f"open({str(source.parent / 'it ran')!r}, 'w')")
     found, said = imported(source, path=source / WEIGHTS)
@@ -418,7 +418,7 @@ def test_what_wrappers_put_in_front_of_names_is_cut_and_said(front, cut):
     names = [*weights.task_names(CONFIG.model, False), "cls.predictions.bias", "cls.predictions.decoder.weight"]
     assert plainly([front + name for name in names]) == (names, cut)
     assert plainly(names) == (names, [])
-    # Of the encoder alone, as a part of something else or by itself.
+    # Weights of the encoder alone, as a part of something else or by itself.
     encoder = [name for name in names if name.startswith("bert.")]
     bare = [name.removeprefix("bert.") for name in encoder]
     assert plainly([front + name for name in bare]) == (encoder, [] if front == "bert." else cut)
@@ -477,7 +477,7 @@ def test_an_import_that_fails_midway_leaves_nothing(source, monkeypatch):
 
 
 def test_a_config_without_a_model_type_is_a_bert(source, params):
-    """As in the first checkpoints on the Hub; `transformers` fills it in."""
+    """The first checkpoints on the Hub lack it; `transformers` fills it in."""
     change(source, model_type="gone")
     assert_same(imported(source)[0], params)
 

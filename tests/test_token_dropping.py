@@ -31,7 +31,7 @@ def test_kept_are_the_highest_in_text_order_and_ties_go_to_the_lower_position():
 
 
 def test_padding_is_never_kept_before_a_real_token():
-    """SPEC 7.2: here the pads have the highest scores, as in ScTD's code and Model Garden after its drift."""
+    """docs/method.md 9.2: here the pads have the highest scores, as in ScTD's code and Model Garden after its drift."""
     mask = jnp.arange(8)[None] < jnp.array([[5], [3]])
     score = jnp.where(mask, 1.0, 1e4)
     kept = td.keep_highest(score, mask, 4)
@@ -39,7 +39,7 @@ def test_padding_is_never_kept_before_a_real_token():
 
 
 def test_cls_is_kept_when_special_tokens_exceed_k():
-    """SPEC 7.10."""
+    """docs/method.md 9.10."""
     ids = jnp.full((1, 16), SPECIAL.sep).at[0, 0].set(SPECIAL.cls)
     score = td.importance_scores(candidates(table(), ids))
     np.testing.assert_array_equal(td.keep_highest(score, ids > 0, 4), [[0, 1, 2, 3]])
@@ -115,7 +115,7 @@ def update(importance, ids, loss, weights, beta=0.9):
 
 
 def test_update_is_the_moving_mean_and_duplicates_average():
-    """SPEC 2 and 7.4."""
+    """docs/method.md 3 and 9.4."""
     new = update(table(), [[7, 7, 9]], [[2.0, 4.0, 5.0]], [[1.0, 1.0, 1.0]])
     np.testing.assert_allclose(new[7], 0.9 * 10 + 0.1 * 3, rtol=1e-6)
     np.testing.assert_allclose(new[9], 0.9 * 10 + 0.1 * 5, rtol=1e-6)
@@ -124,20 +124,20 @@ def test_update_is_the_moving_mean_and_duplicates_average():
 
 
 def test_empty_slots_never_touch_the_table():
-    """SPEC 7.2: Model Garden's padded slots move [PAD] (and would move any id in them)."""
+    """docs/method.md 9.2: Model Garden's padded slots move [PAD] (and would move any id in them)."""
     new = update(table(), [[0, 8, 0]], [[3.0, 3.0, 3.0]], [[0.0, 0.0, 0.0]])
     np.testing.assert_array_equal(new, table())
 
 
 @pytest.mark.parametrize("frozen", SPECIAL.frozen)
 def test_special_ids_never_move(frozen):
-    """SPEC 7.3: [UNK] is a legal target and decays in Model Garden."""
+    """docs/method.md 9.3: [UNK] is a legal target and decays in Model Garden."""
     new = update(table(), [[frozen]], [[3.0]], [[1.0]])
     np.testing.assert_array_equal(new, table())
 
 
 def test_table_is_f32_and_moves_by_less_than_half_precision_resolves():
-    """SPEC 7.5: in ScTD's fp16 recipe a loss of 9.95 leaves 10.0 where it is."""
+    """docs/method.md 9.5: in ScTD's fp16 recipe a loss of 9.95 leaves 10.0 where it is."""
     new = update(table(), [[7]], [[9.95]], [[1.0]], beta=0.95)
     assert new.dtype == np.float32
     np.testing.assert_allclose(new[7], 9.9975, rtol=1e-6)

@@ -48,7 +48,7 @@ def _batches(chunks: Iterator[corpus.Chunk]) -> Iterator[list[corpus.Chunk]]:
 
 
 def _with_ends(batches: Iterator[list[corpus.Chunk]]) -> Iterator[list[tuple[corpus.Chunk, bool]]]:
-    """Each chunk with whether it ends its document, which only the next chunk tells."""
+    """Pairs of a chunk and whether it ends its document, which only the next chunk tells."""
     held: list[corpus.Chunk] = []
     for batch in batches:
         batch = held + batch

@@ -21,7 +21,7 @@ class Packer:
         if ends_document:
             parts.append(np.array([self._sep], np.int32))
         stream, body, start = np.concatenate(parts), self._seq_len - 2, 0
-        # One token ahead, to see whether a document ends exactly where the row does.
+        # Look one token ahead, to see whether a document ends exactly where the row does.
         while len(stream) - start > body:
             yield self._row(stream[start : start + body])
             start += body

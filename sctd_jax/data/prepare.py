@@ -27,14 +27,14 @@ from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
 from sctd_jax.errors import TryAgainError, UserError, run_command, say
 
-_LOOK_LINES = 100  # of the sample, from which on its share of unknown letters is believed
-_LOST_LINES, _LOST_CHARS = 200, 2000  # of the sample, in which letters are looked for that no token stands for
+_LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
+_LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What determines the rows, besides the text."""
+    """Settings that determine the rows, besides the text."""
 
     input: tuple[str, ...]
     text_field: str
@@ -65,13 +65,10 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
     Where another process prepares them at this moment, it waits for them, and takes over if that process dies.
 
     Args:
-      config: of the run.
-      log: told of what is prepared.
-      began: of the rows that the run has been trained on, if it has: it goes on with those, if they are still in
+      config: config of the run.
+      log: receives a line for what is prepared.
+      began: metadata of the rows that the run has been trained on, if any: it goes on with those if they are still in
         `data.prepared_dir`, though the text or the way in which it is read has changed.
-
-    Raises:
-      UserError: as `prepare`, or `data.rows` does not fit the config.
     """
     if config.data.rows:
         folder = storage.as_path(config.data.rows)
@@ -133,20 +130,16 @@ def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> 
     """Tokenise and pack the text into `out`, which appears only when it is complete.
 
     Args:
-      settings: what to prepare.
+      settings: settings of the rows to prepare.
       out: a folder that does not exist yet, on a disk or in a bucket.
       log: receives progress lines.
-
-    Raises:
-      UserError: bad input, too little text, an unusable tokenizer, `out` exists or another process prepares it, or
-        the disk is full.
     """
     _check_new(out)
     _check(settings)
-    sources = corpus.find_sources(settings.input, log)  # before a lease lies beside `out`, maybe among them
+    sources = corpus.find_sources(settings.input, log)  # found before a lease lies beside `out`, maybe among them
     corpus.check(sources, text_field=settings.text_field)
     with lease.hold(out, "preparing rows", log, beside=True) as held:
-        _check_new(out)  # it may have been finished since the first look
+        _check_new(out)  # another process may have finished it since the first look
         return _prepare_held(settings, out, sources, held, log)
 
 
@@ -306,7 +299,7 @@ def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tok
     whole = look.whole and len(lines) == len(look.sample)
     if len(lines) < _LOOK_LINES and not whole:
         return
-    # Where each token stands takes longer to learn than its id: of a part of the sample.
+    # Learning where each token stands takes longer than its id: a part of the sample does.
     part = [(line[:_LOST_CHARS], source) for line, source in lines[:_LOST_LINES]]
     lost = by_source(part, unknown.lost_letters(pieces, [line for line, _ in part]))
     if unknown.total(lost).share > unknown.WARN:
@@ -324,7 +317,7 @@ def _write_rows(
     look: survey.Survey,
 ):  # fmt: skip
     ids = pieces.special
-    packers = {split: Packer(settings.seq_len, ids["cls"], ids["sep"], ids["pad"]) for split in (TRAIN, HELD_OUT)}
+    packers = {split: Packer(settings.seq_len, ids.cls, ids.sep, ids.pad) for split in (TRAIN, HELD_OUT)}
     writer = RowWriter(work, settings.seq_len)
     heldout_documents = tokens = 0
     letters = [unknown.Letters(look.letters.get(i, 0)) for i in range(len(look.counts.sources))]

@@ -19,17 +19,17 @@ _CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must ho
 
 @dataclasses.dataclass
 class Survey:
-    """What the first pass collects."""
+    """Findings of the first pass."""
 
     seed: int
     counts: corpus.Counts
     sample: list[tuple[str, int]]  # (line, source), in random order
     whole: bool  # the sample is all of the text
     candidates: list[tuple[float, str]]  # (draw, text, a huge one cut off) of held-out candidates, by draw
-    draws: dict[int, float]  # of the documents that come in several chunks
+    draws: dict[int, float]  # draws of the documents that come in several chunks
     lowest: float  # draw of all documents
     highest: float
-    letters: dict[int, int]  # by source: characters that are no white space
+    letters: dict[int, int]  # characters by source that are no white space
     nul: int  # NUL characters, which became spaces
 
     def draw(self, chunk: corpus.Chunk) -> float:
@@ -45,7 +45,7 @@ class Survey:
         """Documents that draw at most this are held out: `share` of them, or as many as give MIN_HELDOUT_ROWS rows.
 
         Args:
-          share: of the documents.
+          share: share of the documents to hold out.
           seq_len: N.
           pieces: the tokenizer, which counts the candidates' tokens: texts of several kinds differ too much to guess.
         """
@@ -65,12 +65,9 @@ class Survey:
         """Refuse a text all of whose documents would be held out.
 
         Args:
-          threshold: what draws at most this is held out.
-          names: of the sources.
-          documents: what they were cut by.
-
-        Raises:
-          UserError: it says why, and what to do.
+          threshold: highest draw of a document that is held out.
+          names: names of the sources.
+          documents: unit that they were cut by.
         """
         if threshold < self.highest:
             return
@@ -87,7 +84,7 @@ class Survey:
 
 
 def more_documents(documents: str) -> str:
-    """How to cut text files into more documents than by `documents`, as the end of an advice."""
+    """Advice to cut text files into more documents than by `documents`, as the end of a sentence."""
     finer = {"file": "paragraph or line", "paragraph": "line"}.get(documents)
     return f", or cut text files into more documents: --documents {finer} (config.data.documents)" if finer else ""
 
@@ -103,10 +100,10 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
     """Count, and sample without knowing the size of the text: the lowest random draws stay.
 
     Args:
-      sources: from `corpus.find_sources`.
-      text_field: as `corpus.read` takes it.
-      documents: as `corpus.read` takes it.
-      seed: of the sample and of the held-out documents.
+      sources: result of `corpus.find_sources`.
+      text_field: argument of `corpus.read`.
+      documents: argument of `corpus.read`.
+      seed: seed of the sample and of the held-out documents.
       seq_len: N; the held-out candidates hold MIN_HELDOUT_ROWS rows.
       sample_bytes: size of the sample.
     """
@@ -152,15 +149,12 @@ def read_again(
     """The second pass, which fails at the end of a source that is not what the first pass read.
 
     Args:
-      look: of the first pass.
-      sources: those of the first pass.
-      fingerprints: of the sources, taken before the first pass.
-      text_field: as `corpus.read` takes it.
-      documents: as `corpus.read` takes it.
-      counts: added to while reading.
-
-    Raises:
-      UserError: a source changed; or as `corpus.read`.
+      look: findings of the first pass.
+      sources: sources of the first pass.
+      fingerprints: fingerprints of the sources, taken before the first pass.
+      text_field: argument of `corpus.read`.
+      documents: argument of `corpus.read`.
+      counts: counts that reading adds to.
     """
 
     def check(i: int, *passes: corpus.SourceCounts) -> None:

@@ -1,4 +1,4 @@
-"""How much of a text a tokenizer does not know, in letters: a whole run of unknown letters can be one [UNK]."""
+"""Share of a text that a tokenizer does not know, in letters: a whole run of unknown letters can be one [UNK]."""
 
 import dataclasses
 import sys
@@ -22,12 +22,12 @@ class Letters:
     """Letters of a text: its characters without the white space."""
 
     total: int = 0
-    unknown: int = 0  # within an [UNK]
-    commonest: Counter = dataclasses.field(default_factory=Counter)  # of the unknown ones
+    unknown: int = 0  # letters within an [UNK]
+    commonest: Counter = dataclasses.field(default_factory=Counter)  # unknown letters by count
 
     @property
     def share(self) -> float:
-        """Of the letters, how many are unknown."""
+        """Share of the letters that are unknown."""
         return self.unknown / max(self.total, 1)
 
     def add(self, unknown: Counter) -> None:
@@ -47,9 +47,9 @@ def unknown_letters(pieces: Tokenizer, texts: Sequence[str], ids: Sequence[np.nd
     Args:
       pieces: the tokenizer.
       texts: any texts.
-      ids: what `pieces.encode(texts)` gave.
+      ids: result of `pieces.encode(texts)`.
     """
-    expected = [int((piece_ids == pieces.special["unk"]).sum()) for piece_ids in ids]
+    expected = [int((piece_ids == pieces.special.unk).sum()) for piece_ids in ids]
     found = [Counter() for _ in texts]
     left = [i for i, count in enumerate(expected) if count]
     for longest in (_PART, sys.maxsize):
@@ -90,7 +90,7 @@ def _parts(text: str, longest: int) -> Iterator[str]:
 
 def _within_unknown(pieces: Tokenizer, words: list[str]) -> dict[str, tuple[int, str]]:
     """(number of [UNK], the letters within) of the words that have any."""
-    unk = pieces.special["unk"]
+    unk = pieces.special.unk
     odd = [word for word, ids in zip(words, pieces.encode(words), strict=True) if (ids == unk).any()]
     found = {}
     for word, (ids, spans) in zip(odd, pieces.encode_spans(odd), strict=True):
@@ -99,7 +99,7 @@ def _within_unknown(pieces: Tokenizer, words: list[str]) -> dict[str, tuple[int,
 
 
 def total(by_source: Iterable[Letters]) -> Letters:
-    """Of all sources together."""
+    """Letters of all sources together."""
     everything = Letters()
     for letters in by_source:
         everything.total += letters.total
@@ -118,14 +118,11 @@ def report(
     """Lines that say how much of each source is unknown: one, and a warning above WARN in a source or in all.
 
     Args:
-      names: of the sources.
+      names: names of the sources.
       by_source: their letters.
       allow: whether more than REFUSE in all is only warned of.
-      where: of what text this is, if not of all.
-      what: happens to them.
-
-    Raises:
-      UserError: more than REFUSE in all, and `allow` is not set.
+      where: part of the text that this is about, if not all.
+      what: fate of the unknown letters, the end of the sentence.
     """
     everything = total(by_source)
     said = f"{everything.unknown:,} of {everything.total:,} letters{where} ({everything.share:.2%})"

@@ -1,19 +1,20 @@
 """Examples -> token rows, as BERT builds them: [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with segments 0 and 1."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sctd_jax.data.tokenizer import Tokenized, Tokenizer
+from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.tasks.examples import Example
-from sctd_jax.tasks.squad import max_context
+from sctd_jax.tasks.squad import Window, max_context
 
-_QUESTION_TOKENS, _STRIDE = 64, 128  # of SQuAD (Devlin et al., 2019; its run_squad)
-_MUCH_UNKNOWN = 0.01  # of the characters
+_QUESTION_TOKENS, _STRIDE = 64, 128  # SQuAD's (Devlin et al., 2019; run_squad)
+_MUCH_UNKNOWN = 0.01  # share of the characters
 
 
 class Row(NamedTuple):
@@ -23,9 +24,8 @@ class Row(NamedTuple):
     second: int  # where segment 1 begins; n for a single text
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Passage:
-    """What a window shows of SQuAD's passage, for `squad.extract`."""
+class Passage(NamedTuple):
+    """What a window shows of SQuAD's passage, as in `squad.Window`."""
 
     spans: np.ndarray  # i32[n, 2], characters of each token in the passage; (-1, -1) outside of it
     best: np.ndarray  # bool[n], whether no other window gives the token more context
@@ -49,54 +49,45 @@ class Feature:
 
 
 def encode(
-    tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_length: int,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    head: str,
+    max_length: int,
     say: Callable[[str], None] = lambda line: None,
-) -> list[Feature]:  # fmt: skip
+) -> list[Feature]:
     """The features of examples, in their order.
 
     Pairs that are too long lose tokens at the end of the longer text, one at a time; SQuAD's passages are cut into
-    windows that begin every 128 tokens.
+    windows that begin every 128 tokens. A marked word that is cut off is a UserError.
 
     Args:
-      tokenizer: of the model.
-      examples: of a task.
-      head: of the task.
-      max_length: N, tokens of a row at most.
+      tokenizer: the model's.
+      examples: those of one task, each with as many choices as the others.
+      head: the task's.
+      max_length: N, the most tokens of a row.
       say: receives a line for each kind of loss, with its count: what is cut off, without a token or unknown.
-
-    Raises:
-      UserError: a marked word is cut off, or the numbers of choices differ.
     """
-    pieces, lost = _tokenize(tokenizer, examples), Counter()
-    features = _features(tokenizer, examples, head, max_length, pieces, lost)
+    texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
+    pieces, lost = dict(zip(texts, tokenizer.encode_spans(texts), strict=True)), Counter()
+    counts = {len(example.choices) for example in examples}
+    if len(counts) > 1:
+        raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
+    if head == "span":
+        windows = (_windows(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples))
+        features = [feature for of_example in windows for feature in of_example]
+    else:
+        features = [_feature(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples)]
     for what, count in lost.items():
         if count:
             say(f"{count:,} of {len(examples):,} {what}")
     unknown = characters = 0
     for text in pieces.values():
         lengths_n = text.spans_n2[:, 1] - text.spans_n2[:, 0]
-        unknown += int(lengths_n[text.ids_n == tokenizer.special["unk"]].sum())
+        unknown += int(lengths_n[text.ids_n == tokenizer.special.unk].sum())
         characters += int(lengths_n.sum())
     if unknown > _MUCH_UNKNOWN * characters:
         say(f"warning: {unknown / characters:.1%} of the characters are unknown to the tokenizer")
     return features
-
-
-def _features(
-    tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_length: int, pieces: dict, lost: Counter
-) -> list[Feature]:
-    if head == "span":
-        windows = (_windows(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples))
-        return [feature for features in windows for feature in features]
-    counts = {len(example.choices) for example in examples}
-    if len(counts) > 1:
-        raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
-    return [_feature(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples)]
-
-
-def _tokenize(tokenizer: Tokenizer, examples: Iterable[Example]) -> dict[str, Tokenized]:
-    texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
-    return dict(zip(texts, tokenizer.encode_spans(texts), strict=True))
 
 
 def _feature(
@@ -117,7 +108,7 @@ def _feature(
 
 
 def _row(tokenizer: Tokenizer, first: np.ndarray, second: np.ndarray | None) -> Row:
-    cls, sep = tokenizer.special["cls"], tokenizer.special["sep"]
+    cls, sep = tokenizer.special.cls, tokenizer.special.sep
     head = [[cls], first, [sep]]
     tail = [] if second is None else [second, [sep]]
     return Row(np.concatenate(head + tail).astype(np.int32), len(first) + 2)
@@ -182,3 +173,11 @@ def _windows(
         inside = answer is not None and start <= answer[0] and answer[1] < start + size
         at = (answer[0] - start + row.second, answer[1] - start + row.second) if inside else (0, 0)
         yield Feature(number, (row,), answer=at, passage=Passage(spans, whole))
+
+
+def by_example(head: str, features: Sequence[Feature], logits: Sequence[np.ndarray]) -> list[Any]:
+    """What `scoring.predict` takes, from the logits of each feature; in span tasks f32[n, 2] for each of its tokens."""
+    if head != "span":
+        return list(logits)
+    pairs = itertools.groupby(zip(features, logits, strict=True), key=lambda pair: pair[0].example)
+    return [[Window(*row_n2.T, *f.passage) for f, row_n2 in windows] for _, windows in pairs]

@@ -15,7 +15,7 @@ from etils import epath
 from matplotlib.lines import Line2D
 
 from sctd_jax.plot import look, put_legend
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.workdir import write
 
 _BENCHMARKS = {"glue": "GLUE", "superglue": "SuperGLUE"}

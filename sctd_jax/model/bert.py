@@ -24,7 +24,7 @@ def _dense(config: ModelConfig, features: int, name: str) -> nn.Dense:
 
 
 def _layer_norm(config: ModelConfig, name: str | None = None) -> nn.LayerNorm:
-    # In float32, with the two-pass variance: E[x^2] - E[x]^2 loses digits where BERT's epsilon is 1e-12.
+    # float32 and the two-pass variance: E[x^2] - E[x]^2 loses digits where BERT's epsilon is 1e-12.
     return nn.LayerNorm(config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
@@ -44,7 +44,7 @@ class Embeddings(nn.Module):
 
     def __call__(self, input_ids_BN: jax.Array, segment_ids_BN: jax.Array, deterministic: bool) -> jax.Array:
         """Embeddings [B, N, D]."""
-        # Looked up in f32 and cast after: a bf16 table would make its gradient a bf16 scatter-add.
+        # Lookup in f32, cast after: a bf16 table would make its gradient a bf16 scatter-add (docs/design.md).
         x_BND = jnp.take(self.word, input_ids_BN, axis=0, mode="clip")
         x_BND += self.position[None, : input_ids_BN.shape[1]]
         x_BND += jnp.take(self.segment, segment_ids_BN, axis=0, mode="clip")
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
 
     Layer `first_drop` takes its queries from the kept tokens and its keys and values from all N; the
     layers after it up to `last_drop` see the kept tokens alone; after `last_drop` kept and dropped
-    tokens are merged in text order (Hou et al., section 3.2; SPEC 3). A `layerwise` encoder has kept tokens
+    tokens are merged in text order (Hou et al., section 3.2; docs/method.md 3). A `layerwise` encoder has kept tokens
     for each of the S dropping layers: a layer sees its own alone, and the others go around it (random-LTD,
     Yao et al., 2022, section 3).
     """

@@ -18,6 +18,11 @@ from sctd_jax import storage, stored
 from sctd_jax.errors import UserError, say, shown
 
 METRICS_FILE = "metrics.jsonl"
+Track = Callable[[int, dict[str, float]], None]  # (updates done, values by name)
+
+
+def ignore(step: int, values: dict[str, float]) -> None:
+    """Track nothing."""
 
 
 class Writer:
@@ -28,10 +33,11 @@ class Writer:
     are written to a temporary folder, which `upload` copies.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       start: step at which it goes on.
-      log: told of lines that are cut off.
-      check: raises before anything is copied to a bucket where that is no longer this process's.
+      log: receives a line for lines that are cut off.
+      check: raises before anything is copied to a bucket that is no longer this process's.
+      track: called with all that `write` records, too.
     """
 
     def __init__(
@@ -40,8 +46,9 @@ class Writer:
         start: int,
         log: Callable[[str], None] = say,
         check: Callable[[], None] = lambda: None,
+        track: Track = ignore,
     ):
-        self._workdir, self._folder, self._check = workdir, Path(workdir), check
+        self._workdir, self._folder, self._check, self._track = workdir, Path(workdir), check, track
         if storage.is_remote(workdir):
             self._folder = Path(tempfile.mkdtemp(prefix="sctd_jax-metrics-"))
             with storage.reaching(workdir):
@@ -71,6 +78,7 @@ class Writer:
         self._jsonl.write(json.dumps({"step": step, "seconds": seconds, **finite}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
+        self._track(step, values)
 
     def upload(self) -> None:
         """Copy what was written to a workdir in a bucket; on a disk it is there already."""
@@ -104,11 +112,8 @@ def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -
     """Lines of a run's metrics file, by step; of a step that was trained twice the last ones.
 
     Args:
-      workdir: of the run.
-      log: told how many lines are damaged and left out, but for a last one that a kill cut short.
-
-    Raises:
-      UserError: the file cannot be read.
+      workdir: folder of the run.
+      log: receives how many lines are damaged and left out, but for a last one that a kill cut short.
     """
     with storage.reaching(workdir):
         lines, damaged = _read(workdir / METRICS_FILE)

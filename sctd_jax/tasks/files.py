@@ -1,31 +1,40 @@
 """Files and TFDS splits as streams of records: the fields of each row, in file order, and where it stands."""
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sctd_jax.errors import UserError, printable
 
+_IDS = ("index", "idx", "id", "ind")
 _LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
 
-Note = Callable[[str, str], None]  # (what the user should know of, the place of this one); they are counted by kind
-
-
-def _no_note(what: str, place: str) -> None:
-    """For readers of whom nobody asks it."""
+Note = Callable[[str, str], None]  # (what the user should know, where it is so); they are counted by kind
+_Rows = Iterable[tuple[int, list[str]]]  # (number of its first line, values) of each row
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One row, or an object inside of one. What is asked of a field and is not so is a UserError that names it."""
+    """One row, or an object inside of one. Accessors raise UserError naming place and field if the value is another."""
 
     place: str  # for messages: the file and the line
-    number: int  # of the row in its file, or of the object in its list; from 0
+    number: int  # counts the rows of a file, or the objects of a list, from 0
     fields: dict[str, Any]
+
+    @property
+    def id_field(self) -> str | None:
+        """The field by which the file numbers this row, if it does."""
+        return next((field for field in _IDS if field in self.fields), None)
+
+    @property
+    def id(self) -> int:
+        """The id that the file gives this row, or else its number."""
+        return self.integer(self.id_field) if self.id_field else self.number
 
     def value(self, field: str) -> Any:
         """Whatever the field holds."""
@@ -48,6 +57,13 @@ class Record:
             ) from error
         return value
 
+    def label(self, field: str) -> str:
+        """A label as text; JSON's true and 1 are 'true' and '1'."""
+        value = self.value(field)
+        if isinstance(value, bool):
+            return str(value).lower()
+        return str(value) if isinstance(value, int | float) and math.isfinite(value) else self.text(field)
+
     def integer(self, field: str) -> int:
         """A whole number, which a TSV or CSV file holds as text."""
         value = self.value(field)
@@ -66,12 +82,10 @@ class Record:
 
     def real(self, field: str) -> float:
         """A finite number, which a TSV or CSV file holds as text."""
-        value = self.value(field)
-        try:
-            # Python reads "1_5" as 15.
-            number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
+        value, number = self.value(field), math.nan
+        if not isinstance(value, bool) and "_" not in str(value):  # Python reads "1_5" as 15
+            with contextlib.suppress(TypeError, ValueError):
+                number = float(value)
         if not math.isfinite(number):
             raise UserError(f"{self.place}: the field {field!r} is no number, found {value!r:.80}")
         return number
@@ -95,74 +109,68 @@ class Record:
 
 
 def read_tsv(
-    path: str, *, columns: tuple[str, ...] = (), exact: bool = False, broken: bool = False, note: Note = _no_note
+    path: str, *, columns: tuple[str, ...] = (), exact: bool = False, broken: bool = False, note: Note
 ) -> Iterator[Record]:
     """Rows of a file whose columns are separated by tabs; a quote is a character like any other.
 
     Args:
-      path: of the file.
+      path: the file.
       columns: its columns, where its first line does not name them.
       exact: whether more columns than that are an error, too; official readers overlook them, which is noted.
       broken: whether a row with too few columns is left out and noted; else it is an error.
       note: told of what is passed over.
-
-    Raises:
-      UserError: a row with too few columns, a header that names one twice, or bytes that are not UTF-8.
     """
-    number = 0
-    for line, text in _lines(path):
-        values = text.rstrip("\r\n").split("\t")
-        place = f"{path}, line {line}"
-        if values == [""]:
-            _blank(columns, note, place)
-            continue
-        if not columns:
-            columns = _header(values, place, "\t")
-            continue
-        if len(values) < len(columns) and broken:
-            note("rows with too few columns left out", place)
-            continue
-        if len(values) < len(columns) or (exact and len(values) > len(columns)):
-            raise _columns_error(path, line, values, columns)
-        if len(values) > len(columns):
-            note(f"rows with more than {len(columns)} columns, whose rest is not read", place)
-        if exact and any(len(value) > 1 and value[0] == value[-1] == '"' for value in values):
-            note("rows with a field in double quotes, which are kept as text; in a .csv they would be quotes", place)
-        yield Record(place, number, dict(zip(columns, values, strict=False)))
-        number += 1
+    lines = ((line, text.rstrip("\r\n")) for line, text in _lines(path))
+    rows = ((line, text.split("\t") if text else []) for line, text in lines)
+    return _table(path, rows, "\t", columns, exact, broken, note)
 
 
-def read_csv(path: str, note: Note = _no_note) -> Iterator[Record]:
-    """Rows of a file with a header, commas and double quotes; `note` is told of what is passed over.
+def read_csv(path: str, note: Note) -> Iterator[Record]:
+    """Rows of a file with a header, commas and double quotes; `note` is told of what is passed over."""
+    return _table(path, _csv_rows(path), ",", (), True, False, note)
 
-    Raises:
-      UserError: a row with another number of columns, an open quote, or bytes that are not UTF-8.
-    """
+
+def _csv_rows(path: str) -> _Rows:
     csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.reader((text for _, text in _lines(path)), strict=True)
-    columns, number, line = None, 0, 1
+    reader, line = csv.reader((text for _, text in _lines(path)), strict=True), 1
     try:
         for values in reader:
-            if not values:
-                _blank(columns, note, f"{path}, line {line}")
-            elif columns is None:
-                columns = _header(values, f"{path}, line {line}", ",")
-            else:
-                if len(values) != len(columns):
-                    raise _columns_error(path, line, values, columns)
-                yield Record(f"{path}, line {line}", number, dict(zip(columns, values, strict=True)))
-                number += 1
+            yield line, values
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {line}: not CSV ({error})") from error
 
 
-def read_jsonl(path: str) -> Iterator[Record]:
-    """One JSON object on each line.
+def _table(
+    path: str, rows: _Rows, separator: str, columns: tuple[str, ...], exact: bool, broken: bool, note: Note
+) -> Iterator[Record]:
+    """The records of rows; the first one names the columns if nothing else does."""
+    number = 0
+    for line, values in rows:
+        place = f"{path}, line {line}"
+        if not values:
+            if len(columns) == 1:  # where there are more, it is no row for certain
+                note("blank lines passed over, which may have been empty texts", place)
+        elif not columns:
+            if len(values) == 1 and any(other in values[0] for other in ",;\t"):
+                raise UserError(f"{place}: one column, {values[0]!r}; separate the columns by {separator!r}")
+            if len(set(values)) < len(values):
+                raise UserError(f"{place}: the header names a column twice: {printable(', '.join(values))}")
+            columns = tuple(values)
+        elif broken and len(values) < len(columns):
+            note("rows with too few columns left out", place)
+        elif len(values) < len(columns) or (exact and len(values) > len(columns)):
+            expected = ", ".join(map(repr, columns))
+            raise UserError(f"{place}: {len(values)} columns, expected {len(columns)} ({expected})")
+        else:
+            if len(values) > len(columns):
+                note(f"rows with more than {len(columns)} columns, whose rest is not read", place)
+            yield Record(place, number, dict(zip(columns, values, strict=False)))
+            number += 1
 
-    Raises:
-      UserError: a line that is none, or bytes that are not UTF-8.
-    """
+
+def read_jsonl(path: str) -> Iterator[Record]:
+    """One JSON object on each line."""
     number = 0
     for line, text in _lines(path):
         if text.strip():
@@ -171,29 +179,16 @@ def read_jsonl(path: str) -> Iterator[Record]:
             number += 1
 
 
-def read_squad(path: str, note: Note = _no_note) -> Iterator[Record]:
-    """The questions of SQuAD's JSON as TFDS has them: with `context`, and `answers` as an object of two lists.
+def read_json(path: str) -> Record:
+    """One JSON object, which is all of the file."""
+    return Record(path, 0, _object(_json("".join(text for _, text in _lines(path)), path), path))
 
-    `note` is told of paragraphs without a question.
 
-    Raises:
-      UserError: no JSON, or a field that is missing.
-    """
-    root = Record(path, 0, _object(_json("".join(text for _, text in _lines(path)), path), path))
-    number = 0
-    for article in root.children("data", "article"):
-        for paragraph in article.children("paragraphs", "paragraph"):
-            if not paragraph.items("qas"):
-                note("paragraphs without a question", paragraph.place)
-            for question in paragraph.children("qas", "question"):
-                answers = list(question.children("answers", "answer"))
-                fields = {
-                    **question.fields,
-                    "context": paragraph.value("context"),
-                    "answers": {name: [answer.value(name) for answer in answers] for name in ("text", "answer_start")},
-                }
-                yield Record(f"{question.place} ({printable(question.text('id'))})", number, fields)
-                number += 1
+def read_file(path: str, split: str, note: Note) -> Iterator[Record]:
+    """Rows of a .tsv, .csv or .jsonl file, whatever the split."""
+    if path.endswith(".tsv"):
+        return read_tsv(path, note=note)
+    return read_csv(path, note) if path.endswith(".csv") else read_jsonl(path)
 
 
 def read_tfds(builder: Any, split: str) -> Iterator[Record]:
@@ -221,25 +216,6 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
                 yield number, text
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
-
-
-def _header(values: list[str], place: str, separator: str) -> tuple[str, ...]:
-    if len(values) == 1 and any(other in values[0] for other in ",;\t"):
-        raise UserError(f"{place}: one column, {values[0]!r}; separate the columns by {separator!r}")
-    if len(set(values)) < len(values):
-        raise UserError(f"{place}: the header names a column twice: {printable(', '.join(values))}")
-    return tuple(values)
-
-
-def _blank(columns: tuple[str, ...] | None, note: Note, place: str) -> None:
-    if columns and len(columns) == 1:  # where there are more, it is no row for certain
-        note("blank lines passed over, which may have been empty texts", place)
-
-
-def _columns_error(path: str, line: int, values: list[str], columns: tuple[str, ...]) -> UserError:
-    return UserError(
-        f"{path}, line {line}: {len(values)} columns, expected {len(columns)} ({', '.join(map(repr, columns))})"
-    )
 
 
 def _json(text: str, place: str) -> Any:
@@ -272,5 +248,5 @@ def _plain(value: Any, place: str) -> Any:
             return value.decode()
         except UnicodeDecodeError as error:
             raise UserError(f"{place}: not UTF-8 (byte {error.start + 1})") from error
-    value = value.tolist() if hasattr(value, "tolist") else value  # of numpy's scalars and arrays
+    value = value.tolist() if hasattr(value, "tolist") else value  # numpy's scalars and arrays have it
     return [_plain(item, place) for item in value] if isinstance(value, list | tuple) else value
