@@ -7,14 +7,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from etils import epath
 from matplotlib.lines import Line2D
 
-from sctd_jax.plot import look, put_legend
+from sctd_jax.plot import look, save
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.workdir import write
 
@@ -151,6 +148,5 @@ def draw(rows: Sequence[Mapping[str, Any]], file) -> None:
     axis.grid(alpha=0.3, axis="y")
     for place in range(1, len(tasks)):
         axis.axvline(place - 0.5, color="black", alpha=0.15, linewidth=0.8)
-    put_legend(figure, {name: Line2D([], [], linestyle="", **look(i)) for i, name in enumerate(checkpoints)})
-    figure.savefig(file, format="png", dpi=120)
-    plt.close(figure)
+    entries = {name: Line2D([], [], linestyle="", **look(i)) for i, name in enumerate(checkpoints)}
+    save(figure, entries, file, "png")

@@ -181,7 +181,6 @@ def select(
     # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
     # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
     importance_V = importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
-
     state_BND = jax.lax.stop_gradient(state_BND)
 
     def positions(keys_B):
