@@ -92,7 +92,7 @@ def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], 
     Raises:
       UserError: a checkpoint or a task cannot be read, which is looked at for all before the first cell; a cell failed.
     """
-    folder, say = storage.as_path(workdir), hosts.only_first(log)
+    folder, say = storage.as_path(workdir), hosts.on_first(log)
     with held(folder, "a sweep", say):
         return _run_sweep(sweep, folder, recipe, log, say)
 
@@ -106,11 +106,11 @@ def _run_sweep(sweep: Sweep, folder: epath.Path, recipe: Mapping, log: Callable,
             result = finetune(cell.settings, folder / cell.name, recipe, log)
         except DivergedError as error:
             say(f"warning: {error}; it counts as score 0")
-            hosts.first_only(f"diverged {cell.name}", lambda cell=cell: _diverged(folder, cell))
+            hosts.run_on_first(f"diverged {cell.name}", lambda cell=cell: _diverged(folder, cell))
         else:
             if result.stopped_by is not None:
                 return result.stopped_by
-        hosts.first_only(f"cell {cell.name}", lambda cell=cell: _finish(folder, cell, sweep.keep_weights))
+        hosts.run_on_first(f"cell {cell.name}", lambda cell=cell: _finish(folder, cell, sweep.keep_weights))
         jax.clear_caches()  # the programs of one cell are of no use to the next
     if hosts.is_first():
         for line in sweep_report.write_report(folder, read_results(folder)):
@@ -129,7 +129,7 @@ def _look_at_all(sweep: Sweep, folder: epath.Path, recipe: Mapping, say: Callabl
         _check_comparable(folder, cells[0], origin)
         for cell in cells:
             if (folder / cell.name / RESULT_FILE).exists():
-                hosts.first_only(f"weights {cell.name}", lambda cell=cell: _let_go(folder, cell, sweep.keep_weights))
+                hosts.run_on_first(f"weights {cell.name}", lambda cell=cell: _let_go(folder, cell, sweep.keep_weights))
             else:
                 left.append(cell)
     return left

@@ -48,9 +48,9 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
             at = start + np.arange(batch_size)[mine]
             # The last batch is filled up with its own rows, which then do not count.
             numbers = chosen[np.minimum(at, len(chosen) - 1)]
-            inputs = (rows.read(numbers), numbers.astype(np.int32), at < len(chosen))
-            inputs = (meshes.put_batch(mesh, batch_size, x) for x in inputs)
-            sums = eval_step(config.after(int(state.step)))(state, *inputs)
+            host_batch = (rows.read(numbers), numbers.astype(np.int32), at < len(chosen))
+            on_mesh = (meshes.put_batch(mesh, batch_size, x) for x in host_batch)
+            sums = eval_step(config.after(int(state.step)))(state, *on_mesh)
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         if not totals["predictions"]:
             raise UserError(f"{data.folder}: the held-out rows have no token to predict, expected rows of text")
@@ -71,7 +71,7 @@ def selection_keys(rows_B: jax.Array) -> jax.Array:
 
 
 def make_eval_step(
-    config: Config, special: SpecialIds, word_start_V: jax.Array | None = None, mesh: Mesh | None = None
+    config: Config, special: SpecialIds, word_start_V: np.ndarray | None = None, mesh: Mesh | None = None
 ):
     """(state, tokens_BN, rows_B, valid_B) -> sums, for `summarize`.
 

@@ -49,7 +49,7 @@ def train_and_evaluate(
       on_step: called with the number of each step that was dispatched.
       track: called with each line of `metrics.jsonl`: the number of updates done, and values by name.
     """
-    workdir, log = storage.as_path(workdir), hosts.only_first(log)
+    workdir, log = storage.as_path(workdir), hosts.on_first(log)
     with held(workdir, "training", log) as check:
         config, mesh, data = _open(config, workdir, log)
         train = config.train
@@ -120,13 +120,13 @@ def evaluate_workdir(
     config: Config, workdir: str | os.PathLike, log: Callable[[str], None] = print
 ) -> dict[str, float]:
     """Held-out metrics of a workdir's newest checkpoint."""
-    workdir, log = storage.as_path(workdir), hosts.only_first(log)
-    with storage.reaching(workdir):
-        there = (workdir / CHECKPOINTS).is_dir()
+    folder, log = storage.as_path(workdir), hosts.on_first(log)
+    with storage.reaching(folder):
+        there = (folder / CHECKPOINTS).is_dir()
     state = None
     if there:
-        config, mesh, data = _open(config, workdir, log)
-        with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        config, mesh, data = _open(config, folder, log)
+        with closing(Checkpoints(folder, read_only=True)) as checkpoints:
             state = checkpoints.restore(state_shape(lambda: initial_state(config, data.special), mesh), log)
     if state is None:
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")

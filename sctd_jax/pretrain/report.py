@@ -196,13 +196,12 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
     rows = Rows(data.folder, HELD_OUT)
     step = max(len(rows) // _EXAMPLES, 1)
     tokens_BN = rows.read(range(0, min(len(rows), step * _EXAMPLES), step))
-    positions = [_a_word(row, data) for row in tokens_BN]
-    found = [i for i, position in enumerate(positions) if position is not None]
-    if not found:
+    words = {i: position for i, row in enumerate(tokens_BN) if (position := _a_word(row, data)) is not None}
+    if not words:
         return []
-    tokens_BN, positions = tokens_BN[found], np.array([positions[i] for i in found])
+    tokens_BN, positions = tokens_BN[list(words)], np.array(list(words.values()))
     hidden_BN = tokens_BN.copy()
-    hidden_BN[np.arange(len(found)), positions] = data.special.mask
+    hidden_BN[np.arange(len(words)), positions] = data.special.mask
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def predict(params, input_ids_BN, rows_BR):
@@ -215,8 +214,8 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
     for row, position, guesses, chances in zip(tokens_BN, positions, np.asarray(ids), np.asarray(scores), strict=True):
         left = data.tokenizer.decode(row[max(position - _CONTEXT, 1) : position])
         right = data.tokenizer.decode(row[position + 1 : position + 1 + _CONTEXT])
-        words = " | ".join(f"{data.tokenizer.word(i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
-        lines += [f"  ... {left} [MASK] {right} ...", f"      {words}   (was: {data.tokenizer.word(row[position])})"]
+        best = " | ".join(f"{data.tokenizer.word(i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
+        lines += [f"  ... {left} [MASK] {right} ...", f"      {best}   (was: {data.tokenizer.word(row[position])})"]
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
@@ -51,7 +52,7 @@ def program_at(config: Config, step: int) -> str:
 def programs_needed(config: Config) -> dict[str, tuple[Config, Variant]]:
     """Name -> config and variant of every program that a run may need, without walking its steps."""
     first, last = config.dropping.full_steps_first, config.train.steps - config.dropping.full_steps_last
-    needed = {}
+    needed: dict[str, tuple[Config, Variant]] = {}
     for start, _ in config.keep_stages:
         start = max(start, first)
         probes = {0, config.train.steps - 1, *range(start, min(last, start + config.dropping.sc_interval + 1))}
@@ -63,7 +64,7 @@ def make_train_step(
     config: Config,
     special: SpecialIds,
     variant: Variant,
-    word_start_V: jax.Array | None = None,
+    word_start_V: np.ndarray | None = None,
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The step (state, tokens_BN) -> (state, metrics) of one variant; pure, for the caller to jit.
@@ -121,8 +122,8 @@ def compile_train_step(
     special: SpecialIds,
     variant: Variant,
     mesh: Mesh,
-    word_start_V: jax.Array | None = None,
-    options: dict[str, str] | None = None,
+    word_start_V: np.ndarray | None = None,
+    options: dict[str, str | bool] | None = None,
 ) -> jax.stages.Compiled:
     """`make_train_step` as an executable `(state, tokens_BN) -> (state, metrics)`; the state is donated.
 
@@ -135,7 +136,7 @@ def compile_train_step(
 
 
 def compile_programs(
-    config: Config, special: SpecialIds, mesh: Mesh, word_start_V: jax.Array | None = None
+    config: Config, special: SpecialIds, mesh: Mesh, word_start_V: np.ndarray | None = None
 ) -> dict[str, jax.stages.Compiled]:
     """Every program that a run needs, by name: nothing compiles in the middle of it."""
     config = settled(config, platform_of(mesh.devices.flat[0]))

@@ -128,7 +128,8 @@ def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    lines, damaged = [], 0
+    lines: list[dict[str, Any]] = []
+    damaged = 0
     *whole, last = content.split(b"\n")
     for raw in (*whole, last):
         text = raw.strip(b"\0 \r")  # holes of two writers at once, or of a crash of the machine

@@ -85,7 +85,7 @@ def state_shape(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
 
 
 def compile_ahead(
-    step_fn: Callable, state: TrainState, batch: Any, mesh: Mesh, options: dict[str, str] | None = None
+    step_fn: Callable, state: TrainState, batch: Any, mesh: Mesh, options: dict[str, str | bool] | None = None
 ) -> jax.stages.Compiled:
     """`step_fn` as an executable `(state, batch) -> (state, metrics)`; the state is donated.
 
@@ -104,5 +104,5 @@ def compile_ahead(
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
     """Bytes that XLA allocates for a call: arguments, results and temporaries, donated buffers once."""
-    m = compiled.memory_analysis()
+    m: Any = compiled.memory_analysis()
     return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes

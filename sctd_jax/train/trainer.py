@@ -122,7 +122,8 @@ def train(
     log(f"compiled {', '.join(programs)} in {time.monotonic() - began:.0f} s")
 
     batches = prefetch(job.batch, start, steps)
-    writer, console = Silent(), Silent()
+    writer: Writer | Silent = Silent()
+    console: Console | Silent = Silent()
     try:
         if hosts.is_first():
             writer, console = Writer(workdir, start, log, checkpoints.check, job.track), Console(start, steps)
@@ -198,10 +199,10 @@ def _check_trained(state: TrainState, start: int) -> None:
 class StepMetrics:
     """Reads the metrics of a step after the next one is dispatched, so that the device never waits."""
 
-    def __init__(self, job: Job, writer: Writer, console: Console):
+    def __init__(self, job: Job, writer: Writer | Silent, console: Console | Silent):
         chip = chips.find(jax.devices()[0].device_kind)
         self._job, self._writer, self._console = job, writer, console
-        self._speed = Speed(chip and chip.flops * job.mesh.size)
+        self._speed = Speed(chip.flops * job.mesh.size if chip else None)
         self._unread: tuple[int, Mapping[str, jax.Array]] | None = None
         self._window: dict[str, list[float]] = {}
         self.bad_streak = 0
