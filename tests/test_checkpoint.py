@@ -17,14 +17,13 @@ from sctd_jax.interop.exporting import export
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.state import initial_state
 from sctd_jax.train.workdir import check_rows, check_workdir, claim_workdir
 from tests import helpers
 
 
 @pytest.fixture(scope="module")
 def state():
-    return jax.jit(lambda: initial_state(helpers.config(), helpers.SPECIAL))()
+    return helpers.initial(helpers.config())
 
 
 def at(state, step):
