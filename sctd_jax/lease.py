@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from etils import epath
@@ -55,7 +56,8 @@ class _OnDisk:
     """The file of a lease on a disk, locked."""
 
     def __init__(self, path: Path):
-        self._path, self._descriptor, self._locks, self._made_folder = path, None, False, False
+        self._path, self._locks, self._made_folder = path, False, False
+        self._descriptor = -1  # not open
 
     def create(self, record: dict) -> bool:
         self._made_folder = not self._path.parent.exists()
@@ -72,7 +74,7 @@ class _OnDisk:
     def lock(self) -> bool:
         """Lock the file; True too where files cannot be locked, which `proves_death` knows."""
         for _ in range(100):
-            if self._descriptor is None:
+            if self._descriptor < 0:
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +89,7 @@ class _OnDisk:
                 if os.path.samestat(os.fstat(self._descriptor), os.stat(self._path)):
                     return True
             os.close(self._descriptor)  # the owner has just ended and removed it
-            self._descriptor = None
+            self._descriptor = -1
         return False
 
     def proves_death(self, record: dict) -> bool:
@@ -107,13 +109,13 @@ class _OnDisk:
         os.ftruncate(self._descriptor, len(content))
 
     def release(self, token: str) -> None:
-        if self._descriptor is None:
+        if self._descriptor < 0:
             return
         there = self.read()
         if there is not None and (there.get("token") == token or (not there and self._locks)):
             self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
-        self._descriptor = None
+        self._descriptor = -1
         if self._made_folder:
             with contextlib.suppress(OSError):  # a folder that is not empty: the work has begun
                 self._path.parent.rmdir()
@@ -203,7 +205,7 @@ def hold(folder: epath.Path, what: str, log: Callable[[str], None] = say, *, bes
       TryAgainError: the bucket cannot be reached.
     """
     path = folder.parent / f".{folder.name}{LEASE_FILE}" if beside else folder / LEASE_FILE
-    record = {
+    record: dict[str, Any] = {
         "what": what, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), "token": uuid.uuid4().hex,
     }  # fmt: skip

@@ -68,6 +68,16 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
         raise TryAgainError(f"{os.fspath(path)} cannot be reached: {reason}") from error
 
 
+def exists(path: epath.Path) -> bool:
+    """Whether a file or folder is there.
+
+    Raises:
+      TryAgainError: its bucket cannot be reached, which is no answer.
+    """
+    with reaching(path):
+        return path.exists()
+
+
 def read_json(path: epath.Path, advice: str = "") -> dict[str, Any]:
     """The fields of a small file; `advice` ends the message."""
     advice = advice and f"; {advice}"

@@ -40,8 +40,8 @@ def speeches():
 def rows(speeches, tmp_path_factory):
     """A folder of prepared rows that fit `helpers.config()`."""
     out = tmp_path_factory.mktemp("prepared") / "rows"
-    settings = prepare.Settings(tuple(speeches[:12]), "text", "paragraph", 32, 512, "", "unigram", 0.02, 0)
-    prepare.prepare(settings, out, lambda line: None)
+    data = helpers.data(input=",".join(speeches[:12]), documents="paragraph", heldout_share=0.02)
+    prepare.prepare(data, 512, out, lambda line: None)
     return out
 
 

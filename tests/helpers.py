@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sctd_jax.config import Config, from_dict
+from sctd_jax.config import Config, DataConfig, from_dict
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.model.token_dropping import Candidates
 from sctd_jax.pretrain.model import initial_state
@@ -44,6 +44,11 @@ def config(**overrides) -> Config:
         assert field in values[section]
         values[section][field] = value
     return from_dict(values)
+
+
+def data(**fields) -> DataConfig:
+    """The section `data` of `config()` with other fields; `vocab_size` is 512 there."""
+    return dataclasses.replace(config().data, **fields)
 
 
 DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}

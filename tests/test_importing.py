@@ -545,10 +545,9 @@ def test_training_from_wordpiece_without_a_head_and_on_after_the_start_has_moved
     start = tmp_path / "run"
     _, said = imported(source)
     assert "the head starts from random weights" in said
-    rows = prepare.Settings(
-        tuple(speeches[:12]), "text", "paragraph", 32, len(PIECES), str(source / "vocab.txt"), "bpe", 0.02, 0
-    )
-    prepare.prepare(rows, tmp_path / "rows", lambda line: None)
+    vocab = str(source / "vocab.txt")
+    data = helpers.data(input=",".join(speeches[:12]), documents="paragraph", tokenizer=vocab, heldout_share=0.02)
+    prepare.prepare(data, len(PIECES), tmp_path / "rows", lambda line: None)
     config = continued(start, data__rows=str(tmp_path / "rows"), train__steps=3, mesh__data=1)
     log = []
     result = train_and_evaluate(config, tmp_path / "mine", log.append)

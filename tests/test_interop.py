@@ -38,8 +38,10 @@ PEER = Path(os.environ.get("SCTD_INTEROP_PYTHON", helpers.ROOT / ".venv-interop"
 def workdir(request, speeches, tmp_path_factory):
     """A short run on real text, with a tokenizer of each kind."""
     folder = tmp_path_factory.mktemp(f"interop-{request.param}")
-    settings = prepare.Settings(tuple(speeches), "text", "paragraph", 32, 2000, "", request.param, 0.02, 0)
-    prepare.prepare(settings, folder / "rows", lambda line: None)
+    data = helpers.data(
+        input=",".join(speeches), documents="paragraph", tokenizer_type=request.param, heldout_share=0.02
+    )
+    prepare.prepare(data, 2000, folder / "rows", lambda line: None)
     where = ["--config=tests/small.py", f"--workdir={folder / 'run'}", f"--config.data.rows={folder / 'rows'}"]
     changes = {"model.vocab_size": 2000, "optimizer.learning_rate": 0.01}
     changes |= {f"train.{name}": 15 for name in ("eval_every", "checkpoint_every")} | {"train.steps": 30}

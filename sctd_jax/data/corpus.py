@@ -57,24 +57,9 @@ class Counts:
     sources: list[SourceCounts] = dataclasses.field(default_factory=list)  # order of the sources
 
     @property
-    def documents(self) -> int:
-        """Documents that are not empty, in all sources."""
-        return sum(source.documents for source in self.sources)
-
-    @property
-    def empty(self) -> int:
-        """Empty documents in all sources."""
-        return sum(source.empty for source in self.sources)
-
-    @property
-    def characters(self) -> int:
-        """Characters in all sources."""
-        return sum(source.characters for source in self.sources)
-
-    @property
-    def replaced(self) -> int:
-        """Bytes or sequences that are not of their file's encoding, in all sources."""
-        return sum(source.replaced for source in self.sources)
+    def total(self) -> SourceCounts:
+        """Counts of all sources together."""
+        return SourceCounts(*(sum(column) for column in zip(*map(dataclasses.astuple, self.sources), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +81,7 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
     if not inputs:
         return _embedded()
     sources: dict[Any, Source] = {}
-    passed = collections.Counter()
+    passed: collections.Counter[str] = collections.Counter()
     for text in inputs:
         if text.startswith("tfds:"):
             found = _tfds_source(text)
@@ -172,7 +157,7 @@ def replaced_warning(sources: Iterable[Source], counts: Counts) -> str:
         cure = f"; more than {_MUCH_REPLACED:.0%} is likely another encoding, convert it: "
         cure += conversion(shares[0][1], "iconv -f ENCODING -t UTF-8", "new.txt")
     return (
-        f"warning: {counts.replaced:,} invalid sequences were replaced by U+FFFD in {len(shares):,} of "
+        f"warning: {counts.total.replaced:,} invalid sequences were replaced by U+FFFD in {len(shares):,} of "
         f"{len(counts.sources):,} sources: {named}{more}{cure}"
     )
 

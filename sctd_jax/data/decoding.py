@@ -5,7 +5,7 @@ import gzip
 import io
 import shlex
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any
 
 from sctd_jax.errors import UserError
 
@@ -36,7 +36,7 @@ _FORMATS = (  # first bytes, what it is, how to make a file of it that is read
 )
 
 
-def open_utf8(path: str, replaced: Callable[[int], None]) -> BinaryIO:
+def open_utf8(path: str, replaced: Callable[[int], None]) -> io.BufferedReader | gzip.GzipFile:
     """A file of text, unpacked if its name ends in .gz, as UTF-8 without its byte order mark.
 
     UTF-16 and UTF-32 with a mark are decoded on the way; all other bytes come as they are.
@@ -45,7 +45,7 @@ def open_utf8(path: str, replaced: Callable[[int], None]) -> BinaryIO:
       path: file to open.
       replaced: receives numbers of sequences that UTF-16 and UTF-32 do not know, which become U+FFFD.
     """
-    file = open(path, "rb")  # noqa: SIM115 - it is what is returned
+    file: io.BufferedReader | gzip.GzipFile = open(path, "rb")  # noqa: SIM115 - it is what is returned
     try:
         if path.lower().endswith(".gz"):
             if (head := file.read(_HEAD)) and not head.startswith(_GZIP):
@@ -118,7 +118,7 @@ def _is_utf8(head: bytes) -> bool:
 class _Recoded(io.RawIOBase):
     """UTF-8 bytes of a file in another encoding."""
 
-    def __init__(self, file: BinaryIO, encoding: str, replaced: Callable[[int], None]):
+    def __init__(self, file: io.BufferedReader | gzip.GzipFile, encoding: str, replaced: Callable[[int], None]):
         # Only "\n" is read as it is: no other line end is translated.
         self._text = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
         self._replaced = replaced
@@ -126,7 +126,7 @@ class _Recoded(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         text = self._text.read(len(buffer) // 4)  # a character has at most 4 bytes
         self._replaced(text.count("\ufffd"))
         raw = text.encode()

@@ -74,7 +74,7 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
     path = text.removeprefix("file://")
     if not os.path.exists(path):
         path = os.path.expanduser(os.path.expandvars(path))
-    here = collections.Counter()
+    here: collections.Counter[str] = collections.Counter()
     if os.path.isfile(path):  # first: its name may hold characters that a glob reads otherwise
         paths = [path]
     elif os.path.isdir(path):
@@ -191,7 +191,8 @@ def _glob(pattern: str, passed: collections.Counter) -> list[str]:
         return sorted(glob.glob(pattern))
     at = parts.index("**")
     before, after = "/".join(parts[:at]), [part for part in parts[at:] if part]
-    found, beside = [], collections.Counter()
+    beside: collections.Counter[str] = collections.Counter()
+    found: list[str] = []
     for root in glob.glob(before) if before else ["/" if pattern.startswith("/") else "."]:
         if os.path.isdir(root):
             hidden = any(part.startswith(".") for part in after)

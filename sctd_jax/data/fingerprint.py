@@ -1,7 +1,7 @@
 """Fingerprint of a run's rows, so that a resume with others does not become another run unnoticed."""
 
 import hashlib
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sctd_jax.errors import UserError, printable
 _SAMPLE, _ROWS_PER_SAMPLE = 256, 1 << 16
 
 
-def fingerprint(folder: str | Path) -> dict[str, dict[str, Any]]:
+def fingerprint(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """Count of the rows and digest of some of them, by split.
 
     Files are not compared: the same rows may be compressed otherwise by another version of a library.

@@ -6,6 +6,7 @@ reads it anywhere, without tensorflow and without this package.
 """
 
 import dataclasses
+import os
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -85,12 +86,10 @@ class RowWriter:
         self._buffers[split].clear()
 
 
-def read_metadata(folder: str | Path) -> Metadata:
+def read_metadata(folder: str | os.PathLike) -> Metadata:
     """Metadata of a finished preparation; fields that this version does not know are left out."""
     path = storage.as_path(folder) / METADATA_FILE
-    with storage.reaching(folder):
-        there = path.is_file()
-    if not there:
+    if not storage.exists(path):
         raise UserError(f"{folder} holds no prepared rows (no {METADATA_FILE}); write them with sctd_jax.data.prepare")
     try:
         values, fields = storage.read_json(path), {field.name for field in dataclasses.fields(Metadata)}
@@ -105,7 +104,7 @@ def read_metadata(folder: str | Path) -> Metadata:
     return found
 
 
-def on_disk(folder: str | Path, log: Callable[[str], None]) -> Path:
+def on_disk(folder: str | os.PathLike, log: Callable[[str], None]) -> Path:
     """The folder itself, or a copy on this host's disk of one in a bucket: ArrayRecord reads files only."""
     if not storage.is_remote(folder):
         return Path(folder)
@@ -115,7 +114,7 @@ def on_disk(folder: str | Path, log: Callable[[str], None]) -> Path:
 class Rows:
     """Random access to the rows of one split."""
 
-    def __init__(self, folder: str | Path, split: str):
+    def __init__(self, folder: str | os.PathLike, split: str):
         self._folder = folder
         self._source = open_folder(folder).as_data_source(split=split)
 

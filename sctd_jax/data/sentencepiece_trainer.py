@@ -6,6 +6,7 @@ import io
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import sentencepiece as spm
 import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
@@ -34,7 +35,7 @@ def train(texts: Iterable[str], vocab_size: int, model_type: str, keep_zwnj: boo
     model = io.BytesIO()
     texts = list(texts)
     keep_zwnj = keep_zwnj and any(_ZWNJ in text for text in texts)
-    options = {}
+    options: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         if keep_zwnj:
             rules = stack.enter_context(tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv"))
@@ -102,7 +103,8 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _cut(line: str) -> Iterator[str]:
-    words, size = [], 0
+    words: list[str] = []
+    size = 0
     for word in line.split():
         for part in [word] if 4 * len(word) <= _MAX_SENTENCE_BYTES else _parts(word):
             size += 1 + (length := len(part.encode("utf-8", "replace")))

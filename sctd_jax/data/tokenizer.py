@@ -119,11 +119,11 @@ def _read(path: epath.Path, kept: bool = False) -> tuple[tokenizers.Tokenizer, l
         raise UserError(f"data.tokenizer {path}: not a tokenizer ({printable(error)})") from error
 
 
-def find(folder: epath.Path) -> epath.Path:
+def find(folder: str | os.PathLike) -> epath.Path:
     """The tokenizer kept in a folder."""
     for name in (SENTENCEPIECE_FILE, JSON_FILE):
-        if (folder / name).is_file():
-            return folder / name
+        if (file := storage.as_path(folder) / name).is_file():
+            return file
     raise UserError(f"{folder} holds no tokenizer ({SENTENCEPIECE_FILE} or {JSON_FILE})")
 
 

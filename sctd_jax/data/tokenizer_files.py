@@ -95,7 +95,8 @@ def read(path: epath.Path, alone: bool = False) -> tuple[tokenizers.Tokenizer, l
     Raises:
       Exception: `tokenizers` does not understand the content.
     """
-    around, remarks = Beside({}, {}, {}, {}) if alone else beside(path), []
+    around = Beside({}, {}, {}, {}) if alone else beside(path)
+    remarks: list[str] = []
     is_bert = _is_bert(path, around)
     if path.suffix == ".json":
         content = path.read_bytes().decode("utf-8-sig")
@@ -205,10 +206,8 @@ def _follow_bert(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside) 
         raise UserError(f"{path} has {', '.join(own)} of its own, which transformers' BertTokenizer does not read; "
                         f"{way_out}")  # fmt: skip
     have = _Case(*(normalizer[field] for field in _Case._fields))
-    want = _Case(*(around.options.get(option) for option in _CASE_OPTIONS.values()))
-    want = want._replace(
-        lowercase=want.lowercase is not False, handle_chinese_chars=want.handle_chinese_chars is not False
-    )
+    lowercase, strip_accents, chinese = (around.options.get(option) for option in _CASE_OPTIONS.values())
+    want = _Case(lowercase is not False, strip_accents, chinese is not False)
     other = [field for field in _Case._fields if getattr(have.effective(), field) != getattr(want.effective(), field)]
     for field in other:
         option = _CASE_OPTIONS[field]
@@ -225,7 +224,8 @@ def _follow_bert(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside) 
 def _case(path: epath.Path, around: Beside, vocab: dict[str, int], remarks: list[str]) -> _Case:
     """The normaliser for a `vocab.txt`; where nothing says whether it keeps case and accents, the pieces show it."""
     words = [piece for piece in vocab if not re.fullmatch(r"[\[<].+[\]>]", piece)]  # special pieces have capitals
-    lowercase, strip_accents, chinese = (around.options.get(option) for option in _CASE_OPTIONS.values())
+    options: list[Any] = [around.options.get(option) for option in _CASE_OPTIONS.values()]
+    lowercase, strip_accents, chinese = options
     said = lowercase is not None
     if not said:
         cased = sum(piece != piece.lower() for piece in words)

@@ -38,25 +38,25 @@ class Letters:
             self.commonest = Counter(dict(self.commonest.most_common(_KEPT)))
 
 
-def unknown_letters(pieces: Tokenizer, texts: Sequence[str], ids: Sequence[np.ndarray]) -> list[Counter]:
+def unknown_letters(tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[np.ndarray]) -> list[Counter]:
     """The letters of each text that the tokenizer does not know.
 
     Texts without an [UNK] cost nothing. The different words of the others, long ones in parts, are tokenised once more,
     and the few that have an [UNK] are asked for its place, which is slow.
 
     Args:
-      pieces: the tokenizer.
+      tokenizer: the tokenizer.
       texts: any texts.
-      ids: result of `pieces.encode(texts)`.
+      ids: result of `tokenizer.encode(texts)`.
     """
-    expected = [int((piece_ids == pieces.special.unk).sum()) for piece_ids in ids]
-    found = [Counter() for _ in texts]
+    expected = [int((piece_ids == tokenizer.special.unk).sum()) for piece_ids in ids]
+    found: list[Counter[str]] = [Counter() for _ in texts]
     left = [i for i, count in enumerate(expected) if count]
     for longest in (_PART, sys.maxsize):
         if not left:
             break
         parts = {i: Counter(_parts(texts[i], longest)) for i in left}
-        odd = _within_unknown(pieces, list(dict.fromkeys(part for counts in parts.values() for part in counts)))
+        odd = _within_unknown(tokenizer, list(dict.fromkeys(part for counts in parts.values() for part in counts)))
         left.clear()
         for i, counts in parts.items():
             here = [(times, *odd[part]) for part, times in counts.items() if part in odd]
@@ -70,10 +70,10 @@ def unknown_letters(pieces: Tokenizer, texts: Sequence[str], ids: Sequence[np.nd
     return found
 
 
-def lost_letters(pieces: Tokenizer, texts: Sequence[str]) -> list[Counter]:
+def lost_letters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Counter]:
     """The letters of each text that no token stands for, not even [UNK]: a normaliser or a model has left them out."""
     found = []
-    for text, (_, spans_n2) in zip(texts, pieces.encode_spans(texts), strict=True):
+    for text, (_, spans_n2) in zip(texts, tokenizer.encode_spans(texts), strict=True):
         covered = np.zeros(len(text) + 1, np.int64)
         np.add.at(covered, spans_n2[:, 0], 1)
         np.add.at(covered, spans_n2[:, 1], -1)
@@ -88,12 +88,12 @@ def _parts(text: str, longest: int) -> Iterator[str]:
             yield word[start : start + longest]
 
 
-def _within_unknown(pieces: Tokenizer, words: list[str]) -> dict[str, tuple[int, str]]:
+def _within_unknown(tokenizer: Tokenizer, words: list[str]) -> dict[str, tuple[int, str]]:
     """(number of [UNK], the letters within) of the words that have any."""
-    unk = pieces.special.unk
-    odd = [word for word, ids in zip(words, pieces.encode(words), strict=True) if (ids == unk).any()]
+    unk = tokenizer.special.unk
+    odd = [word for word, ids in zip(words, tokenizer.encode(words), strict=True) if (ids == unk).any()]
     found = {}
-    for word, (ids, spans) in zip(odd, pieces.encode_spans(odd), strict=True):
+    for word, (ids, spans) in zip(odd, tokenizer.encode_spans(odd), strict=True):
         found[word] = int((ids == unk).sum()), "".join(word[start:end] for start, end in spans[ids == unk])
     return found
 

@@ -8,7 +8,7 @@ Shapes: B batch, R query rows, N context rows, H heads, d width of a head. Queri
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,9 @@ def plain(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key) -
 recomputed: Attend = jax.checkpoint(plain, static_argnums=4)
 
 
-def by_lengths(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, *, implementation: str) -> jax.Array:
+def by_lengths(
+    query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, *, implementation: Literal["xla", "cudnn"]
+) -> jax.Array:
     """`jax.nn.dot_product_attention`, which takes numbers of tokens for a mask: padding is at the end of a row.
 
     So it is among kept tokens, which are in text order.

@@ -139,7 +139,7 @@ def _whole_words(
     return order_BN, jnp.minimum(budget_B, (taken_BN | pieces_BN).sum(1))
 
 
-def _by_score(score_BN: jax.Array, candidate_BN: jax.Array, *others_BN: jax.Array) -> list[jax.Array]:
+def _by_score(score_BN: jax.Array, candidate_BN: jax.Array, *others_BN: jax.Array) -> tuple[jax.Array, ...]:
     """Positions by ascending score, candidates first, and other arrays in that order."""
     position_BN = jax.lax.broadcasted_iota(jnp.int32, score_BN.shape, 1)
     score_BN = jnp.where(candidate_BN, score_BN, 2.0)
