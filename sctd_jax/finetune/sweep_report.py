@@ -118,13 +118,14 @@ def write_report(folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> li
     content = {"tasks": rows, "averages": means, "cells": list(results)}
     picture = io.BytesIO()
     draw(rows, picture)
-    for kind, part in (
-        ("json", (json.dumps(content, indent=1) + "\n").encode()), ("md", f"{text}\n".encode()),
-        ("png", picture.getvalue()),
-    ):  # fmt: skip
-        write(folder / f"report.{kind}", part)
-    files = [str(folder / f"report.{kind}") for kind in ("json", "md", "png")]
-    return [*table(rows, means, widest=100).splitlines(), "", *files]
+    parts = {
+        "report.json": (json.dumps(content, indent=1) + "\n").encode(),
+        "report.md": f"{text}\n".encode(),
+        "report.png": picture.getvalue(),
+    }
+    for name, part in parts.items():
+        write(folder / name, part)
+    return [*table(rows, means, widest=100).splitlines(), "", *(str(folder / name) for name in parts)]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file) -> None:

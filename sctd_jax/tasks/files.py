@@ -36,17 +36,18 @@ class Record:
         """The id that the file gives this row, or else its number."""
         return self.integer(self.id_field) if self.id_field else self.number
 
-    def value(self, field: str) -> Any:
-        """Whatever the field holds."""
+    def value(self, field: str, type_: type = object, otherwise: str = "") -> Any:
+        """What the field holds; messages call a value of another type `otherwise`."""
         if field not in self.fields:
             raise UserError(f"{self.place}: no field {field!r}; found {printable(', '.join(self.fields))}")
-        return self.fields[field]
+        value = self.fields[field]
+        if not isinstance(value, type_):
+            raise UserError(f"{self.place}: the field {field!r} is {otherwise}, found {value!r:.80}")
+        return value
 
     def text(self, field: str, empty: bool = False) -> str:
         """A text as it stands; unless `empty`, it holds more than white space."""
-        value = self.value(field)
-        if not isinstance(value, str):
-            raise UserError(f"{self.place}: the field {field!r} is no text, found {value!r:.80}")
+        value = self.value(field, str, "no text")
         if not empty and not value.strip():
             raise UserError(f"{self.place}: the field {field!r} is empty")
         try:
@@ -75,10 +76,7 @@ class Record:
 
     def flag(self, field: str) -> bool:
         """JSON's true or false, and nothing that only looks like it: the text "false" would count as true."""
-        value = self.value(field)
-        if not isinstance(value, bool):
-            raise UserError(f"{self.place}: the field {field!r} is neither true nor false, found {value!r:.80}")
-        return value
+        return self.value(field, bool, "neither true nor false")
 
     def real(self, field: str) -> float:
         """A finite number, which a TSV or CSV file holds as text."""
@@ -92,10 +90,7 @@ class Record:
 
     def items(self, field: str) -> list[Any]:
         """A list."""
-        value = self.value(field)
-        if not isinstance(value, list):
-            raise UserError(f"{self.place}: the field {field!r} is no list, found {value!r:.80}")
-        return value
+        return self.value(field, list, "no list")
 
     def child(self, field: str) -> "Record":
         """An object inside of this one."""

@@ -1,7 +1,7 @@
 """A task's files, found and read: official folders and prepared TFDS datasets; `own` has files of the user's."""
 
+import collections
 import dataclasses
-import functools
 import os
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
@@ -39,21 +39,17 @@ class Notes:
     """Remarks on the files for the user: how often each kind and where first, and remarks on the whole."""
 
     def __init__(self):
-        self._counted: dict[tuple[str, str], tuple[int, str]] = {}
+        self._places: dict[tuple[str, str], list[str]] = collections.defaultdict(list)  # by file and kind
         self.remarks: list[str] = []
 
     def of(self, where: str) -> Note:
         """Function for a reader of this file to call."""
-        return functools.partial(self._add, where)
-
-    def _add(self, where: str, what: str, place: str) -> None:
-        count, first = self._counted.get((where, what), (0, place))
-        self._counted[where, what] = (count + 1, first)
+        return lambda what, place: self._places[where, what].append(place)
 
     def lines(self) -> Iterator[str]:
         """One for each kind and file, then the remarks."""
-        for (where, what), (count, first) in self._counted.items():
-            yield f"{where}: {count:,} {what} (first: {_inside(first, where)})"
+        for (where, what), places in self._places.items():
+            yield f"{where}: {len(places):,} {what} (first: {_inside(places[0], where)})"
         yield from self.remarks
 
 

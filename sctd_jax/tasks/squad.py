@@ -57,19 +57,14 @@ def evaluate(
       ValueError: a question without answers, and no `null_answer`.
     """
 
-    def mean(credit: Callable[[str, str], float]) -> float:
-        given = ((predictions[key], accepted) for key, accepted in answers.items() if key in predictions)
-        return sum(_best(credit, prediction, accepted, null_answer) for prediction, accepted in given) / len(answers)
-
-    return {"em": mean(exact_match), "f1": mean(f1)}
-
-
-def _best(credit: Callable[[str, str], float], prediction: str, answers: Sequence[str], null_answer: bool) -> float:
-    if null_answer:
-        answers = [answer for answer in answers if normalize(answer)]
-        if not answers:
+    def best(credit: Callable[[str, str], float], prediction: str, accepted: Sequence[str]) -> float:
+        if null_answer and not (accepted := [answer for answer in accepted if normalize(answer)]):
             return float(not normalize(prediction))
-    return float(max(credit(prediction, answer) for answer in answers))
+        return float(max(credit(prediction, answer) for answer in accepted))
+
+    given = [(predictions[key], accepted) for key, accepted in answers.items() if key in predictions]
+    credits = {"em": exact_match, "f1": f1}
+    return {name: sum(best(credit, *pair) for pair in given) / len(answers) for name, credit in credits.items()}
 
 
 @dataclasses.dataclass(frozen=True)
