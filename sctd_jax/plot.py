@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 
@@ -69,6 +69,15 @@ def look(number: int) -> dict[str, Any]:
     return {"color": f"C{number % 10}", "marker": _MARKERS[number // 10 % 10], "markersize": 4}
 
 
+def save(figure: Figure, entries: Mapping[str, Artist], file: Path | IO[bytes], kind: str | None = None) -> None:
+    """Write a figure with its legend and close it; without `kind` the file's suffix says the format."""
+    try:
+        put_legend(figure, entries)
+        figure.savefig(file, dpi=120, format=kind)
+    finally:
+        plt.close(figure)
+
+
 def put_legend(figure: Figure, entries: Mapping[str, Artist]) -> None:
     """A legend below the axes, where it hides nothing; the figure grows by it. Labels appear as they are."""
     labels = [textwrap.fill(label, _LONGEST_LABEL) for label in entries]
@@ -114,7 +123,7 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
     Args:
       workdirs: folders of pretraining runs, or of fine-tunings; not of both.
       out: the PNG.
-      ymax: where the loss axis ends; inf shows all; None ends it as `y_range` says.
+      ymax: end of the loss axis; inf shows all; None ends it as `y_range` says.
 
     Returns:
       Lines that say what lies above the picture.
@@ -168,12 +177,9 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
     for axis in (left, right):
         axis.grid(alpha=0.3)
     try:
-        put_legend(figure, entries)
-        figure.savefig(out, dpi=120)
+        save(figure, entries, out)
     except (OSError, ValueError) as error:  # ValueError: a suffix that stands for no format
         raise UserError(f"cannot write {out}: {error}") from error
-    finally:
-        plt.close(figure)
     return said
 
 

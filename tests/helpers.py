@@ -1,6 +1,9 @@
 """Helpers of several tests."""
 
+import contextlib
 import dataclasses
+import functools
+import io
 import json
 import os
 import socket
@@ -16,6 +19,8 @@ import numpy as np
 from sctd_jax.config import Config, DataConfig, from_dict
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.model.token_dropping import Candidates
+from sctd_jax.pretrain.model import initial_state
+from sctd_jax.train.state import TrainState
 from tests import small
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +63,19 @@ def random_rows(count: int, length: int = 32, vocab_size: int = 512, seed: int =
     return tokens.at[:, 0].set(SPECIAL.cls)
 
 
+@functools.cache
+def _initial(of: Config):
+    return jax.jit(lambda: initial_state(of, SPECIAL))
+
+
+def initial(of: Config) -> TrainState:
+    """The state before the first step, from one program for each network and optimizer."""
+    mine = config()
+    dropping = dataclasses.replace(mine.dropping, importance_init=of.dropping.importance_init)
+    train = dataclasses.replace(mine.train, seed=of.train.seed)
+    return _initial(dataclasses.replace(mine, model=of.model, optimizer=of.optimizer, dropping=dropping, train=train))()
+
+
 def moved(params, scale: float, seed: int = 5):
     """Parameters plus normal noise, so that biases are not 0 and gradients not tiny; without a compilation."""
     rng = np.random.default_rng(seed)
@@ -75,6 +93,13 @@ def run_module(module: str, *args: str, cwd: Path = ROOT, env=None, **kwargs) ->
         [sys.executable, "-m", module, *args], cwd=cwd, env=env or environment(), capture_output=True, text=True,
         timeout=300, **kwargs,
     )  # fmt: skip
+
+
+def call(main, *args: str) -> subprocess.CompletedProcess:
+    """`main(args)` in this process, where what the command does is the point and not that it is a process."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
+        status = main(list(args))
+    return subprocess.CompletedProcess(args, status, stdout.getvalue(), stderr.getvalue())
 
 
 def environment() -> dict[str, str]:

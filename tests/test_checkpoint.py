@@ -16,7 +16,6 @@ from sctd_jax.data.rows import RowWriter
 from sctd_jax.errors import UserError, printable
 from sctd_jax.interop.exporting import export
 from sctd_jax.parallel.mesh import one_device
-from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.workdir import check_rows, check_workdir, claim_workdir
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
@@ -26,7 +25,7 @@ from tests import helpers
 
 @pytest.fixture(scope="module")
 def state():
-    return jax.jit(lambda: initial_state(helpers.config(), helpers.SPECIAL))()
+    return helpers.initial(helpers.config())
 
 
 def at(state, step):

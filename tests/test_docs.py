@@ -1,8 +1,10 @@
 """Documents list what the code has."""
 
 import ast
+import io
 import re
 import subprocess
+import tokenize
 
 from sctd_jax.tasks.table import TASKS
 from tests import helpers
@@ -76,3 +78,37 @@ def test_what_the_documented_commands_write_is_ignored_at_the_root_and_nothing_o
     assert [name for name in sorted(folders) if name not in docker] == []
     ignored = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
     assert subprocess.run(ignored, cwd=helpers.ROOT, capture_output=True, text=True).stdout == ""
+
+
+# Files that are being rewritten on another branch: each that is merged leaves the list.
+UNREAD = (
+    "interop/", "probing/", "probe.py", "finetune/finetuned.py", "finetune/pretrained.py", "finetune/sweep.py",
+    "finetune/finetuning.py", "train/run.py", "train/checkpoint.py", "train/workdir.py",
+)  # fmt: skip
+NO_BEGINNING = re.compile(r"(of|that|which|whose|what|where|when|how|as|by|at|in|on|to|from|with|for|if|so)\b", re.I)
+
+
+def beginnings(source):
+    """(line, text) of every comment, docstring and entry of its Args, Returns and Raises."""
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    for token, before in zip(tokens[1:], tokens, strict=False):
+        goes_on = before.type == tokenize.NL and "#" in before.line and before.line.lstrip().startswith("#")
+        if token.type == tokenize.COMMENT and not goes_on:
+            yield token.start[0], token.string.lstrip("# ")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
+            yield node.body[0].lineno, text
+            yield from ((node.body[0].lineno, entry) for entry in re.findall(r"^  \w+: (.*)$", text, re.M))
+
+
+def test_comments_and_docstrings_begin_with_a_noun_or_a_verb():
+    found = []
+    package = helpers.ROOT / "sctd_jax"
+    for path in sorted(package.rglob("*.py")):
+        if str(path.relative_to(package)).startswith(UNREAD):
+            continue
+        source = path.read_text()
+        found += [f"{path}:{line}: {text}" for line, text in beginnings(source) if NO_BEGINNING.match(text)]
+        # The head of errors.py says once that every function may raise UserError.
+        found += [f"{path}: UserError" for _ in re.findall(r"^ *Raises:\n *UserError: ", source, re.M)]
+    assert found == []

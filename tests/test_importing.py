@@ -19,7 +19,6 @@ from sctd_jax.finetune import pretrained
 from sctd_jax.hf import config_json as bert_config
 from sctd_jax.hf import names as weights
 from sctd_jax.interop import convert, huggingface, importing
-from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.train.run import load_run
 from tests import helpers, small
@@ -33,7 +32,7 @@ WEIGHTS, WORD = "model.safetensors", "bert.embeddings.word_embeddings.weight"
 
 @pytest.fixture(scope="module")
 def params():
-    state = jax.jit(lambda: initial_state(CONFIG, helpers.SPECIAL))()
+    state = helpers.initial(CONFIG)
     return jax.tree.map(np.asarray, helpers.moved(state.params, 0.1))
 
 

@@ -148,7 +148,7 @@ def _tokenizer(
     spans_of: Callable[[list[str]], Iterable[tuple[Sequence[int], Iterable[tuple[int, int]]]]],
     decode: Callable[[list[int]], str],
 ) -> Tokenizer:
-    """What both libraries have in common, given ids of texts, and ids with the characters that each stands for."""
+    """Part that both libraries share, given ids of texts, and ids with the characters that each stands for."""
 
     # Some models have their specials among the ordinary pieces, and a document may spell one.
     def ordinary(ids: Sequence[int]) -> np.ndarray:
@@ -246,7 +246,7 @@ def _hugging_face(content: bytes, path: str | os.PathLike, kept: bool) -> Tokeni
     pieces = [""] * (max(ids.values()) + 1)
     for piece, i in ids.items():
         pieces[i] = piece
-    for token in settings["added_tokens"]:  # of two with one id, the one that text is read as
+    for token in settings["added_tokens"]:  # the one of two with an id that text is read as
         pieces[ids[token["content"]]] = token["content"]
     special = tokenizer_files.special_ids(pieces, path)
     # The piece that the model gives, whatever other one is called [UNK].

@@ -59,7 +59,7 @@ class FinetuneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """What a sweep has in the places of task, init, learning_rate and seed."""
+    """Fields that a sweep has in the places of task, init, learning_rate and seed."""
 
     tasks: str = field("", "names of tasks in docs/finetuning.md, separated by commas")
     inits: str = field("", "values of init, separated by commas; each ends in a folder name of its own")
@@ -84,11 +84,7 @@ def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
 
 
 def check_length(settings: FinetuneConfig, model: ModelConfig) -> None:
-    """Check that a model has positions enough.
-
-    Raises:
-      UserError: it has fewer than `max_length`.
-    """
+    """Check that a model has positions enough."""
     require(
         settings.max_length <= model.max_positions,
         "max_length",

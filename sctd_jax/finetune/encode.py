@@ -21,11 +21,11 @@ class Row(NamedTuple):
     """n tokens of one sequence."""
 
     ids: np.ndarray  # i32[n]
-    second: int  # where segment 1 begins; n for a single text
+    second: int  # position at which segment 1 begins; n for a single text
 
 
 class Passage(NamedTuple):
-    """What a window shows of SQuAD's passage, as in `squad.Window`."""
+    """Part of SQuAD's passage that a window shows, as in `squad.Window`."""
 
     spans: np.ndarray  # i32[n, 2], characters of each token in the passage; (-1, -1) outside of it
     best: np.ndarray  # bool[n], whether no other window gives the token more context
@@ -33,10 +33,10 @@ class Passage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Feature:
-    """What the network sees of an example at once. SQuAD has one for each window of the passage."""
+    """Rows of an example that the network sees at once. SQuAD has one for each window of the passage."""
 
-    example: int  # its number
-    rows: tuple[Row, ...]  # one; in multiple choice one for each choice
+    example: int  # number of the example
+    rows: tuple[Row, ...]  # one row; in multiple choice one for each choice
     label: float = 0.0  # class, number of the right choice, or score
     marked: tuple[tuple[int, int], ...] = ()  # first and last token of each marked span
     answer: tuple[int, int] = (0, 0)  # first and last token; [CLS] if it is not in this window
@@ -62,7 +62,7 @@ def encode(
 
     Args:
       tokenizer: the model's.
-      examples: those of one task, each with as many choices as the others.
+      examples: examples of one task, each with as many choices as the others.
       head: the task's.
       max_length: N, the most tokens of a row.
       say: receives a line for each kind of loss, with its count: what is cut off, without a token or unknown.
@@ -93,13 +93,14 @@ def encode(
 def _feature(
     tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, lost: Counter
 ) -> Feature:
-    first = pieces[example.first]
+    first = pieces[example.first].ids_n
     rows, lengths, cut = [], (0, 0), False
     for text in example.choices or (example.second,):
-        second = pieces[text].ids_n if text else None
-        lengths = _lengths(len(first.ids_n), None if second is None else len(second), max_length)
-        cut |= lengths != (len(first.ids_n), 0 if second is None else len(second))
-        rows.append(_row(tokenizer, first.ids_n[: lengths[0]], None if second is None else second[: lengths[1]]))
+        second = [pieces[text].ids_n] if text else []
+        sizes = len(first), sum(map(len, second))
+        lengths = _lengths(*sizes, max_length - 2 - len(second))
+        cut |= lengths != sizes
+        rows.append(_row(tokenizer, first[: lengths[0]], *(ids_n[: lengths[1]] for ids_n in second)))
     lost[f"rows are longer than {max_length} tokens: cut at the end of the longer text"] += cut
     texts = (example.first, example.second, *example.choices)
     lost["rows have a text without any token"] += any(text.strip() and not len(pieces[text].ids_n) for text in texts)
@@ -107,24 +108,18 @@ def _feature(
     return Feature(number, tuple(rows), 0.0 if example.label is None else float(example.label), marked)
 
 
-def _row(tokenizer: Tokenizer, first: np.ndarray, second: np.ndarray | None) -> Row:
-    cls, sep = tokenizer.special.cls, tokenizer.special.sep
-    head = [[cls], first, [sep]]
-    tail = [] if second is None else [second, [sep]]
-    return Row(np.concatenate(head + tail).astype(np.int32), len(first) + 2)
+def _row(tokenizer: Tokenizer, *texts: np.ndarray) -> Row:
+    special = tokenizer.special
+    parts = [[special.cls], *(part for ids_n in texts for part in (ids_n, [special.sep]))]
+    return Row(np.concatenate(parts).astype(np.int32), len(texts[0]) + 2)
 
 
-def _lengths(first: int, second: int | None, max_length: int) -> tuple[int, int]:
+def _lengths(first: int, second: int, room: int) -> tuple[int, int]:
     """Tokens that are left of a pair: the longer one is cut first, the second one where they are equal."""
-    if second is None:
-        return min(first, max_length - 2), 0
-    room = max_length - 3
     if first + second <= room:
         return first, second
-    half = room // 2
-    if second <= half:
-        return room - second, second
-    return (first, room - first) if first <= room - half else (room - half, half)
+    kept = min(second, max(room // 2, room - first))
+    return room - kept, kept
 
 
 def _marked(example: Example, span, pieces: dict, lengths: tuple[int, int]) -> tuple[int, int]:
@@ -165,18 +160,15 @@ def _windows(
         lost["answers are whole in no window of the passage: learned as no answer"] += not shown
     for start, size, best in zip(starts, sizes, max_context(starts, sizes), strict=True):
         row = _row(tokenizer, question, passage.ids_n[start : start + size])
-        shown = slice(row.second, row.second + size)
-        spans = np.full((len(row.ids), 2), -1, np.int32)
-        spans[shown] = passage.spans_n2[start : start + size]
-        whole = np.zeros(len(row.ids), bool)
-        whole[shown] = best
+        around = (row.second, 1)  # [CLS] question [SEP], and the last [SEP]
+        spans_n2 = np.pad(passage.spans_n2[start : start + size], (around, (0, 0)), constant_values=-1)
         inside = answer is not None and start <= answer[0] and answer[1] < start + size
         at = (answer[0] - start + row.second, answer[1] - start + row.second) if inside else (0, 0)
-        yield Feature(number, (row,), answer=at, passage=Passage(spans, whole))
+        yield Feature(number, (row,), answer=at, passage=Passage(spans_n2, np.pad(best, around)))
 
 
 def by_example(head: str, features: Sequence[Feature], logits: Sequence[np.ndarray]) -> list[Any]:
-    """What `scoring.predict` takes, from the logits of each feature; in span tasks f32[n, 2] for each of its tokens."""
+    """Outputs for `scoring.predict` from the logits of each feature; in span tasks f32[n, 2] for each of its tokens."""
     if head != "span":
         return list(logits)
     pairs = itertools.groupby(zip(features, logits, strict=True), key=lambda pair: pair[0].example)

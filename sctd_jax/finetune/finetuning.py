@@ -93,7 +93,7 @@ def finetune(
       on_step: called with the number of each step that was dispatched.
       track: called with each line of `metrics.jsonl`: the number of updates done, and values by name.
     """
-    workdir, log = storage.as_path(workdir), hosts.only_first(log)
+    workdir, log = storage.as_path(workdir), hosts.on_first(log)
     with held(workdir, "fine-tuning", log) as check:
         made = prepare(settings, workdir, recipe, log)
         settings, config, mesh, shape, data, train = (

@@ -1,4 +1,4 @@
-"""What a person sees of a fine-tuning."""
+"""Lines of a fine-tuning for a person."""
 
 import shlex
 from collections import Counter
@@ -17,7 +17,7 @@ from sctd_jax.tasks.table import TASKS
 from sctd_jax.train import trainer
 from sctd_jax.train.metrics import duration
 
-_LABELS = 10  # that many of the user's own are listed
+_LABELS = 10  # labels of the user's own that are listed
 
 
 def start_table(

@@ -27,12 +27,12 @@ _DROPOUT = 0  # the random stream of a step; the others are pretraining's
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What of a task decides the shapes of network and batches."""
+    """Properties of a task that decide the shapes of network and batches."""
 
     head: str
     outputs: int  # K; 1 for a score and for each choice, 2 for the ends of an answer
     rows: int = 1  # C
-    marked: str = ""  # how the head reads marked spans
+    marked: str = ""  # way in which the head reads marked spans
 
 
 def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:

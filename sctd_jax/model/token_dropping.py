@@ -30,10 +30,10 @@ class Candidates:
     """The tokens to choose from, and what a selector may score them by."""
 
     importance_V: jax.Array  # f32; never-drop ids have NEVER_DROP_BONUS or more
-    input_ids_BN: jax.Array  # after masking
+    input_ids_BN: jax.Array  # ids after masking
     mask_BN: jax.Array  # True at real tokens
-    state_BND: jax.Array  # of the tokens where dropping begins, without a gradient
-    keys_B: jax.Array  # for selectors that draw
+    state_BND: jax.Array  # states of the tokens where dropping begins, without a gradient
+    keys_B: jax.Array  # key of each row, for selectors that draw
     num_top: int  # tokens that 'importance+random' keeps by importance
 
 

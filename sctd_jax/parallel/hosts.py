@@ -78,13 +78,13 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
-def only_first(log: Callable[[str], None]) -> Callable[[str], None]:
+def on_first(log: Callable[[str], None]) -> Callable[[str], None]:
     """`log` in the first process, nothing in the others."""
     return log if is_first() else lambda line: None
 
 
 @contextlib.contextmanager
-def first_goes_first(name: str) -> Iterator[None]:
+def first_then_others(name: str) -> Iterator[None]:
     """The first process runs the body, then the others: they find what it has written, where storage is shared."""
     if several() and not is_first():
         _barrier(name)
@@ -93,7 +93,7 @@ def first_goes_first(name: str) -> Iterator[None]:
         _barrier(name)
 
 
-def first_only(name: str, action: Callable[[], None]) -> None:
+def run_on_first(name: str, action: Callable[[], None]) -> None:
     """Run `action` in the first process; the others go on when it is done."""
     if is_first():
         action()
@@ -101,7 +101,7 @@ def first_only(name: str, action: Callable[[], None]) -> None:
         _barrier(name)
 
 
-def all_say(yes: bool) -> bool:
+def all_agree(yes: bool) -> bool:
     """Whether `yes` is true in every process."""
     return bool(multihost_utils.process_allgather(np.array(yes)).all()) if several() else yes
 

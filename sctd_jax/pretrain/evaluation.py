@@ -37,7 +37,7 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
     batch_size = config.train.batch_size // config.train.accumulation
     mine = meshes.host_rows(mesh, batch_size)
 
-    @functools.cache  # one compilation for each K that is met
+    @functools.cache  # one compilation for each K
     def eval_step(stage: Config) -> Callable:
         eval_fn = make_eval_step(stage, data.special, data.word_start_V, mesh)
         return meshes.jit_eval_step(mesh, eval_fn, state_shape(lambda: initial_state(stage, data.special), mesh))

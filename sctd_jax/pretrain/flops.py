@@ -54,7 +54,7 @@ def mean_step_flops(config: Config) -> float:
 
 
 def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
-    """How many of the steps start .. end - 1 run each variant."""
+    """Number of the steps start .. end - 1 that run each variant."""
     dropping = config.dropping
     if dropping.method == "full":
         return {"full": end - start}

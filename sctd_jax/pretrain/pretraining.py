@@ -50,7 +50,7 @@ def train_and_evaluate(
       on_step: called with the number of each step that was dispatched.
       track: called with each line of `metrics.jsonl`: the number of updates done, and values by name.
     """
-    workdir, log = storage.as_path(workdir), hosts.only_first(log)
+    workdir, log = storage.as_path(workdir), hosts.on_first(log)
     with held(workdir, "training", log) as check:
         config, mesh, data = _open(config, workdir, log)
         train = config.train
@@ -121,7 +121,7 @@ def evaluate_workdir(
     config: Config, workdir: str | os.PathLike, log: Callable[[str], None] = print
 ) -> dict[str, float]:
     """Held-out metrics of a workdir's newest checkpoint."""
-    folder, log = storage.as_path(workdir), hosts.only_first(log)
+    folder, log = storage.as_path(workdir), hosts.on_first(log)
     with storage.reaching(folder):
         there = (folder / CHECKPOINTS).is_dir()
     state = None

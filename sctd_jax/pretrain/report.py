@@ -1,4 +1,4 @@
-"""What a person sees: the table at the start, evaluation lines, the summary, fill-mask examples."""
+"""Lines for a person: the table at the start, evaluation lines, the summary, fill-mask examples."""
 
 import functools
 import math
@@ -79,7 +79,7 @@ def _method(config: Config) -> str:
 
 
 def cpu_warning(config: Config) -> list[str]:
-    """On a CPU: how long a step will take, and where to go if that is long."""
+    """Warning, on a CPU, of how long a step will take if that is long."""
     if jax.default_backend() != "cpu":
         return []
     rate = matmul_flops_per_second()

@@ -28,7 +28,7 @@ class Data:
 
 def open_data(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Data:
     """The config's rows, prepared now if missing; `began`: of those that its run has been trained on."""
-    with hosts.first_goes_first("rows"):
+    with hosts.first_then_others("rows"):
         folder = ensure_rows(config, log, began)
     metadata = read_metadata(folder)
     for field, have, want in (

@@ -32,7 +32,7 @@ _MASKING, _DROPOUT, _SELECTION = range(3)
 
 
 def variant_at(config: Config, step: int) -> Variant:
-    """Which variant update number `step` (from 0) runs; chosen on the host, so any step can be first."""
+    """Variant that update number `step` (from 0) runs; chosen on the host, so any step can be first."""
     dropping = config.dropping
     full = step < dropping.full_steps_first or step >= config.train.steps - dropping.full_steps_last
     if dropping.method == "full" or full:
@@ -43,7 +43,7 @@ def variant_at(config: Config, step: int) -> Variant:
 
 
 def program_at(config: Config, step: int) -> str:
-    """Which compiled program update number `step` runs: its variant, and K where a schedule changes it."""
+    """Name of the program that update number `step` runs: its variant, and K where a schedule changes it."""
     variant = variant_at(config, step)
     one = variant == "full" or len(config.keep_stages) == 1
     return variant if one else f"{variant} of {config.at(step).num_kept}"
@@ -72,7 +72,7 @@ def make_train_step(
     Args:
       config: the run's.
       special: special ids of the tokenizer.
-      variant: which passes and which loss (docs/method.md 5).
+      variant: name of the passes and the loss (docs/method.md 5).
       word_start_V: bool[V] for whole-word masking, or None.
       mesh: devices that will run it; they decide how attention is computed (`make_model`).
     """
@@ -173,7 +173,7 @@ def select(
     For random-LTD i32[S, B, K]: each dropping layer draws its own.
 
     Args:
-      config: at the step.
+      config: config at the step.
       importance_V: importance table.
       batch: masked rows.
       keys_B: a key per row, for selectors that draw.
@@ -183,7 +183,6 @@ def select(
     # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
     # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
     importance_V = importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
-
     state_BND = jax.lax.stop_gradient(state_BND)
 
     def positions(keys_B):
@@ -252,7 +251,7 @@ def forward_sums(
             return loss_BP, states[-2:]
 
         x_BND, kept_BK = prefix(), None
-        if variant != "full":  # by the state of the pass that drops, where a consistency step has two prefixes
+        if variant != "full":  # the state of the pass that drops counts, where a consistency step has two prefixes
             kept_BK = select(config, importance_V, batch, selection_keys_B, x_BND)
         trained = branch(x_BND, kept_BK)
         if variant != "consistency":

@@ -53,7 +53,7 @@ CHOICE = (
         home="https://github.com/rowanz/hellaswag/tree/master/data",
         hub=("Rowan/hellaswag", ""),
         files=SplitNames("hellaswag_train.jsonl", {"dev": "hellaswag_val.jsonl"}, {"test": "hellaswag_test.jsonl"}),
-        tfds_fields={"context": "ctx_a"},  # it has the two parts of the context as one
+        tfds_fields={"context": "ctx_a"},  # TFDS has the two parts of the context as one
         build=_build_hellaswag,
     ),
 )

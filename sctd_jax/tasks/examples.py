@@ -1,4 +1,4 @@
-"""One labelled row of a task, whatever file it came from, and what the families build it with."""
+"""Labelled row of a task, whatever file it came from, and functions that build it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from sctd_jax.tasks.files import Note, Record
 class Example:
     """Texts as they stand in the file, and what is known of them."""
 
-    id: str | int | tuple[int, ...]  # as the submission names it; MultiRC: (paragraph, question, answer)
+    id: str | int | tuple[int, ...]  # name of the row in the submission; MultiRC: (paragraph, question, answer)
     first: str
     second: str = ""  # second text of a pair; SQuAD: the passage
     label: int | float | None = None  # index into Task.labels, number of the right choice, or a score; None if hidden
@@ -42,7 +42,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class FileSettings:
-    """What the user says about files of his own."""
+    """Settings of files of the user's own."""
 
     text_field: str = "text"
     pair_field: str = ""  # '' for single texts
@@ -53,7 +53,7 @@ class FileSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What holds for all records of a split."""
+    """Facts that hold for all records of a split."""
 
     where: str  # the file, for messages
     split: str  # train, dev... or test...
@@ -99,7 +99,7 @@ def classify(*fields: str, label: str = "label", some_empty: bool = False) -> Bu
     """A builder of rows that classify a text or a pair.
 
     Args:
-      fields: one or two that hold the texts.
+      fields: one or two fields that hold the texts.
       label: the field that holds the label.
       some_empty: whether training rows without one of the texts are left out and noted; else they are an error.
     """

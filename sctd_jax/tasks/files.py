@@ -22,7 +22,7 @@ _Rows = Iterable[tuple[int, list[str]]]  # (number of its first line, values) of
 class Record:
     """One row, or an object inside of one. Accessors raise UserError naming place and field if the value is another."""
 
-    place: str  # for messages: the file and the line
+    place: str  # file and line, for messages
     number: int  # counts the rows of a file, or the objects of a list, from 0
     fields: dict[str, Any]
 
@@ -36,17 +36,18 @@ class Record:
         """The id that the file gives this row, or else its number."""
         return self.integer(self.id_field) if self.id_field else self.number
 
-    def value(self, field: str) -> Any:
-        """Whatever the field holds."""
+    def value(self, field: str, type_: type = object, otherwise: str = "") -> Any:
+        """What the field holds; messages call a value of another type `otherwise`."""
         if field not in self.fields:
             raise UserError(f"{self.place}: no field {field!r}; found {printable(', '.join(self.fields))}")
-        return self.fields[field]
+        value = self.fields[field]
+        if not isinstance(value, type_):
+            raise UserError(f"{self.place}: the field {field!r} is {otherwise}, found {value!r:.80}")
+        return value
 
     def text(self, field: str, empty: bool = False) -> str:
         """A text as it stands; unless `empty`, it holds more than white space."""
-        value = self.value(field)
-        if not isinstance(value, str):
-            raise UserError(f"{self.place}: the field {field!r} is no text, found {value!r:.80}")
+        value = self.value(field, str, "no text")
         if not empty and not value.strip():
             raise UserError(f"{self.place}: the field {field!r} is empty")
         try:
@@ -75,10 +76,7 @@ class Record:
 
     def flag(self, field: str) -> bool:
         """JSON's true or false, and nothing that only looks like it: the text "false" would count as true."""
-        value = self.value(field)
-        if not isinstance(value, bool):
-            raise UserError(f"{self.place}: the field {field!r} is neither true nor false, found {value!r:.80}")
-        return value
+        return self.value(field, bool, "neither true nor false")
 
     def real(self, field: str) -> float:
         """A finite number, which a TSV or CSV file holds as text."""
@@ -92,10 +90,7 @@ class Record:
 
     def items(self, field: str) -> list[Any]:
         """A list."""
-        value = self.value(field)
-        if not isinstance(value, list):
-            raise UserError(f"{self.place}: the field {field!r} is no list, found {value!r:.80}")
-        return value
+        return self.value(field, list, "no list")
 
     def child(self, field: str) -> "Record":
         """An object inside of this one."""
@@ -115,7 +110,7 @@ def read_tsv(
 
     Args:
       path: the file.
-      columns: its columns, where its first line does not name them.
+      columns: names of the columns, where the first line does not have them.
       exact: whether more columns than that are an error, too; official readers overlook them, which is noted.
       broken: whether a row with too few columns is left out and noted; else it is an error.
       note: told of what is passed over.
@@ -149,7 +144,7 @@ def _table(
     for line, values in rows:
         place = f"{path}, line {line}"
         if not values:
-            if len(columns) == 1:  # where there are more, it is no row for certain
+            if len(columns) == 1:  # a line of more is no row for certain
                 note("blank lines passed over, which may have been empty texts", place)
         elif not columns:
             if len(values) == 1 and any(other in values[0] for other in ",;\t"):

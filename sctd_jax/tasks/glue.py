@@ -14,7 +14,7 @@ _COLA_COLUMNS = ("source", "label", "star", "sentence")
 
 
 def _read_cola(path: str, split: str, note: Note) -> Iterator[Record]:
-    """Its train.tsv and dev.tsv have no header."""
+    """Read CoLA's files, of which train.tsv and dev.tsv have no header."""
     return read_tsv(path, columns=() if split == "test" else _COLA_COLUMNS, note=note)
 
 

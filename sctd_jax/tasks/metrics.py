@@ -20,7 +20,7 @@ def _share(metric: Callable, **settings: Any) -> _Metric:
 
 def _correlation(metric: Callable) -> _Metric:
     def unless_constant(labels: np.ndarray, predictions: np.ndarray) -> float:
-        # In float64, as scipy warns of what is constant up to rounding in the type that it is given.
+        # float64, for scipy warns of what is constant up to rounding in the type that it is given.
         labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
         if any(np.ptp(values) <= 1e-9 * np.abs(values).max() for values in (labels, predictions)):
             return 0.0

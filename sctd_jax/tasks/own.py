@@ -98,7 +98,7 @@ def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
 
     Spellings differ in case, white space or Unicode's form only, or as 1 and 1.0 do.
     """
-    firsts: dict[str, str] = {}  # where each label stands first
+    firsts: dict[str, str] = {}  # first place of each label
     types: dict[str, type] = {}
     spelled: dict[str, str] = {}
     for row in rows:
@@ -141,7 +141,7 @@ def _held_out(where: str, rows: Sequence[Record], settings: FileSettings) -> dic
 
 
 def _review(where: str, labels: Sequence[str], train: Sequence[Example], dev: Sequence[Example]) -> Iterator[str]:
-    """What is odd about the rows as a whole."""
+    """Oddities of the rows as a whole."""
     unseen = sorted(set(labels) - {labels[e.label] for e in train}) if labels else []
     if unseen:
         yield f"{where}: {len(unseen)} labels without a training row: {printable(', '.join(unseen))}"

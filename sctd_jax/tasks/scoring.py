@@ -16,8 +16,8 @@ def predict(task: Task, examples: Sequence[Example], outputs: Sequence[Any]) -> 
 
     Args:
       task: the examples' task.
-      examples: those of one split.
-      outputs: for each example its logits, one-dimensional; in span tasks its windows, each a `squad.Window`.
+      examples: examples of one split.
+      outputs: one-dimensional logits of each example; in span tasks its windows, each a `squad.Window`.
 
     Returns:
       Classes and choices as int, scores as float, answers as text; for ReCoRD each row's chance of being the answer.

@@ -1,7 +1,7 @@
 """A task's files, found and read: official folders and prepared TFDS datasets; `own` has files of the user's."""
 
+import collections
 import dataclasses
-import functools
 import os
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
@@ -24,36 +24,32 @@ class TaskData:
     train: tuple[Example, ...]
     dev: dict[str, tuple[Example, ...]]  # 'dev'; for mnli 'dev_matched' and 'dev_mismatched'
     test: dict[str, tuple[Example, ...]]  # 'test' or 'test_matched' and 'test_mismatched', as far as there are files
-    notes: tuple[str, ...]  # what was left out, taken otherwise or is odd: file, count and the first place
+    notes: tuple[str, ...]  # remarks on what was left out, taken otherwise or is odd: file, count and the first place
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
     """The records of a split as they are read."""
 
-    where: str  # for messages
+    where: str  # name in messages
     records: Iterable[Record]
 
 
 class Notes:
-    """What the user should know of the files: how often each kind of it and where first, and remarks on the whole."""
+    """Remarks on the files for the user: how often each kind and where first, and remarks on the whole."""
 
     def __init__(self):
-        self._counted: dict[tuple[str, str], tuple[int, str]] = {}
+        self._places: dict[tuple[str, str], list[str]] = collections.defaultdict(list)  # by file and kind
         self.remarks: list[str] = []
 
     def of(self, where: str) -> Note:
-        """What a reader of this file calls."""
-        return functools.partial(self._add, where)
-
-    def _add(self, where: str, what: str, place: str) -> None:
-        count, first = self._counted.get((where, what), (0, place))
-        self._counted[where, what] = (count + 1, first)
+        """Function for a reader of this file to call."""
+        return lambda what, place: self._places[where, what].append(place)
 
     def lines(self) -> Iterator[str]:
         """One for each kind and file, then the remarks."""
-        for (where, what), (count, first) in self._counted.items():
-            yield f"{where}: {count:,} {what} (first: {_inside(first, where)})"
+        for (where, what), places in self._places.items():
+            yield f"{where}: {len(places):,} {what} (first: {_inside(places[0], where)})"
         yield from self.remarks
 
 
@@ -65,10 +61,10 @@ def open_task(task: Task, data_dir: str, settings: FileSettings) -> TaskData:
     """Read all splits of a task; nothing is downloaded. Whatever is malformed is a UserError with file and line.
 
     Args:
-      task: what to read.
+      task: task to read.
       data_dir: the folder of its files, or the folder that holds its official folder, or `tfds:NAME/CONFIG` for a
         dataset that is prepared under TFDS_DATA_DIR; for the user's tasks also a single file (.csv, .tsv, .jsonl).
-      settings: how to read the user's files.
+      settings: settings of the user's files.
     """
     data_dir = os.path.expanduser(data_dir)
     if "://" in data_dir:
@@ -104,7 +100,7 @@ def open_task(task: Task, data_dir: str, settings: FileSettings) -> TaskData:
 def _build(task: Task, records: Iterable[Record], context: Context) -> Iterator[Example]:
     """The examples of a split. Repeated ids are an error where the metric would merge their rows, else noted."""
     seen: set[Hashable] = set()
-    texts: dict[Hashable, int] = {}  # what numbers stand for, as a hash
+    texts: dict[Hashable, int] = {}  # hash of what each number stands for
     repeated, numbered = [], None
     for record in records:
         built = tuple(task.build(record, context))
@@ -113,7 +109,7 @@ def _build(task: Task, records: Iterable[Record], context: Context) -> Iterator[
             continue
         has_id = record.id_field is not None
         numbered = has_id if numbered is None else numbered
-        if numbered and not has_id and task.folder:  # in the user's own files no id is read
+        if numbered and not has_id and task.folder:  # no id is read in the user's own files
             context.note("rows without an id, unlike the first one: they get their number in the file", record.place)
         example, again = built[0], built[0].id in seen
         seen.add(example.id)

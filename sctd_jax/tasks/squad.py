@@ -48,7 +48,7 @@ def evaluate(
 
     Args:
       answers: the accepted ones of every question, by the question's id.
-      predictions: by the question's id; "" says that there is no answer.
+      predictions: answers by the question's id; "" says that there is none.
       null_answer: score as evaluate-v2.0 does. Answers that normalise to nothing ("A") are dropped; a question that has
         none (left) gets 1 for a prediction that normalises to nothing, else 0. Without it, as evaluate-v1.1 does: such
         answers can be matched exactly, with F1 0, and every question needs an answer.
@@ -57,24 +57,19 @@ def evaluate(
       ValueError: a question without answers, and no `null_answer`.
     """
 
-    def mean(credit: Callable[[str, str], float]) -> float:
-        given = ((predictions[key], accepted) for key, accepted in answers.items() if key in predictions)
-        return sum(_best(credit, prediction, accepted, null_answer) for prediction, accepted in given) / len(answers)
-
-    return {"em": mean(exact_match), "f1": mean(f1)}
-
-
-def _best(credit: Callable[[str, str], float], prediction: str, answers: Sequence[str], null_answer: bool) -> float:
-    if null_answer:
-        answers = [answer for answer in answers if normalize(answer)]
-        if not answers:
+    def best(credit: Callable[[str, str], float], prediction: str, accepted: Sequence[str]) -> float:
+        if null_answer and not (accepted := [answer for answer in accepted if normalize(answer)]):
             return float(not normalize(prediction))
-    return float(max(credit(prediction, answer) for answer in answers))
+        return float(max(credit(prediction, answer) for answer in accepted))
+
+    given = [(predictions[key], accepted) for key, accepted in answers.items() if key in predictions]
+    credits = {"em": exact_match, "f1": f1}
+    return {name: sum(best(credit, *pair) for pair in given) / len(answers) for name, credit in credits.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """What the network says of one window over the passage of a question; token 0 is [CLS]."""
+    """Outputs of the network for one window over the passage of a question; token 0 is [CLS]."""
 
     start_N: np.ndarray  # logits
     end_N: np.ndarray  # logits
@@ -96,7 +91,7 @@ def extract(
     the highest wins, the first one on ties. "No answer" scores those of [CLS], in the window where they are lowest.
 
     Args:
-      windows: those of this question, at least one.
+      windows: windows of this question, at least one.
       passage: the text that the windows' spans count in.
       null_answer: whether there may be no answer (SQuAD 2.0): "" if that scores higher.
       n_best: starts and ends of a window that are tried.
@@ -131,7 +126,7 @@ def _best_span(window: Window, n_best: int, max_answer_tokens: int) -> tuple[flo
 
 
 def max_context(window_starts: Sequence[int], window_lengths: Sequence[int]) -> list[np.ndarray]:
-    """For each window of passage tokens, bool[length]: whether it is the one in which a token has most context.
+    """bool[length] for each window of passage tokens: whether it is the one in which a token has most context.
 
     That is the smaller of the numbers of tokens to its left and right, plus a hundredth of the window's length; the
     first window wins ties.

@@ -32,9 +32,9 @@ def write(
       split: 'test', 'dev' or another name, for MNLI followed by '_matched' or '_mismatched'. The test split has the
         official file name; others have their own in front of it, as in dev-MNLI-mm.tsv.
       examples: the split's examples.
-      predictions: one for each example, as `scoring.predict` gives them.
-      folder: where to write.
-      labels: those of a file of the user's, in the order of its classes.
+      predictions: results of `scoring.predict`, one for each example.
+      folder: folder to write into.
+      labels: labels of a file of the user's, in the order of its classes.
 
     Returns:
       The file.
@@ -43,7 +43,7 @@ def write(
     labels = labels or task.labels
     if task.submission:
         text = task.submission(examples, predictions, labels)
-    elif task.head == "regression":  # as few digits as tell float32 scores apart
+    elif task.head == "regression":  # the fewest digits that tell float32 scores apart
         text = tsv(examples, [np.format_float_positional(np.float32(score), trim="-") for score in predictions])
     else:
         text = tsv(examples, [labels[int(number)] if labels else str(int(number)) for number in predictions])

@@ -115,7 +115,7 @@ def _flat_queries(row: Record) -> Iterator[Record]:
 
 
 def _entity(entity: Record, text: str) -> str:
-    start, end = entity.integer("start"), entity.integer("end")  # its first and last character
+    start, end = entity.integer("start"), entity.integer("end")  # first and last character
     if not 0 <= start <= end < len(text):
         raise UserError(f"{entity.place}: {start} .. {end} is outside of the passage ({len(text)} characters)")
     return text[start : end + 1]
@@ -195,7 +195,7 @@ def _build_wsc(record: Record, context: Context) -> Iterator[Example]:
 
 
 def _words(record: Record, name: str, context: Context) -> Span:
-    """Where a span stands in the text: near the word with its index, upper and lower case being the same.
+    """Place of a span in the text: near the word with its index, upper and lower case being the same.
 
     In the official files some indices are off by a word, and some span texts differ from the text in case, in a final
     full stop or in more; such spans are counted.

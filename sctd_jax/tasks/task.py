@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a task. Each family's file defines its tasks; `table` lists them all."""
+"""Task, with all that the package asks of one. Each family's file defines its tasks; `table` lists them all."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -35,24 +35,24 @@ class Part(NamedTuple):
 class Task:
     """One task."""
 
-    name: str  # as in config.task
+    name: str  # value of config.task
     head: Head
-    labels: tuple[str, ...] = ()  # in the order of the official files: the index is the class
+    labels: tuple[str, ...] = ()  # labels in the order of the official files: the index is the class
     names: tuple[str, ...] = ()  # labels for people, where the files have numbers; used on export
     single: bool = False  # whether a row is always one text
-    marked: Literal["", "mean", "attention"] = ""  # how the classifier reads two marked spans, see model.heads
+    marked: Literal["", "mean", "attention"] = ""  # way in which the classifier reads two marked spans, see model.heads
     learning_rate: float = 2e-5
     batch_size: int = 32
     epochs: int = 3
     max_length: int = 128
 
-    # Where it comes from.
+    # Origin.
     benchmark: Literal["glue", "superglue", ""] = ""
-    folder: str = ""  # its name in the official download, and of the submission; '' for files of the user's
-    home: str = ""  # where its files are given away
-    hub: tuple[str, str] = ("", "")  # its dataset on Hugging Face's hub, and the config there
+    folder: str = ""  # name in the official download, and of the submission; '' for files of the user's
+    home: str = ""  # address at which its files are given away
+    hub: tuple[str, str] = ("", "")  # dataset on Hugging Face's hub, and the config there
 
-    # From files to examples.
+    # Way from files to examples.
     files: SplitNames | None = None
     tfds_splits: SplitNames = SplitNames("train", {"dev": "validation"}, {"test": "test"})
     tfds_fields: Mapping[str, str] = dataclasses.field(default_factory=dict)  # TFDS's name -> the official file's
@@ -61,12 +61,12 @@ class Task:
     grouped: bool = False  # whether its metric groups rows by their ids
     # (record, example) -> numbers that several rows share, with the text that each must stand for
     numbered: Callable[[Record, Example], Mapping[Hashable, str]] = lambda record, example: {}
-    parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)  # by what follows dev_ or test_
+    parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)  # parts by what follows dev_ or test_
     # Finds the splits and the labels, where they are neither official files nor a TFDS dataset: see `own`.
     find: Callable[..., tuple[dict[str, Any], tuple[str, ...]]] | None = None
     review: Callable[..., Iterator[str]] | None = None  # (where, labels, train, dev) -> what is odd about them
 
-    # From outputs of the network to numbers and submissions; None: as the head's tasks usually have it.
+    # Way from outputs of the network to numbers and submissions; None: as the head's tasks usually have it.
     metrics: tuple[str, ...]
     score: tuple[str, ...] = ()  # the metrics whose mean chooses the best checkpoint; () for all of them
     predict: Callable[[Example, Any], Any] | None = None  # (example, outputs) -> prediction

@@ -31,9 +31,6 @@ def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
 
     Returns:
       Whether all of them fit with any batch.
-
-    Raises:
-      UserError: as `compile_for`.
     """
     config, mesh, chip = open_slice(config, topology, log)
     fits = True
@@ -50,17 +47,17 @@ def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
 
 
 def largest_batch(config: Config, variant: Variant, topology: str, mesh: Mesh, limit: int) -> Fit:
-    """How many rows of one train step fit on a chip, of those in SIZES.
+    """Largest of SIZES, the rows of a chip, with which a train step fits.
 
     Args:
-      config: its batch size is the first guess.
-      variant: of the step.
+      config: config of the run; its batch size is the first guess.
+      variant: variant of the step.
       topology: the slice.
-      mesh: of its chips.
+      mesh: mesh of the chips.
       limit: bytes of HBM that a program may use on a chip.
 
     Raises:
-      DoesNotFitError: not even 8 rows do.
+      DoesNotFitError: not even 8 rows fit.
     """
 
     def needed(rows: int) -> int | None:

@@ -101,7 +101,7 @@ class Writer:
 
 
 class Silent:
-    """In the place of `Writer` and `Console` in all processes but the first."""
+    """Stand-in for `Writer` and `Console` in all processes but the first."""
 
     def __getattr__(self, name: str):
         """Any of their methods, doing nothing."""
@@ -132,7 +132,7 @@ def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
     damaged = 0
     *whole, last = content.split(b"\n")
     for raw in (*whole, last):
-        text = raw.strip(b"\0 \r")  # two writers at once, or a crash of the machine, leave holes
+        text = raw.strip(b"\0 \r")  # holes of two writers at once, or of a crash of the machine
         damaged += len(text) < len(raw.strip())
         try:
             line: dict[str, Any] = json.loads(text)
@@ -148,7 +148,7 @@ def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _last_of_each(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One line of training and one of evaluation for each step: a resumed run trained what followed again."""
+    """Keep one line of training and one of evaluation for each step: a resumed run trained what followed again."""
     kept: list[dict[str, Any]] = []
     for line in lines:
         while kept and kept[-1]["step"] > line["step"]:
