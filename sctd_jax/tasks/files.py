@@ -37,7 +37,7 @@ class Record:
         return self.integer(self.id_field) if self.id_field else self.number
 
     def value(self, field: str, type_: type = object, otherwise: str = "") -> Any:
-        """What the field holds; messages call a value of another type `otherwise`."""
+        """Value of the field; messages call a value of another type `otherwise`."""
         if field not in self.fields:
             raise UserError(f"{self.place}: no field {field!r}; found {printable(', '.join(self.fields))}")
         value = self.fields[field]
