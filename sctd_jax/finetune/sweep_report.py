@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from etils import epath
 from matplotlib.lines import Line2D
 
@@ -138,12 +139,9 @@ def draw(rows: Sequence[Mapping[str, Any]], file) -> None:
         theirs = [row for row in rows if row["checkpoint"] == checkpoint]
         shift = 0.7 * (number - (len(checkpoints) - 1) / 2) / len(checkpoints)
         at = [tasks.index(row["task"]) + shift for row in theirs]
-        middle = [100 * row["median"] for row in theirs]
-        spread = [
-            [100 * (row["median"] - row["lowest"]) for row in theirs],
-            [100 * (row["highest"] - row["median"]) for row in theirs],
-        ]
-        axis.errorbar(at, middle, yerr=spread, linestyle="", capsize=3, **look(number))
+        scores = [[100 * row[name] for row in theirs] for name in ("lowest", "median", "highest")]
+        low, middle, high = np.array(scores)
+        axis.errorbar(at, middle, yerr=(middle - low, high - middle), linestyle="", capsize=3, **look(number))
     axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axis.set_ylabel("score on dev, times 100\n(median of seeds, lowest to highest)")
     axis.grid(alpha=0.3, axis="y")
