@@ -39,7 +39,7 @@ class Notes:
     """Remarks on the files for the user: how often each kind and where first, and remarks on the whole."""
 
     def __init__(self):
-        self._places: dict[tuple[str, str], list[str]] = collections.defaultdict(list)  # keys: file and kind
+        self._places: dict[tuple[str, str], list[str]] = collections.defaultdict(list)  # places by file and kind
         self.remarks: list[str] = []
 
     def of(self, where: str) -> Note:
