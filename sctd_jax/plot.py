@@ -42,10 +42,7 @@ def curve(lines: list[dict[str, Any]], name: str) -> Curve:
 
     Seconds add up over restarts; the pause between two runs is left out.
     """
-    points: dict[int, tuple[float, float]] = {}
-    for line in lines:
-        if line.get(name) is not None:
-            points[line["step"]] = (line["seconds"], line[name])
+    points = {line["step"]: (line["seconds"], line[name]) for line in lines if line.get(name) is not None}
     return [(step, *points[step]) for step in sorted(points)]
 
 
@@ -118,15 +115,9 @@ def y_range(held_out: Sequence[Curve], training: Sequence[Curve]) -> tuple[float
 
 
 def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[str]:
-    """Write the picture.
+    """Write the picture of pretraining runs, or of fine-tunings; returns lines that say what lies above it.
 
-    Args:
-      workdirs: folders of pretraining runs, or of fine-tunings; not of both.
-      out: the PNG.
-      ymax: end of the loss axis; inf shows all; None ends it as `y_range` says.
-
-    Returns:
-      Lines that say what lies above the picture.
+    `ymax` is where the loss axis ends; inf shows all; None ends it as `y_range` says.
     """
     runs = {name: _read(storage.as_path(path)) for name, path in zip(names(workdirs), workdirs, strict=True)}
     tuned = [name for name, lines in runs.items() if not any("eval/loss" in line for line in lines)]
@@ -156,14 +147,13 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
                 right.plot([second / 60 for second in seconds], values, **used)
         if tuned and (points := curve(lines, "eval/score")):
             right.plot([step for step, *_ in points], [value for *_, value in points], **style)
-    if not tuned:
-        entries["held out, full model"] = Line2D([], [], color="black", marker="o", markersize=4)
-        entries["training, running mean"] = Line2D([], [], color="black", alpha=0.35)
     if tuned:
         metrics = "; ".join(sorted({_metrics(lines) for lines in runs.values()} - {""}))
         left.set(xlabel="step", ylabel="training loss of the task, running mean")
         right.set(xlabel="step", ylabel=textwrap.fill(f"score on dev ({metrics})", 45))
     else:
+        entries["held out, full model"] = Line2D([], [], color="black", marker="o", markersize=4)
+        entries["training, running mean"] = Line2D([], [], color="black", alpha=0.35)
         left.set(xlabel="step", ylabel="loss (nats per predicted token)")
         right.set_xlabel("minutes of training, evaluation and saving")
     low, high = y_range(list(held_out.values()), list(training.values()))

@@ -58,14 +58,8 @@ def encode(
     """The features of examples, in their order.
 
     Pairs that are too long lose tokens at the end of the longer text, one at a time; SQuAD's passages are cut into
-    windows that begin every 128 tokens. A marked word that is cut off is a UserError.
-
-    Args:
-      tokenizer: the model's.
-      examples: examples of one task, each with as many choices as the others.
-      head: the task's.
-      max_length: N, the most tokens of a row.
-      say: receives a line for each kind of loss, with its count: what is cut off, without a token or unknown.
+    windows that begin every 128 tokens. A marked word that is cut off is a UserError. `say` receives a line for each
+    kind of loss, with its count: what is cut off, without a token or unknown.
     """
     texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
     pieces, lost = dict(zip(texts, tokenizer.encode_spans(texts), strict=True)), Counter()

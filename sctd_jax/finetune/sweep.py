@@ -75,19 +75,10 @@ def _listed(field: str, names: str) -> list[str]:
 
 
 def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], None]) -> int | None:
-    """Run what is not finished, and write the report after every cell.
+    """Run what is not finished, and write the report after every cell; returns the signal that stopped it, or None.
 
+    The report covers all cells in `workdir`, those of earlier sweeps too, which must have the same settings and data.
     Every checkpoint and task is read before the first cell, so that one which cannot be read costs no training.
-
-    Args:
-      sweep: the cells.
-      workdir: of the sweep. The report covers all cells in it, those of earlier sweeps too, which must have the same
-        settings and data.
-      recipe: as in `finetune`.
-      log: receives the lines.
-
-    Returns:
-      The signal that stopped it, or None.
     """
     folder, say = storage.as_path(workdir), hosts.on_first(log)
     with held(folder, "a sweep", say):

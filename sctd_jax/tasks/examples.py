@@ -96,12 +96,9 @@ Builder = Callable[[Record, Context], Iterable[Example]]
 
 
 def classify(*fields: str, label: str = "label", some_empty: bool = False) -> Builder:
-    """A builder of rows that classify a text or a pair.
+    """A builder of rows that classify a text or a pair, which one or two `fields` hold.
 
-    Args:
-      fields: one or two fields that hold the texts.
-      label: the field that holds the label.
-      some_empty: whether training rows without one of the texts are left out and noted; else they are an error.
+    With `some_empty`, training rows without one of the texts are left out and noted; else they are an error.
     """
 
     def build(record: Record, context: Context) -> Iterator[Example]:

@@ -51,9 +51,8 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
         paths = {"train": data_dir} if os.path.isfile(data_dir) else _files(task.name, data_dir, notes)
         splits = {split: Split(path, _read(path, split, notes.of(path))) for split, path in paths.items()}
     where, rows = splits["train"].where, list(splits["train"].records)
-    labels = ()
-    if task.head == "classification":
-        labels = _labels(rows, Context(where, "train", (), settings, notes.of(where)))
+    context = Context(where, "train", (), settings, notes.of(where))
+    labels = _labels(rows, context) if task.head == "classification" else ()
     read = {settings.text_field, settings.pair_field, settings.label_field}
     if unread := [field for field in (rows[0].fields if rows else ()) if field not in read]:
         notes.remarks.append(f"{where}: {len(unread)} fields are not read: {printable(', '.join(unread))}")
@@ -67,8 +66,7 @@ def _files(name: str, folder: str, notes: Notes) -> dict[str, str]:
     kinds = ", ".join(_SUFFIXES)
     found = {}
     for split in ("train", "dev", "test"):
-        paths = [os.path.join(folder, split + suffix) for suffix in _SUFFIXES]
-        paths = [path for path in paths if os.path.isfile(path)]
+        paths = [path for suffix in _SUFFIXES if os.path.isfile(path := os.path.join(folder, split + suffix))]
         if len(paths) > 1:
             raise UserError(f"{name}: {' and '.join(paths)} are both there, expected one of them")
         if not paths and split != "test":

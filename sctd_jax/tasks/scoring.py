@@ -12,12 +12,9 @@ from sctd_jax.tasks.task import Part, Task
 
 
 def predict(task: Task, examples: Sequence[Example], outputs: Sequence[Any]) -> list[Any]:
-    """One prediction for each example of a task.
+    """One prediction for each example of a split.
 
-    Args:
-      task: the examples' task.
-      examples: examples of one split.
-      outputs: one-dimensional logits of each example; in span tasks its windows, each a `squad.Window`.
+    `outputs` holds for each example its logits, one-dimensional; in span tasks its windows, each a `squad.Window`.
 
     Returns:
       Classes and choices as int, scores as float, answers as text; for ReCoRD each row's chance of being the answer.

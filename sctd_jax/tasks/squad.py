@@ -78,12 +78,7 @@ class Window:
 
 
 def extract(
-    windows: Sequence[Window],
-    passage: str,
-    *,
-    null_answer: bool,
-    n_best: int = 20,
-    max_answer_tokens: int = 30,
+    windows: Sequence[Window], passage: str, *, null_answer: bool, n_best: int = 20, max_answer_tokens: int = 30
 ) -> tuple[str, float]:
     """The answer to one question, and by how much "no answer" beats it.
 

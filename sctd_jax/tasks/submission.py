@@ -25,19 +25,11 @@ def write(
     folder: Path,
     labels: Sequence[str] = (),
 ) -> Path:
-    """Write the predictions of a split into `folder`, which is made if missing; an old file is overwritten.
+    """Write what `scoring.predict` says of a split into `folder`, which is made if missing; returns the file.
 
-    Args:
-      task: the examples' task.
-      split: 'test', 'dev' or another name, for MNLI followed by '_matched' or '_mismatched'. The test split has the
-        official file name; others have their own in front of it, as in dev-MNLI-mm.tsv.
-      examples: the split's examples.
-      predictions: results of `scoring.predict`, one for each example.
-      folder: folder to write into.
-      labels: labels of a file of the user's, in the order of its classes.
-
-    Returns:
-      The file.
+    `split` is 'test', 'dev' or another name, for MNLI followed by '_matched' or '_mismatched'. The test split has the
+    official file name; others have their own in front of it, as in dev-MNLI-mm.tsv. An old file is overwritten.
+    `labels` are those of a file of the user's, in the order of its classes.
     """
     name, _, part = split.partition("_")
     labels = labels or task.labels

@@ -79,11 +79,10 @@ def _numbered_multirc(record: Record, example: Example) -> dict[Any, str]:
 def measure_multirc(examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, float]:
     """`f1a`, the F1 over all options, and `em`, the share of questions whose options are all right."""
     labels, predictions = np.array([e.label for e in examples]), np.asarray(predictions)
-    right: dict[str, bool] = {}
-    for example, prediction in zip(examples, predictions, strict=True):
-        right[example.group] = right.get(example.group, True) and bool(example.label == prediction)
+    questions = {e.group for e in examples}
+    wrong = {e.group for e, prediction in zip(examples, predictions, strict=True) if e.label != prediction}
     f1a = 2 * (labels * predictions).sum() / max(labels.sum() + predictions.sum(), 1)
-    return {"f1a": float(f1a), "em": sum(right.values()) / len(right)}
+    return {"f1a": float(f1a), "em": len(questions - wrong) / len(questions)}
 
 
 def _submit_multirc(examples: Sequence[Example], predictions: Sequence[int], labels: Sequence[str]) -> str:
