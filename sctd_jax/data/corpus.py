@@ -216,13 +216,6 @@ def split_text(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _without_surrogates(text: str, counts: SourceCounts) -> str:
-    """Replace halves of a surrogate pair, which JSON may escape alone and no encoding can write."""
-    text, found = _SURROGATE.subn("\ufffd", text)
-    counts.add_replaced(found)
-    return text
-
-
 @contextlib.contextmanager
 def _naming(source: Source) -> Iterator[None]:
     """Failures while a source is read, as UserErrors that name it."""
@@ -240,20 +233,14 @@ def _blocks(path: str, counts: SourceCounts) -> Iterator[str]:
             block = rest + block
             end = max(block.rfind(white) for white in (b" ", b"\n", b"\t")) + 1
             if not end and len(block) > CHUNK_CHARS:
-                end = _character_boundary(block)
+                end = len(block) - 1
+                while end > len(block) - 4 and block[end] & 0xC0 == 0x80:  # within a UTF-8 character
+                    end -= 1
             rest = block[end:]
             if end:
                 yield decode(block[:end], counts.add_replaced)
     if rest:
         yield decode(rest, counts.add_replaced)
-
-
-def _character_boundary(block: bytes) -> int:
-    """The last position that does not cut a UTF-8 character (its continuation bytes are 0b10xxxxxx)."""
-    end = len(block) - 1
-    while end > len(block) - 4 and block[end] & 0xC0 == 0x80:
-        end -= 1
-    return end
 
 
 def _text_pieces(path: str, documents: str, counts: SourceCounts) -> Iterator[tuple[str, bool]]:
@@ -316,7 +303,10 @@ def _jsonl_texts(source: Source, text_field: str, counts: SourceCounts) -> Itera
                 raise UserError(
                     f"{path}, line {number}: the field {text_field!r} (data.text_field) is no text, found {text!r:.80}"
                 )
-            yield _without_surrogates(text, counts)
+            # JSON may escape halves of a surrogate pair alone, which no encoding can write.
+            text, halves = _SURROGATE.subn("\ufffd", text)
+            counts.add_replaced(halves)
+            yield text
 
 
 def _parquet_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Chunks of text -> ids and unknown letters, a large batch at a time."""
 
 import collections
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,30 +28,23 @@ def batches(
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending: collections.deque[Future] = collections.deque()
-        for batch in _with_ends(_batches(chunks)):
+        for batch in _batches(chunks):
             pending.append(pool.submit(encode, batch))
             if len(pending) > 1:
                 yield pending.popleft().result()
         yield pending.popleft().result()
 
 
-def _batches(chunks: Iterator[corpus.Chunk]) -> Iterator[list[corpus.Chunk]]:
-    batch, size = [], 0
-    for chunk in chunks:
-        batch.append(chunk)
-        size += len(chunk.text)
+def _batches(chunks: Iterator[corpus.Chunk]) -> Iterator[list[tuple[corpus.Chunk, bool]]]:
+    """Pairs of a chunk and whether it ends its document, which only the next chunk tells."""
+    batch: list[tuple[corpus.Chunk, bool]] = []
+    size, held = 0, next(chunks, None)
+    while held is not None:
+        following = next(chunks, None)
+        batch.append((held, following is None or following.document != held.document))
+        size += len(held.text)
         if size >= _BATCH_CHARS:
             yield batch
             batch, size = [], 0
+        held = following
     yield batch
-
-
-def _with_ends(batches: Iterator[list[corpus.Chunk]]) -> Iterator[list[tuple[corpus.Chunk, bool]]]:
-    """Pairs of a chunk and whether it ends its document, which only the next chunk tells."""
-    held: list[corpus.Chunk] = []
-    for batch in batches:
-        batch = held + batch
-        held = batch[-1:]
-        ends = [a.document != b.document for a, b in itertools.pairwise(batch)]
-        yield list(zip(batch, ends, strict=False))
-    yield [(chunk, True) for chunk in held]

@@ -126,18 +126,20 @@ def report(
     """
     everything = total(by_source)
     said = f"{everything.unknown:,} of {everything.total:,} letters{where} ({everything.share:.2%})"
-    worst = sorted((pair for pair in zip(names, by_source, strict=True) if pair[1].share > WARN), key=_by_unknown)
+    sources = list(zip(names, by_source, strict=True))
+    worst = sorted((pair for pair in sources if pair[1].share > WARN), key=lambda pair: -pair[1].unknown)
     if not worst:
-        name, most = max(zip(names, by_source, strict=True), key=lambda pair: pair[1].share)
-        most = (
-            f"; most in {printable(name)} ({most.share:.2%})" if len(names) > 1 and most.share > _WORTH_A_NAME else ""
-        )
-        return [f"unknown to the tokenizer: {said}{most}"]
-    named = "; ".join(
-        f"{printable(name)}: {letters.share:.1%} ({_letters(letters)})" for name, letters in worst[:_NAMED_SOURCES]
-    )
-    more = f"; and {len(worst) - _NAMED_SOURCES:,} more above {WARN:.0%}" if len(worst) > _NAMED_SOURCES else ""
-    line = f"{said} {what}: {named}{more}"
+        name, most = max(sources, key=lambda pair: pair[1].share)
+        named = len(names) > 1 and most.share > _WORTH_A_NAME
+        return [f"unknown to the tokenizer: {said}" + f"; most in {printable(name)} ({most.share:.2%})" * named]
+    parts = []
+    for name, letters in worst[:_NAMED_SOURCES]:
+        common = letters.commonest.most_common(_NAMED_LETTERS)
+        spelt = ", ".join(f"{printable(letter)} U+{ord(letter):04X} {count:,}" for letter, count in common)
+        parts.append(f"{printable(name)}: {letters.share:.1%} ({spelt})")
+    if more := len(worst[_NAMED_SOURCES:]):
+        parts.append(f"and {more:,} more above {WARN:.0%}")
+    line = f"{said} {what}: {'; '.join(parts)}"
     if everything.share > REFUSE and not allow:
         raise UserError(
             f"{line}. Use a tokenizer of this text's language and script (or a larger --vocab-size, "
@@ -145,12 +147,3 @@ def report(
             "--config.data.allow_unknown=True"
         )
     return [f"warning: {line}"]
-
-
-def _by_unknown(pair: tuple[str, Letters]) -> int:
-    return -pair[1].unknown
-
-
-def _letters(letters: Letters) -> str:
-    common = letters.commonest.most_common(_NAMED_LETTERS)
-    return ", ".join(f"{printable(letter)} U+{ord(letter):04X} {count:,}" for letter, count in common)
