@@ -122,10 +122,8 @@ def evaluate_workdir(
 ) -> dict[str, float]:
     """Held-out metrics of a workdir's newest checkpoint."""
     folder, log = storage.as_path(workdir), hosts.on_first(log)
-    with storage.reaching(folder):
-        there = (folder / CHECKPOINTS).is_dir()
     state = None
-    if there:
+    if storage.exists(folder / CHECKPOINTS):
         config, mesh, data = _open(config, folder, log)
         with closing(Checkpoints(folder, read_only=True)) as checkpoints:
             state = checkpoints.restore(state_shape(lambda: initial_state(config, data.special), mesh), log)

@@ -49,8 +49,8 @@ def open_data(config: Config, log: Callable[[str], None], began: Metadata | None
     path = tokenizer.find(folder)
     if tokenizer.digest(path) != metadata.tokenizer_sha256:
         raise UserError(f"{path} is not the tokenizer that the rows beside it were made with")
-    pieces = tokenizer.load(path, kept=True)
-    word_start_V = pieces.word_start_V if config.masking.whole_word else None
+    tok = tokenizer.load(path, kept=True)
+    word_start_V = tok.word_start_V if config.masking.whole_word else None
     if word_start_V is not None and not word_start_V.any():
         raise UserError("config.masking.whole_word: no piece of the vocabulary begins a word")
-    return Data(folder, metadata, pieces, pieces.special, word_start_V)
+    return Data(folder, metadata, tok, tok.special, word_start_V)

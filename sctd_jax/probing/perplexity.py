@@ -227,7 +227,7 @@ def _held_out(model: MaskedLm, count: int, log: Callable[[str], None]) -> _Texts
     return _Texts(f"held-out rows in {data.folder}", count, characters, whole)
 
 
-def _characters(pieces: Tokenizer, special: SpecialIds, ids_N: np.ndarray) -> int:
+def _characters(tokenizer: Tokenizer, special: SpecialIds, ids_N: np.ndarray) -> int:
     """Of a row's text; documents are closed by [SEP]."""
     parts = np.split(ids_N, np.flatnonzero(~_scored(ids_N, special)))
-    return sum(len(pieces.decode(part[_scored(part, special)])) for part in parts)
+    return sum(len(tokenizer.decode(part[_scored(part, special)])) for part in parts)

@@ -133,9 +133,7 @@ def read_config(workdir: epath.Path, log: Callable[[str], None] = lambda line: N
       log: receives what earlier code had otherwise.
     """
     path = workdir / CONFIG_FILE
-    with storage.reaching(workdir):
-        there = path.exists()
-    if not there:
+    if not storage.exists(path):
         raise UserError(f"{workdir} is not the workdir of a run (no {CONFIG_FILE})")
     found = stored.read(path, stored.CONFIG)
     for note in found.notes:
@@ -164,9 +162,7 @@ def follow(
       may_change: fields that a rerun may have otherwise.
       log: receives what earlier code had otherwise.
     """
-    with storage.reaching(path.parent):
-        there = path.is_file() and path.with_name(CONFIG_FILE).is_file()
-    if not there:
+    if not (storage.exists(path) and storage.exists(path.with_name(CONFIG_FILE))):
         return dict(mine)
     found = stored.read(path, changes)
     values, notes = stored.follow(mine, found, changes, may_change)
