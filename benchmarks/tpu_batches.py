@@ -22,7 +22,7 @@ os.environ.update(sctd_main.WITHOUT_CHIPS)
 from configs import base, large
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config, from_dict
-from sctd_jax.pretrain.step import steps_needed
+from sctd_jax.pretrain.step import programs_needed
 from sctd_jax.tpu import compile as aot
 from sctd_jax.tpu import largest_batch as fitting
 
@@ -45,7 +45,7 @@ def config_of(model: str, length: int, method: str, rows: int) -> Config:
 def measure(model: str, length: int, method: str, chip: str, guess: int) -> dict:
     """One cell of the table."""
     config, mesh, sheet = aot.open_slice(config_of(model, length, method, guess), SLICES[chip], lambda line: None)
-    stage, variant = steps_needed(config)[METHODS[method]]
+    stage, variant = programs_needed(config)[METHODS[method]]
     began = time.monotonic()
     fit = fitting.largest_batch(stage, variant, SLICES[chip], mesh, sheet.hbm_bytes)
     return {

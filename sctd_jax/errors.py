@@ -16,6 +16,10 @@ class UserError(Exception):
     """
 
 
+class DivergedError(UserError):
+    """A training whose numbers are not finite: too many steps in a row, every step, or the outputs."""
+
+
 class TryAgainError(UserError):
     """Nothing is wrong with the command: a host, a bucket or a disk failed it, and it may work another time."""
 

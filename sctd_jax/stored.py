@@ -6,7 +6,7 @@ for when it is read: a field that it lacks gets the value by which this code doe
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -92,7 +92,7 @@ def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
     if version > newest:
         raise UserError(f"{path} was written by a newer version of sctd_jax (its configuration has version {version}, "
                         f"this one reads up to {newest}): use that one")  # fmt: skip
-    followed, before = [], dict(_flat(found))
+    followed, before = [], dict(flat(found))
     for change in changes[version - 1 :]:
         followed += _apply(change, before, path)
     mended = [
@@ -161,7 +161,7 @@ def follow(
                 came_later = [now if name == field else name for name in came_later]
             case Removed(field, _):
                 came_later = [name for name in came_later if name != field]
-    values, theirs, notes = dict(_flat(mine)), dict(_flat(there.values)), []
+    values, theirs, notes = dict(flat(mine)), dict(flat(there.values)), []
     for field in came_later:
         if field in may_change or field not in values or field not in theirs or values[field] == theirs[field]:
             continue
@@ -171,7 +171,8 @@ def follow(
     return _nested(values), notes
 
 
-def _flat(values: Mapping[str, Any]):
+def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """`section.field` and value of each field, whether it has a section or not."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from ((f"{name}.{field}", inner) for field, inner in value.items())

@@ -16,8 +16,8 @@ from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import keep_highest
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.step import forward_sums, make_train_step, mask_batch
-from sctd_jax.train.state import initial_state
 from tests import helpers
 
 LONG = {"data__seq_len": 256, "model__max_positions": 256}

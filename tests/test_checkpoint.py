@@ -14,11 +14,11 @@ from sctd_jax import stored
 from sctd_jax.data.rows import RowWriter
 from sctd_jax.errors import UserError, printable
 from sctd_jax.interop.exporting import export
+from sctd_jax.pretrain.model import initial_state
+from sctd_jax.pretrain.workdir import check_rows, check_workdir, claim_workdir
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.state import initial_state
-from sctd_jax.train.workdir import check_rows, check_workdir, claim_workdir
 from tests import helpers
 
 
@@ -185,7 +185,7 @@ from sctd_jax.interop.exporting import export
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.state import initial_state
+from sctd_jax.pretrain.model import initial_state
 from tests import helpers
 state = jax.jit(lambda: initial_state(helpers.config(), helpers.SPECIAL))()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from sctd_jax.errors import DivergedError
 from sctd_jax.tasks import metrics, scoring, squad
 from sctd_jax.tasks.metrics import METRICS
 from sctd_jax.tasks.tasks import TASKS
-from sctd_jax.train.trainer import DivergedError
 
 
 def of(name, labels, predictions):

@@ -4,8 +4,8 @@ import pytest
 
 from sctd_jax.parallel import chips
 from sctd_jax.pretrain.flops import forward_flops, mean_step_flops, plain_step_flops, step_flops
+from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.step import variant_at
-from sctd_jax.train.state import make_model
 from tests import helpers
 
 

@@ -19,9 +19,9 @@ from sctd_jax.finetune import pretrained
 from sctd_jax.hf import config_json as bert_config
 from sctd_jax.hf import names as weights
 from sctd_jax.interop import convert, huggingface, importing
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.train.run import load_run
-from sctd_jax.train.state import initial_state
 from tests import helpers, small
 
 PIECES = ["[PAD]", *(f"[unused{i}]" for i in range(20)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -25,9 +25,9 @@ from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
 from sctd_jax.interop import exported as exported_module
 from sctd_jax.interop import exporting, importing
+from sctd_jax.pretrain.model import make_model
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
-from sctd_jax.train.state import make_model
 from tests import helpers, small
 
 # Made by .ci/run or `make interop`; a Python that has torch and transformers.

@@ -104,16 +104,14 @@ def test_kill_and_resume_is_bit_for_bit_the_uninterrupted_run(finished, rows, tm
     """kill -9 after the checkpoint of step 3; consistency steps are 0, 3: the resume is off their interval too."""
     workdir = tmp_path / "killed"
     code = """
-import os, sys
-from sctd_jax.train import trainer as job
-take = job._TrainMetrics.take
-def dying(self, step, metrics):
-    take(self, step, metrics)
+import functools, os, sys
+from sctd_jax.pretrain import pretraining
+def dying(step):
     if step == 4:
         while not os.path.isdir(os.path.join(sys.argv[1].split("=")[1], "checkpoints", "3")):
             pass
         os.kill(os.getpid(), 9)
-job._TrainMetrics.take = dying
+pretraining.train_and_evaluate = functools.partial(pretraining.train_and_evaluate, on_step=dying)
 from absl import app, flags
 from sctd_jax import main
 app.run(main._main)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from sctd_jax.errors import UserError
+from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.train import trainer as jobs
 from sctd_jax.train.metrics import Writer, read_metrics
 from tests import helpers
@@ -94,7 +94,7 @@ def run(tmp_path, skipped, before=b"", done=0, lost=0):
     """A run of as many steps as `skipped`, of which each says whether it was skipped, by programs that do nothing."""
     (tmp_path / "metrics.jsonl").write_bytes(before)
     start = done or (1 if before else 0)
-    config = helpers.config(train__steps=start + len(skipped), train__log_every=1, train__max_bad_steps=9)
+    config = helpers.config(train__steps=start + len(skipped), train__log_every=1, train__max_bad_steps=9).train
 
     def program(state, step):
         bad = skipped[step - start]
@@ -102,8 +102,9 @@ def run(tmp_path, skipped, before=b"", done=0, lost=0):
         return SimpleNamespace(step=state.step + 1, skipped=state.skipped + bad), metrics
 
     job = jobs.Job(
-        config=config, mesh=SimpleNamespace(size=1), compile=lambda: {"only": program}, program=lambda step: "only",
-        batch=lambda step: step, work=lambda step: (1, 1.0), evaluate=lambda state: {"eval/loss": 1.0},
+        config=config, mesh=SimpleNamespace(size=1), init=None, describe=None, claim=None,
+        compile=lambda: {"only": program}, program=lambda step: "only", batch=lambda step: step,
+        cost=lambda step: (1, 1.0), evaluate=lambda state: {"eval/loss": 1.0},
         evaluation_lines=lambda step, found: [], advice="Lower it",
     )  # fmt: skip
     saved = []
@@ -111,7 +112,9 @@ def run(tmp_path, skipped, before=b"", done=0, lost=0):
         save=lambda state, metrics: saved.append(state.step), wait=lambda: None, check=lambda: None, steps=lambda: saved
     )
     stop = SimpleNamespace(at=lambda step: False, signum=None)
-    return jobs.run(job, tmp_path, checkpoints, SimpleNamespace(step=start, skipped=lost), stop, lambda said: None).step
+    return jobs.train(
+        job, tmp_path, checkpoints, SimpleNamespace(step=start, skipped=lost), stop, lambda said: None
+    ).step
 
 
 def test_a_run_with_nothing_left_to_do_keeps_no_line_past_its_end(tmp_path):
@@ -120,11 +123,11 @@ def test_a_run_with_nothing_left_to_do_keeps_no_line_past_its_end(tmp_path):
 
 
 def test_a_run_without_one_good_step_fails(tmp_path):
-    with pytest.raises(jobs.DivergedError, match=r"not one of the steps from 0 to 3 had .* another --workdir"):
+    with pytest.raises(DivergedError, match=r"not one of the steps from 0 to 3 had .* another --workdir"):
         run(tmp_path, [True, True, True])
-    with pytest.raises(jobs.DivergedError, match="from 0 to 3 had"):
+    with pytest.raises(DivergedError, match="from 0 to 3 had"):
         run(tmp_path, [], done=3, lost=3)  # run again, with nothing left to do
     assert run(tmp_path, [True, False, True]) == 3
     assert run(tmp_path, [True], before=line(1)) == 2
-    with pytest.raises(jobs.DivergedError, match="not one of the steps from 1 to 2"):
+    with pytest.raises(DivergedError, match="not one of the steps from 1 to 2"):
         run(tmp_path, [True], before=line(1, "eval"), lost=1)

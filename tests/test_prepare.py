@@ -17,7 +17,7 @@ from sctd_jax import lease
 from sctd_jax.data import corpus, prepare, survey, tokenizer
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
-from sctd_jax.pretrain import setup
+from sctd_jax.pretrain import rows as run_rows
 from tests import helpers
 
 QUIET = {"log": lambda line: None}
@@ -450,11 +450,11 @@ def test_rows_that_are_there_already_are_no_way_around_a_refusal(rows, tmp_path,
     folder, lines = shutil.copytree(rows, tmp_path / "rows"), []
     odd = dataclasses.replace(read_metadata(rows), letters=100, unknown_letters=30)
     (folder / "prepared.json").write_text(json.dumps(dataclasses.asdict(odd)))
-    monkeypatch.setattr(setup, "ensure_rows", lambda *_: folder)
+    monkeypatch.setattr(run_rows, "ensure_rows", lambda *_: folder)
     with pytest.raises(UserError, match=r"30.0% of the letters of the rows in .*allow_unknown=True"):
-        setup.open_data(helpers.config(), lines.append)
-    setup.open_data(helpers.config(data__allow_unknown=True), lines.append)
-    setup.open_data(helpers.config(), lines.append, odd)  # a run that has been trained on them goes on
+        run_rows.open_data(helpers.config(), lines.append)
+    run_rows.open_data(helpers.config(data__allow_unknown=True), lines.append)
+    run_rows.open_data(helpers.config(), lines.append, odd)  # a run that has been trained on them goes on
     assert [line.startswith("warning: 30.0% of the letters") for line in lines] == [True, True]
     monkeypatch.undo()
     chosen = helpers.config(data__rows=str(folder), data__input="x.txt")

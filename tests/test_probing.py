@@ -21,11 +21,11 @@ from sctd_jax.hf import names as weights
 from sctd_jax.interop.importing import read_model
 from sctd_jax.model.bert import Bert
 from sctd_jax.pretrain.evaluation import EVAL_SEED, selection_keys
+from sctd_jax.pretrain.model import initial_state, make_model
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.pretrain.step import mask_batch, select
 from sctd_jax.probing import drift, layers, perplexity
 from sctd_jax.train.run import load_run
-from sctd_jax.train.state import initial_state, make_model
 from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE
 from tests import helpers, task_files
 

@@ -14,22 +14,24 @@ from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.pretrain import setup
-from sctd_jax.pretrain.compiling import state_shape
-from sctd_jax.pretrain.evaluation import EVAL_SEED, make_eval_step, selection_keys, summarize
+from sctd_jax.pretrain import evaluation, report
+from sctd_jax.pretrain.evaluation import EVAL_SEED, make_eval_step, make_evaluate, selection_keys, summarize
+from sctd_jax.pretrain.model import initial_state, make_model
 from sctd_jax.pretrain.pretraining import train_and_evaluate
+from sctd_jax.pretrain.rows import Data
 from sctd_jax.pretrain.step import (
+    compile_programs,
     forward_sums,
     make_train_step,
     mask_batch,
+    program_at,
+    programs_needed,
     select,
-    step_name,
-    steps_needed,
     variant_at,
 )
-from sctd_jax.train import trainer as job
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.state import initial_state, make_model
+from sctd_jax.train.step import state_shape
+from sctd_jax.train.trainer import StepMetrics
 from tests import helpers
 
 METHODS = {
@@ -55,7 +57,7 @@ def test_consistency_steps_come_every_interval_and_any_step_can_be_first():
     """SPEC 7.9."""
     config = helpers.config(train__steps=50, dropping__sc_interval=10)
     assert [s for s in range(50) if variant_at(config, s) == "consistency"] == [0, 10, 20, 30, 40]
-    assert tuple(steps_needed(config)) == ("drop", "consistency")
+    assert tuple(programs_needed(config)) == ("drop", "consistency")
 
 
 def test_full_steps_at_both_ends():
@@ -64,7 +66,7 @@ def test_full_steps_at_both_ends():
     assert names[:3] == ["full"] * 3
     assert names[-4:] == ["full"] * 4
     assert set(names[3:-4]) == {"drop", "consistency"}
-    assert tuple(steps_needed(config)) == ("full", "drop", "consistency")
+    assert tuple(programs_needed(config)) == ("full", "drop", "consistency")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -74,14 +76,14 @@ def test_variants_are_those_that_the_schedule_meets(method):
             dropping__method=method, dropping__full_steps_first=first, dropping__full_steps_last=last,
             train__steps=steps, dropping__sc_interval=interval,
         )  # fmt: skip
-        assert set(steps_needed(config)) == {variant_at(config, s) for s in range(steps)}
+        assert set(programs_needed(config)) == {variant_at(config, s) for s in range(steps)}
 
 
 def test_a_keep_schedule_compiles_each_of_its_sizes_once():
     config = helpers.config(
         train__steps=20, dropping__keep_schedule="0:12,7:24,15:32", dropping__sc_interval=4, dropping__full_steps_last=3
     )
-    names = [step_name(config, step) for step in range(20)]
+    names = [program_at(config, step) for step in range(20)]
     assert names[3:9] == [
         "drop of 12",
         "consistency of 12",
@@ -91,7 +93,7 @@ def test_a_keep_schedule_compiles_each_of_its_sizes_once():
         "consistency of 24",
     ]
     assert names[15:] == ["drop of 32", "consistency of 32", "full", "full", "full"]
-    needed = steps_needed(config)
+    needed = programs_needed(config)
     assert set(needed) == set(names)
     for step, name in enumerate(names):
         stage, variant = needed[name]
@@ -207,9 +209,9 @@ def run(config, devices, steps=5, rows=None):
     config = helpers.config() if config is None else config
     mesh = meshes.make_mesh(config)
     assert mesh.size == devices
-    state = jax.device_put(start(config), meshes.shardings(state_shape(config, helpers.SPECIAL, mesh)))
+    state = jax.device_put(start(config), meshes.shardings(state_shape(lambda: start(config), mesh)))
     # As the loop compiles them: ahead of time, so that nothing can compile twice.
-    fns = setup.compile_steps(config, setup.Data(None, None, None, helpers.SPECIAL, None), mesh)
+    fns = compile_programs(config, helpers.SPECIAL, mesh)
     history = []
     for step in range(steps):
         tokens = np.asarray(helpers.random_rows(config.train.batch_size, seed=step, pad=rows == "pad"))
@@ -352,12 +354,13 @@ def test_a_step_without_a_prediction_is_said_once_and_a_run_of_them_stops():
     said = []
     console = types.SimpleNamespace(log=said.append, advance=lambda done: None, progress=lambda done, means: None)
     run = types.SimpleNamespace(
-        config=helpers.config(train__steps=30), work=lambda step: (256, 1.0), mesh=types.SimpleNamespace(size=1)
-    )
+        config=helpers.config(train__steps=30).train, cost=lambda step: (256, 1.0), blank=report.blank,
+        mesh=types.SimpleNamespace(size=1),
+    )  # fmt: skip
 
     def reader():
         said.clear()
-        return job._TrainMetrics(run, types.SimpleNamespace(write=lambda step, values: None), console)
+        return StepMetrics(run, types.SimpleNamespace(write=lambda step, values: None), console)
 
     def read(metrics, predictions):
         for step, count in enumerate(predictions):
@@ -425,12 +428,12 @@ def test_evaluation_reads_rows_from_all_over_the_held_out_ones(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(setup, "Rows", Held)
-    monkeypatch.setattr(setup, "make_eval_step", counting)
+    monkeypatch.setattr(evaluation, "Rows", Held)
+    monkeypatch.setattr(evaluation, "make_eval_step", counting)
     monkeypatch.setattr(meshes, "jit_eval_step", lambda mesh, step, state: step)
     config = helpers.config(train__eval_rows=20, dropping__keep_schedule="0:12,2:24", mesh__data=1)
-    data = setup.Data(None, None, None, helpers.SPECIAL, None)
-    evaluate, state, blank = setup.make_evaluate(config, data, meshes.make_mesh(config)), start(config), 1
+    data = Data(None, None, None, helpers.SPECIAL, None)
+    evaluate, state, blank = make_evaluate(config, data, meshes.make_mesh(config)), start(config), 1
     evaluate(state)
     evaluate(state.replace(step=state.step + 2))  # of which no step has had more than 12 yet
     evaluate(state.replace(step=state.step + 3))

@@ -11,14 +11,13 @@ from etils import epath
 
 from sctd_jax import storage
 from sctd_jax.config import fill, require
-from sctd_jax.errors import UserError
+from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.finetune import config as settings
 from sctd_jax.finetune import sweep_report
 from sctd_jax.finetune.config import FinetuneConfig, SweepConfig
 from sctd_jax.finetune.finetuning import RESULT_FILE, finetune, prepare
 from sctd_jax.finetune.workdir import Origin, check_task
 from sctd_jax.parallel import hosts
-from sctd_jax.train.trainer import DivergedError
 from sctd_jax.train.workdir import CONFIG_FILE, held, write
 
 _OWN = tuple(field.name for field in dataclasses.fields(SweepConfig))

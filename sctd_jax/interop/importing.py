@@ -20,8 +20,9 @@ from sctd_jax.hf import config_json as bert_config
 from sctd_jax.hf import names as weights
 from sctd_jax.interop.convert import find_weights
 from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.state import TrainState, initial_state
+from sctd_jax.train.state import TrainState
 from sctd_jax.train.workdir import write_config
 
 _CONFIG_FILE = "config.json"

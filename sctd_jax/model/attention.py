@@ -8,6 +8,7 @@ Shapes: B batch, R query rows, N context rows, H heads, d width of a head. Queri
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,19 @@ def settled(config: Config, platform: str) -> Config:
     choice = choose(config, platform)
     model = dataclasses.replace(config.model, attention=choice.attention, remat=choice.remat)
     return dataclasses.replace(config, model=model)
+
+
+def attention_options(config: Config, mesh: Mesh | None) -> dict[str, Any]:
+    """`attend` and `remat_layers` of a network on these devices; none, for plain attention, without a mesh."""
+    if mesh is None:
+        return {}
+    choice = choose(config, platform_of(mesh.devices.flat[0]))
+    attend = recomputed if choice.remat == "attention" else plain
+    if choice.attention == "splash":
+        attend = splash(mesh, otherwise=attend)
+    elif choice.attention == "cudnn":
+        attend = cudnn(otherwise=attend)
+    return {"attend": attend, "remat_layers": choice.remat == "block"}
 
 
 def _obstacle(config: Config, kernel: str, platform: str) -> str | None:

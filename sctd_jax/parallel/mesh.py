@@ -116,14 +116,6 @@ def jit_init(init: Callable, state: Any):
     return jax.jit(init, out_shardings=shardings(state))
 
 
-def jit_train_step(mesh: Mesh, step_fn: Callable, state: Any):
-    """Jitted `(state, tokens) -> (state, metrics)` with explicit shardings; the state is donated."""
-    layout = shardings(state)
-    return jax.jit(
-        step_fn, in_shardings=(layout, batch_sharding(mesh)), out_shardings=(layout, replicated(mesh)), donate_argnums=0
-    )
-
-
 def jit_eval_step(mesh: Mesh, eval_fn: Callable, state: Any):
     """Jitted `(state, tokens, rows, valid) -> sums`."""
     batch = batch_sharding(mesh)

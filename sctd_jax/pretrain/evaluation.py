@@ -1,6 +1,9 @@
 """Held-out evaluation: the full model on fixed masks, and for the dropping methods the drop pass beside it."""
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +11,51 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.errors import UserError
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds, row_keys
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.pretrain.model import initial_state, make_model
+from sctd_jax.pretrain.rows import Data
 from sctd_jax.pretrain.step import loss_rows, mask_batch, select
-from sctd_jax.train.state import TrainState, make_model
+from sctd_jax.train.state import TrainState
+from sctd_jax.train.step import state_shape
 
 # Masks of the evaluation: the same for every run, method and seed, so that curves compare.
 EVAL_SEED = 20230524
+
+
+def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
+    """A function from a state to its held-out metrics, over `train.eval_rows` rows; drop passes with its last step's K.
+
+    It raises a UserError if not one token of these rows can be predicted.
+    """
+    rows = Rows(data.folder, HELD_OUT)
+    chosen = eval_rows(config.train.eval_rows, len(rows))
+    batch_size = config.train.batch_size // config.train.accumulation
+    mine = meshes.host_rows(mesh, batch_size)
+
+    @functools.cache  # one compilation for each K that is met
+    def eval_step(stage: Config) -> Callable:
+        eval_fn = make_eval_step(stage, data.special, data.word_start_V, mesh)
+        return meshes.jit_eval_step(mesh, eval_fn, state_shape(lambda: initial_state(stage, data.special), mesh))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        totals: dict[str, Any] = {}
+        for start in range(0, len(chosen), batch_size):
+            at = start + np.arange(batch_size)[mine]
+            # The last batch is filled up with its own rows, which then do not count.
+            numbers = chosen[np.minimum(at, len(chosen) - 1)]
+            inputs = (rows.read(numbers), numbers.astype(np.int32), at < len(chosen))
+            inputs = (meshes.put_batch(mesh, batch_size, x) for x in inputs)
+            sums = eval_step(config.after(int(state.step)))(state, *inputs)
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+        if not totals["predictions"]:
+            raise UserError(f"{data.folder}: the held-out rows have no token to predict, expected rows of text")
+        return summarize({name: float(value) for name, value in totals.items()})
+
+    return evaluate
 
 
 def eval_rows(count: int, available: int) -> np.ndarray:

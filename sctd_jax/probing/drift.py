@@ -20,14 +20,15 @@ from sctd_jax.model import token_dropping
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.plot import curve, names
-from sctd_jax.pretrain import setup
 from sctd_jax.pretrain.evaluation import EVAL_SEED, cosine, eval_rows, selection_keys
+from sctd_jax.pretrain.model import make_model
+from sctd_jax.pretrain.rows import open_data
 from sctd_jax.pretrain.step import mask_batch, select
+from sctd_jax.pretrain.workdir import check_rows
 from sctd_jax.probing.models import check_pretrained, full_precision
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
-from sctd_jax.train.state import make_model
-from sctd_jax.train.workdir import check_rows, read_config
+from sctd_jax.train.workdir import read_config
 
 POOLINGS = ("cls", "mean")
 _CURVES = {"local": "eval/drift_local", "global": "eval/drift_global"}
@@ -104,7 +105,7 @@ def by_layer(workdir: epath.Path, count: int, log: Callable[[str], None]) -> dic
       UserError: its checkpoints or its rows are not there.
     """
     run = load_run(workdir, None, log)
-    data = setup.open_data(run.config, log, run.metadata)
+    data = open_data(run.config, log, run.metadata)
     check_rows(workdir, data.folder)
     rows = Rows(data.folder, HELD_OUT)
     chosen = eval_rows(count, len(rows))

@@ -25,9 +25,9 @@ from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.plot import names
-from sctd_jax.pretrain import setup
+from sctd_jax.pretrain.rows import open_data
+from sctd_jax.pretrain.workdir import check_rows
 from sctd_jax.probing.models import MaskedLm, full_precision, open_masked_lm
-from sctd_jax.train.workdir import check_rows
 
 NOTE = (
     "PPPL is per token: never compare it between models with different tokenizers. Bits per character may be compared "
@@ -217,7 +217,7 @@ def _rows(model: MaskedLm, lines: Sequence[str]) -> Iterator[np.ndarray]:
 
 def _held_out(model: MaskedLm, count: int, log: Callable[[str], None]) -> _Texts:
     """Rows from all over the held-out split: neighbours are of one document."""
-    data = setup.open_data(model.config, log, read_metadata(model.workdir))
+    data = open_data(model.config, log, read_metadata(model.workdir))
     check_rows(model.workdir, data.folder)
     rows = Rows(data.folder, HELD_OUT)
     count = min(count, len(rows))

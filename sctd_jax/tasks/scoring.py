@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from sctd_jax.errors import DivergedError
 from sctd_jax.finetune.encode import Feature
 from sctd_jax.tasks import metrics, squad
 from sctd_jax.tasks.examples import Example
 from sctd_jax.tasks.tasks import TASKS
-from sctd_jax.train.trainer import DivergedError
 
 
 def predict(name: str, examples: Sequence[Example], features: Sequence[Feature], found: Sequence[np.ndarray]) -> list:

@@ -24,9 +24,9 @@ from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
 from sctd_jax.parallel.mesh import describe, make_mesh
-from sctd_jax.pretrain.compiling import compile_train_step, peak_bytes
 from sctd_jax.pretrain.flops import mean_step_flops, step_flops
-from sctd_jax.pretrain.step import Variant, steps_needed
+from sctd_jax.pretrain.step import Variant, compile_train_step, programs_needed
+from sctd_jax.train.step import peak_bytes
 
 _SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 GIB = 2**30
@@ -68,7 +68,7 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None], mfu: 
     """
     config, mesh, chip = open_slice(config, topology, log)
     fits, hours = True, chip_hours(config, chip, mfu)
-    for name, (stage, variant) in steps_needed(config).items():
+    for name, (stage, variant) in programs_needed(config).items():
         try:
             program = compile_program(stage, variant, mesh, name)
             enough = program.needed <= chip.hbm_bytes

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
-from sctd_jax.pretrain.step import Variant, steps_needed
+from sctd_jax.pretrain.step import Variant, programs_needed
 from sctd_jax.tpu.buffers import buffer_bytes
 from sctd_jax.tpu.compile import GIB, DoesNotFitError, compile_program, open_slice
 
@@ -37,7 +37,7 @@ def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
     """
     config, mesh, chip = open_slice(config, topology, log)
     fits = True
-    for name, (stage, variant) in steps_needed(config).items():
+    for name, (stage, variant) in programs_needed(config).items():
         log(name)
         try:
             fit = largest_batch(stage, variant, topology, mesh, chip.hbm_bytes)

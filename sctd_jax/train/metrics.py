@@ -28,9 +28,9 @@ class Writer:
     are written to a temporary folder, which `upload` copies.
 
     Args:
-      workdir: of the run.
-      start: step at which it goes on.
-      log: told of lines that are cut off.
+      workdir: folder of the run.
+      start: step at which the run goes on.
+      log: receives a line about what is cut off.
       check: raises before anything is copied to a bucket where that is no longer this process's.
     """
 
@@ -104,11 +104,8 @@ def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -
     """Lines of a run's metrics file, by step; of a step that was trained twice the last ones.
 
     Args:
-      workdir: of the run.
-      log: told how many lines are damaged and left out, but for a last one that a kill cut short.
-
-    Raises:
-      UserError: the file cannot be read.
+      workdir: folder of the run.
+      log: receives how many lines are damaged and left out, but for a last one that a kill cut short.
     """
     with storage.reaching(workdir):
         lines, damaged = _read(workdir / METRICS_FILE)

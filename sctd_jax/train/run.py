@@ -13,9 +13,10 @@ from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel.mesh import one_device
-from sctd_jax.pretrain.compiling import state_shape
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.step import state_shape
 from sctd_jax.train.workdir import TASK_FILE, is_trained, read_command, read_config
 
 # Of the model, by a run that starts from another one's parameters.
@@ -56,7 +57,8 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
         if not steps or step not in (None, *steps):
             raise UserError(f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}, found {steps}")
         mesh = mesh or one_device()
-        state = checkpoints.restore(state_shape(config, SpecialIds(**pieces.special), mesh), log, step)
+        shape = state_shape(lambda: initial_state(config, SpecialIds(**pieces.special)), mesh)
+        state = checkpoints.restore(shape, log, step)
     finally:
         checkpoints.close()
     metadata = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
