@@ -14,6 +14,7 @@ import numpy as np
 
 from sctd_jax.config import Config, from_dict
 from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.pretrain.model import settle
 from tests import small
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,11 @@ def config(**overrides) -> Config:
         assert field in values[section]
         values[section][field] = value
     return from_dict(values)
+
+
+def settled(config: Config) -> Config:
+    """The config as the tests' devices compute it."""
+    return settle(config, "cpu")[0]
 
 
 DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}

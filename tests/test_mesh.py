@@ -39,18 +39,18 @@ def start():
 
 def shape_on(config):
     """The state's shapes and shardings on the config's mesh."""
-    return state_shape(lambda: initial_state(config, helpers.SPECIAL), meshes.make_mesh(config))
+    return state_shape(lambda: initial_state(config, helpers.SPECIAL), meshes.make_mesh(config.mesh))
 
 
 @functools.cache
 def compiled(config):
     """The config's train steps, as the loop compiles them: ahead of time, so that nothing can compile twice."""
-    return compile_programs(config, helpers.SPECIAL, meshes.make_mesh(config))
+    return compile_programs(helpers.settled(config), helpers.SPECIAL, meshes.make_mesh(config.mesh))
 
 
 def run(config, steps=5):
     """State and metrics after some steps on the config's mesh."""
-    mesh, fns = meshes.make_mesh(config), compiled(config)
+    mesh, fns = meshes.make_mesh(config.mesh), compiled(config)
     state = jax.device_put(start(), meshes.shardings(shape_on(config)))
     history = []
     for step in range(steps):
@@ -128,7 +128,7 @@ def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape):
 
 
 def test_a_gather_that_would_cost_one_is_found():
-    mesh = meshes.make_mesh(config_on((8, 1, 1)))
+    mesh = meshes.make_mesh(config_on((8, 1, 1)).mesh)
     batch = meshes.batch_sharding(mesh)
 
     def gather(x, rows):
@@ -142,7 +142,7 @@ def test_a_gather_that_would_cost_one_is_found():
 
 def test_every_leaf_of_the_state_has_one_rule(monkeypatch):
     config = config_on((2, 2, 2), optimizer__name="lamb")
-    mesh = meshes.make_mesh(config)
+    mesh = meshes.make_mesh(config.mesh)
     shapes = jax.eval_shape(lambda: initial_state(config, helpers.SPECIAL))
     with pytest.raises(KeyError, match="0 sharding rules for params/pooler"):
         shard(mesh, shapes.replace(params={**shapes.params, "pooler": jax.ShapeDtypeStruct((4,), jnp.float32)}))
@@ -184,8 +184,9 @@ def test_a_vocabulary_that_does_not_divide_is_on_every_device():
     ],
 )
 def test_a_batch_model_or_mesh_that_does_not_fit_the_devices_is_refused(overrides, words):
+    config = helpers.config(**overrides)
     with pytest.raises(UserError, match=re.escape(words)):
-        meshes.make_mesh(helpers.config(**overrides))
+        meshes.check_sizes(meshes.make_mesh(config.mesh), config.model, config.train)
 
 
 def test_masks_are_the_same_for_one_two_and_eight_devices():
@@ -193,7 +194,7 @@ def test_masks_are_the_same_for_one_two_and_eight_devices():
     batches = []
     for devices in (1, 2, 8):
         config = helpers.config(mesh__data=devices)
-        mesh = meshes.make_mesh(config)
+        mesh = meshes.make_mesh(config.mesh)
         masked = jax.jit(functools.partial(mask_batch, config, helpers.SPECIAL))(
             jax.random.key(1), meshes.put_batch(mesh, len(tokens), tokens)
         )

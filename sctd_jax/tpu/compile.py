@@ -18,13 +18,13 @@ from jax.experimental import topologies
 
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError
-from sctd_jax.model.attention import choose, settled
 from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
-from sctd_jax.parallel.mesh import describe, make_mesh
+from sctd_jax.parallel.mesh import check_sizes, describe, make_mesh
 from sctd_jax.pretrain.flops import mean_step_flops, step_flops
+from sctd_jax.pretrain.model import settle
 from sctd_jax.pretrain.step import Variant, compile_train_step, programs_needed
 from sctd_jax.train.step import peak_bytes
 
@@ -55,16 +55,13 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None], mfu: 
     """Compile every train step that a config needs for a slice such as 'v5e:2x4' and print what it takes.
 
     Args:
-      config: of the run.
+      config: the run's.
       topology: the slice.
       log: receives the lines.
       mfu: model FLOP utilisation to reckon the run's length with, between 0 and 1.
 
     Returns:
       Whether all of them fit.
-
-    Raises:
-      UserError: no libtpu, no such slice, or a config that its devices do not divide.
     """
     config, mesh, chip = open_slice(config, topology, log)
     fits, hours = True, chip_hours(config, chip, mfu)
@@ -91,29 +88,23 @@ def chip_hours(config: Config, chip: Chip, mfu: float) -> float:
 
 
 def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tuple[Config, jax.sharding.Mesh, Chip]:
-    """A config as it would run on a slice, the slice's mesh and what its chips are; says so.
-
-    Raises:
-      UserError: no libtpu, no such slice, or a config that its devices do not divide.
-    """
+    """A config as it would run on a slice, the slice's mesh and what its chips are; says so."""
     check_selector(config.dropping.selector)
     devices = topology_devices(topology)
-    mesh = make_mesh(config, devices)
+    mesh = make_mesh(config.mesh, devices)
+    check_sizes(mesh, config.model, config.train)
     chip = chips.find(devices[0].device_kind)
     if chip is None or not chip.hbm_gib:
         raise UserError(f"--topology={topology}: nothing is known here of the HBM of a {devices[0].device_kind}")
-    batch, text = config.train.batch_size, choose(config, "tpu").text
+    config, attention = settle(config, "tpu")
+    batch = config.train.batch_size
     log(f"{topology}: {mesh.size} x {devices[0].device_kind}, mesh {describe(mesh)}")
-    log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention {text}")
-    return settled(config, "tpu"), mesh, chip
+    log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention {attention}")
+    return config, mesh, chip
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
-    """The chips of a slice that is not here.
-
-    Raises:
-      UserError: no libtpu, or no such slice.
-    """
+    """The chips of a slice that is not here."""
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UserError(f"compiling for a TPU needs libtpu: pip install 'jax[tpu]=={jax.__version__}'")
     # A v4 chip's two cores are one device, as on the machines that are lent out; the others have no choice.
@@ -134,7 +125,6 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
 
     Raises:
       DoesNotFitError: it needs more HBM than a chip has.
-      UserError: the compiler failed for another reason.
     """
     began = time.monotonic()
     compiled = compile_step(config, variant, mesh, name)
@@ -144,7 +134,7 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
         state=compiled.memory_analysis().argument_size_in_bytes,
         flops=step_flops(config, variant) / mesh.size,
         # XLA counts the body of a loop once.
-        traffic=compiled.cost_analysis().get("bytes accessed", 0.0) * config.microbatches(variant),
+        traffic=compiled.cost_analysis().get("bytes accessed", 0.0) * config.train.microbatches(variant),
         collectives=collectives(compiled.as_text()),
     )
 
@@ -156,7 +146,6 @@ def compile_step(
 
     Raises:
       DoesNotFitError: it needs more HBM than a chip has.
-      UserError: the compiler failed for another reason.
     """
     word_start_V = np.ones(config.model.vocab_size, bool) if config.masking.whole_word else None
     try:
