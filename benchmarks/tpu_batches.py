@@ -55,7 +55,7 @@ def measure(model: str, length: int, method: str, chip: str, guess: int) -> dict
 
 
 def guess_rows(cells: list[dict], model: str, length: int, method: str, chip: str) -> int:
-    """From the cells that are there: the same step on another chip, at another length, of another method or model."""
+    """First guess from the cells that are there: the same step on another chip, at another length, of another model."""
     for same, factor in (
         (("model", "length", "method"), lambda cell: HBM[chip] / HBM[cell["chip"]]),
         (("model", "method", "chip"), lambda cell: cell["length"] / length),
@@ -63,7 +63,7 @@ def guess_rows(cells: list[dict], model: str, length: int, method: str, chip: st
         (("length", "method", "chip"), lambda cell: 0.4),
     ):
         wanted = {"model": model, "length": length, "method": method, "chip": chip}
-        for cell in reversed(cells):  # of several chips the last is the likest
+        for cell in reversed(cells):  # the last of several chips is the likest
             if all(cell[field] == wanted[field] for field in same):
                 return max(8, int(cell["rows"] * factor(cell)))
     return 96 * 512 // length

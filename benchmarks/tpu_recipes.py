@@ -29,7 +29,7 @@ MFU = 0.4  # assumed, for the length of a run
 
 
 def measure(name: str) -> dict:
-    """What a recipe takes on its slice."""
+    """Needs of a recipe on its slice."""
     recipe = importlib.import_module(f"configs.tpu.{name}")
     config, mesh, chip = open_slice(from_dict(recipe.get_config().to_dict()), recipe.TOPOLOGY, lambda line: None)
     programs = {

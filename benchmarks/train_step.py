@@ -28,10 +28,10 @@ from configs import base
 from sctd_jax import recipes
 from sctd_jax.arguments import CommandParser, number
 from sctd_jax.config import Config, from_dict
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, run_command
 from sctd_jax.huge_pages import restart_with_huge_pages
 from sctd_jax.model.attention import platform_of
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import step
 from sctd_jax.pretrain.flops import plain_step_flops, step_flops
@@ -52,10 +52,10 @@ class Timing:
 
     title: str
     config: Config
-    seconds: dict[str, np.ndarray]  # by kind of step, one per repeat
+    seconds: dict[str, np.ndarray]  # seconds by kind of step, one per repeat
     flops: dict[str, float]
     memory: dict[str, int]  # bytes
-    peer: str  # its versions, or ''
+    peer: str  # versions of the peer, or ''
 
     def ratio(self, kind: str, reference: str) -> tuple[float, float, float]:
         """Median, lowest and highest ratio within a repeat."""
@@ -114,7 +114,7 @@ class Peer:
             "num_predicted": config.num_predicted,
         }
         command = [python, ROOT / "benchmarks" / "peer_pytorch.py", json.dumps(sizes)]
-        # As a user of PyTorch would start it: without our setting of the allocator, which does not help it.
+        # Started as a user of PyTorch would: without our setting of the allocator, which does not help it.
         environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -314,5 +314,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # as sctd_jax.main does
+    restart_with_huge_pages()  # sctd_jax.main does the same
     sys.exit(run_command(main))

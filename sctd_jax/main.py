@@ -19,13 +19,13 @@ import time
 import traceback
 from pathlib import Path
 
-if __name__ == "__main__" and not __package__:  # by its path, not by -m
+if __name__ == "__main__" and not __package__:  # started by its path, not by -m
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from sctd_jax.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # before the imports that take seconds
+    restart_with_huge_pages()  # done before the imports that take seconds
 
 # Orbax and TFDS import it eagerly in places; nothing here computes with it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -170,8 +170,8 @@ def _main(argv: list[str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         if sys.modules["jax"].process_index() == 0:
-            time.sleep(_FAREWELL_SECONDS)  # its end is the others' end, who may have something to say yet
-        os._exit(status)  # at a normal exit JAX waits for the others, which would be in vain
+            time.sleep(_FAREWELL_SECONDS)  # its end ends the others, who may have something to say yet
+        os._exit(status)  # JAX would wait for the others at a normal exit, in vain
     return status
 
 

@@ -1,4 +1,4 @@
-"""Configurations that earlier code wrote, as this code reads them.
+"""Configurations and names of metrics that earlier code wrote, as this code reads them.
 
 A stored configuration says by its `version` how many of the changes below it knows (1: none). The others are made up
 for when it is read: a field that it lacks gets the value by which this code does what the code of then did.
@@ -41,7 +41,7 @@ class Removed:
 
 @dataclasses.dataclass(frozen=True)
 class Mended:
-    """What earlier code did wrongly, and no field brings back."""
+    """Error of earlier code that no field brings back."""
 
     what: str
     field: str = ""  # concerned are the runs in which it has this value; '': all
@@ -61,6 +61,8 @@ CONFIG: list[Change] = [
     Mended("biases and norms take no part in LAMB's adaptation", "optimizer.name", "lamb"),
 ]
 TASK: list[Change] = []
+# Old name of a metric in `metrics.jsonl` -> its name.
+METRICS = {"eval/drift_local": "eval/cosine_local", "eval/drift_global": "eval/cosine_global"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Stored:
 
     values: dict[str, Any]
     begun: int  # the version that began the run
-    notes: tuple[str, ...]  # what was made up for
+    notes: tuple[str, ...]  # remarks on what was made up for
 
 
 def version_of(changes: Sequence[Change]) -> int:
@@ -78,11 +80,7 @@ def version_of(changes: Sequence[Change]) -> int:
 
 
 def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
-    """Read `config.json` (with `CONFIG`) or `task.json` (with `TASK`); its fields are checked by who uses them.
-
-    Raises:
-      UserError: it is damaged, or has a field of a newer version or a removed one that is needed.
-    """
+    """Read `config.json` (with `CONFIG`) or `task.json` (with `TASK`); its fields are checked by who uses them."""
     found = storage.read_json(path)
     version, begun = found.pop("version", 1), found.pop("begun", None)
     begun = version if begun is None else begun
@@ -134,7 +132,7 @@ def _apply(change: Change, values: dict[str, Any], path: epath.Path) -> list[str
 
 
 def header(changes: Sequence[Change], begun: int | None = None) -> dict[str, int]:
-    """What stands before the fields of a stored configuration."""
+    """Head of a stored configuration, before its fields."""
     return {"version": version_of(changes), "begun": begun or version_of(changes)}
 
 

@@ -20,7 +20,7 @@ from sctd_jax.interop.exporting import export
 from sctd_jax.parallel.mesh import make_mesh
 from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.pretraining import train_and_evaluate
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run

@@ -11,7 +11,7 @@ from tests import helpers
 
 @pytest.mark.parametrize("method", ["full", "drop", "random_ltd"])
 def test_the_formula_is_xlas_count_of_the_matrix_products(method):
-    """On a wide small model, where everything that is no product is little."""
+    """A wide small model has little that is no product."""
     config = helpers.config(
         model__hidden_size=768, model__intermediate_size=3072, model__vocab_size=4096, dropping__method=method
     )
@@ -21,7 +21,7 @@ def test_the_formula_is_xlas_count_of_the_matrix_products(method):
     kept = {
         "full": None,
         "drop": (every := jnp.tile(jnp.arange(config.num_kept)[None], (2, 1))),
-        "random_ltd": (every, every),
+        "random_ltd": jnp.stack([every, every]),
     }[method]
 
     def forward(params):

@@ -42,13 +42,23 @@ def test_a_run_that_begins_again_keeps_no_line(tmp_path):
 
 
 def test_readers_take_the_last_of_two(tmp_path):
-    """As runs left it that were resumed before lines were cut off, with another `log_every`."""
+    """Runs that were resumed with another `log_every` left it so before lines were cut off."""
     lives = [line(2), line(4), line(4, "eval"), line(5), line(6), line(7), line(6, x=1), line(6, "eval"), line(9)]
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(lives))
     assert steps(tmp_path) == [
         (2, "train"), (4, "train"), (4, "eval"), (5, "train"), (6, "train"), (6, "eval"), (9, "train")
     ]  # fmt: skip
     assert read_metrics(tmp_path)[4]["x"] == 1
+
+
+def test_a_metric_of_another_name_then_is_one_curve_and_resuming_writes_it_by_todays(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(line(1) + line(2, "eval", **{"eval/drift_local": 0.5}))
+    assert read_metrics(tmp_path)[-1]["eval/cosine_local"] == 0.5
+    writer = Writer(tmp_path, 2)
+    writer.write(3, {"eval/loss": 1.0, "eval/cosine_local": 0.75})
+    writer.close()
+    assert [found.get("eval/cosine_local") for found in read_metrics(tmp_path)] == [None, 0.5, 0.75]
+    assert "drift" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_damaged_lines_are_counted_and_the_others_read(tmp_path):

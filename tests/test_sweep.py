@@ -10,7 +10,7 @@ from configs import base
 from configs import sweep as recipe
 from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.finetune import sweep, sweep_report
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from tests import finetuning, helpers, task_files
 
 

@@ -14,7 +14,7 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune.step import initial_state, shape_of
 from sctd_jax.finetune.workdir import read_task
 from sctd_jax.parallel.mesh import one_device
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Best, Checkpoints
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape

@@ -18,7 +18,7 @@ from sctd_jax.config import Config
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches, report
 from sctd_jax.finetune.config import FinetuneConfig, check_length, run_config
-from sctd_jax.finetune.encode import Feature, encode
+from sctd_jax.finetune.encode import Feature, by_example, encode
 from sctd_jax.finetune.finetuned import HIGHEST_SCORE
 from sctd_jax.finetune.pretrained import Pretrained, open_pretrained
 from sctd_jax.finetune.step import (
@@ -35,11 +35,11 @@ from sctd_jax.model.attention import choose, platform_of
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.tasks import scoring, submission
-from sctd_jax.tasks.examples import Example
-from sctd_jax.tasks.reading import FileSettings, TaskData, open_task
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.examples import Example, FileSettings
+from sctd_jax.tasks.splits import TaskData, open_task
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.metrics import read_metrics
+from sctd_jax.train.metrics import Track, ignore, read_metrics
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape
 from sctd_jax.train.trainer import Job, Result, fit
@@ -80,6 +80,7 @@ def finetune(
     recipe: Mapping,
     log: Callable[[str], None] = print,
     on_step: Callable[[int], None] = lambda step: None,
+    track: Track = ignore,
 ) -> Result:
     """Fine-tune a pretrained encoder on a task, resuming from the workdir's newest checkpoint.
 
@@ -92,8 +93,9 @@ def finetune(
       recipe: sections of a config, for what a folder of transformers does not say.
       log: receives the lines.
       on_step: called with the number of each step that was dispatched.
+      track: called with each line of `metrics.jsonl`: the number of updates done, and values by name.
     """
-    workdir, log = storage.as_path(workdir), hosts.only_first(log)
+    workdir, log = storage.as_path(workdir), hosts.on_first(log)
     with held(workdir, "fine-tuning", log) as check:
         made = prepare(settings, workdir, recipe, log)
         settings, config, mesh, shape, data, train = (
@@ -133,6 +135,7 @@ def finetune(
             evaluate_first=False,
             evaluate_when_stopping=True,
             on_step=on_step,
+            track=track,
         )
         result = fit(job, workdir, check, log)
         if result.stopped_by is not None:
@@ -146,7 +149,7 @@ def finetune(
         if hosts.is_first():
             for split, found in predictions.items():
                 folder = workdir / "predictions"
-                submission.write(settings.task, split, splits[split].examples, found, folder, data.labels)
+                submission.write(TASKS[settings.task], split, splits[split].examples, found, folder, data.labels)
             reached = {
                 "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate,
                 "seed": settings.seed, "step": int(state.step), "seconds": read_metrics(workdir)[-1]["seconds"],
@@ -166,7 +169,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     check_length(settings, pretrained.config.model)
     # Its own seed: what is held out of a single file must not depend on that of the training.
     files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
-    data = open_task(settings.task, settings.data_dir, files)
+    data = open_task(task, settings.data_dir, files)
     for note in data.notes:
         log(note)
     per_epoch = -(-len(data.train) // settings.batch_size)
@@ -213,7 +216,7 @@ def _put(made: Prepared, features: list[Feature], group: batches.Group) -> batch
     mine = meshes.host_rows(mesh, count)
     weights = (np.arange(count) < group.count)[mine]
     members = [features[i] for i in group.members[mine]]
-    host_batch = batches.assemble(members, weights, group.length, made.pretrained.tokenizer.special["pad"])
+    host_batch = batches.assemble(members, weights, group.length, made.pretrained.tokenizer.special.pad)
     return jax.tree.map(lambda rows: meshes.put_batch(mesh, count, rows), host_batch)
 
 
@@ -229,15 +232,16 @@ def _predict(made: Prepared, state: TrainState, splits: dict[str, Split]) -> dic
                 found[int(i)] = row[: features[i].length] if made.shape.head == "span" else row
         return [found[i] for i in range(len(features))]
 
+    task = TASKS[made.settings.task]
     return {
-        split: scoring.predict(made.settings.task, part.examples, part.features, outputs(part.features))
+        split: scoring.predict(task, part.examples, by_example(task.head, part.features, outputs(part.features)))
         for split, part in splits.items()
     }
 
 
 def _measure(made: Prepared, predictions: dict[str, list]) -> dict[str, float]:
     """The task's metrics from the predictions of its dev splits."""
-    name, dev = made.settings.task, made.dev
+    task, dev = TASKS[made.settings.task], made.dev
     return scoring.summarize(
-        name, {split: scoring.measure(name, part.examples, predictions[split]) for split, part in dev.items()}
+        task, {split: scoring.measure(task, part.examples, predictions[split]) for split, part in dev.items()}
     )

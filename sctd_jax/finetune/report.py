@@ -1,4 +1,4 @@
-"""What a person sees of a fine-tuning."""
+"""Lines of a fine-tuning for a person."""
 
 import shlex
 from collections import Counter
@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.errors import printable
 from sctd_jax.finetune.config import FinetuneConfig
-from sctd_jax.tasks.reading import TaskData
 from sctd_jax.tasks.scoring import majority
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.splits import TaskData
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train import trainer
 from sctd_jax.train.metrics import duration
 
-_LABELS = 10  # that many of the user's own are listed
+_LABELS = 10  # labels of the user's own that are listed
 
 
 def start_table(
@@ -38,7 +38,7 @@ def start_table(
     if task.head == "classification" and "accuracy" in task.metrics:
         floors = ", ".join(f"{majority(part):.3f}" for part in data.dev.values())
         rows.insert(-1, ("majority", f"{floors}: the accuracy of the most frequent label on dev"))
-    if settings.task == "classification":  # whose labels nothing else has named yet
+    if task.head == "classification" and not task.labels:  # nothing else has named those of the user's files yet
         of_train = Counter(example.label for example in data.train)
         listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]
         more = [f"{len(data.labels) - _LABELS:,} more"] if len(data.labels) > _LABELS else []

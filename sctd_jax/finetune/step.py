@@ -17,7 +17,7 @@ from sctd_jax.model.attention import attention_options
 from sctd_jax.model.flops import layer_flops
 from sctd_jax.model.heads import SPANS, TaskBert
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.tasks.tasks import Task
+from sctd_jax.tasks.task import Task
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState, first_state
 from sctd_jax.train.step import Metrics, accumulate, compile_ahead, state_shape, update
@@ -27,12 +27,12 @@ _DROPOUT = 0  # the random stream of a step; the others are pretraining's
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What of a task decides the shapes of network and batches."""
+    """Properties of a task that decide the shapes of network and batches."""
 
     head: str
     outputs: int  # K; 1 for a score and for each choice, 2 for the ends of an answer
     rows: int = 1  # C
-    marked: str = ""  # how the head reads marked spans
+    marked: str = ""  # way in which the head reads marked spans
 
 
 def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:

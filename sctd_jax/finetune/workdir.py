@@ -19,7 +19,7 @@ _MAY_CHANGE = rerun_fields(FinetuneConfig)
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a fine-tuning was made from, as `task.json` keeps it beside the settings."""
+    """Origin of a fine-tuning, as `task.json` keeps it beside the settings."""
 
     labels: tuple[str, ...]
     data_sha256: str  # digest of the labelled examples
@@ -49,8 +49,8 @@ def check_task(
 
     Args:
       workdir: folder of a fine-tuning.
-      settings: this one's.
-      origin: this one's.
+      settings: settings of this run.
+      origin: origin of this run.
       but_for: more settings that may be others.
       same_start: whether it must have started from the same parameters.
     """

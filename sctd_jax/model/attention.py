@@ -1,4 +1,4 @@
-"""How attention is computed: plain, plain but recomputed in the backward pass, or by a TPU's or a GPU's kernel.
+"""Attention in three ways: plain, plain but recomputed in the backward pass, or by a TPU's or a GPU's kernel.
 
 The probabilities [B, H, R, N] of plain attention are what fills a device's memory first. Attention dropout acts on
 them, so a kernel that never writes them can only be used without it.
@@ -8,7 +8,7 @@ Shapes: B batch, R query rows, N context rows, H heads, d width of a head. Queri
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,10 @@ _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
 
 
 class Choice(NamedTuple):
-    """What `attention` and `remat` of a model mean for a run on its devices."""
+    """Meaning of `attention` and `remat` of a model for a run on its devices."""
 
-    model: ModelConfig  # with the choice in the place of 'auto'
-    text: str  # for a person
+    model: ModelConfig  # model with the choice in the place of 'auto'
+    text: str  # description for a person
 
 
 def platform_of(device: jax.Device) -> str:
@@ -111,7 +111,9 @@ def plain(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key) -
 recomputed: Attend = jax.checkpoint(plain, static_argnums=4)
 
 
-def by_lengths(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, *, implementation: str) -> jax.Array:
+def by_lengths(
+    query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, *, implementation: Literal["xla", "cudnn"]
+) -> jax.Array:
     """`jax.nn.dot_product_attention`, which takes numbers of tokens for a mask: padding is at the end of a row.
 
     So it is among kept tokens, which are in text order.

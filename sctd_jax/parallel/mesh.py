@@ -41,11 +41,7 @@ def one_device() -> Mesh:
 
 
 def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices of several TPU slices, or of several GPU nodes, as an array in which only 'data' goes across them.
-
-    Raises:
-      UserError: 'data' cannot be divided among them.
-    """
+    """Devices of several TPU slices, or of several GPU nodes, as an array in which only 'data' goes across them."""
     data, fsdp, tensor = shape
     if data % slices:
         raise UserError(
@@ -88,7 +84,7 @@ def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def put_batch(mesh: Mesh, batch_size: int, rows: np.ndarray) -> jax.Array:
-    """This host's `host_rows` of a global batch, [B / hosts, ...] -> the global array [B, ...] on the mesh."""
+    """Global array [B, ...] on the mesh from this host's `host_rows` of a batch, [B / hosts, ...]."""
     mine = host_rows(mesh, batch_size)
 
     def part(index):
@@ -114,5 +110,5 @@ def jit_eval_step(mesh: Mesh, eval_fn: Callable, state: Any):
 
 
 def describe(mesh: Mesh) -> str:
-    """E.g. `data 8 x fsdp 1 x tensor 1`."""
+    """Sizes of the axes and their product: `data 8 x fsdp 1 x tensor 1 (8)`."""
     return " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()) + f" ({math.prod(mesh.shape.values())})"

@@ -1,6 +1,6 @@
 """FLOPs of a step by formula (matrix products only, a multiply-add is 2).
 
-Letters as in SPEC: N sequence length, K kept tokens, P predicted positions, D width, F FFN width, V vocabulary.
+Letters of docs/method.md: N sequence length, K kept tokens, P predicted positions, D width, F FFN width, V vocabulary.
 """
 
 from sctd_jax.config import Config
@@ -14,7 +14,7 @@ def _head(config: Config) -> float:
 
 
 def forward_flops(config: Config, variant: Variant) -> float:
-    """Forward FLOPs of one row in one variant, with the savings of SPEC 5."""
+    """Forward FLOPs of one row in one variant, with the savings of docs/method.md 6."""
     length, kept, last = config.data.seq_len, config.num_kept, config.model.num_layers - 1
     rows = config.num_predicted + 1
     if needs_all_rows(config, variant):
@@ -54,7 +54,7 @@ def mean_step_flops(config: Config) -> float:
 
 
 def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
-    """How many of the steps start .. end - 1 run each variant."""
+    """Number of the steps start .. end - 1 that run each variant."""
     dropping = config.dropping
     if dropping.method == "full":
         return {"full": end - start}

@@ -7,16 +7,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.model.attention import attention_options, choose
 from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import initial_importance
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.train.state import TrainState, first_state
 
 
 def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
     """The network of a settled config on the devices of a mesh; without a mesh by plain attention."""
-    return Bert(config.model, *config.drop_layers, **attention_options(config.model, mesh))
+    layerwise = config.dropping.method == "random_ltd"
+    return Bert(config.model, *config.drop_layers, layerwise=layerwise, **attention_options(config.model, mesh))
 
 
 def settle(config: Config, platform: str) -> tuple[Config, str]:

@@ -25,6 +25,7 @@ from sctd_jax.pretrain.rows import Data, open_data
 from sctd_jax.pretrain.step import compile_programs, program_at, variant_at
 from sctd_jax.pretrain.workdir import check_rows, check_workdir, claim_workdir, followed
 from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.metrics import Track, ignore
 from sctd_jax.train.run import check_init, load_run
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape
@@ -37,16 +38,18 @@ def train_and_evaluate(
     workdir: str | os.PathLike,
     log: Callable[[str], None] = print,
     on_step: Callable[[int], None] = lambda step: None,
+    track: Track = ignore,
 ) -> Result:
     """Train a config in a workdir up to `train.steps`, resuming from its newest checkpoint.
 
     Args:
-      config: the run's.
-      workdir: folder of the run; made if it is not there.
+      config: config of the run.
+      workdir: folder of the run, made if it is not there; checkpoints in it survive whatever ends the run.
       log: receives the lines.
       on_step: called with the number of each step that was dispatched.
+      track: called with each line of `metrics.jsonl`: the number of updates done, and values by name.
     """
-    workdir, log = storage.as_path(workdir), hosts.only_first(log)
+    workdir, log = storage.as_path(workdir), hosts.on_first(log)
     with held(workdir, "training", log) as check:
         config, settled, attention, mesh, data = _open(config, workdir, log)
         train = config.train
@@ -86,6 +89,7 @@ def train_and_evaluate(
             "again in this workdir",
             blank=report.blank,
             on_step=on_step,
+            track=track,
         )
         began = time.monotonic()
         result = fit(job, workdir, check, log)
@@ -117,13 +121,13 @@ def evaluate_workdir(
     config: Config, workdir: str | os.PathLike, log: Callable[[str], None] = print
 ) -> dict[str, float]:
     """Held-out metrics of a workdir's newest checkpoint."""
-    workdir, log = storage.as_path(workdir), hosts.only_first(log)
-    with storage.reaching(workdir):
-        there = (workdir / CHECKPOINTS).is_dir()
+    folder, log = storage.as_path(workdir), hosts.on_first(log)
+    with storage.reaching(folder):
+        there = (folder / CHECKPOINTS).is_dir()
     state = None
     if there:
-        _, config, _, mesh, data = _open(config, workdir, log)
-        with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        _, config, _, mesh, data = _open(config, folder, log)
+        with closing(Checkpoints(folder, read_only=True)) as checkpoints:
             state = checkpoints.restore(state_shape(lambda: initial_state(config, data.special), mesh), log)
     if state is None:
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")

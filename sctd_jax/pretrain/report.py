@@ -1,4 +1,4 @@
-"""What a person sees: the table at the start, evaluation lines, the summary, fill-mask examples."""
+"""Lines for a person: the table at the start, evaluation lines, the summary, fill-mask examples."""
 
 import functools
 import math
@@ -77,7 +77,7 @@ def _method(config: Config) -> str:
 
 
 def cpu_warning(config: Config) -> list[str]:
-    """On a CPU: how long a step will take, and where to go if that is long."""
+    """Warning, on a CPU, of how long a step will take if that is long."""
     if jax.default_backend() != "cpu":
         return []
     rate = matmul_flops_per_second()
@@ -116,7 +116,7 @@ def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
     if "eval/drop_loss" in metrics:
         lines.append(
             f"  drop pass {metrics['eval/drop_loss']:.3f}, [CLS] cosine of full and drop pass "
-            f"{metrics['eval/drift_local']:.3f} (last layer but one) {metrics['eval/drift_global']:.3f} (last)"
+            f"{metrics['eval/cosine_local']:.3f} (last layer but one) {metrics['eval/cosine_global']:.3f} (last)"
         )
     return lines
 
@@ -199,13 +199,12 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
     rows = Rows(data.folder, HELD_OUT)
     step = max(len(rows) // _EXAMPLES, 1)
     tokens_BN = rows.read(range(0, min(len(rows), step * _EXAMPLES), step))
-    positions = [_a_word(row, data) for row in tokens_BN]
-    found = [i for i, position in enumerate(positions) if position is not None]
-    if not found:
+    words = {i: position for i, row in enumerate(tokens_BN) if (position := _a_word(row, data)) is not None}
+    if not words:
         return []
-    tokens_BN, positions = tokens_BN[found], np.array([positions[i] for i in found])
+    tokens_BN, positions = tokens_BN[list(words)], np.array(list(words.values()))
     hidden_BN = tokens_BN.copy()
-    hidden_BN[np.arange(len(found)), positions] = data.special.mask
+    hidden_BN[np.arange(len(words)), positions] = data.special.mask
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def predict(params, input_ids_BN, rows_BR):
@@ -218,8 +217,8 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
     for row, position, guesses, chances in zip(tokens_BN, positions, np.asarray(ids), np.asarray(scores), strict=True):
         left = data.tokenizer.decode(row[max(position - _CONTEXT, 1) : position])
         right = data.tokenizer.decode(row[position + 1 : position + 1 + _CONTEXT])
-        words = " | ".join(f"{data.tokenizer.word(i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
-        lines += [f"  ... {left} [MASK] {right} ...", f"      {words}   (was: {data.tokenizer.word(row[position])})"]
+        best = " | ".join(f"{data.tokenizer.word(i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
+        lines += [f"  ... {left} [MASK] {right} ...", f"      {best}   (was: {data.tokenizer.word(row[position])})"]
     return lines
 
 

@@ -10,8 +10,8 @@ from sctd_jax.config import Config
 from sctd_jax.data import tokenizer, unknown
 from sctd_jax.data.prepare import ensure_rows
 from sctd_jax.data.rows import Metadata, read_metadata
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import hosts
 
 
@@ -28,7 +28,7 @@ class Data:
 
 def open_data(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Data:
     """The config's rows, prepared now if missing; `began`: of those that its run has been trained on."""
-    with hosts.first_goes_first("rows"):
+    with hosts.first_then_others("rows"):
         folder = ensure_rows(config, log, began)
     metadata = read_metadata(folder)
     for field, have, want in (
@@ -53,4 +53,4 @@ def open_data(config: Config, log: Callable[[str], None], began: Metadata | None
     word_start_V = pieces.word_start_V if config.masking.whole_word else None
     if word_start_V is not None and not word_start_V.any():
         raise UserError("config.masking.whole_word: no piece of the vocabulary begins a word")
-    return Data(folder, metadata, pieces, SpecialIds(**pieces.special), word_start_V)
+    return Data(folder, metadata, pieces, pieces.special, word_start_V)

@@ -9,13 +9,15 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.model import token_dropping
-from sctd_jax.model.bert import Bert, Kept
+from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import MaskedBatch, SpecialIds, mask_tokens, row_keys
+from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
 from sctd_jax.pretrain.model import initial_state, make_model
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState
@@ -29,7 +31,7 @@ _MASKING, _DROPOUT, _SELECTION = range(3)
 
 
 def variant_at(config: Config, step: int) -> Variant:
-    """Which variant update number `step` (from 0) runs; chosen on the host, so any step can be first."""
+    """Variant that update number `step` (from 0) runs; chosen on the host, so any step can be first."""
     dropping = config.dropping
     full = step < dropping.full_steps_first or step >= config.train.steps - dropping.full_steps_last
     if dropping.method == "full" or full:
@@ -40,7 +42,7 @@ def variant_at(config: Config, step: int) -> Variant:
 
 
 def program_at(config: Config, step: int) -> str:
-    """Which compiled program update number `step` runs: its variant, and K where a schedule changes it."""
+    """Name of the program that update number `step` runs: its variant, and K where a schedule changes it."""
     variant = variant_at(config, step)
     one = variant == "full" or len(config.keep_stages) == 1
     return variant if one else f"{variant} of {config.at(step).num_kept}"
@@ -49,7 +51,7 @@ def program_at(config: Config, step: int) -> str:
 def programs_needed(config: Config) -> dict[str, tuple[Config, Variant]]:
     """Name -> config and variant of every program that a run may need, without walking its steps."""
     first, last = config.dropping.full_steps_first, config.train.steps - config.dropping.full_steps_last
-    needed = {}
+    needed: dict[str, tuple[Config, Variant]] = {}
     for start, _ in config.keep_stages:
         start = max(start, first)
         probes = {0, config.train.steps - 1, *range(start, min(last, start + config.dropping.sc_interval + 1))}
@@ -61,7 +63,7 @@ def make_train_step(
     config: Config,
     special: SpecialIds,
     variant: Variant,
-    word_start_V: jax.Array | None = None,
+    word_start_V: np.ndarray | None = None,
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The step (state, tokens_BN) -> (state, metrics) of one variant; pure, for the caller to jit.
@@ -69,7 +71,7 @@ def make_train_step(
     Args:
       config: the run's.
       special: special ids of the tokenizer.
-      variant: which passes and which loss (SPEC 4).
+      variant: name of the passes and the loss (docs/method.md 5).
       word_start_V: bool[V] for whole-word masking, or None.
       mesh: devices that will run it; they decide how attention is computed (`make_model`).
     """
@@ -120,8 +122,8 @@ def compile_train_step(
     special: SpecialIds,
     variant: Variant,
     mesh: Mesh,
-    word_start_V: jax.Array | None = None,
-    options: dict[str, str] | None = None,
+    word_start_V: np.ndarray | None = None,
+    options: dict[str, str | bool] | None = None,
 ) -> jax.stages.Compiled:
     """`make_train_step` as an executable `(state, tokens_BN) -> (state, metrics)`; the state is donated.
 
@@ -134,7 +136,7 @@ def compile_train_step(
 
 
 def compile_programs(
-    config: Config, special: SpecialIds, mesh: Mesh, word_start_V: jax.Array | None = None
+    config: Config, special: SpecialIds, mesh: Mesh, word_start_V: np.ndarray | None = None
 ) -> dict[str, jax.stages.Compiled]:
     """Every program that a run of a settled config needs, by name: nothing compiles in the middle of it."""
     return {
@@ -161,30 +163,41 @@ def mask_batch(
     )
 
 
-def select(config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array) -> Kept:
-    """Positions i32[B, K] that dropping keeps, by the config's selector on the masked input.
+def select(
+    config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array, state_BND: jax.Array
+) -> jax.Array:
+    """Positions i32[B, K] that dropping keeps, by the config's selector; no gradient flows through the choice.
 
-    For random-LTD one such array for each dropping layer, drawn by itself.
+    For random-LTD i32[S, B, K]: each dropping layer draws its own.
+
+    Args:
+      config: config at the step.
+      importance_V: importance table.
+      batch: masked rows.
+      keys_B: a key per row, for selectors that draw.
+      state_BND: output of `Encoder.prefix`, the tokens' state where dropping begins.
     """
     selector = token_dropping.SELECTORS[config.selector]
     # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
     # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
     importance_V = importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
+    state_BND = jax.lax.stop_gradient(state_BND)
 
     def positions(keys_B):
-        score_BN = selector(importance_V, batch.input_ids_BN, batch.mask_BN, keys_B, config.num_top)
-        return token_dropping.keep_highest(score_BN, batch.mask_BN, config.num_kept)
+        tokens = token_dropping.Candidates(
+            importance_V, batch.input_ids_BN, batch.mask_BN, state_BND, keys_B, config.num_top
+        )
+        return token_dropping.keep_highest(selector(tokens), batch.mask_BN, config.num_kept)
 
     if config.dropping.method != "random_ltd":
         return positions(keys_B)
     first, last = config.drop_layers
-    return tuple(
-        positions(jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B)) for i in range(first, last + 1)
-    )
+    draws = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B) for i in range(first, last + 1)]
+    return jnp.stack([positions(draw_B) for draw_B in draws])
 
 
 def loss_rows(batch: MaskedBatch) -> jax.Array:
-    """Rows i32[B, P + 1] at which the loss reads the last layer: [CLS], then the predicted positions (SPEC 5)."""
+    """Rows i32[B, P + 1] at which the loss reads the last layer: [CLS], then predicted positions (docs/method.md 6)."""
     cls_B1 = jnp.zeros_like(batch.positions_BP[:, :1])
     return jnp.concatenate([cls_B1, batch.positions_BP], axis=1)
 
@@ -219,7 +232,6 @@ def forward_sums(
     """
     rows_BR = loss_rows(batch)
     all_rows = needs_all_rows(config, variant)
-    kept_BK = None if variant == "full" else select(config, importance_V, batch, selection_keys_B)
 
     def network(bert: Bert):
         encoder, deterministic = bert.encoder, dropout_key is None
@@ -236,14 +248,16 @@ def forward_sums(
             loss_BP = losses.cross_entropy(bert.mlm_logits(predicted), batch.targets_BP)
             return loss_BP, states[-2:]
 
-        x_BND = prefix()
+        x_BND, kept_BK = prefix(), None
+        if variant != "full":  # the state of the pass that drops counts, where a consistency step has two prefixes
+            kept_BK = select(config, importance_V, batch, selection_keys_B, x_BND)
         trained = branch(x_BND, kept_BK)
         if variant != "consistency":
-            return trained, None
-        return trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
+            return kept_BK, trained, None
+        return kept_BK, trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
 
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    (loss_BP, drop_states), full_pass = model.apply({"params": params}, rngs=rngs, method=network)
+    kept_BK, (loss_BP, drop_states), full_pass = model.apply({"params": params}, rngs=rngs, method=network)
     zero = jnp.zeros(())
     sums = losses.Sums(jnp.sum(loss_BP * batch.weights_BP), zero, zero, zero)
     if full_pass is not None:

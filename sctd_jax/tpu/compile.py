@@ -17,9 +17,9 @@ import numpy as np
 from jax.experimental import topologies
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.model.token_dropping import check_selector
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
 from sctd_jax.parallel.mesh import check_sizes, describe, make_mesh
@@ -38,9 +38,9 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, 
 class Program:
     """One train step as compiled for one chip of a slice. Sizes in bytes."""
 
-    seconds: float  # that compiling took
-    needed: int  # of HBM
-    state: int  # of these, parameters, moments, importance table and batch
+    seconds: float  # time that compiling took
+    needed: int  # HBM that it needs
+    state: int  # part of it for parameters, moments, importance table and batch
     flops: float  # a step and chip, by formula
     traffic: float  # bytes that its operations read and write, by XLA's count
     # Kind -> (how many, bytes of their results on one chip); those in the loop over microbatches count once.
@@ -55,7 +55,7 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None], mfu: 
     """Compile every train step that a config needs for a slice such as 'v5e:2x4' and print what it takes.
 
     Args:
-      config: the run's.
+      config: config of the run.
       topology: the slice.
       log: receives the lines.
       mfu: model FLOP utilisation to reckon the run's length with, between 0 and 1.
@@ -124,7 +124,7 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
     """One train step for the chips of a mesh.
 
     Raises:
-      DoesNotFitError: it needs more HBM than a chip has.
+      DoesNotFitError: the program needs more HBM than a chip has.
     """
     began = time.monotonic()
     compiled = compile_step(config, variant, mesh, name)
@@ -145,7 +145,7 @@ def compile_step(
     """One train step for the chips of a mesh, with options of the compiler.
 
     Raises:
-      DoesNotFitError: it needs more HBM than a chip has.
+      DoesNotFitError: the program needs more HBM than a chip has.
     """
     word_start_V = np.ones(config.model.vocab_size, bool) if config.masking.whole_word else None
     try:
@@ -158,12 +158,12 @@ def compile_step(
 
 
 def hbm_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a program and its buffers take of a chip's HBM."""
+    """HBM of a chip that a program and its buffers take."""
     return peak_bytes(compiled) + compiled.memory_analysis().generated_code_size_in_bytes
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    """By kind, how many collectives an optimised program has, and the bytes of their results on one device."""
+    """Collectives of an optimised program by kind: their number, and the bytes of their results on one device."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for kind, size in _collectives(hlo):

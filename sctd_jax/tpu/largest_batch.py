@@ -65,17 +65,17 @@ def largest_batches(config: Config, topology: str, log: Callable[[str], None]) -
 
 
 def largest_batch(config: Config, variant: Variant, topology: str, mesh: Mesh, limit: int) -> LargestBatch:
-    """How many rows of one train step fit on a chip, of those in SIZES.
+    """Largest of SIZES, the rows of a chip, with which a train step fits.
 
     Args:
-      config: a settled config; its batch size is the first guess.
-      variant: the step's.
+      config: settled config of the run; its batch size is the first guess.
+      variant: variant of the step.
       topology: the slice.
-      mesh: the slice's chips.
+      mesh: mesh of the chips.
       limit: bytes of HBM that a program may use on a chip.
 
     Raises:
-      DoesNotFitError: not even 8 rows do.
+      DoesNotFitError: not even 8 rows fit.
     """
 
     def needed(rows: int) -> int | None:
@@ -123,14 +123,14 @@ def buffer_bytes(config: Config, variant: Variant, topology: str) -> int:
     the compiler runs in a process of its own, for it cannot be stopped otherwise.
 
     Raises:
-      DoesNotFitError: they are more than a chip has.
+      DoesNotFitError: the buffers are more than a chip has.
     """
     spawn = multiprocessing.get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         process = spawn.Process(target=_compile, args=(config, variant, topology, folder, sender), daemon=True)
         process.start()
-        sender.close()  # so that the receiver notices when the process ends
+        sender.close()  # lets the receiver notice when the process ends
         try:
             while not receiver.poll(_POLL_SECONDS):
                 for report in Path(folder).glob(_REPORT):
@@ -149,8 +149,8 @@ def buffer_bytes(config: Config, variant: Variant, topology: str) -> int:
 
 
 def _compile(config: Config, variant: Variant, topology: str, folder: str, sender: Connection) -> None:
-    """Compile in the process of its own, to the end if no report is written."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the other process ends this one
+    """Compile in a process of its own, to the end if no report is written."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process ends this one on Ctrl-C
     try:
         mesh = make_mesh(config.mesh, topology_devices(topology))
         check_sizes(mesh, config.model, config.train)

@@ -11,7 +11,6 @@ from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
 from sctd_jax.errors import UserError
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel.mesh import one_device
 from sctd_jax.pretrain.model import initial_state
 from sctd_jax.train.checkpoint import Checkpoints
@@ -57,8 +56,7 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
         if not steps or step not in (None, *steps):
             raise UserError(f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}, found {steps}")
         mesh = mesh or one_device()
-        shape = state_shape(lambda: initial_state(config, SpecialIds(**pieces.special)), mesh)
-        state = checkpoints.restore(shape, log, step)
+        state = checkpoints.restore(state_shape(lambda: initial_state(config, pieces.special), mesh), log, step)
     finally:
         checkpoints.close()
     metadata = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None

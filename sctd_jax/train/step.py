@@ -1,4 +1,4 @@
-"""What every train step is made of: gradients over microbatches, the update, one program compiled ahead of time."""
+"""Parts of every train step: gradients over microbatches, the update, one program compiled ahead of time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def accumulate(loss_fn: Callable, params: Any, batch: Any, microbatches: int):
       loss_fn: (params, microbatch, its row numbers, its number) -> (loss, sums), by the whole batch's denominator.
       params: the model's.
       batch: tree of arrays whose first axis is rows.
-      microbatches: how many; they divide the rows.
+      microbatches: number of microbatches; it divides the rows.
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     rows_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
@@ -80,12 +80,12 @@ def update(
 
 
 def state_shape(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
-    """What `init` returns as a tree of `jax.ShapeDtypeStruct` with shardings on a mesh; nothing is computed."""
+    """Tree of `jax.ShapeDtypeStruct` with shardings on a mesh for what `init` returns; nothing is computed."""
     return shard(mesh, jax.eval_shape(init))
 
 
 def compile_ahead(
-    step_fn: Callable, state: TrainState, batch: Any, mesh: Mesh, options: dict[str, str] | None = None
+    step_fn: Callable, state: TrainState, batch: Any, mesh: Mesh, options: dict[str, str | bool] | None = None
 ) -> jax.stages.Compiled:
     """`step_fn` as an executable `(state, batch) -> (state, metrics)`; the state is donated.
 
@@ -103,6 +103,6 @@ def compile_ahead(
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
-    """What XLA allocates for a call: arguments, results and temporaries, donated buffers once."""
-    m = compiled.memory_analysis()
+    """Bytes that XLA allocates for a call: arguments, results and temporaries, donated buffers once."""
+    m: Any = compiled.memory_analysis()
     return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes

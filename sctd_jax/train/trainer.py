@@ -18,7 +18,7 @@ from sctd_jax.errors import DivergedError, TryAgainError, UserError
 from sctd_jax.parallel import chips, hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
-from sctd_jax.train.metrics import Console, Silent, Speed, Writer, read_metrics
+from sctd_jax.train.metrics import Console, Silent, Speed, Track, Writer, ignore, read_metrics
 from sctd_jax.train.signals import StopRequest, stop_requests
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape
@@ -26,12 +26,12 @@ from sctd_jax.train.step import state_shape
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is trained, as functions. Steps are numbered from 0, and each runs one of the compiled programs."""
+    """Functions that say what is trained. Steps are numbered from 0, and each runs one of the compiled programs."""
 
     config: TrainConfig
     mesh: Mesh
     init: Callable[[], TrainState]  # the state before the first step; pure
-    describe: Callable[[TrainState], list[str]]  # what is about to run, for a person
+    describe: Callable[[TrainState], list[str]]  # lines that tell a person what is about to run
     claim: Callable[[], None]  # makes the workdir this run's
     compile: Callable[[], Mapping[str, Callable]]  # name -> program (state, batch) -> (state, metrics)
     program: Callable[[int], str]  # step -> name of its program
@@ -39,15 +39,16 @@ class Job:
     cost: Callable[[int], tuple[int, float]]  # step -> its tokens and FLOPs
     evaluate: Callable[[TrainState], dict[str, float]]
     evaluation_lines: Callable[[int, dict[str, float]], list[str]]
-    advice: str  # what a person should do whose run diverged
+    advice: str  # advice to a person whose run diverged
     start: Callable[[TrainState], TrainState] = lambda state: state  # the first state with parameters trained before
-    best: Best = LOWEST_LOSS  # which checkpoint is kept beside the last ones
+    best: Best = LOWEST_LOSS  # rule for the checkpoint that is kept beside the last ones
     blank: Callable[[Mapping[str, float]], str] = lambda metrics: ""  # why a step had no prediction, '' if it had
-    evaluate_first: bool = True  # before the first step
-    # Where an evaluation decides which checkpoint is the best, none may be saved without it; where the machine is
+    evaluate_first: bool = True  # whether to evaluate before the first step
+    # No checkpoint may be saved without an evaluation where that decides which is the best; where the machine is
     # about to be taken, saving comes first.
     evaluate_when_stopping: bool = False
     on_step: Callable[[int], None] = lambda step: None  # called when a step has been dispatched; for tests
+    track: Track = ignore  # called with what is written to `metrics.jsonl`
 
 
 _BLANK_STEPS = 10  # a run that begins with so many steps without a prediction learns nothing
@@ -55,7 +56,7 @@ _BLANK_STEPS = 10  # a run that begins with so many steps without a prediction l
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended."""
+    """End of a run."""
 
     step: int
     stopped_by: int | None  # a signal number, or None
@@ -67,7 +68,7 @@ def fit(job: Job, workdir: epath.Path, check: Callable[[], None], log: Callable[
     """Train up to `train.steps`, from the workdir's newest checkpoint or from the job's first state.
 
     Args:
-      job: what is trained.
+      job: functions that say what is trained.
       workdir: held by this process.
       check: raises where the workdir is no longer this process's.
       log: receives the lines.
@@ -110,7 +111,7 @@ def train(
     """
     config, start, steps = job.config, int(state.step), job.config.steps
     if start == steps:
-        # Of checkpoints that are damaged or were not finished.
+        # Lines of checkpoints that are damaged or were not finished go.
         if hosts.is_first() and any(line["step"] > start for line in read_metrics(workdir, log)):
             Writer(workdir, start, log, checkpoints.check).close()
         _check_trained(state, 0)
@@ -121,10 +122,11 @@ def train(
     log(f"compiled {', '.join(programs)} in {time.monotonic() - began:.0f} s")
 
     batches = prefetch(job.batch, start, steps)
-    writer, console = Silent(), Silent()
+    writer: Writer | Silent = Silent()
+    console: Console | Silent = Silent()
     try:
         if hosts.is_first():
-            writer, console = Writer(workdir, start, log, checkpoints.check), Console(start, steps)
+            writer, console = Writer(workdir, start, log, checkpoints.check, job.track), Console(start, steps)
         metrics = StepMetrics(job, writer, console)
         for step in range(start, steps + 1):
             # The order is fixed: eval -> checkpoint -> next batch -> dispatch -> metrics of the step before.
@@ -197,10 +199,10 @@ def _check_trained(state: TrainState, start: int) -> None:
 class StepMetrics:
     """Reads the metrics of a step after the next one is dispatched, so that the device never waits."""
 
-    def __init__(self, job: Job, writer: Writer, console: Console):
+    def __init__(self, job: Job, writer: Writer | Silent, console: Console | Silent):
         chip = chips.find(jax.devices()[0].device_kind)
         self._job, self._writer, self._console = job, writer, console
-        self._speed = Speed(chip and chip.flops * job.mesh.size)
+        self._speed = Speed(chip.flops * job.mesh.size if chip else None)
         self._unread: tuple[int, Mapping[str, jax.Array]] | None = None
         self._window: dict[str, list[float]] = {}
         self.bad_streak = 0

@@ -96,8 +96,8 @@ def claim(workdir: epath.Path, config: Config, files: Callable[[], Iterable[tupl
         except OSError as error:
             raise UserError(f"workdir {workdir}: {error}") from error
 
-    hosts.first_only("claim", write_all)
-    if not hosts.all_say((workdir / CONFIG_FILE).exists()):
+    hosts.run_on_first("claim", write_all)
+    if not hosts.all_agree((workdir / CONFIG_FILE).exists()):
         raise UserError(f"workdir {workdir} must be on storage that all hosts of the run share")
 
 
