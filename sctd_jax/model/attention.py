@@ -21,8 +21,10 @@ from sctd_jax.model.elementwise import dropout
 
 # (query_BRHd, key_BNHd, value_BNHd, mask_BN, dropout rate, dropout key) -> out_BRHd
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, float, jax.Array | None], jax.Array]
+Kernel = Literal["splash", "cudnn"]
+Remat = Literal["none", "attention", "block"]
 _KERNELS = {"splash": "a TPU kernel", "cudnn": "a kernel of NVIDIA's"}
-_KERNEL_OF = {"tpu": "splash", "gpu": "cudnn"}
+_KERNEL_OF: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn"}
 _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
 
 
@@ -44,18 +46,17 @@ def choose(model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str
     """Choose how attention is computed, once for all programs of a run.
 
     Args:
-      model: says what it wants.
+      model: the model, with its wishes.
       lengths: name and number of context rows of every attention of the run.
-      platform: the devices', by `platform_of`.
+      platform: 'cpu', 'gpu', 'old gpu' or 'tpu', by `platform_of`.
     """
-    kernel = model.attention if model.attention in _KERNELS else _KERNEL_OF.get(platform)
+    kernel = model.attention if model.attention in ("splash", "cudnn") else _KERNEL_OF.get(platform)
     obstacle = _obstacle(kernel, model, lengths, platform) if kernel else None
     if model.attention == kernel and obstacle:
         raise UserError(f"config.model.attention is {kernel}, but {obstacle}; auto takes what is possible")
-    chosen = "plain" if model.attention == "plain" or obstacle or not kernel else kernel
-    remat = model.remat
-    if remat == "auto":
-        remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
+    chosen: Kernel | Literal["plain"] = "plain" if model.attention == "plain" or obstacle or not kernel else kernel
+    automatic: Remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
+    remat = automatic if model.remat == "auto" else model.remat
     text = f"{chosen}, {_KERNELS[chosen]} that keeps no probabilities" if chosen in _KERNELS else "plain"
     plain_layers = "the last layer's" if chosen == "splash" else "its"
     text += {"none": "", "attention": f"; {plain_layers} probabilities are recomputed in the backward pass",

@@ -1,5 +1,6 @@
 """Pretraining from a config to a finished workdir, and the evaluation of one."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def train_and_evaluate(
                 return state
             run = load_run(train.init, None, log, mesh)
             log(f"starting from the parameters of {train.init} at step {int(run.state.step)}")
-            return state.replace(params=run.state.params)
+            return dataclasses.replace(state, params=run.state.params)
 
         def describe(state: TrainState) -> list[str]:
             step, lines = int(state.step), report.start_table(config, attention, mesh, data, state)

@@ -59,6 +59,7 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
         state = checkpoints.restore(state_shape(lambda: initial_state(config, pieces.special), mesh), log, step)
     finally:
         checkpoints.close()
+    assert state is not None  # there are checkpoints
     metadata = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
     if metadata is None and is_trained(workdir):
         log(f"warning: {workdir / METADATA_FILE} is missing, which says what rows this run is trained on")
