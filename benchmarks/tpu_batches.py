@@ -23,8 +23,8 @@ from configs import base, large
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config, from_dict
 from sctd_jax.pretrain.step import programs_needed
-from sctd_jax.tpu import compile as aot
-from sctd_jax.tpu import largest_batch as fitting
+from sctd_jax.tpu.compile import open_slice
+from sctd_jax.tpu.largest_batch import largest_batch
 
 MODELS = {"BERT-base": base, "BERT-large": large}
 LENGTHS = (512, 128)
@@ -44,13 +44,13 @@ def config_of(model: str, length: int, method: str, rows: int) -> Config:
 
 def measure(model: str, length: int, method: str, chip: str, guess: int) -> dict:
     """One cell of the table."""
-    config, mesh, sheet = aot.open_slice(config_of(model, length, method, guess), SLICES[chip], lambda line: None)
+    config, mesh, sheet = open_slice(config_of(model, length, method, guess), SLICES[chip], lambda line: None)
     stage, variant = programs_needed(config)[METHODS[method]]
     began = time.monotonic()
-    fit = fitting.largest_batch(stage, variant, SLICES[chip], mesh, sheet.hbm_bytes)
+    found = largest_batch(stage, variant, SLICES[chip], mesh, sheet.hbm_bytes)
     return {
-        "model": model, "length": length, "method": method, "chip": chip, "rows": fit.rows, "needed": fit.needed,
-        "too_many": fit.too_many, "seconds": round(time.monotonic() - began), "date": time.strftime("%Y-%m-%d"),
+        "model": model, "length": length, "method": method, "chip": chip, "rows": found.rows, "needed": found.needed,
+        "too_many": found.too_many, "seconds": round(time.monotonic() - began), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ os.environ.update(sctd_main.WITHOUT_CHIPS)
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import from_dict
 from sctd_jax.pretrain.step import programs_needed
-from sctd_jax.tpu import compile as aot
+from sctd_jax.tpu.compile import GIB, chip_hours, compile_program, open_slice
 
 RECIPES = Path(__file__).parents[1] / "configs" / "tpu"
 MFU = 0.4  # assumed, for the length of a run
@@ -31,14 +31,14 @@ MFU = 0.4  # assumed, for the length of a run
 def measure(name: str) -> dict:
     """Needs of a recipe on its slice."""
     recipe = importlib.import_module(f"configs.tpu.{name}")
-    config, mesh, chip = aot.open_slice(from_dict(recipe.get_config().to_dict()), recipe.TOPOLOGY, lambda line: None)
+    config, mesh, chip = open_slice(from_dict(recipe.get_config().to_dict()), recipe.TOPOLOGY, lambda line: None)
     programs = {
-        step: aot.compile_program(stage, variant, mesh, step)
+        step: compile_program(stage, variant, mesh, step)
         for step, (stage, variant) in programs_needed(config).items()
     }  # fmt: skip
     return {
         "recipe": name, "topology": recipe.TOPOLOGY, "rows": config.train.batch_size / mesh.size,
-        "remat": config.model.remat, "hbm": chip.hbm_bytes, "hours": aot.chip_hours(config, chip, MFU) / mesh.size,
+        "remat": config.model.remat, "hbm": chip.hbm_bytes, "hours": chip_hours(config, chip, MFU) / mesh.size,
         "needed": {step: program.needed for step, program in programs.items()}, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
@@ -48,9 +48,9 @@ def table(found: list[dict]) -> str:
     lines = ["| recipe | slice | rows a chip | recomputed | drop | consistency | of | hours at MFU 0.4 | compiled |"]
     lines.append(f"|{'---|' * 9}")
     for one in found:
-        memory = [f"{one['needed'][step] / aot.GIB:.1f}" for step in ("drop", "consistency")]
+        memory = [f"{one['needed'][step] / GIB:.1f}" for step in ("drop", "consistency")]
         cells = [f"`{one['recipe']}.py`", one["topology"], f"{one['rows']:g}", one["remat"], *memory,
-                 f"{one['hbm'] / aot.GIB:.2f}", f"{one['hours']:.1f}", one["date"]]  # fmt: skip
+                 f"{one['hbm'] / GIB:.2f}", f"{one['hours']:.1f}", one["date"]]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -31,10 +31,11 @@ from sctd_jax.config import Config, from_dict
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, run_command
 from sctd_jax.huge_pages import restart_with_huge_pages
+from sctd_jax.model.attention import platform_of
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import step
 from sctd_jax.pretrain.flops import plain_step_flops, step_flops
-from sctd_jax.pretrain.model import initial_state
+from sctd_jax.pretrain.model import initial_state, settle
 from sctd_jax.pretrain.report import matmul_flops_per_second
 from sctd_jax.pretrain.step import compile_programs, compile_train_step
 from sctd_jax.train.step import peak_bytes, state_shape
@@ -93,7 +94,7 @@ def one_device(values) -> Config:
     """A recipe's ConfigDict as an ScTD run on the first device."""
     values.mesh.data = 1
     values.dropping.method = "sctd"
-    return from_dict(values.to_dict())
+    return settle(from_dict(values.to_dict()), platform_of(jax.devices()[0]))[0]
 
 
 def compile_step(config: Config, mesh, kind: str) -> jax.stages.Compiled:
@@ -139,7 +140,7 @@ class Peer:
 
 def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, peer_python: Path | None) -> Timing:
     """Every repeat times each kind of step once, on a state of its own."""
-    mesh = meshes.make_mesh(config)
+    mesh = meshes.make_mesh(config.mesh)
     rng = np.random.default_rng(0)
     rows = rng.integers(5, config.model.vocab_size, (config.train.batch_size, config.data.seq_len), dtype=np.int32)
     rows[:, 0], rows[:, -1] = SPECIAL.cls, SPECIAL.sep
@@ -178,7 +179,7 @@ def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, pe
 def seconds_to_compile(config: Config) -> float:
     """All variants of a config, as `main` compiles them, tracing included."""
     started = time.perf_counter()
-    compile_programs(config, SPECIAL, meshes.make_mesh(config))
+    compile_programs(config, SPECIAL, meshes.make_mesh(config.mesh))
     return time.perf_counter() - started
 
 

@@ -168,6 +168,11 @@ class TrainConfig:
     log_every: int = field(50, "steps between lines of metrics", ONE_OR_MORE, rerun=True)
     max_bad_steps: int = field(20, "non-finite steps in a row that end the run", ONE_OR_MORE, rerun=True)
 
+    def microbatches(self, variant: str) -> int:
+        """Microbatches of a step of a variant."""
+        own = self.consistency_accumulation if variant == "consistency" else 0
+        return own or self.accumulation
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
@@ -232,10 +237,11 @@ class Config:
         """The config of the last of so many steps."""
         return self.at(max(steps - 1, 0))
 
-    def microbatches(self, variant: str) -> int:
-        """Number of microbatches in a step of this variant."""
-        own = self.train.consistency_accumulation if variant == "consistency" else 0
-        return own or self.train.accumulation
+    @property
+    def context_lengths(self) -> tuple[tuple[str, int], ...]:
+        """Name and number of context rows of every attention of the run."""
+        kept = () if self.dropping.method == "full" else self.keep_stages
+        return ("data.seq_len", self.data.seq_len), *(("K, the kept tokens,", k) for _, k in kept)
 
     @property
     def num_predicted(self) -> int:
@@ -374,7 +380,7 @@ def _check_dropping(config: Config) -> None:
 def _check_train(config: Config) -> None:
     train, dropping = config.train, config.dropping
     for field, variant in (("accumulation", "drop"), ("consistency_accumulation", "consistency")):
-        count = config.microbatches(variant)
+        count = train.microbatches(variant)
         require(
             train.batch_size % count == 0,
             "train.batch_size",

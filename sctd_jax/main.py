@@ -41,7 +41,7 @@ from sctd_jax.errors import UserError, printable, run_command, say
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "compile", "finetune", "sweep"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", list(recipes.DEFAULT), "What to do.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, told to all.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.", 1)
 _PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.", 0)
@@ -66,23 +66,8 @@ _OPTIONS = (
 
 def _dispatch() -> int:
     _check_mode()
-    if _MODE.value == "compile":
-        return _compile()
-    if _MODE.value in ("finetune", "sweep"):
-        return _finetune() if _MODE.value == "finetune" else _sweep()
-    config = from_dict(_CONFIG.value.to_dict())
-    # Imported after all that, so that `--help` and a bad config answer without loading JAX.
-    from sctd_jax.parallel import hosts
-    from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
-
-    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
-    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    workdir = _WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
-    if _MODE.value == "eval":
-        evaluate_workdir(config, workdir, say)
-        return 0
-    result = train_and_evaluate(config, workdir, say)
-    return 0 if result.stopped_by is None else 128 + result.stopped_by
+    run = {"train": _train, "eval": _evaluate, "compile": _compile, "finetune": _finetune, "sweep": _sweep}
+    return run[_MODE.value]()
 
 
 def _check_mode() -> None:
@@ -104,33 +89,41 @@ def _check_mode() -> None:
             say(f"note: --{option.name} is not used by --mode=compile")
 
 
-def _finetune() -> int:
-    from sctd_jax.finetune import config as settings
+# Each checks its configuration before it imports what loads JAX, so that `--help` and a bad config answer at once.
+def _train() -> int:
+    config = from_dict(_CONFIG.value.to_dict())
+    from sctd_jax.pretrain.pretraining import train_and_evaluate
 
-    config = settings.from_dict(_CONFIG.value.to_dict())
+    _join_hosts()
+    return _status(train_and_evaluate(config, _workdir(), say).stopped_by)
+
+
+def _evaluate() -> int:
+    config = from_dict(_CONFIG.value.to_dict())
+    from sctd_jax.pretrain.pretraining import evaluate_workdir
+
+    _join_hosts()
+    evaluate_workdir(config, _workdir(), say)
+    return 0
+
+
+def _finetune() -> int:
+    from sctd_jax.finetune.config import from_dict
+
+    config = from_dict(_CONFIG.value.to_dict())
     from sctd_jax.finetune.finetuning import finetune
 
+    _join_hosts()
     workdir = _WORKDIR.value or Path("runs", f"finetune-{config.task}")
-    stopped_by = finetune(config, workdir, _joined(), say).stopped_by
-    return 0 if stopped_by is None else 128 + stopped_by
+    return _status(finetune(config, workdir, dataclasses.asdict(Config()), say).stopped_by)
 
 
 def _sweep() -> int:
     from sctd_jax.finetune import sweep
 
     cells = sweep.from_dict(_CONFIG.value.to_dict())
-    workdir = _WORKDIR.value or "runs/sweep"
-    stopped_by = sweep.run_sweep(cells, workdir, _joined(), say)
-    return 0 if stopped_by is None else 128 + stopped_by
-
-
-def _joined() -> dict:
-    """Join the other hosts; the recipe of what a folder of transformers does not say."""
-    from sctd_jax.parallel import hosts
-
-    logging.set_verbosity(logging.ERROR)
-    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    return dataclasses.asdict(Config())
+    _join_hosts()
+    return _status(sweep.run_sweep(cells, _WORKDIR.value or "runs/sweep", dataclasses.asdict(Config()), say))
 
 
 def _compile() -> int:
@@ -139,11 +132,29 @@ def _compile() -> int:
     config = from_dict(_CONFIG.value.to_dict())
     os.environ.update(WITHOUT_CHIPS)
     from sctd_jax.tpu.compile import compile_for
-    from sctd_jax.tpu.largest_batch import fit_for
+    from sctd_jax.tpu.largest_batch import largest_batches
 
     if _LARGEST_BATCH.value:
-        return 0 if fit_for(config, _TOPOLOGY.value, say) else 1
-    return 0 if compile_for(config, _TOPOLOGY.value, say, _MFU.value) else 1
+        fits = largest_batches(config, _TOPOLOGY.value, say)
+    else:
+        fits = compile_for(config, _TOPOLOGY.value, say, _MFU.value)
+    return 0 if fits else 1
+
+
+def _workdir() -> str | Path:
+    return _WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
+
+
+def _join_hosts() -> None:
+    from sctd_jax.parallel import hosts
+
+    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
+    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+
+def _status(stopped_by: int | None) -> int:
+    """Exit status of a run that ended, or that a signal stopped."""
+    return 0 if stopped_by is None else 128 + stopped_by
 
 
 def _main(argv: list[str]) -> int:

@@ -19,7 +19,7 @@ for name, value in helpers.COMPILATION_CACHE.items():
 
 # By themselves minutes long: begun last, they would leave the other workers idle.
 _LONG_FILES = (
-    "test_hosts.py", "test_mesh.py", "test_main.py", "test_interop.py", "test_aot.py", "test_step.py",
+    "test_hosts.py", "test_mesh.py", "test_main.py", "test_interop.py", "test_tpu_compile.py", "test_step.py",
     "test_storage.py", "test_importing.py", "test_parity.py",
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ import numpy as np
 from sctd_jax.config import Config, DataConfig, from_dict
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.model.token_dropping import Candidates
-from sctd_jax.pretrain.model import initial_state
+from sctd_jax.pretrain.model import initial_state, settle
 from sctd_jax.train.state import TrainState
 from tests import small
 
@@ -44,6 +44,11 @@ def config(**overrides) -> Config:
         assert field in values[section]
         values[section][field] = value
     return from_dict(values)
+
+
+def settled(config: Config) -> Config:
+    """The config as the tests' devices compute it."""
+    return settle(config, "cpu")[0]
 
 
 def data(**fields) -> DataConfig:

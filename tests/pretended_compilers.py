@@ -1,4 +1,4 @@
-"""What `buffers` may meet in the compiler's process, in place of `buffers._compile`; imported there, so little is."""
+"""Stand-ins for `largest_batch._compile` in the compiler's process, which imports this: so it imports little."""
 
 import os
 import time

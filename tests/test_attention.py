@@ -16,7 +16,7 @@ from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import keep_highest
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.pretrain.model import initial_state
+from sctd_jax.pretrain.model import initial_state, settle
 from sctd_jax.pretrain.step import forward_sums, make_train_step, mask_batch
 from tests import helpers
 
@@ -135,16 +135,16 @@ def long_config(**overrides):
     ],
 )
 def test_what_auto_means(overrides, platform, expected):
-    choice = attention.choose(long_config(**overrides), platform)
-    assert (choice.attention, choice.remat) == expected
-    assert expected[0] in choice.text
+    config, text = settle(long_config(**overrides), platform)
+    assert (config.model.attention, config.model.remat) == expected
+    assert expected[0] in text
 
 
 def test_one_choice_holds_for_all_stages_of_a_schedule():
     config = long_config(dropping__keep_schedule="0:192,3:256")
-    assert attention.choose(config, "tpu").attention == "plain"
-    assert attention.choose(config.at(3), "tpu").attention == "splash"
-    assert attention.choose(attention.settled(config, "tpu").at(3), "tpu").attention == "plain"
+    assert settle(config, "tpu")[0].model.attention == "plain"
+    assert settle(config.at(3), "tpu")[0].model.attention == "splash"
+    assert settle(config, "tpu")[0].at(3).model.attention == "plain"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_one_choice_holds_for_all_stages_of_a_schedule():
 )  # fmt: skip
 def test_a_kernel_that_cannot_be_used_is_refused_with_the_reason(overrides, platform, message):
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
-        attention.choose(long_config(model__attention="splash", **overrides), platform)
+        settle(long_config(model__attention="splash", **overrides), platform)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_kernel_that_cannot_be_used_is_refused_with_the_reason(overrides, plat
 )
 def test_cudnn_is_refused_with_the_reason(overrides, platform, message):
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
-        attention.choose(long_config(model__attention="cudnn", **overrides), platform)
+        settle(long_config(model__attention="cudnn", **overrides), platform)
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_a_train_step_asks_cudnn_in_both_directions(monkeypatch):
         types.SimpleNamespace(cudnn_get_version=lambda: 91_200),
     )
     monkeypatch.setattr(attention, "_KERNEL_OF", {"cpu": "cudnn", "gpu": "cudnn"})
-    config = long_config(model__dtype="bfloat16")
-    mesh = meshes.make_mesh(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=1)))
+    config = helpers.settled(long_config(model__dtype="bfloat16"))
+    mesh = meshes.make_mesh(dataclasses.replace(config.mesh, data=1))
     step = make_train_step(config, helpers.SPECIAL, "consistency", mesh=mesh)
     tokens = jax.ShapeDtypeStruct((config.train.batch_size, 256), jnp.int32)
     state = jax.eval_shape(lambda: initial_state(config, helpers.SPECIAL))

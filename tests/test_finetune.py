@@ -38,7 +38,7 @@ PREDICTIONS = {
 
 def saved_shape():
     """State that `pretrained` holds."""
-    return state_shape(lambda: initial_state(CONFIG, SPECIAL), make_mesh(CONFIG))
+    return state_shape(lambda: initial_state(CONFIG, SPECIAL), make_mesh(CONFIG.mesh))
 
 
 @pytest.mark.parametrize("name", TASKS)

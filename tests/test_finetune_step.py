@@ -166,11 +166,11 @@ def test_any_mesh_and_accumulation_give_one_devices_numbers(mesh, accumulation):
     expected, metrics = jax.jit(step.make_train_step(plain, shape))(
         stirred(plain, shape), jax.tree.map(jnp.asarray, host)
     )
-    devices = meshes.make_mesh(config)
+    devices = meshes.make_mesh(config.mesh)
     state = jax.device_put(
         stirred(config, shape), meshes.shardings(step.state_shape(lambda: step.initial_state(config, shape), devices))
     )
-    (program,) = step.compile_programs(config, shape, devices, [32]).values()
+    (program,) = step.compile_programs(helpers.settled(config), shape, devices, [32]).values()
     found, other = program(state, jax.tree.map(lambda x: meshes.put_batch(devices, 8, x), host))
     np.testing.assert_allclose(other["loss"], metrics["loss"], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):

@@ -172,7 +172,7 @@ def test_the_three_flags_go_together():
 
 
 def test_rows_of_a_host_are_put_where_they_belong():
-    mesh = meshes.make_mesh(helpers.config(mesh__data=4, mesh__tensor=2))
+    mesh = meshes.make_mesh(helpers.config(mesh__data=4, mesh__tensor=2).mesh)
     rows = np.arange(24).reshape(8, 3)
     np.testing.assert_array_equal(meshes.host_rows(mesh, 8), np.arange(8))
     np.testing.assert_array_equal(meshes.put_batch(mesh, 8, rows), rows)

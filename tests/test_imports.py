@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -99,3 +100,10 @@ assert not xla_bridge._backends, xla_bridge._backends
 def test_no_file_is_long():
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_what_is_installed_with_the_package_is_what_is_tested():
+    project = tomllib.loads((helpers.ROOT / "pyproject.toml").read_text())
+    pinned = set((helpers.ROOT / "requirements.txt").read_text().split())
+    assert {name.replace(">=", "==") for name in project["project"]["dependencies"]} <= pinned
+    assert project["tool"]["setuptools"]["packages"]["find"]["include"] == ["sctd_jax*"]

@@ -43,18 +43,18 @@ def start():
 
 def shape_on(config):
     """The state's shapes and shardings on the config's mesh."""
-    return state_shape(lambda: initial_state(config, helpers.SPECIAL), meshes.make_mesh(config))
+    return state_shape(lambda: initial_state(config, helpers.SPECIAL), meshes.make_mesh(config.mesh))
 
 
 @functools.cache
 def compiled(config):
     """The config's train steps, as the loop compiles them: ahead of time, so that nothing can compile twice."""
-    return compile_programs(config, helpers.SPECIAL, meshes.make_mesh(config))
+    return compile_programs(helpers.settled(config), helpers.SPECIAL, meshes.make_mesh(config.mesh))
 
 
 def run(config, steps=5, scale=0.0):
     """State and metrics after some steps on the config's mesh, from parameters that are moved by `scale`."""
-    mesh, fns, state = meshes.make_mesh(config), compiled(config), start()
+    mesh, fns, state = meshes.make_mesh(config.mesh), compiled(config), start()
     state = state.replace(params=helpers.moved(state.params, scale))
     state = jax.device_put(state, meshes.shardings(shape_on(config)))
     history = []
@@ -150,7 +150,7 @@ def test_a_token_is_chosen_by_its_state_without_a_collective_and_as_on_one_devic
 
 
 def test_a_gather_that_would_cost_one_is_found():
-    mesh = meshes.make_mesh(config_on((8, 1, 1)))
+    mesh = meshes.make_mesh(config_on((8, 1, 1)).mesh)
     batch = meshes.batch_sharding(mesh)
 
     def gather(x, rows):
@@ -164,7 +164,7 @@ def test_a_gather_that_would_cost_one_is_found():
 
 def test_every_leaf_of_the_state_has_one_rule(monkeypatch):
     config = config_on((2, 2, 2), optimizer__name="lamb")
-    mesh = meshes.make_mesh(config)
+    mesh = meshes.make_mesh(config.mesh)
     shapes = jax.eval_shape(lambda: initial_state(config, helpers.SPECIAL))
     with pytest.raises(KeyError, match="0 sharding rules for params/pooler"):
         shard(mesh, shapes.replace(params={**shapes.params, "pooler": jax.ShapeDtypeStruct((4,), jnp.float32)}))
@@ -206,8 +206,9 @@ def test_a_vocabulary_that_does_not_divide_is_on_every_device():
     ],
 )
 def test_a_batch_model_or_mesh_that_does_not_fit_the_devices_is_refused(overrides, words):
+    config = helpers.config(**overrides)
     with pytest.raises(UserError, match=re.escape(words)):
-        meshes.make_mesh(helpers.config(**overrides))
+        meshes.check_sizes(meshes.make_mesh(config.mesh), config.model, config.train)
 
 
 def test_masks_are_the_same_for_one_two_and_eight_devices():
@@ -215,7 +216,7 @@ def test_masks_are_the_same_for_one_two_and_eight_devices():
     batches = []
     for devices in (1, 2, 8):
         config = helpers.config(mesh__data=devices)
-        mesh = meshes.make_mesh(config)
+        mesh = meshes.make_mesh(config.mesh)
         masked = jax.jit(functools.partial(mask_batch, config, helpers.SPECIAL))(
             jax.random.key(1), meshes.put_batch(mesh, len(tokens), tokens)
         )

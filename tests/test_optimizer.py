@@ -12,18 +12,18 @@ from tests import helpers
 
 def test_linear_and_cosine_schedules():
     linear = helpers.config(train__steps=100, optimizer__warmup_steps=10, optimizer__learning_rate=2.0)
-    rates = np.array([learning_rate(linear, step) for step in (0, 4, 9, 10, 55, 99, 100, 200)])
+    rates = np.array([learning_rate(linear.optimizer, 100, step) for step in (0, 4, 9, 10, 55, 99, 100, 200)])
     np.testing.assert_allclose(rates, [0.2, 1.0, 2.0, 2.0, 1.0, 2 / 90, 0, 0], atol=1e-6)
     cosine = helpers.config(
         train__steps=100, optimizer__warmup_steps=10, optimizer__learning_rate=2.0, optimizer__schedule="cosine"
     )
-    rates = np.array([learning_rate(cosine, step) for step in (0, 9, 55, 100)])
+    rates = np.array([learning_rate(cosine.optimizer, 100, step) for step in (0, 9, 55, 100)])
     np.testing.assert_allclose(rates, [0.2, 2.0, 1.0, 0], atol=1e-6)
 
 
 def test_a_run_shorter_than_its_warmup_never_reaches_the_peak():
     config = helpers.config(train__steps=3, optimizer__warmup_steps=10, optimizer__learning_rate=1.0)
-    np.testing.assert_allclose([learning_rate(config, s) for s in (0, 2)], [0.1, 0.3], rtol=1e-6)
+    np.testing.assert_allclose([learning_rate(config.optimizer, 3, s) for s in (0, 2)], [0.1, 0.3], rtol=1e-6)
 
 
 def test_a_rate_that_jumps_on_resuming_is_said_with_what_works_better(tmp_path):

@@ -277,7 +277,7 @@ def rates(config):
     """Ours at the recordings' peak, warm-up and length, as the presets have them."""
     recorded = dataclasses.replace(config.optimizer, learning_rate=2e-3, warmup_steps=4)
     config = dataclasses.replace(config, optimizer=recorded, train=dataclasses.replace(config.train, steps=20))
-    return np.array([learning_rate(config, step) for step in range(12)])
+    return np.array([learning_rate(config.optimizer, config.train.steps, step) for step in range(12)])
 
 
 def test_modelgarden_trains_as_its_preset_does(mg):

@@ -208,11 +208,11 @@ def test_stop_gradient_detaches_the_full_pass_from_the_kl_alone():
 def run(config, devices, steps=5, rows=None):
     """State and metrics after `steps` steps on the first `devices` virtual devices."""
     config = helpers.config() if config is None else config
-    mesh = meshes.make_mesh(config)
+    mesh = meshes.make_mesh(config.mesh)
     assert mesh.size == devices
     state = jax.device_put(start(config), meshes.shardings(state_shape(lambda: start(config), mesh)))
     # Compiled ahead of time as in the loop, so that nothing can compile twice.
-    fns = compile_programs(config, helpers.SPECIAL, mesh)
+    fns = compile_programs(helpers.settled(config), helpers.SPECIAL, mesh)
     history = []
     for step in range(steps):
         tokens = np.asarray(helpers.random_rows(config.train.batch_size, seed=step, pad=rows == "pad"))
@@ -229,8 +229,8 @@ def test_accumulation_changes_nothing_but_the_memory():
             train__accumulation=accumulation, train__consistency_accumulation=of_consistency, mesh__data=2,
             dropping__sc_interval=1,
         )  # fmt: skip
-        assert [config.microbatches(v) for v in ("full", "drop")] == [accumulation] * 2
-        assert config.microbatches("consistency") == (of_consistency or accumulation)
+        assert [config.train.microbatches(v) for v in ("full", "drop")] == [accumulation] * 2
+        assert config.train.microbatches("consistency") == (of_consistency or accumulation)
         results.append(run(config, 2, steps=2, rows="pad"))
     (one, losses_one), *others = results
     for four, losses_four in others:
@@ -501,7 +501,8 @@ def test_evaluation_reads_rows_from_all_over_the_held_out_ones(monkeypatch):
     monkeypatch.setattr(meshes, "jit_eval_step", lambda mesh, step, state: step)
     config = helpers.config(train__eval_rows=20, dropping__keep_schedule="0:12,2:24", mesh__data=1)
     data = Data(None, None, None, helpers.SPECIAL, None)
-    evaluate, state, blank = make_evaluate(config, data, meshes.make_mesh(config)), start(config), 1
+    evaluate = make_evaluate(helpers.settled(config), data, meshes.make_mesh(config.mesh))
+    state, blank = start(config), 1
     evaluate(state)
     evaluate(state.replace(step=state.step + 2))  # of which no step has had more than 12 yet
     evaluate(state.replace(step=state.step + 3))

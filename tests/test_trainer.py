@@ -25,7 +25,7 @@ ROWS = 8
 def line(steps, **functions):
     """A job that fits y = 2 x + 1."""
     config = helpers.config(train__steps=steps, train__eval_every=2, train__checkpoint_every=2, mesh__data=1)
-    mesh, optimizer = meshes.make_mesh(config), make_optimizer(config.optimizer)
+    mesh, optimizer = meshes.make_mesh(config.mesh), make_optimizer(config.optimizer)
     inputs = jax.ShapeDtypeStruct((ROWS, 1), jnp.float32)
 
     def init():

@@ -31,6 +31,7 @@ from sctd_jax.finetune.step import (
     step_flops,
 )
 from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, followed
+from sctd_jax.model.attention import choose, platform_of
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.tasks import scoring, submission
@@ -61,6 +62,7 @@ class Prepared:
 
     settings: FinetuneConfig
     config: Config
+    settled: Config  # with the choice of attention, for the programs
     shape: Shape
     mesh: Mesh
     pretrained: Pretrained
@@ -122,7 +124,7 @@ def finetune(
             start=start,
             describe=lambda state: report.start_table(settings, config, mesh, data, train.per_epoch),
             claim=lambda: claim_workdir(workdir, settings, config, made.origin, made.pretrained.tokenizer_file),
-            compile=lambda: compile_programs(config, shape, mesh, train.lengths(config.train.steps)),
+            compile=lambda: compile_programs(made.settled, shape, mesh, train.lengths(config.train.steps)),
             program=lambda step: program_name(train.group(step).length),
             batch=lambda step: _put(made, train.features, train.group(step)),
             cost=cost,
@@ -172,7 +174,8 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
         log(note)
     per_epoch = -(-len(data.train) // settings.batch_size)
     config = run_config(settings, pretrained.config, per_epoch)
-    mesh = meshes.make_mesh(config)
+    mesh = meshes.make_mesh(config.mesh)
+    meshes.check_sizes(mesh, config.model, config.train)
     digest = hashlib.sha256(repr(data.labels).encode())
     for example in itertools.chain(data.train, *data.dev.values()):
         digest.update(repr(example).encode())
@@ -199,9 +202,12 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     )
     # Windows make more features than examples; the schedule's length follows from them.
     config = run_config(settings, pretrained.config, ordered.per_epoch)
+    lengths = [("config.max_length", settings.max_length)]
+    choice = choose(config.model, lengths, platform_of(mesh.devices.flat[0]))
+    settled = dataclasses.replace(config, model=choice.model)
     shape = shape_of(task, data.labels, len(train.features[0].rows))
-    logits = jit_logits(config, shape, mesh)
-    return Prepared(settings, config, shape, mesh, pretrained, data, ordered, dev, test, origin, logits)
+    logits = jit_logits(settled, shape, mesh)
+    return Prepared(settings, config, settled, shape, mesh, pretrained, data, ordered, dev, test, origin, logits)
 
 
 def _put(made: Prepared, features: list[Feature], group: batches.Group) -> batches.TaskBatch:

@@ -42,9 +42,9 @@ def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:
 
 
 def make_model(config: Config, shape: Shape, mesh: Mesh | None = None) -> TaskBert:
-    """The network of a task, computed as its devices need it."""
+    """The network of a task, of a config with a choice of attention; without a mesh by plain attention."""
     each_token = shape.head == "span"
-    return TaskBert(config.model, shape.outputs, each_token, shape.marked, **attention_options(config, mesh))
+    return TaskBert(config.model, shape.outputs, each_token, shape.marked, **attention_options(config.model, mesh))
 
 
 def initial_state(config: Config, shape: Shape) -> TrainState:
@@ -93,7 +93,8 @@ def make_train_step(
             return jnp.sum(losses(shape.head, found, microbatch) * microbatch.weights_B) / count, ()
 
         grads, loss, _ = accumulate(loss_fn, state.params, batch, config.train.accumulation)
-        return update(optimizer, learning_rate(config, state.step), state, grads, loss)
+        rate = learning_rate(config.optimizer, config.train.steps, state.step)
+        return update(optimizer, rate, state, grads, loss)
 
     return step_fn
 

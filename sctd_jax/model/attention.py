@@ -7,15 +7,15 @@ Shapes: B batch, R query rows, N context rows, H heads, d width of a head. Queri
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import Mesh, PartitionSpec
 
-from sctd_jax.config import Config
+from sctd_jax.config import ModelConfig
 from sctd_jax.errors import UserError
 from sctd_jax.model.elementwise import dropout
 
@@ -28,12 +28,10 @@ _KERNEL_OF: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn"}
 _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """Meaning of `model.attention` and `model.remat` for a config on a platform."""
+class Choice(NamedTuple):
+    """Meaning of `attention` and `remat` of a model for a run on its devices."""
 
-    attention: Kernel | Literal["plain"]
-    remat: Remat
+    model: ModelConfig  # model with the choice in the place of 'auto'
     text: str  # description for a person
 
 
@@ -44,11 +42,16 @@ def platform_of(device: jax.Device) -> str:
     return "gpu" if "cuda" in device.client.platform_version and float(device.compute_capability) >= 8 else "old gpu"
 
 
-def choose(config: Config, platform: str) -> Choice:
-    """The attention of a run on devices of a platform ('cpu', 'gpu', 'old gpu', 'tpu')."""
-    model = config.model
+def choose(model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str) -> Choice:
+    """Choose how attention is computed, once for all programs of a run.
+
+    Args:
+      model: the model, with its wishes.
+      lengths: name and number of context rows of every attention of the run.
+      platform: 'cpu', 'gpu', 'old gpu' or 'tpu', by `platform_of`.
+    """
     kernel = model.attention if model.attention in ("splash", "cudnn") else _KERNEL_OF.get(platform)
-    obstacle = _obstacle(config, kernel, platform) if kernel else None
+    obstacle = _obstacle(kernel, model, lengths, platform) if kernel else None
     if model.attention == kernel and obstacle:
         raise UserError(f"config.model.attention is {kernel}, but {obstacle}; auto takes what is possible")
     chosen: Kernel | Literal["plain"] = "plain" if model.attention == "plain" or obstacle or not kernel else kernel
@@ -60,56 +63,38 @@ def choose(config: Config, platform: str) -> Choice:
              "block": "; whole layers are recomputed in the backward pass"}[remat]  # fmt: skip
     if obstacle:
         text += f" (no {kernel}: {obstacle})"
-    return Choice(chosen, remat, text)
+    return Choice(dataclasses.replace(model, attention=chosen, remat=remat), text)
 
 
-def settled(config: Config, platform: str) -> Config:
-    """The config with its choice in the place of 'auto': one for all stages of a keep_schedule."""
-    choice = choose(config, platform)
-    model = dataclasses.replace(config.model, attention=choice.attention, remat=choice.remat)
-    return dataclasses.replace(config, model=model)
-
-
-def attention_options(config: Config, mesh: Mesh | None) -> dict[str, Any]:
-    """`attend` and `remat_layers` of a network on these devices; none, for plain attention, without a mesh."""
-    if mesh is None:
-        return {}
-    choice = choose(config, platform_of(mesh.devices.flat[0]))
-    attend = recomputed if choice.remat == "attention" else plain
-    if choice.attention == "splash":
-        attend = splash(mesh, otherwise=attend)
-    elif choice.attention == "cudnn":
-        attend = cudnn(otherwise=attend)
-    return {"attend": attend, "remat_layers": choice.remat == "block"}
-
-
-def _obstacle(config: Config, kernel: str, platform: str) -> str | None:
+def _obstacle(kernel: str, model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str) -> str | None:
     """Why a kernel cannot be used, or None."""
     if _KERNEL_OF.get(platform) != kernel:
         devices = next(p for p, k in _KERNEL_OF.items() if k == kernel)
         return f"it runs on {devices.upper()}s, and the devices are {platform.upper()}s"
-    if config.model.attention_dropout:
-        return f"it has no dropout, and model.attention_dropout is {config.model.attention_dropout}"
-    return _splash_obstacle(config) if kernel == "splash" else _cudnn_obstacle(config)
-
-
-def _cudnn_obstacle(config: Config) -> str | None:
-    model, width = config.model, config.model.hidden_size // config.model.num_heads
-    if model.dtype != "bfloat16":
+    if model.attention_dropout:
+        return f"it has no dropout, and model.attention_dropout is {model.attention_dropout}"
+    width = model.hidden_size // model.num_heads
+    if kernel == "cudnn" and model.dtype != "bfloat16":
         return f"it computes in bfloat16, and model.dtype is {model.dtype}"
-    if width % 8 or width > 128:
+    if kernel == "cudnn" and (width % 8 or width > 128):
         return f"a head must be a multiple of 8 wide for it, at most 128, found {width}"
-    return None
-
-
-def _splash_obstacle(config: Config) -> str | None:
-    lengths = [("data.seq_len", config.data.seq_len)]
-    if config.dropping.method != "full":
-        lengths += [("K, the kept tokens,", kept) for _, kept in config.keep_stages]
-    for name, length in lengths:
+    for name, length in lengths if kernel == "splash" else ():
         if length % _LANES:
             return f"{name} must be a multiple of {_LANES} for it, found {length}"
     return None
+
+
+def attention_options(model: ModelConfig, mesh: Mesh | None) -> dict[str, Any]:
+    """`attend` and `remat_layers` of a network with a `Choice`'s model; none, for plain attention, without a mesh."""
+    if mesh is None:
+        return {}
+    assert "auto" not in (model.attention, model.remat), "attention is chosen before programs are made"
+    attend = recomputed if model.remat == "attention" else plain
+    if model.attention == "splash":
+        attend = splash(mesh, otherwise=attend)
+    elif model.attention == "cudnn":
+        attend = cudnn(otherwise=attend)
+    return {"attend": attend, "remat_layers": model.remat == "block"}
 
 
 def plain(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key) -> jax.Array:

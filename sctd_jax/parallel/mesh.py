@@ -9,25 +9,24 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from sctd_jax.config import Config
+from sctd_jax.config import MeshConfig, ModelConfig, TrainConfig
 from sctd_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh over ('data', 'fsdp', 'tensor') of these devices, by default all there are."""
     devices = jax.devices() if devices is None else devices
-    data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    data, fsdp, tensor = config.data, config.fsdp, config.tensor
     if data == -1:
         data = max(len(devices) // (fsdp * tensor), 1)
     count = data * fsdp * tensor
     product = f"config.mesh.data x fsdp x tensor is {data} x {fsdp} x {tensor} = {count}"
     if count > len(devices):
         raise UserError(f"{product}, but there are {len(devices)} devices")
-    if count < len(devices) and (jax.process_count() > 1 or config.mesh.data == -1):
+    if count < len(devices) and (jax.process_count() > 1 or config.data == -1):
         raise UserError(f"{product}, but it must be all {len(devices)} devices")
-    _check_sizes(config, data, fsdp, tensor)
     # Auto axes: under Explicit ones Linen's lookups and scatters ask for output shardings.
     axes = {"axis_names": AXES, "axis_types": (AxisType.Auto,) * 3}
     slices = len({getattr(device, "slice_index", 0) for device in devices[:count]})
@@ -53,17 +52,13 @@ def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[ja
     return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
 
 
-def _check_sizes(config: Config, data: int, fsdp: int, tensor: int) -> None:
-    model = config.model
-    rows = config.train.batch_size
+def check_sizes(mesh: Mesh, model: ModelConfig, train: TrainConfig) -> None:
+    """Check that the axes of a mesh divide the sizes of a run."""
+    data, fsdp, tensor = mesh.shape.values()
+    rows = [train.batch_size // train.microbatches(variant) for variant in ("drop", "consistency")]
     for what, size, by, axes in (
-        ("train.batch_size / accumulation", rows // config.microbatches("drop"), data * fsdp, "mesh.data x fsdp"),
-        (
-            "train.batch_size / consistency_accumulation",
-            rows // config.microbatches("consistency"),
-            data * fsdp,
-            "mesh.data x fsdp",
-        ),
+        ("train.batch_size / accumulation", rows[0], data * fsdp, "mesh.data x fsdp"),
+        ("train.batch_size / consistency_accumulation", rows[1], data * fsdp, "mesh.data x fsdp"),
         ("model.hidden_size", model.hidden_size, fsdp, "mesh.fsdp"),
         ("model.num_heads", model.num_heads, tensor, "mesh.tensor"),
         ("model.intermediate_size", model.intermediate_size, tensor, "mesh.tensor"),

@@ -37,7 +37,7 @@ RULES = {
 def shard(mesh: Mesh, shapes: Any) -> Any:
     """A state's tree of shapes -> the same with a `NamedSharding` on each leaf.
 
-    A vocabulary that 'tensor' does not divide is on every device; the other sizes are checked by `make_mesh`.
+    A vocabulary that 'tensor' does not divide is on every device; the other sizes are checked by `check_sizes`.
 
     Raises:
       KeyError: a leaf matches no rule, or more than one.

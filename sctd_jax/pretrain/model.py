@@ -1,21 +1,29 @@
 """The network that is pretrained, and its state before the first step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
-from sctd_jax.model.attention import attention_options
+from sctd_jax.model.attention import attention_options, choose
 from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import initial_importance
 from sctd_jax.train.state import TrainState, first_state
 
 
 def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
-    """The network of a config, computed as its devices need it; without a mesh by plain attention."""
+    """The network of a settled config on the devices of a mesh; without a mesh by plain attention."""
     layerwise = config.dropping.method == "random_ltd"
-    return Bert(config.model, *config.drop_layers, layerwise=layerwise, **attention_options(config, mesh))
+    return Bert(config.model, *config.drop_layers, layerwise=layerwise, **attention_options(config.model, mesh))
+
+
+def settle(config: Config, platform: str) -> tuple[Config, str]:
+    """The config with the attention that a platform computes in the place of 'auto', and a text about it."""
+    choice = choose(config.model, config.context_lengths, platform)
+    return dataclasses.replace(config, model=choice.model), choice.text
 
 
 def initial_state(config: Config, special: SpecialIds) -> TrainState:

@@ -14,14 +14,14 @@ from sctd_jax.config import Config
 from sctd_jax.data.loader import Loader
 from sctd_jax.data.rows import METADATA_FILE, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
-from sctd_jax.model import attention
+from sctd_jax.model.attention import platform_of
 from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import report
 from sctd_jax.pretrain.evaluation import make_evaluate
 from sctd_jax.pretrain.flops import step_flops
-from sctd_jax.pretrain.model import initial_state
+from sctd_jax.pretrain.model import initial_state, settle
 from sctd_jax.pretrain.rows import Data, open_data
 from sctd_jax.pretrain.step import compile_programs, program_at, variant_at
 from sctd_jax.pretrain.workdir import check_rows, check_workdir, claim_workdir, followed
@@ -52,7 +52,7 @@ def train_and_evaluate(
     """
     workdir, log = storage.as_path(workdir), hosts.on_first(log)
     with held(workdir, "training", log) as check:
-        config, mesh, data = _open(config, workdir, log)
+        config, settled, attention, mesh, data = _open(config, workdir, log)
         train = config.train
         rows_here = meshes.host_rows(mesh, train.batch_size)
         loader = Loader(Rows(data.folder, TRAIN), batch_size=train.batch_size, seed=train.seed, host_rows=rows_here)
@@ -65,7 +65,7 @@ def train_and_evaluate(
             return dataclasses.replace(state, params=run.state.params)
 
         def describe(state: TrainState) -> list[str]:
-            step, lines = int(state.step), report.start_table(config, mesh, data, state)
+            step, lines = int(state.step), report.start_table(config, attention, mesh, data, state)
             if step > 0 and (before := read_config(workdir)) != config:
                 lines += report.schedule_lines(config, before, workdir, step)
             return lines + (report.cpu_warning(config) if step < train.steps else [])
@@ -77,14 +77,14 @@ def train_and_evaluate(
             start=start,
             describe=describe,
             claim=lambda: claim_workdir(workdir, config, data.folder, log),
-            compile=lambda: compile_programs(config, data.special, mesh, data.word_start_V),
+            compile=lambda: compile_programs(settled, data.special, mesh, data.word_start_V),
             program=lambda step: program_at(config, step),
             batch=lambda step: meshes.put_batch(mesh, train.batch_size, loader.batch(step)),
             cost=lambda step: (
                 train.batch_size * config.data.seq_len,
                 step_flops(config.at(step), variant_at(config, step)),
             ),
-            evaluate=make_evaluate(config, data, mesh),
+            evaluate=make_evaluate(settled, data, mesh),
             evaluation_lines=report.evaluation_lines,
             advice=f"Lower optimizer.learning_rate ({config.optimizer.learning_rate}) or lengthen the warm-up, and run "
             "again in this workdir",
@@ -101,12 +101,13 @@ def train_and_evaluate(
         return result
 
 
-def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tuple[Config, Mesh, Data]:
-    """Config, mesh and rows of a run, each check before the longer work that follows it."""
+def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tuple[Config, Config, str, Mesh, Data]:
+    """Config, the same settled with a text on attention, mesh and rows; each check before the longer work after it."""
     config = followed(workdir, config, log)
     check_selector(config.dropping.selector)
-    mesh = meshes.make_mesh(config)
-    attention.choose(config, attention.platform_of(mesh.devices.flat[0]))  # an impossible one ends the run here
+    mesh = meshes.make_mesh(config.mesh)
+    meshes.check_sizes(mesh, config.model, config.train)
+    settled, attention = settle(config, platform_of(mesh.devices.flat[0]))
     check_workdir(workdir, config)
     if config.train.init and not has_checkpoints(workdir):
         check_init(config)
@@ -114,7 +115,7 @@ def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tu
     data = open_data(config, log, began)
     check_rows(workdir, data.folder)
     hosts.check_same({"the config": config, "the prepared rows": data.metadata})
-    return config, mesh, data
+    return config, settled, attention, mesh, data
 
 
 def evaluate_workdir(
@@ -124,7 +125,7 @@ def evaluate_workdir(
     folder, log = storage.as_path(workdir), hosts.on_first(log)
     state = None
     if storage.exists(folder / CHECKPOINTS):
-        config, mesh, data = _open(config, folder, log)
+        _, config, _, mesh, data = _open(config, folder, log)
         with closing(Checkpoints(folder, read_only=True)) as checkpoints:
             state = checkpoints.restore(state_shape(lambda: initial_state(config, data.special), mesh), log)
     if state is None:

@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
-from sctd_jax.model.attention import choose, platform_of
 from sctd_jax.parallel.mesh import replicated
 from sctd_jax.pretrain.flops import mean_step_flops, plain_step_flops, step_flops
 from sctd_jax.pretrain.model import make_model
@@ -32,7 +31,7 @@ _SLOW_STEP_SECONDS = 5.0
 _EXAMPLES, _CANDIDATES, _CONTEXT = 6, 3, 12
 
 
-def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> list[str]:
+def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: TrainState) -> list[str]:
     """Lines that say what is about to run."""
     model, dropping, metadata = config.model, config.dropping, data.metadata
     parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
@@ -40,7 +39,7 @@ def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> li
     rows = [
         ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}, "
                   f"{parameters / 1e6:,.1f} M parameters"),
-        ("attention", choose(config, platform_of(mesh.devices.flat[0])).text),
+        ("attention", attention),
         ("data", f"{metadata.rows:,} rows of {metadata.seq_len} tokens, {metadata.heldout_rows:,} held out; "
                  f"vocabulary {metadata.vocab_size:,}; {data.folder}"),
         ("steps", f"{int(state.step):,} to {config.train.steps:,} of {config.train.batch_size} rows "
@@ -167,8 +166,12 @@ def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: in
     """
     if step == config.train.steps:
         return []
-    was, now = float(learning_rate(before, step - 1)), float(learning_rate(config, step))
-    unchanged = float(learning_rate(before, min(step, before.train.steps - 1)))
+
+    def rate(config: Config, step: int) -> float:
+        return float(learning_rate(config.optimizer, config.train.steps, step))
+
+    was, now = rate(before, step - 1), rate(config, step)
+    unchanged = rate(before, min(step, before.train.steps - 1))
     changes = ", ".join(
         f"{section}.{name} was {old} and is {new}"
         for section, name in (("train", "steps"), ("optimizer", "learning_rate"), ("optimizer", "warmup_steps"))

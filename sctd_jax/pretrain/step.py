@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.model import token_dropping
-from sctd_jax.model.attention import platform_of, settled
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
@@ -100,14 +99,16 @@ def make_train_step(
             )
             return loss, (sums, importance)
 
-        grads, loss, (sums, (loss_V, count_V)) = accumulate(loss_fn, state.params, batch, config.microbatches(variant))
+        count = config.train.microbatches(variant)
+        grads, loss, (sums, (loss_V, count_V)) = accumulate(loss_fn, state.params, batch, count)
 
         def moved(importance_V):
             return token_dropping.update_importance(
                 importance_V, loss_V, count_V, config.dropping.importance_beta, special.frozen
             )
 
-        new_state, metrics = update(optimizer, learning_rate(config, state.step), state, grads, loss, moved)
+        rate = learning_rate(config.optimizer, config.train.steps, state.step)
+        new_state, metrics = update(optimizer, rate, state, grads, loss, moved)
         metrics["mlm_loss"], metrics["predictions"] = sums.mlm / denominators[0], predictions
         if variant == "consistency":
             metrics["mlm_loss_full_pass"] = sums.mlm_full / denominators[0]
@@ -139,8 +140,7 @@ def compile_train_step(
 def compile_programs(
     config: Config, special: SpecialIds, mesh: Mesh, word_start_V: np.ndarray | None = None
 ) -> dict[str, jax.stages.Compiled]:
-    """Every program that a run needs, by name: nothing compiles in the middle of it."""
-    config = settled(config, platform_of(mesh.devices.flat[0]))
+    """Every program that a run of a settled config needs, by name: nothing compiles in the middle of it."""
     return {
         name: compile_train_step(stage, special, variant, mesh, word_start_V)
         for name, (stage, variant) in programs_needed(config).items()

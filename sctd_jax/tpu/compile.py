@@ -19,12 +19,12 @@ from jax.experimental import topologies
 from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
-from sctd_jax.model.attention import choose, settled
 from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
-from sctd_jax.parallel.mesh import describe, make_mesh
+from sctd_jax.parallel.mesh import check_sizes, describe, make_mesh
 from sctd_jax.pretrain.flops import mean_step_flops, step_flops
+from sctd_jax.pretrain.model import settle
 from sctd_jax.pretrain.step import Variant, compile_train_step, programs_needed
 from sctd_jax.train.step import peak_bytes
 
@@ -91,14 +91,16 @@ def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tup
     """A config as it would run on a slice, the slice's mesh and what its chips are; says so."""
     check_selector(config.dropping.selector)
     devices = topology_devices(topology)
-    mesh = make_mesh(config, devices)
+    mesh = make_mesh(config.mesh, devices)
+    check_sizes(mesh, config.model, config.train)
     chip = chips.find(devices[0].device_kind)
     if chip is None or not chip.hbm_gib:
         raise UserError(f"--topology={topology}: nothing is known here of the HBM of a {devices[0].device_kind}")
-    batch, text = config.train.batch_size, choose(config, "tpu").text
+    config, attention = settle(config, "tpu")
+    batch = config.train.batch_size
     log(f"{topology}: {mesh.size} x {devices[0].device_kind}, mesh {describe(mesh)}")
-    log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention {text}")
-    return settled(config, "tpu"), mesh, chip
+    log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention {attention}")
+    return config, mesh, chip
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
@@ -132,7 +134,7 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
         state=compiled.memory_analysis().argument_size_in_bytes,
         flops=step_flops(config, variant) / mesh.size,
         # XLA counts the body of a loop once.
-        traffic=compiled.cost_analysis().get("bytes accessed", 0.0) * config.microbatches(variant),
+        traffic=compiled.cost_analysis().get("bytes accessed", 0.0) * config.train.microbatches(variant),
         collectives=collectives(compiled.as_text()),
     )
 

@@ -2,23 +2,41 @@
 
 import bisect
 import dataclasses
+import multiprocessing
+import re
+import signal
+import tempfile
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.errors import UserError
+from sctd_jax.parallel.mesh import check_sizes, make_mesh
 from sctd_jax.pretrain.step import Variant, programs_needed
-from sctd_jax.tpu.buffers import buffer_bytes
-from sctd_jax.tpu.compile import GIB, DoesNotFitError, compile_program, open_slice
+from sctd_jax.tpu.compile import (
+    GIB,
+    DoesNotFitError,
+    compile_program,
+    compile_step,
+    hbm_bytes,
+    open_slice,
+    topology_devices,
+)
 
 # Rows a chip that are tried, two to each doubling; 8 is what the chips' tiles hold.
 SIZES = [8, *(part << octave for octave in range(3, 15) for part in (2, 3))]
 # More than a program's own code takes, which has to fit beside its buffers (BERT-base's consistency step: 0.4 GiB).
 _CODE = GIB
+_REPORT = "*after_optimizations-memory-usage-report.txt"  # libtpu writes it when the buffers are placed
+_HBM = re.compile(r"Memory Space: default .*\nTotal bytes: (\d+) ")
+_POLL_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class LargestBatch:
     """The largest batch of a train step on one chip."""
 
     rows: int
@@ -26,31 +44,31 @@ class Fit:
     too_many: int | None  # rows, the next of SIZES: does not fit; None if the largest of SIZES does
 
 
-def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
+def largest_batches(config: Config, topology: str, log: Callable[[str], None]) -> bool:
     """Find and print the largest batch of every train step that a config needs on a slice such as 'v5e:2x2'.
 
     Returns:
       Whether all of them fit with any batch.
     """
     config, mesh, chip = open_slice(config, topology, log)
-    fits = True
+    all_fit = True
     for name, (stage, variant) in programs_needed(config).items():
         log(name)
         try:
-            fit = largest_batch(stage, variant, topology, mesh, chip.hbm_bytes)
-            end = f"{fit.too_many} do not fit" if fit.too_many else "more were not tried"
-            log(f"  {fit.rows} rows a chip: {fit.needed / GIB:.2f} of {chip.hbm_gib} GiB; {end}")
+            found = largest_batch(stage, variant, topology, mesh, chip.hbm_bytes)
+            end = f"{found.too_many} do not fit" if found.too_many else "more were not tried"
+            log(f"  {found.rows} rows a chip: {found.needed / GIB:.2f} of {chip.hbm_gib} GiB; {end}")
         except DoesNotFitError as error:
-            fits = False
+            all_fit = False
             log(f"  does not fit in {chip.hbm_gib} GiB: {error}")
-    return fits
+    return all_fit
 
 
-def largest_batch(config: Config, variant: Variant, topology: str, mesh: Mesh, limit: int) -> Fit:
+def largest_batch(config: Config, variant: Variant, topology: str, mesh: Mesh, limit: int) -> LargestBatch:
     """Largest of SIZES, the rows of a chip, with which a train step fits.
 
     Args:
-      config: config of the run; its batch size is the first guess.
+      config: settled config of the run; its batch size is the first guess.
       variant: variant of the step.
       topology: the slice.
       mesh: mesh of the chips.
@@ -73,7 +91,7 @@ def largest_batch(config: Config, variant: Variant, topology: str, mesh: Mesh, l
     return search(needed, config.train.batch_size // mesh.size)
 
 
-def search(needed: Callable[[int], int | None], guess: int) -> Fit:
+def search(needed: Callable[[int], int | None], guess: int) -> LargestBatch:
     """The largest of SIZES for which `needed` gives bytes and not None, if none above it does.
 
     Away from the guess in steps that double, then between what fits and what does not.
@@ -95,4 +113,47 @@ def search(needed: Callable[[int], int | None], guess: int) -> Fit:
         stride *= 2
     if fits == -1:
         raise DoesNotFitError(f"{SIZES[0]} rows a chip do not fit")
-    return Fit(SIZES[fits], sizes[fits], SIZES[too_many] if too_many < len(SIZES) else None)
+    return LargestBatch(SIZES[fits], sizes[fits], SIZES[too_many] if too_many < len(SIZES) else None)
+
+
+def buffer_bytes(config: Config, variant: Variant, topology: str) -> int:
+    """Bytes of HBM that a train step's arguments, results and temporaries take on each chip of a slice.
+
+    The program's own code comes on top of that. Making it is the last four fifths of a compilation, which are left out:
+    the compiler runs in a process of its own, for it cannot be stopped otherwise.
+
+    Raises:
+      DoesNotFitError: the buffers are more than a chip has.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder:
+        process = spawn.Process(target=_compile, args=(config, variant, topology, folder, sender), daemon=True)
+        process.start()
+        sender.close()  # lets the receiver notice when the process ends
+        try:
+            while not receiver.poll(_POLL_SECONDS):
+                for report in Path(folder).glob(_REPORT):
+                    if placed := _HBM.search(report.read_text()):
+                        return int(placed[1])
+            outcome = receiver.recv()
+        except EOFError:
+            process.join()
+            raise UserError(f"the TPU compiler's process died with status {process.exitcode}") from None
+        finally:
+            process.kill()
+            process.join()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _compile(config: Config, variant: Variant, topology: str, folder: str, sender: Connection) -> None:
+    """Compile in a process of its own, to the end if no report is written."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process ends this one on Ctrl-C
+    try:
+        mesh = make_mesh(config.mesh, topology_devices(topology))
+        check_sizes(mesh, config.model, config.train)
+        sender.send(hbm_bytes(compile_step(config, variant, mesh, "train", {"xla_dump_to": folder})))
+    except (DoesNotFitError, UserError) as error:
+        sender.send(error)

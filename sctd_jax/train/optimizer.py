@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sctd_jax.config import Config, OptimizerConfig
+from sctd_jax.config import OptimizerConfig
 
 # Leaf name -> decayed under decay='kernels'. Every parameter must be named here, or `decay_mask` raises.
 _DECAYED = {
@@ -19,12 +19,11 @@ _DECAYED = {
 }
 
 
-def learning_rate(config: Config, step: jax.Array | int) -> jax.Array:
-    """Rate of update number `step` (from 0): linear warm-up to the peak, then linear or cosine to 0.
+def learning_rate(optimizer: OptimizerConfig, steps: int, step: jax.Array | int) -> jax.Array:
+    """Rate of update number `step` (from 0) of `steps`: linear warm-up to the peak, then linear or cosine to 0.
 
     The first update has 1/warmup of the peak, the last one a rate just above 0.
     """
-    optimizer, steps = config.optimizer, config.train.steps
     step = jnp.asarray(step, jnp.float32)
     warmup = (step + 1.0) / max(optimizer.warmup_steps, 1)
     left = (steps - step) / max(steps - optimizer.warmup_steps, 1)

@@ -12,7 +12,7 @@ from configs import base
 from sctd_jax.config import from_dict
 from sctd_jax.errors import UserError
 from sctd_jax.parallel import chips
-from sctd_jax.tpu import compile as aot
+from sctd_jax.tpu import compile as tpu_compile
 from tests import helpers
 
 # Made by .ci/run or `make tpu`.
@@ -35,7 +35,7 @@ def test_collectives_are_counted_by_kind_and_the_bytes_of_their_results():
   %cp = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%g), channel_id=5
   %fusion.3 = f32[4]{0} fusion(%all-reduce.1), calls=%all-reduce-scatter
 """
-    assert aot.collectives(hlo) == {
+    assert tpu_compile.collectives(hlo) == {
         "all-gather": (2, 64 + 192), "all-reduce": (2, 4 * 8 + 2 * 8 + 4), "collective-permute": (1, 32)
     }  # fmt: skip
 
@@ -45,7 +45,7 @@ def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
     with pytest.raises(UserError, match=r"compiling for a TPU needs libtpu: pip install 'jax\[tpu\]==0"):
-        aot.topology_devices("v5e:2x4")
+        tpu_compile.topology_devices("v5e:2x4")
 
 
 def test_a_slice_has_to_be_named():
@@ -60,9 +60,9 @@ def test_chip_hours_are_flops_over_what_the_chips_do():
     full = dataclasses.replace(config, dropping=dataclasses.replace(config.dropping, method="full"))
     tokens = 250_000 * 256 * 512
     by_hand = 1.1 * 6 * 85e6 * tokens / (0.5 * 197e12 * 3600)
-    assert aot.chip_hours(full, chips.find("TPU v5 lite"), 0.5) == pytest.approx(by_hand, rel=0.1)
-    assert aot.chip_hours(config, chips.find("TPU v5 lite"), 0.5) < 0.8 * by_hand
-    assert aot.chip_hours(full, chips.find("TPU v5 lite"), 0.25) == pytest.approx(2 * by_hand, rel=0.1)
+    assert tpu_compile.chip_hours(full, chips.find("TPU v5 lite"), 0.5) == pytest.approx(by_hand, rel=0.1)
+    assert tpu_compile.chip_hours(config, chips.find("TPU v5 lite"), 0.5) < 0.8 * by_hand
+    assert tpu_compile.chip_hours(full, chips.find("TPU v5 lite"), 0.25) == pytest.approx(2 * by_hand, rel=0.1)
 
 
 @pytest.mark.slow

@@ -7,9 +7,8 @@ import pytest
 
 from sctd_jax.errors import UserError
 from sctd_jax.parallel.chips import Chip
-from sctd_jax.tpu import buffers
-from sctd_jax.tpu import compile as aot
-from sctd_jax.tpu import largest_batch as fitting
+from sctd_jax.tpu import compile as tpu_compile
+from sctd_jax.tpu import largest_batch
 from tests import helpers, pretended_compilers
 
 
@@ -25,8 +24,8 @@ def compiler(limit):
 
 
 def test_sizes_are_multiples_of_8_two_to_each_doubling():
-    assert fitting.SIZES[:10] == [8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
-    assert all(b <= 1.5 * a for a, b in zip(fitting.SIZES[1:], fitting.SIZES[2:], strict=False))
+    assert largest_batch.SIZES[:10] == [8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+    assert all(b <= 1.5 * a for a, b in zip(largest_batch.SIZES[1:], largest_batch.SIZES[2:], strict=False))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +38,7 @@ def test_sizes_are_multiples_of_8_two_to_each_doubling():
 )
 def test_a_good_guess_costs_few_compilations(guess, asked):
     needed, found = compiler(140)
-    assert fitting.search(needed, guess) == fitting.Fit(128, 13_800, 192)
+    assert largest_batch.search(needed, guess) == largest_batch.LargestBatch(128, 13_800, 192)
     assert found == asked
 
 
@@ -47,7 +46,7 @@ def test_a_good_guess_costs_few_compilations(guess, asked):
 @pytest.mark.parametrize("guess", [0, 8, 70, 4096, 1 << 20])
 def test_what_is_found_fits_and_the_next_size_does_not(limit, guess):
     needed, asked = compiler(limit)
-    fit = fitting.search(needed, guess)
+    fit = largest_batch.search(needed, guess)
     assert fit.rows <= limit
     assert fit.rows in asked
     assert fit.too_many is None or (fit.too_many > limit and fit.too_many in asked)
@@ -56,16 +55,16 @@ def test_what_is_found_fits_and_the_next_size_does_not(limit, guess):
 
 def test_one_that_never_fits_is_said():
     needed, asked = compiler(7)
-    with pytest.raises(aot.DoesNotFitError, match="8 rows a chip do not fit"):
-        fitting.search(needed, 64)
+    with pytest.raises(tpu_compile.DoesNotFitError, match="8 rows a chip do not fit"):
+        largest_batch.search(needed, 64)
     assert asked == [64, 48, 24, 8]
 
 
 @pytest.mark.parametrize(("compiler", "found"), [("places", 27612763744), ("ends_without_report", 123)])
 def test_buffers_are_known_before_the_compiler_ends(monkeypatch, compiler, found):
-    monkeypatch.setattr(buffers, "_compile", getattr(pretended_compilers, compiler))
+    monkeypatch.setattr(largest_batch, "_compile", getattr(pretended_compilers, compiler))
     before = multiprocessing.active_children()
-    assert buffers.buffer_bytes(helpers.config(), "drop", "v5e:2x2") == found
+    assert largest_batch.buffer_bytes(helpers.config(), "drop", "v5e:2x2") == found
     assert multiprocessing.active_children() == before
 
 
@@ -74,31 +73,31 @@ def test_buffers_are_known_before_the_compiler_ends(monkeypatch, compiler, found
     [("refuses", "--topology=v5e:3x7: no such slice"), ("dies", "the TPU compiler's process died with status 139")],
 )
 def test_what_the_compiler_says_or_that_it_died_is_one_message(monkeypatch, compiler, message):
-    monkeypatch.setattr(buffers, "_compile", getattr(pretended_compilers, compiler))
+    monkeypatch.setattr(largest_batch, "_compile", getattr(pretended_compilers, compiler))
     with pytest.raises(UserError, match=message):
-        buffers.buffer_bytes(helpers.config(), "drop", "v5e:3x7")
+        largest_batch.buffer_bytes(helpers.config(), "drop", "v5e:3x7")
 
 
 def test_the_command_prints_every_step_of_the_config(monkeypatch):
     """Four chips and a pretended compiler: consistency steps need twice as much, code a MiB that does not fit."""
-    monkeypatch.setattr(aot, "topology_devices", lambda topology: jax.devices()[:4])
-    monkeypatch.setattr(aot.chips, "find", lambda kind: Chip(1e12, 1e9, 2.0))
+    monkeypatch.setattr(tpu_compile, "topology_devices", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(tpu_compile.chips, "find", lambda kind: Chip(1e12, 1e9, 2.0))
 
     def buffer_bytes(config, variant, topology):
         assert topology == "v5e:2x2"
         needed = config.train.batch_size // 4 * 2**20 * (2 if variant == "consistency" else 1)
         if needed > 2**31:
-            raise aot.DoesNotFitError("the compiler's words")
+            raise tpu_compile.DoesNotFitError("the compiler's words")
         return needed
 
     def compile_program(config, variant, mesh, name):
         needed = buffer_bytes(config, variant, "v5e:2x2") + 2**20
-        return aot.Program(0.0, needed, 0, 0.0, 0.0, {})
+        return tpu_compile.Program(0.0, needed, 0, 0.0, 0.0, {})
 
-    monkeypatch.setattr(fitting, "buffer_bytes", buffer_bytes)
-    monkeypatch.setattr(fitting, "compile_program", compile_program)
+    monkeypatch.setattr(largest_batch, "buffer_bytes", buffer_bytes)
+    monkeypatch.setattr(largest_batch, "compile_program", compile_program)
     lines = []
-    assert fitting.fit_for(helpers.config(train__batch_size=128), "v5e:2x2", lines.append)
+    assert largest_batch.largest_batches(helpers.config(train__batch_size=128), "v5e:2x2", lines.append)
     assert lines[0].startswith("v5e:2x2: 4 x cpu")
     assert lines[2:] == [
         "drop",
