@@ -17,17 +17,23 @@ for name, value in helpers.COMPILATION_CACHE.items():
     jax.config.update(name.lower(), value)
 
 
-# By themselves minutes long: begun last, they would leave the other workers idle.
-_LONG_FILES = (
-    "test_hosts.py", "test_mesh.py", "test_main.py", "test_interop.py", "test_tpu_compile.py", "test_step.py",
-    "test_storage.py", "test_importing.py", "test_parity.py",
+# Whole runs, meshes and processes: begun last, they would leave the other workers idle, and `-m "not slow"` leaves them
+# out for a verdict in two minutes.
+_SLOW_FILES = (
+    "test_hosts.py", "test_mesh.py", "test_main.py", "test_interop.py", "test_tpu_compile.py", "test_finetune.py",
+    "test_step.py", "test_storage.py", "test_importing.py", "test_finetune_export.py", "test_probing.py",
+    "test_sweep.py", "test_finetune_step.py", "test_stored.py",
 )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
-    """The long files first."""
-    rank = {name: i for i, name in enumerate(_LONG_FILES)}
+    """The slow files first, and marked."""
+    rank = {name: i for i, name in enumerate(_SLOW_FILES)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    for item in items:
+        if item.path.name in rank:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,14 @@ def saved_shape():
     return state_shape(lambda: initial_state(CONFIG, SPECIAL), make_mesh(CONFIG.mesh))
 
 
+@pytest.fixture(scope="module")
+def tuned(pretrained, folders, tmp_path_factory):
+    """A workdir after one epoch of RTE, which the tests leave as it is."""
+    workdir = tmp_path_factory.mktemp("tuned") / "run"
+    run(pretrained, workdir, "rte", folders["rte"], epochs=1)
+    return workdir
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_runs_from_its_official_layout(name, pretrained, folders, tmp_path):
     # The marked words must be in the row; the other texts are cut.
@@ -137,27 +145,25 @@ def test_a_stopped_run_resumes_with_the_same_bits(pretrained, folders, tmp_path)
     assert all((a == b).all() for a, b in zip(params_of(whole), params_of(resumed), strict=True))
 
 
-def test_a_workdir_keeps_to_its_fine_tuning(pretrained, folders, tmp_path):
-    run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1)
+def test_a_workdir_keeps_to_its_fine_tuning(pretrained, tuned, folders, tmp_path):
     with pytest.raises(UserError, match=r"belongs to another fine-tuning: learning_rate \(0.001 there, 0.002 now\)"):
-        run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1, learning_rate=2e-3)
+        run(pretrained, tuned, "rte", folders["rte"], epochs=1, learning_rate=2e-3)
     with pytest.raises(UserError, match="is a pretraining run's: fine-tune in another --workdir"):
         run(pretrained, pretrained, "rte", folders["rte"])
     other = task_files.write_task(tmp_path / "data", "rte", {"train": 20, "dev": 6})
     with pytest.raises(UserError, match="was trained on other examples than those in"):
-        run(pretrained, tmp_path / "run", "rte", other, epochs=1)
+        run(pretrained, tuned, "rte", other, epochs=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
         run(pretrained, tmp_path / "other", "rte", folders["rte"])
 
 
-def test_pretraining_does_not_touch_a_fine_tuned_workdir(pretrained, folders, tmp_path, rows):
-    run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1)
+def test_pretraining_does_not_touch_a_fine_tuned_workdir(tuned, rows):
     config = helpers.config()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=str(rows)))
     with pytest.raises(UserError, match="holds a fine-tuned model: pretrain in another --workdir"):
-        train_and_evaluate(config, tmp_path / "run", print)
+        train_and_evaluate(config, tuned, print)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +205,8 @@ def test_bad_starts_are_said(pretrained, folders, tmp_path):
         run(pretrained, tmp_path / "run", "rte", "gs://bucket/rte")
 
 
-def test_another_start_in_the_same_workdir_is_refused(pretrained, folders, tmp_path):
-    run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1)
+def test_another_start_in_the_same_workdir_is_refused(pretrained, tuned, folders, tmp_path):
+    shutil.copytree(tuned, tmp_path / "run")
     other = shutil.copytree(pretrained, tmp_path / "moved")
     run(other, tmp_path / "run", "rte", folders["rte"], epochs=1)  # the same parameters elsewhere
     state = Checkpoints(other, read_only=True).restore(saved_shape(), print)
@@ -221,10 +227,9 @@ def test_a_workdir_can_be_read_whatever_the_pretraining_was(pretrained, folders,
     assert load_finetuned(epath.Path(tmp_path / "run"), None, print).task["task"] == "rte"
 
 
-def test_dropout_is_the_recipes(pretrained, folders, tmp_path):
+def test_dropout_is_the_recipes(tuned):
     """The tiny model was pretrained without."""
-    run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1)
-    model = load_finetuned(epath.Path(tmp_path / "run"), None, print).config.model
+    model = load_finetuned(epath.Path(tuned), None, print).config.model
     assert (model.hidden_dropout, model.attention_dropout) == (0.1, 0.1)
 
 

@@ -24,7 +24,7 @@ from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
 from sctd_jax.interop import exported as exported_module
-from sctd_jax.interop import exporting, importing
+from sctd_jax.interop import exporting, huggingface, importing
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
@@ -51,7 +51,7 @@ def workdir(request, speeches, tmp_path_factory):
 
 
 def export(workdir, out, *args, code=0):
-    done = helpers.run_module("sctd_jax.interop.huggingface", "export", f"--workdir={workdir}", f"--out={out}", *args)
+    done = helpers.call(huggingface.main, "export", f"--workdir={workdir}", f"--out={out}", *args)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -59,8 +59,10 @@ def export(workdir, out, *args, code=0):
 
 @pytest.fixture(scope="module")
 def exported(workdir, tmp_path_factory):
+    """Folder that the command wrote: the one export by a process of its own."""
     out = tmp_path_factory.mktemp("exported") / "model"
-    export(workdir, out)
+    done = helpers.run_module("sctd_jax.interop.huggingface", "export", f"--workdir={workdir}", f"--out={out}")
+    assert done.returncode == 0, done.stderr
     return out
 
 
@@ -183,13 +185,13 @@ def mlm_logits(run, ids, mask, segments):
     """Logits [B, N, V] of a run's full model."""
 
     @jax.jit
-    def network(ids, mask, segments):
+    def network(params, ids, mask, segments):
         def logits(bert):
             return bert.mlm_logits(bert.encoder(ids, mask, segments)[0])
 
-        return make_model(run.config).apply({"params": run.state.params}, method=logits)
+        return make_model(run.config).apply({"params": params}, method=logits)
 
-    return network(*map(jnp.asarray, (ids, mask, segments)))
+    return network(run.state.params, *map(jnp.asarray, (ids, mask, segments)))
 
 
 def fill_mask_prompt(run):
@@ -260,10 +262,9 @@ def test_an_export_comes_back_bit_for_bit(exported, workdir, tmp_path):
 @pytest.mark.parametrize("workdir", ["unigram"], indirect=True)
 def test_training_continues_from_an_import(exported, workdir, tmp_path):
     """Text -> run -> export -> import -> ScTD from there: the first evaluation is the last one of the run before."""
-    done = helpers.run_module(
-        "sctd_jax.interop.huggingface", "import", f"--from={exported}", f"--workdir={tmp_path / 'start'}",
-        "--config=tests/small.py",
-    )  # fmt: skip
+    done = helpers.call(
+        huggingface.main, "import", f"--from={exported}", f"--workdir={tmp_path / 'start'}", "--config=tests/small.py"
+    )
     assert done.returncode == 0, done.stderr
     before = json.loads((workdir / "config.json").read_text())
     changes = {"train.steps": 2, "train.eval_every": 2, "train.checkpoint_every": 2, "train.batch_size": 8}
@@ -370,16 +371,16 @@ def test_models_of_transformers_come_in(created, name, tmp_path):
     assert run.tokenizer.special.pad == (0 if name == "minilm" else 3)
 
     @jax.jit
-    def network(ids, mask, segments):
+    def network(params, ids, mask, segments):
         def states_and_logits(bert):
             embedded = bert.encoder.embeddings(ids, segments, True)
             output, states = bert.encoder(ids, mask, segments)
             return jnp.stack([embedded, *states]), bert.mlm_logits(output)
 
-        return make_model(run.config).apply({"params": run.state.params}, method=states_and_logits)
+        return make_model(run.config).apply({"params": params}, method=states_and_logits)
 
     mask = expected["mask"]
-    hidden, logits = network(*(jnp.asarray(expected[key]) for key in ("ids", "mask", "segments")))
+    hidden, logits = network(run.state.params, *(jnp.asarray(expected[key]) for key in ("ids", "mask", "segments")))
     deviations = {"hidden states": np.abs(hidden - expected["hidden"])[:, mask].max()}
     assert hidden.shape[0] == run.config.model.num_layers + 1
     if name == "masked_lm":

@@ -42,7 +42,7 @@ METHODS = {
 
 def start(config, scale=0.0):
     """Initial state; with `scale`, parameters are moved away from it, so that gradients are not tiny."""
-    state = jax.jit(lambda: initial_state(config, helpers.SPECIAL))()
+    state = helpers.initial(config)
     return state.replace(params=helpers.moved(state.params, scale))
 
 
@@ -241,8 +241,13 @@ def test_accumulation_changes_nothing_but_the_memory():
         assert_trees_close(one.importance_V, four.importance_V)
 
 
+@functools.cache
+def train_step(config, variant="drop"):
+    return jax.jit(make_train_step(config, helpers.SPECIAL, variant))
+
+
 def one_step(config, state, tokens, variant="drop"):
-    return jax.jit(make_train_step(config, helpers.SPECIAL, variant))(state, tokens)
+    return train_step(config, variant)(state, tokens)
 
 
 def test_a_non_finite_step_changes_nothing_but_the_counters():
@@ -446,9 +451,13 @@ def test_training_lowers_the_loss():
 # Evaluation.
 
 
+@functools.cache
+def eval_step(config):
+    return jax.jit(make_eval_step(config, helpers.SPECIAL))
+
+
 def evaluate(config, state, tokens, valid):
-    rows = jnp.arange(len(tokens))
-    sums = jax.jit(make_eval_step(config, helpers.SPECIAL))(state, tokens, rows, jnp.array(valid))
+    sums = eval_step(config)(state, tokens, jnp.arange(len(tokens)), jnp.array(valid))
     return summarize({name: float(value) for name, value in sums.items()})
 
 

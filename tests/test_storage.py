@@ -33,8 +33,8 @@ def prepared(bucket, speeches):
 
 
 def train(bucket, *args, config="tests/small.py"):
-    arguments = [f"--config={config}", f"--workdir={WORKDIR}", "--config.data.rows=gs://bucket/rows", *args]
-    return helpers.run_module("sctd_jax.main", *arguments, env=bucket[1])
+    where = [f"--config={config}", f"--workdir={WORKDIR}", "--config.data.rows=gs://bucket/rows"]
+    return helpers.run_module("sctd_jax.main", *where, *helpers.ONE_LAYER, *args, env=bucket[1])
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used(bucket, tr
 def test_two_processes_share_a_bucket(bucket, prepared):
     """Each must see what the other has written since it looked last: the claimed workdir, the checkpoint."""
     assert prepared.returncode == 0, prepared.stderr
-    arguments = ("--config.mesh.fsdp=4", "--config.train.steps=3", "--config.dropping.method=full")
+    arguments = ("--config.mesh.fsdp=4", "--config.train.steps=3", *helpers.ONE_LAYER)
     processes = helpers.start_pair("gs://bucket/pair", "gs://bucket/rows", *arguments, env=bucket[1])
     statuses, (first, second) = helpers.end(processes)
     assert statuses == [0, 0], first + second
