@@ -113,8 +113,9 @@ def _finetune() -> int:
     config = settings.from_dict(_CONFIG.value.to_dict())
     from sctd_jax.finetune.finetuning import finetune
 
+    _join()
     workdir = _WORKDIR.value or Path("runs", f"finetune-{config.task}")
-    stopped_by = finetune(config, workdir, _joined(), say).stopped_by
+    stopped_by = finetune(config, workdir, say).stopped_by
     return 0 if stopped_by is None else 128 + stopped_by
 
 
@@ -122,8 +123,8 @@ def _sweep() -> int:
     from sctd_jax.finetune import sweep
 
     cells = sweep.from_dict(_CONFIG.value.to_dict())
-    workdir = _WORKDIR.value or "runs/sweep"
-    stopped_by = sweep.run_sweep(cells, workdir, _joined(), say)
+    _join()
+    stopped_by = sweep.run_sweep(cells, _WORKDIR.value or "runs/sweep", say)
     return 0 if stopped_by is None else 128 + stopped_by
 
 

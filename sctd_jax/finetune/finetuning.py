@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 
 import jax
@@ -19,8 +19,6 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches, report
 from sctd_jax.finetune.config import FinetuneConfig, check_length, run_config
 from sctd_jax.finetune.encode import Feature, encode
-from sctd_jax.finetune.finetuned import HIGHEST_SCORE
-from sctd_jax.finetune.pretrained import Pretrained, open_pretrained
 from sctd_jax.finetune.step import (
     Shape,
     compile_steps,
@@ -32,6 +30,7 @@ from sctd_jax.finetune.step import (
     step_flops,
 )
 from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, followed
+from sctd_jax.models import HIGHEST_SCORE, Model, open_model
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.tasks import scoring, submission
@@ -64,7 +63,8 @@ class Prepared:
     config: Config
     shape: Shape
     mesh: Mesh
-    pretrained: Pretrained
+    pretrained: Model
+    start: int | None  # its checkpoint that is taken; None of a folder of transformers
     data: TaskData
     train: batches.TrainBatches
     features: list[Feature]  # of the training examples
@@ -75,7 +75,7 @@ class Prepared:
 
 
 def finetune(
-    settings: FinetuneConfig, workdir: str | os.PathLike, recipe: Mapping, log: Callable[[str], None] = print
+    settings: FinetuneConfig, workdir: str | os.PathLike, log: Callable[[str], None] = print
 ) -> Result:
     """Fine-tune a pretrained encoder on a task, resuming from the workdir's newest checkpoint.
 
@@ -85,7 +85,6 @@ def finetune(
     Args:
       settings: the run.
       workdir: its own; not the pretraining run's.
-      recipe: sections of a config, for what a folder of transformers does not say.
       log: receives the lines.
 
     Raises:
@@ -93,11 +92,11 @@ def finetune(
     """
     workdir, log = storage.as_path(workdir), hosts.only_first(log)
     with held(workdir, "fine-tuning", log) as check:
-        return _finetune(settings, workdir, recipe, check, log)
+        return _finetune(settings, workdir, check, log)
 
 
-def _finetune(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, check: Callable, log: Callable) -> Result:
-    made = prepare(settings, workdir, recipe, log)
+def _finetune(settings: FinetuneConfig, workdir: epath.Path, check: Callable, log: Callable) -> Result:
+    made = prepare(settings, workdir, log)
     settings, config, mesh, shape = made.settings, made.config, made.mesh, made.shape
     keep = config.train.keep_checkpoints
     with closing(Checkpoints(workdir, keep, best=HIGHEST_SCORE, check=check)) as checkpoints:
@@ -122,7 +121,7 @@ def _finetune(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, ch
     return dataclasses.replace(result, state=state)
 
 
-def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: Callable[[str], None]) -> Prepared:
+def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], None]) -> Prepared:
     """Check and read all that a fine-tuning needs, each check before the longer work that follows it.
 
     Raises:
@@ -130,7 +129,8 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     """
     settings = followed(workdir, settings, log)
     task = TASKS[settings.task]
-    pretrained = open_pretrained(settings.init, recipe, log)
+    pretrained = open_model(settings.init, log, "config.init")
+    start = pretrained.chosen_step()
     check_length(settings, pretrained.config.model)
     # Its own seed: what is held out of a single file must not depend on that of the training.
     files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
@@ -140,7 +140,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     per_epoch = -(-len(data.train) // settings.batch_size)
     config = run_config(settings, pretrained.config, per_epoch)
     mesh = meshes.make_mesh(config)
-    origin = Origin(data.labels, _digest(data), pretrained.identity)
+    origin = Origin(data.labels, _digest(data), pretrained.identity(start))
     check_workdir(workdir, settings, config, origin)
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
 
@@ -165,7 +165,9 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     config = run_config(settings, pretrained.config, ordered.per_epoch)
     shape = shape_of(task, data.labels, len(train.features[0].rows))
     logits = jit_logits(config, shape, mesh)
-    return Prepared(settings, config, shape, mesh, pretrained, data, ordered, train.features, dev, test, origin, logits)
+    return Prepared(
+        settings, config, shape, mesh, pretrained, start, data, ordered, train.features, dev, test, origin, logits
+    )
 
 
 def _digest(data: TaskData) -> str:
@@ -181,7 +183,7 @@ def _new_state(made: Prepared, log: Callable[[str], None]) -> TrainState:
     state = meshes.jit_init(lambda: initial_state(config, shape), laid_out)()
     if made.settings.random_init:
         return state
-    found = made.pretrained.params(made.mesh)
+    found = made.pretrained.params(made.start, made.mesh)
     # Where the head has one, and the pretrained model too: BERT's own has, token dropping trains none.
     taken = {name: found[name] for name in ("encoder", "pooler") if name in found and name in state.params}
     random = ", ".join(sorted(state.params.keys() - taken))

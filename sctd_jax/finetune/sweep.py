@@ -79,14 +79,13 @@ def _listed(values: Mapping[str, Any], field: str) -> list[str]:
     return found
 
 
-def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], None]) -> int | None:
+def run_sweep(sweep: Sweep, workdir: str, log: Callable[[str], None]) -> int | None:
     """Run what is not finished, and write the report after every cell.
 
     Args:
       sweep: the cells.
       workdir: of the sweep. The report covers all cells in it, those of earlier sweeps too, which must have the same
         settings and data.
-      recipe: as in `finetune`.
       log: receives the lines.
 
     Returns:
@@ -97,16 +96,16 @@ def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], 
     """
     folder, say = storage.as_path(workdir), hosts.only_first(log)
     with held(folder, "a sweep", say):
-        return _run_sweep(sweep, folder, recipe, log, say)
+        return _run_sweep(sweep, folder, log, say)
 
 
-def _run_sweep(sweep: Sweep, folder: epath.Path, recipe: Mapping, log: Callable, say: Callable) -> int | None:
-    left = _look_at_all(sweep, folder, recipe, say)
+def _run_sweep(sweep: Sweep, folder: epath.Path, log: Callable, say: Callable) -> int | None:
+    left = _look_at_all(sweep, folder, say)
     say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} finished before")
     for number, cell in enumerate(left, start=1):
         say(f"cell {number} of {len(left)}: {cell.name}")
         try:
-            result = finetune(cell.settings, folder / cell.name, recipe, log)
+            result = finetune(cell.settings, folder / cell.name, log)
         except DivergedError as error:
             say(f"warning: {error}; it counts as score 0")
             hosts.first_only(f"diverged {cell.name}", lambda cell=cell: _diverged(folder, cell))
@@ -121,14 +120,14 @@ def _run_sweep(sweep: Sweep, folder: epath.Path, recipe: Mapping, log: Callable,
     return None
 
 
-def _look_at_all(sweep: Sweep, folder: epath.Path, recipe: Mapping, say: Callable[[str], None]) -> list[Cell]:
+def _look_at_all(sweep: Sweep, folder: epath.Path, say: Callable[[str], None]) -> list[Cell]:
     """The cells that are not finished, once every checkpoint with every task is known to be able to run."""
     left = []
     by_pair = itertools.groupby(sweep.cells, key=lambda cell: (cell.settings.init, cell.settings.task))
     for _, group in by_pair:
         cells = list(group)
         first = next((cell for cell in cells if not (folder / cell.name / CONFIG_FILE).exists()), cells[0])
-        origin = prepare(first.settings, folder / first.name, recipe, say).origin
+        origin = prepare(first.settings, folder / first.name, say).origin
         _check_comparable(folder, cells[0], origin)
         for cell in cells:
             if (folder / cell.name / RESULT_FILE).exists():

@@ -13,6 +13,7 @@ from sctd_jax.config import Config
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.model import attention
+from sctd_jax.models import check_init
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import report, setup
@@ -21,7 +22,6 @@ from sctd_jax.pretrain.flops import step_flops
 from sctd_jax.pretrain.step import step_name, variant_at
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.run import check_init
 from sctd_jax.train.signals import stop_requests
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.trainer import Job, Result, run

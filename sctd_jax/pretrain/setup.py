@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer, unknown
 from sctd_jax.data.loader import Loader
@@ -19,13 +20,13 @@ from sctd_jax.data.prepare import ensure_rows
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Metadata, Rows, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.model.attention import platform_of, settled
+from sctd_jax.models import open_run
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.compiling import compile_train_step, state_shape
 from sctd_jax.pretrain.evaluation import eval_rows, make_eval_step, summarize
 from sctd_jax.pretrain.step import steps_needed
-from sctd_jax.train.run import load_run
 from sctd_jax.train.state import TrainState, initial_state
 
 
@@ -80,9 +81,9 @@ def new_state(config: Config, data: Data, mesh: Mesh, log: Callable[[str], None]
     state = meshes.jit_init(lambda: initial_state(config, data.special), shape)()
     if not config.train.init:
         return state
-    run = load_run(config.train.init, None, log, mesh)
-    log(f"starting from the parameters of {config.train.init} at step {int(run.state.step)}")
-    return state.replace(params=run.state.params)
+    step, found = open_run(storage.as_path(config.train.init), log).read(None, mesh)
+    log(f"starting from the parameters of {config.train.init} at step {step}")
+    return state.replace(params=found["params"])
 
 
 def compile_steps(config: Config, data: Data, mesh: Mesh) -> Mapping[str, Callable]:
