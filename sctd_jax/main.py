@@ -71,11 +71,9 @@ def _dispatch() -> int:
         return _finetune() if _MODE.value == "finetune" else _sweep()
     config = from_dict(_CONFIG.value.to_dict())
     # After all that, so that `--help` and a bad config answer without loading JAX.
-    from sctd_jax.parallel import hosts
     from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
 
-    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
-    hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    _join()
     workdir = _WORKDIR.value or Path("runs", Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem)
     if _MODE.value == "eval":
         evaluate_workdir(config, workdir, say)
@@ -128,14 +126,12 @@ def _sweep() -> int:
     return 0 if stopped_by is None else 128 + stopped_by
 
 
-def _joined() -> dict:
-    """Join the other hosts; the recipe of what a folder of transformers does not say."""
-    from configs import base
+def _join() -> None:
+    """Join the other hosts."""
     from sctd_jax.parallel import hosts
 
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    return base.get_config().to_dict()
 
 
 def _compile() -> int:

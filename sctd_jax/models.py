@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax import storage, stored
-from sctd_jax.config import Config, from_dict
+from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE
 from sctd_jax.errors import UserError
@@ -76,7 +76,9 @@ class Model:
             raise UserError(f"{self.path} has no checkpoint of step {step}, found {list(self.steps)}")
         chosen = self.chosen_step()
         with closing(self._checkpoints()) as checkpoints:
-            return checkpoints.restore_parts(names, mesh, self.log, step if step is not None or self.task is None else chosen)
+            return checkpoints.restore_parts(
+                names, mesh, self.log, step if step is not None or self.task is None else chosen
+            )
 
     def params(self, step: int | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
         """Parameters by `read`: `encoder`, and `mlm_head`, `pooler` and a task's head where they are."""
@@ -108,11 +110,7 @@ def open_model(path: str, log: Callable[[str], None], field: str = "") -> Model:
     folder = read_folder(Path(place))
     for note in folder.notes:
         log(note)
-    default = dataclasses.asdict(Config())
-    default["data"]["seq_len"] = min(default["data"]["seq_len"], folder.model.max_positions)
-    default["dropping"]["method"] = "full"
-    config = from_dict(default | {"model": dataclasses.asdict(folder.model)})
-    return Model(place, config, folder.tokenizer, epath.Path(folder.tokenizer_file), None, folder, (), log)
+    return Model(place, folder.config, folder.tokenizer, epath.Path(folder.tokenizer_file), None, folder, (), log)
 
 
 def open_run(workdir: epath.Path, log: Callable[[str], None]) -> Model:

@@ -4,14 +4,13 @@ import dataclasses
 import difflib
 import inspect
 import os
-import re
 import runpy
 import sysconfig
 import textwrap
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
@@ -144,26 +143,34 @@ def fields(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def describe(config: ConfigDict, width: int) -> str:
-    """A table of a recipe's fields: name, type, value and meaning, which are the comments of the dataclasses."""
-    types = _kind(config)[1]
-    meanings = {name: text for type_ in reversed(types) for name, text in _comments(type_).items()}
-    known = {field.name: field.type for type_ in types for field in dataclasses.fields(type_)}
+    """A table of a recipe's fields: name, type, value there, and the meaning with its bounds."""
+    known = {field.name: field for type_ in _kind(config)[1] for field in dataclasses.fields(type_)}
     plain = {name: value for name, value in config.items() if not isinstance(value, ConfigDict)}
-    blocks = [_table("config", plain, known, meanings, width)] if plain else []
+    blocks = [_table("config", plain, known, width)] if plain else []
     for name in _in_order(config, known):
         if isinstance(config[name], ConfigDict):
-            title, order, comments = f"config.{name}", (), {}
-            if dataclasses.is_dataclass(type_ := known.get(name)):
+            title, inner = f"config.{name}", {}
+            if name in known and dataclasses.is_dataclass(type_ := known[name].type):
                 title += f": {inspect.getdoc(type_)}"
-                order, comments = [field.name for field in dataclasses.fields(type_)], _comments(type_)
-            blocks.append(_table(title, config[name], order, comments, width))
+                inner = {field.name: field for field in dataclasses.fields(type_)}
+            blocks.append(_table(title, config[name], inner, width))
     return "\n\n".join(blocks)
 
 
-def _table(title: str, values: Mapping[str, Any], order, meanings: Mapping[str, str], width: int) -> str:
-    found = [(name, values[name]) for name in _in_order(values, order)]
-    rows = [(name, type(value).__name__, repr(value), meanings.get(name, "")) for name, value in found]
+def _table(title: str, values: Mapping[str, Any], known: Mapping[str, dataclasses.Field], width: int) -> str:
+    found = [(name, values[name]) for name in _in_order(values, known)]
+    rows = [(name, type(value).__name__, repr(value), _meaning(known.get(name))) for name, value in found]
     return "\n".join([title, *columns(rows, width)])
+
+
+def _meaning(field: dataclasses.Field | None) -> str:
+    if field is None:
+        return ""
+    bounds = field.metadata["bounds"]
+    limits = [f"one of {', '.join(choices)}"] if (choices := get_args(field.type)) else []
+    limits += [bounds.says.removeprefix("must be ")] if bounds else []
+    limits += ["a rerun may change it"] if field.metadata["rerun"] else []
+    return field.metadata["meaning"] + (f" ({'; '.join(limits)})" if limits else "")
 
 
 def _in_order(names, order) -> list[str]:
@@ -183,8 +190,3 @@ def columns(rows: Sequence[Sequence[str]], width: int) -> list[str]:
         )
         lines += [line.rstrip() for line in found] or [first.rstrip()]
     return lines
-
-
-def _comments(type_: type) -> dict[str, str]:
-    """The comment behind each field of a dataclass."""
-    return dict(re.findall(r"^    (\w+): [\w.]+  # (.+)$", inspect.getsource(type_), re.MULTILINE))

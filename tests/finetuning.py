@@ -2,7 +2,6 @@
 
 import jax
 
-from configs import base
 from configs import finetune as recipe
 from sctd_jax.data import tokenizer
 from sctd_jax.finetune import config as finetune_settings
@@ -50,4 +49,4 @@ def run(pretrained, workdir, name, folder, **overrides):
     """(result, what it printed)."""
     lines = []
     config = settings(pretrained, name, folder, **overrides)
-    return finetune(config, workdir, base.get_config().to_dict(), lines.append), lines
+    return finetune(config, workdir, lines.append), lines

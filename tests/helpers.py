@@ -11,8 +11,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from sctd_jax.config import Config, from_dict
+from sctd_jax.hf import names
 from sctd_jax.objective.masking import SpecialIds
 from tests import small
 
@@ -55,6 +57,12 @@ def moved(params, scale: float, seed: int = 5):
     """Parameters plus normal noise, so that biases are not 0 and gradients not tiny; without a compilation."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape).astype(np.float32), params)
+
+
+def bert_tensors(model, params) -> dict[str, np.ndarray]:
+    """Parameters by the names of `BertForMaskedLM`, those of them that there are."""
+    leaves = flatten_dict(params)
+    return {name: names.to_bert(model, at, leaves[at]) for name, at in names.names(model).items() if at in leaves}
 
 
 def run_module(module: str, *args: str, cwd: Path = ROOT, env=None, **kwargs) -> subprocess.CompletedProcess:

@@ -118,7 +118,7 @@ def test_every_field_of_every_recipe_has_a_meaning():
 
 def test_help_shows_type_value_and_meaning_in_the_order_of_the_dataclasses():
     lines = recipes.describe(recipes.load("configs/tiny.py"), 100).splitlines()
-    assert lines[0] == "config.model: The encoder (SPEC 1)."
+    assert lines[0] == "config.model: The encoder (docs/method.md 1)."
     assert [line.split(":")[0] for line in lines if not line.startswith(" ") and line] == [
         f"config.{field.name}" for field in dataclasses.fields(Config)
     ]

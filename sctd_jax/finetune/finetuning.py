@@ -74,9 +74,7 @@ class Prepared:
     logits: Callable  # (params, batch) -> the network's outputs
 
 
-def finetune(
-    settings: FinetuneConfig, workdir: str | os.PathLike, log: Callable[[str], None] = print
-) -> Result:
+def finetune(settings: FinetuneConfig, workdir: str | os.PathLike, log: Callable[[str], None] = print) -> Result:
     """Fine-tune a pretrained encoder on a task, resuming from the workdir's newest checkpoint.
 
     At the end, predictions of the best checkpoint (by the task's metric on its dev set) are in `predictions/`, in the

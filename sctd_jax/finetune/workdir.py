@@ -8,16 +8,14 @@ from typing import Any
 from etils import epath
 
 from sctd_jax import storage, stored
-from sctd_jax.config import Config, fill, require
+from sctd_jax.config import Config, fill, rerun_fields
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune.config import FinetuneConfig
 from sctd_jax.parallel import hosts
-from sctd_jax.tasks.tasks import TASKS
 from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check_new, same_config, write, write_config
 
-# What a rerun may change without being another run.
-_MAY_CHANGE = ("init", "data_dir", "accumulation", "keep_checkpoints", "log_every", "mesh")
+_MAY_CHANGE = rerun_fields(FinetuneConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +100,6 @@ def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: Non
     labels, *texts = origin.values()
     try:
         settings = fill("config", FinetuneConfig, found.values)
-        require(settings.task in TASKS, "task", f"must be one of {', '.join(TASKS)}; found {settings.task!r}")
         listed = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
         if not listed or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{', '.join(origin)} must be names and two texts, found {origin}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sctd_jax.config import ModelConfig
+from sctd_jax.config import Config, ModelConfig, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
 from sctd_jax.hf import config_json
@@ -37,7 +37,8 @@ _LISTED = 12
 class Folder:
     """What a folder says of its model."""
 
-    model: ModelConfig
+    network: Mapping[str, Any]  # the fields of `config.model` that it decides
+    config: Config  # defaults around them
     tokenizer: tokenizer.Tokenizer
     tokenizer_file: Path
     tensors: int  # those that pretraining takes
@@ -64,8 +65,9 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
     rows, count = fields["vocab_size"], len(pieces.pieces)
     if count > rows:
         raise UserError(f"the tokenizer {file} has {count} pieces, but the checkpoint's {_CONFIG_FILE} says {rows}")
-    model = ModelConfig(**fields | {"vocab_size": count})
-    taken, left_out, fronts = check_tensors(checkpoint, model, rows)
+    fields["vocab_size"] = count
+    config = around(fields, dataclasses.asdict(Config()))
+    taken, left_out, fronts = check_tensors(checkpoint, config.model, rows)
     notes = tokenizer.remarks(file)
     pad, said = pieces.special["pad"], described.get("pad_token_id")
     if said not in (None, pad):
@@ -82,7 +84,7 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
     def params() -> dict[str, Any]:
         with _opened(checkpoint) as tensors:
             by_vocabulary = (weights.WORD_EMBEDDINGS, weights.OUTPUT_BIAS)
-            return weights.from_bert(model, (
+            return weights.from_bert(config.model, (
                 (name, tensors.get_tensor(theirs)[: count if name in by_vocabulary else None])
                 for name, theirs in taken.items()
             ))  # fmt: skip
@@ -90,7 +92,8 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
     with checkpoint.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return Folder(
-        model=model,
+        network=fields,
+        config=config,
         tokenizer=pieces,
         tokenizer_file=file,
         tensors=len(taken.keys() - weights.POOLER.keys()),
@@ -100,6 +103,15 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
         notes=tuple(notes),
         params=params,
     )
+
+
+def around(network: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> Config:
+    """A config with this network; what later runs do with it is their configs' matter, so that it drops nothing."""
+    sections = {name: dict(values) for name, values in sections.items()}
+    sections["model"] |= network
+    sections["dropping"]["method"] = "full"
+    sections["data"]["seq_len"] = min(sections["data"]["seq_len"], network["max_positions"])
+    return from_dict(sections)
 
 
 def find_tokenizer(folder: Path) -> Path:

@@ -24,7 +24,7 @@ def write_folder(
     params: Mapping[str, Any],
     tokenizer_file: epath.Path,
     *,
-    table: Mapping[str, tuple[str, ...]] | None = None,
+    table: Mapping[str, tuple[str, ...]],
     settings: Mapping[str, Any],
 ) -> None:
     """Write weights, `config.json` and the tokenizer's files into a folder that exists.
@@ -34,7 +34,7 @@ def write_folder(
       config: the network.
       params: its parameters.
       tokenizer_file: the one of a run's workdir.
-      table: `names.task_names` for a model with a task's head.
+      table: paths of parameters by the names of their tensors, `names.names` or `names.task_names`.
       settings: fields of `config.json` that differ from BertForMaskedLM's.
     """
     pieces = tokenizer.load(tokenizer_file, kept=True)
@@ -68,13 +68,13 @@ def write_folder(
 
 
 def write_weights(
-    path: Path, config: ModelConfig, params: Mapping[str, Any], table: Mapping[str, tuple[str, ...]] | None = None
+    path: Path, config: ModelConfig, params: Mapping[str, Any], table: Mapping[str, tuple[str, ...]]
 ) -> None:
     """Write parameters as safetensors, one by one: `safetensors.numpy` wants all of them at once, in torch's layout.
 
     The format is that of github.com/huggingface/safetensors: the header's length u64, the header, the numbers.
     """
-    leaves, table = flatten_dict(params), table or names.names(config)
+    leaves = flatten_dict(params)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, at in table.items():

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from sctd_jax.errors import UserError
+
 NEVER_DROP_BONUS = 1e4
 
 
@@ -53,6 +55,12 @@ SELECTORS = {
     "random": random_scores,
     "importance+random": importance_plus_random_scores,
 }
+
+
+def check_selector(name: str) -> None:
+    """Raise UserError unless a selector has this name."""
+    if name not in SELECTORS:
+        raise UserError(f"config.dropping.selector must be one of {', '.join(SELECTORS)}; found {name!r}")
 
 
 def keep_highest(score_BN: jax.Array, mask_BN: jax.Array, num_kept: int) -> jax.Array:

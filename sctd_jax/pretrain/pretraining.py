@@ -13,6 +13,7 @@ from sctd_jax.config import Config
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.model import attention
+from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.models import check_init
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
@@ -72,6 +73,7 @@ def _train(config: Config, workdir: epath.Path, check: Callable[[], None], log: 
 def _open(config: Config, workdir: epath.Path, log: Callable[[str], None]) -> tuple[Config, Mesh, setup.Data]:
     """Config, mesh and rows of a run, each check before the longer work that follows it."""
     config = followed(workdir, config, log)
+    check_selector(config.dropping.selector)
     mesh = meshes.make_mesh(config)
     attention.choose(config, attention.platform_of(mesh.devices.flat[0]))  # an impossible one ends the run here
     check_workdir(workdir, config)

@@ -19,6 +19,7 @@ from jax.experimental import topologies
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError
 from sctd_jax.model.attention import choose, settled
+from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
@@ -95,6 +96,7 @@ def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tup
     Raises:
       UserError: no libtpu, no such slice, or a config that its devices do not divide.
     """
+    check_selector(config.dropping.selector)
     devices = topology_devices(topology)
     mesh = make_mesh(config, devices)
     chip = chips.find(devices[0].device_kind)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from etils import epath
 
 from sctd_jax import lease, storage, stored
-from sctd_jax.config import Config, fill, from_dict
+from sctd_jax.config import Config, fill, from_dict, rerun_fields
 from sctd_jax.data import tokenizer
 from sctd_jax.data.fingerprint import fingerprint
 from sctd_jax.data.rows import METADATA_FILE, read_metadata
@@ -26,17 +26,7 @@ from sctd_jax.train.metrics import METRICS_FILE
 CONFIG_FILE, COMMAND_FILE, CHECKPOINTS = "config.json", "command.txt", "checkpoints"
 TASK_FILE = "task.json"  # what a fine-tuned model has besides
 ROWS_FILE = "rows.json"  # the fingerprint of the rows
-# What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
-# learning rate, and what a run started from may have been moved since.
-_MAY_CHANGE = {
-    "train.steps", "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.max_bad_steps", "train.accumulation",
-    "train.consistency_accumulation", "optimizer.learning_rate",
-    "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
-    "data.documents", "data.allow_unknown", "mesh.data", "mesh.fsdp", "mesh.tensor",
-    "train.init",
-    "model.attention", "model.remat",
-}  # fmt: skip
+_MAY_CHANGE = rerun_fields(Config)
 
 _said: set[str] = set()  # notes on old configs
 

@@ -1,0 +1,68 @@
+"""A BERT checkpoint in `transformers`' format -> a workdir that later runs start from."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sctd_jax.data import tokenizer
+from sctd_jax.errors import UserError
+from sctd_jax.hf.read import around, listed, read_folder
+from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.state import initial_state
+from sctd_jax.train.workdir import write_config
+
+
+def import_model(
+    source: Path,
+    workdir: Path,
+    *,
+    tokenizer_file: Path | None,
+    recipe: Mapping[str, Mapping[str, Any]],
+    log: Callable[[str], None],
+) -> None:
+    """Make `workdir` a run at step 0 with the parameters of a `BertForMaskedLM` or `BertModel` checkpoint.
+
+    Args:
+      source: a folder with `model.safetensors`, `config.json` and a tokenizer, or the safetensors file in it.
+      workdir: a folder that does not exist yet; it appears only when complete.
+      tokenizer_file: instead of the one beside the weights.
+      recipe: sections of a config; its network is replaced.
+      log: receives what was left out or initialised, and the next command.
+    """
+    if workdir.exists():
+        raise UserError(f"{workdir} exists already; choose another --workdir")
+    found = read_folder(source, tokenizer_file)
+    config = around(found.network, recipe)
+    state = jax.jit(lambda: initial_state(config, SpecialIds(**found.tokenizer.special)))()
+    params = {name: values for name, values in found.params().items() if name in state.params}
+    state = state.replace(params=state.params | jax.device_put(params))
+    try:
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{workdir.name}.incomplete-", dir=workdir.parent) as temporary:
+            ready = Path(temporary, "workdir")
+            ready.mkdir()
+            name, content = tokenizer.canonical(found.tokenizer_file)
+            (ready / name).write_bytes(content)
+            with closing(Checkpoints(ready)) as checkpoints:
+                checkpoints.save(state, None)
+                checkpoints.wait()
+            write_config(ready, config)
+            ready.rename(workdir)
+    except OSError as error:
+        raise UserError(f"cannot write {workdir}: {error}") from error
+    model = config.model
+    log(f"imported {found.tensors} tensors of {source} to {workdir}: {model.num_layers} layers x "
+        f"{model.hidden_size}, vocabulary {model.vocab_size:,}")  # fmt: skip
+    for note in found.notes:
+        log(note)
+    if found.left_out:
+        log(f"left out, which this network has not: {listed(found.left_out)}")
+    if not found.has_head:
+        log("there is no MLM head in it: the head starts from random weights, which pretraining trains")
+    log(f"pretrain on: python -m sctd_jax.main --config=configs/continued.py:{workdir} "
+        "--config.data.input='folder/**/*.txt' --workdir=runs/continued")  # fmt: skip
