@@ -40,9 +40,9 @@ def field(default: Any, meaning: str, bounds: Bounds | None = None, *, rerun: bo
     """A field of a configuration.
 
     Args:
-      default: its value where a recipe says nothing.
-      meaning: what `--help` prints.
-      bounds: what its value must keep to, beside its type.
+      default: value where a recipe says nothing.
+      meaning: text that `--help` prints.
+      bounds: condition on the value, beside its type.
       rerun: whether the run in a workdir may go on with another value.
     """
     return dataclasses.field(default=default, metadata={"meaning": meaning, "bounds": bounds, "rerun": rerun})
@@ -117,7 +117,7 @@ class DataConfig:
         "file", "what a document is in .txt; blank lines end a paragraph", rerun=True
     )
     rows: str = field("", "folder that data.prepare wrote; '' prepares `input` under prepared_dir", rerun=True)
-    prepared_dir: str = field("data/prepared", "where rows that are prepared from `input` live", rerun=True)
+    prepared_dir: str = field("data/prepared", "folder of the rows that are prepared from `input`", rerun=True)
     seq_len: int = field(512, "N, tokens of a row", at_least(8))
     tokenizer: str = field("", "SentencePiece model, tokenizer.json or vocab.txt to use; '' trains one", rerun=True)
     # The 12 MB of the trial corpus support no unigram vocabulary of 30,522 pieces.
@@ -233,7 +233,7 @@ class Config:
         return self.at(max(steps - 1, 0))
 
     def microbatches(self, variant: str) -> int:
-        """How many microbatches a step of this variant has."""
+        """Number of microbatches in a step of this variant."""
         own = self.train.consistency_accumulation if variant == "consistency" else 0
         return own or self.train.accumulation
 
@@ -253,7 +253,7 @@ class Config:
         return self.num_kept - round(self.num_kept * self.dropping.random_share)
 
 
-_MAX_STAGES = 6  # of keep_schedule: each is compiled
+_MAX_STAGES = 6  # stages of keep_schedule: each is compiled
 
 
 def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -270,9 +270,9 @@ def fill(where: str, type_: type, values: Mapping[str, Any]) -> Any:
     """A mapping -> a dataclass of fields as above and of such dataclasses; each field's type and bounds are checked.
 
     Args:
-      where: what the mapping is called in messages.
+      where: name of the mapping in messages.
       type_: the dataclass.
-      values: one for each of its fields.
+      values: value of each field.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where} must be a section with fields, found {values!r}")

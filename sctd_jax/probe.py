@@ -22,7 +22,7 @@ from absl import logging
 from sctd_jax.arguments import CommandParser, local_path, number
 from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.probing import drawing, drift, layers, perplexity
-from sctd_jax.tasks.reading import FileSettings
+from sctd_jax.tasks.examples import FileSettings
 from sctd_jax.train.workdir import write
 
 

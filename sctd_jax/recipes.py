@@ -18,7 +18,7 @@ from sctd_jax.config import Config
 from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune.config import FinetuneConfig, SweepConfig
 
-# What describes the fields of a recipe, the modes that it is for, and the recipe that has all of them.
+# Dataclasses that describe a recipe, the modes that it is for, and the recipe that has all fields.
 _KINDS = (
     (("train", "eval", "compile"), (Config,), "configs/base.py"),
     (("finetune",), (FinetuneConfig,), "configs/finetune.py"),
@@ -30,11 +30,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: BOOLEAN, str: "a text"
 
 
 def load(given: str) -> ConfigDict:
-    """What `get_config` of FILE.py, or of FILE.py:ARGUMENT with that argument, returns.
-
-    Raises:
-      UserError: there is no such file, something in it fails (said by file and line), or it returns something else.
-    """
+    """Result of `get_config` of FILE.py, or of FILE.py:ARGUMENT with that argument."""
     path, colon, argument = given.partition(":")
     if not Path(path).is_file():
         near = next((p for p in (f"{path}.py", os.path.expanduser(path)) if Path(p).is_file()), None)
@@ -99,11 +95,7 @@ def _kind(config: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[type, ...],
 
 
 def check_fields(path: str, config: ConfigDict, names: Sequence[str]) -> None:
-    """Check that each name, such as train.steps, is a field of the recipe.
-
-    Raises:
-      UserError: it is none, or a section.
-    """
+    """Check that each name, such as train.steps, is a field of the recipe."""
     for name in names:
         value: Any = config
         for part in name.split("."):
@@ -115,7 +107,7 @@ def check_fields(path: str, config: ConfigDict, names: Sequence[str]) -> None:
 
 
 def suggestion(name: str, config: Mapping[str, Any], options: Sequence[str] = ()) -> str:
-    """What was meant by a name that is no field of a recipe, and none of the options either."""
+    """Guess at a name that is no field of a recipe, and none of the options either."""
     known = {f"config.{field}": field for field, _ in fields(config)} | {option: option for option in options}
     wanted = name.replace("-", "_")
     near = {full: difflib.SequenceMatcher(None, wanted, short).ratio() for full, short in known.items()}
@@ -128,7 +120,7 @@ def suggestion(name: str, config: Mapping[str, Any], options: Sequence[str] = ()
 
 
 def expected(name: str, config: ConfigDict) -> str:
-    """What a field's values are, in words; '' where there is no such field."""
+    """Values that a field may have, in words; '' where there is no such field."""
     found = dict(fields(config))
     return _WORDS.get(type(found[name]), type(found[name]).__name__) if name in found else ""
 

@@ -1,14 +1,11 @@
 """Fine-tuning of a tiny model, for several tests; see the fixtures `pretrained` and `folders` in conftest."""
 
-import jax
-
 from configs import finetune as recipe
 from sctd_jax.data import tokenizer
 from sctd_jax.finetune import config as finetune_settings
 from sctd_jax.finetune.finetuning import finetune
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.state import initial_state
 from sctd_jax.train.workdir import write_config
 from tests import helpers, task_files
 
@@ -21,7 +18,7 @@ def write_pretrained(workdir, rows, seed=5, scale=0.02):
     file = tokenizer.find(rows)
     (workdir / file.name).write_bytes(file.read_bytes())
     write_config(workdir, CONFIG)
-    state = jax.jit(lambda: initial_state(CONFIG, helpers.SPECIAL))()
+    state = helpers.initial(CONFIG)
     checkpoints = Checkpoints(workdir)
     checkpoints.save(state.replace(params=helpers.moved(state.params, scale, seed)), {"eval/loss": 6.0})
     checkpoints.close()
@@ -45,8 +42,8 @@ def settings(pretrained, name, folder, **overrides):
     return finetune_settings.from_dict(values | overrides)
 
 
-def run(pretrained, workdir, name, folder, **overrides):
+def run(pretrained, workdir, name, folder, on_step=lambda step: None, **overrides):
     """(result, what it printed)."""
     lines = []
     config = settings(pretrained, name, folder, **overrides)
-    return finetune(config, workdir, lines.append), lines
+    return finetune(config, workdir, lines.append, on_step), lines

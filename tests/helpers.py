@@ -1,5 +1,9 @@
-"""What several tests need."""
+"""Helpers of several tests."""
 
+import contextlib
+import dataclasses
+import functools
+import io
 import json
 import os
 import socket
@@ -13,9 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from sctd_jax.config import Config, from_dict
+from sctd_jax.config import Config, DataConfig, from_dict
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.hf import names
-from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.model.token_dropping import Candidates
+from sctd_jax.pretrain.model import initial_state
+from sctd_jax.train.state import TrainState
 from tests import small
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +31,8 @@ FAST_COMPILER = (
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 COMPILATION_CACHE = {
-    # One for each worker of pytest-xdist: nobody reads what another is writing.
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / f"jax-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
+    # One for all workers of pytest-xdist, for the programs that tests start and for the next run of the suite.
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
 }
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -41,6 +48,11 @@ def config(**overrides) -> Config:
     return from_dict(values)
 
 
+def data(**fields) -> DataConfig:
+    """The section `data` of `config()` with other fields; `vocab_size` is 512 there."""
+    return dataclasses.replace(config().data, **fields)
+
+
 DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}
 
 
@@ -51,6 +63,19 @@ def random_rows(count: int, length: int = 32, vocab_size: int = 512, seed: int =
     at = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
     tokens = jnp.where(at == ends[:, None] - 1, SPECIAL.sep, jnp.where(at >= ends[:, None], SPECIAL.pad, tokens))
     return tokens.at[:, 0].set(SPECIAL.cls)
+
+
+@functools.cache
+def _initial(of: Config):
+    return jax.jit(lambda: initial_state(of, SPECIAL))
+
+
+def initial(of: Config) -> TrainState:
+    """The state before the first step, from one program for each network and optimizer."""
+    mine = config()
+    dropping = dataclasses.replace(mine.dropping, importance_init=of.dropping.importance_init)
+    train = dataclasses.replace(mine.train, seed=of.train.seed)
+    return _initial(dataclasses.replace(mine, model=of.model, optimizer=of.optimizer, dropping=dropping, train=train))()
 
 
 def moved(params, scale: float, seed: int = 5):
@@ -65,12 +90,24 @@ def bert_tensors(model, params) -> dict[str, np.ndarray]:
     return {name: names.to_bert(model, at, leaves[at]) for name, at in names.names(model).items() if at in leaves}
 
 
+def candidates(importance_V, ids, mask=None, *, keys_B=None, num_top=0, state_BND=None) -> Candidates:
+    """What a selector reads; what it does not may be left out."""
+    return Candidates(importance_V, ids, ids > 0 if mask is None else mask, state_BND, keys_B, num_top)
+
+
 def run_module(module: str, *args: str, cwd: Path = ROOT, env=None, **kwargs) -> subprocess.CompletedProcess:
     """`python -m module args` as a user would, on one CPU device."""
     return subprocess.run(
         [sys.executable, "-m", module, *args], cwd=cwd, env=env or environment(), capture_output=True, text=True,
         timeout=300, **kwargs,
     )  # fmt: skip
+
+
+def call(main, *args: str) -> subprocess.CompletedProcess:
+    """`main(args)` in this process, where what the command does is the point and not that it is a process."""
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
+        status = main(list(args))
+    return subprocess.CompletedProcess(args, status, stdout.getvalue(), stderr.getvalue())
 
 
 def environment() -> dict[str, str]:

@@ -16,17 +16,16 @@ from sctd_jax.data.rows import RowWriter
 from sctd_jax.errors import UserError, printable
 from sctd_jax.interop.exporting import export
 from sctd_jax.parallel.mesh import one_device
+from sctd_jax.pretrain.workdir import check_rows, check_workdir, claim_workdir
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.state import initial_state
-from sctd_jax.train.workdir import check_rows, check_workdir, claim_workdir
 from tests import helpers
 
 
 @pytest.fixture(scope="module")
 def state():
-    return jax.jit(lambda: initial_state(helpers.config(), helpers.SPECIAL))()
+    return helpers.initial(helpers.config())
 
 
 def at(state, step):
@@ -119,7 +118,7 @@ def flip_bits(path):
 
 
 def change_check(folder):
-    """As if the numbers had changed without TensorStore noticing, which one flipped bit can do."""
+    """Change numbers as one flipped bit can do without TensorStore noticing."""
     path = folder / "check" / "metadata"
     check = json.loads(path.read_text())
     path.write_text(json.dumps({**check, "digest": (check["digest"] + 1) % 2**32}))
@@ -203,7 +202,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_step_can_be_saved_again(tmp_p
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, state):
-    """What kill -9 in the middle of a save leaves: a folder under Orbax's temporary name."""
+    """kill -9 in the middle of a save leaves a folder under Orbax's temporary name."""
     save(tmp_path, state, {3: 2.0, 6: 1.0})
     folder = tmp_path / "checkpoints"
     (folder / "6").rename(folder / "6.orbax-checkpoint-tmp")
@@ -224,7 +223,7 @@ from sctd_jax.interop.exporting import export
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.state import initial_state
+from sctd_jax.pretrain.model import initial_state
 from tests import helpers
 state = jax.jit(lambda: initial_state(helpers.config(), helpers.SPECIAL))()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

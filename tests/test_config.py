@@ -92,7 +92,7 @@ def test_the_kept_tokens_of_a_step_follow_the_schedule():
     config = helpers.config(dropping__keep_schedule="0:12,10:20,30:32")
     assert config.keep_stages == ((0, 12), (10, 20), (30, 32))
     assert [config.at(step).num_kept for step in (0, 9, 10, 29, 30, 10_000)] == [12, 12, 20, 20, 32, 32]
-    assert config.num_kept == 16  # of the evaluation, so that its curve does not jump
+    assert config.num_kept == 16  # K of the evaluation, so that its curve does not jump
     plain = helpers.config()
     assert plain.keep_stages == ((0, 16),)
     assert plain.at(7) is plain

@@ -13,9 +13,10 @@ import pytest
 from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.pretrain.compiling import state_shape
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.step import state_shape
 from sctd_jax.train.workdir import read_config
 from tests import helpers
 
@@ -31,7 +32,7 @@ def until(process, words):
 
 
 def assert_killing_ends_the_other(processes, killed):
-    """With a message, within a bounded time."""
+    """They end with a message, within a bounded time."""
     processes[killed].kill()
     began = time.monotonic()
     statuses, outputs = helpers.end(processes)
@@ -69,7 +70,7 @@ def alone(rows, tmp_path_factory):
 
 def stored(workdir):
     """The state of step 6."""
-    shape = state_shape(read_config(workdir), helpers.SPECIAL, meshes.one_device())
+    shape = state_shape(lambda: initial_state(read_config(workdir), helpers.SPECIAL), meshes.one_device())
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         return checkpoints.restore(shape, print, 6)
 

@@ -45,6 +45,8 @@ def finished(rows, tmp_path_factory):
     return workdir, done.stdout
 
 
+# One program instead of two, where how a run ends is the point and not what it trains.
+FULL = "--config.dropping.method=full"
 DROPOUT = ["--config.model.hidden_dropout=0.1", "--config.model.attention_dropout=0.1"]
 
 
@@ -64,7 +66,7 @@ def test_a_run_trains_evaluates_saves_and_says_so(finished):
     assert [record["step"] for record in evaluations] == [0, 3, 6]
     for record in evaluations:
         assert record["eval/perplexity"] == pytest.approx(np.exp(record["eval/loss"]), rel=1e-4)
-        assert {"eval/accuracy", "eval/drop_loss", "eval/drift_local", "eval/drift_global"} <= record.keys()
+        assert {"eval/accuracy", "eval/drop_loss", "eval/cosine_local", "eval/cosine_global"} <= record.keys()
     train = [record for record in records if "train/loss" in record]
     assert [record["step"] for record in train] == [1, 2, 4, 6]
     assert all({"train/mlm_loss", "train/grad_norm", "train/learning_rate", "seconds"} <= r.keys() for r in train)
@@ -104,16 +106,14 @@ def test_kill_and_resume_is_bit_for_bit_the_uninterrupted_run(finished, rows, tm
     """kill -9 after the checkpoint of step 3; consistency steps are 0, 3: the resume is off their interval too."""
     workdir = tmp_path / "killed"
     code = """
-import os, sys
-from sctd_jax.train import trainer as job
-take = job._TrainMetrics.take
-def dying(self, step, metrics):
-    take(self, step, metrics)
+import functools, os, sys
+from sctd_jax.pretrain import pretraining
+def dying(step):
     if step == 4:
         while not os.path.isdir(os.path.join(sys.argv[1].split("=")[1], "checkpoints", "3")):
             pass
         os.kill(os.getpid(), 9)
-job._TrainMetrics.take = dying
+pretraining.train_and_evaluate = functools.partial(pretraining.train_and_evaluate, on_step=dying)
 from absl import app, flags
 from sctd_jax import main
 app.run(main._main)
@@ -137,10 +137,8 @@ def test_a_signal_saves_and_leaves_with_a_message(rows, tmp_path, number):
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "sctd_jax.main", SMALL, f"--workdir={workdir}", f"--config.data.rows={rows}"]
     command += [
-        "--config.train.steps=100000",
-        "--config.train.eval_every=99999",
-        "--config.train.checkpoint_every=99999",
-    ]
+        FULL, "--config.train.steps=100000", "--config.train.eval_every=99999", "--config.train.checkpoint_every=99999",
+    ]  # fmt: skip
     process = subprocess.Popen(
         command, env=helpers.environment(), cwd=helpers.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -161,7 +159,8 @@ def test_a_signal_saves_and_leaves_with_a_message(rows, tmp_path, number):
 
 
 def test_too_many_bad_steps_stop_the_run_with_the_last_good_state_saved(rows, tmp_path):
-    done = run(tmp_path / "run", rows, "--config.optimizer.learning_rate=1e38", "--config.train.steps=50", code=2)
+    high = "--config.optimizer.learning_rate=1e38"
+    done = run(tmp_path / "run", rows, FULL, high, "--config.train.steps=50", code=2)
     assert "error: 3 steps in a row had a non-finite loss or gradient" in done.stderr
     assert "learning_rate" in done.stderr
     assert "Traceback" not in done.stderr
@@ -170,7 +169,7 @@ def test_too_many_bad_steps_stop_the_run_with_the_last_good_state_saved(rows, tm
     state = saved(tmp_path / "run", step)
     assert all(np.isfinite(x).all() for name, x in state.items() if "params" in name)
     # The message says to lower the rate and run again here: that works.
-    again = run(tmp_path / "run", rows, "--config.optimizer.learning_rate=1e-5", f"--config.train.steps={step}")
+    again = run(tmp_path / "run", rows, FULL, "--config.optimizer.learning_rate=1e-5", f"--config.train.steps={step}")
     assert f"resuming at step {step}" in again.stdout
 
 
@@ -178,6 +177,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_older_checkpoints_stay(fi
     """A limit on the size of files stands in for a disk that is full."""
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "8", ignore_errors=True)  # of the longer run, whose programs serve here
     code = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -186,7 +186,7 @@ from absl import app
 from sctd_jax import main
 app.run(main._main)
 """
-    arguments = [f"--workdir={workdir}", SMALL, f"--config.data.rows={rows}", *DROPOUT, "--config.train.steps=40"]
+    arguments = [f"--workdir={workdir}", SMALL, f"--config.data.rows={rows}", *DROPOUT, "--config.train.steps=8"]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], env=helpers.environment(), cwd=helpers.ROOT, capture_output=True,
         text=True,
@@ -203,7 +203,13 @@ def test_rows_are_prepared_when_they_are_missing(speeches, tmp_path):
     text.mkdir()
     for i, path in enumerate(speeches[:8]):
         os.symlink(path, text / f"{i}.txt")
-    args = [SMALL, f"--workdir={tmp_path / 'run'}", f"--config.data.input={text}", "--config.data.documents=paragraph"]
+    args = [
+        SMALL,
+        FULL,
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.input={text}",
+        "--config.data.documents=paragraph",
+    ]
     args += [f"--config.data.prepared_dir={tmp_path / 'prepared'}", "--config.train.steps=1"]
     first = helpers.run_module("sctd_jax.main", *args)
     assert first.returncode == 0, first.stderr
@@ -226,7 +232,7 @@ BAD_INPUT = [
 
 
 def test_bad_input_is_one_message_before_any_work(rows, tmp_path):
-    """What is wrong with the command line or the recipe alone is in test_command_line.py."""
+    """Errors of the command line or the recipe alone are in test_command_line.py."""
     started = time.monotonic()
     lines = [
         [SMALL, f"--workdir={tmp_path / str(number)}", f"--config.data.rows={rows}", *args]

@@ -133,7 +133,7 @@ def test_a_cloud_that_cannot_be_reached_is_one_message(bucket):
 
 
 class HttpError(Exception):
-    """As gcsfs raises it: no OSError."""
+    """Error that is no OSError, as gcsfs raises it."""
 
     __module__ = "gcsfs.retry"
 

@@ -20,8 +20,9 @@ from sctd_jax.finetune import finetuning as finetune_loop
 from sctd_jax.finetune import workdir as finetune_workdir
 from sctd_jax.interop.exporting import export
 from sctd_jax.models import open_model
-from sctd_jax.pretrain import setup
+from sctd_jax.pretrain import evaluation
 from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
+from sctd_jax.pretrain.workdir import followed
 from sctd_jax.stored import Added, Mended, Removed, Renamed
 from sctd_jax.train import workdir as workdirs
 
@@ -45,6 +46,11 @@ def old(tmp_path_factory):
 def earlier(request, tmp_path_factory):
     """The same of each commit."""
     return unpack(tmp_path_factory.mktemp("earlier"), request.param)
+
+
+def begun(folder):
+    """The version of the configuration with which the run began."""
+    return json.loads((folder / "run" / "config.json").read_text()).get("begun", 1)
 
 
 def recipe(old, **train):
@@ -72,20 +78,15 @@ def test_every_field_that_the_old_run_does_not_have_has_a_line_in_the_table(old)
         ("tuned/task.json", stored.TASK, finetune_settings.FinetuneConfig, finetune_workdir.Origin),
     ):
         there = stored.read(epath.Path(old / file), changes).values
-        flat = {name for name, _ in stored._flat(there)}
+        flat = {name for name, _ in stored.flat(there)}
         assert flat == {*names(type_), *(names(more) if more else ())}, file
     assert workdirs.read_config(epath.Path(old / "run")).train.steps == 4
 
 
-def begun(folder):
-    """The version of the configuration with which the run began."""
-    return json.loads((folder / "run" / "config.json").read_text()).get("begun", 1)
-
-
 def test_an_old_run_evaluates_to_what_it_said_then(earlier, monkeypatch):
     lines, first = [], begun(earlier) == 1
-    if first:
-        monkeypatch.setattr(setup, "eval_rows", lambda count, available: np.arange(min(count, available)))  # as it was
+    if first:  # as it was
+        monkeypatch.setattr(evaluation, "eval_rows", lambda count, available: np.arange(min(count, available)))
     metrics = evaluate_workdir(recipe(earlier), earlier / "run", lines.append)
     then = json.loads((earlier / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["eval/loss"] == pytest.approx(then["eval/loss"], abs=1e-4)
@@ -100,7 +101,7 @@ def test_an_old_run_goes_on(tmp_path, commit):
     result = train_and_evaluate(recipe(folder, steps=6), folder / "run", lines.append)
     assert result.step == 6
     assert "resuming at step 4" in lines
-    assert begun(folder) == before
+    assert json.loads((folder / "run" / "config.json").read_text())["begun"] == before
 
 
 def test_old_runs_are_exported(earlier, tmp_path):
@@ -116,7 +117,7 @@ def test_an_old_run_is_fine_tuned_and_an_old_fine_tuning_goes_on(earlier, tmp_pa
     }  # fmt: skip
     settings = finetune_settings.from_dict(values)
     made = finetune_loop.prepare(settings, epath.Path(earlier / "tuned"), lambda line: None)
-    assert set(made.pretrained.params(made.start, made.mesh)) == {"encoder", "mlm_head"}
+    assert set(made.pretrained.params(made.step, made.mesh)) == {"encoder", "mlm_head"}
     assert finetune_loop.finetune(settings, tmp_path / "new", lambda line: None).step > 1
     tuned = shutil.copytree(earlier / "tuned", tmp_path / "tuned")
     (tuned / "result.json").unlink()  # its end is evaluated and told again
@@ -191,7 +192,7 @@ def test_a_run_keeps_what_it_began_without_however_often_it_is_resumed(old, tmp_
     changed(config=[Added("train.seed", 7), Added("train.log_every", 5)])
     for resumed in range(2):
         lines = []
-        mine = workdirs.followed(workdir, config, lines.append)
+        mine = followed(workdir, config, lines.append)
         assert (mine.train.seed, mine.train.log_every) == (7, 2)  # the latter may change
         assert any("train.seed stays 7, as the run began without it (the recipe's 0" in line for line in lines)
         assert any("earlier version" in line for line in lines) == (resumed == 0)

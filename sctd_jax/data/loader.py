@@ -1,4 +1,4 @@
-"""batch(step): a pure function of (seed, step, host), so a run resumes anywhere and scales to any host count."""
+"""Batches as a pure function of (seed, step, host), so that a run resumes anywhere and on any number of hosts."""
 
 import collections
 import functools
@@ -24,10 +24,10 @@ class Loader:
         self._permutation = functools.lru_cache(maxsize=1)(self._compute_permutation)
 
     def batch(self, step: int) -> np.ndarray:
-        """This host's rows i32[B / hosts, N] of update number `step`."""
+        """Rows i32[B / hosts, N] of update number `step` that this host reads."""
         positions = step * self._batch_size + self._mine
         epochs, offsets = np.divmod(positions, len(self._rows))
-        # Epoch by epoch, so that one index is in memory at a time even where a batch straddles two.
+        # One epoch after the other, so that one index is in memory at a time even where a batch straddles two.
         indices = [self._permutation(int(epoch))[offsets[epochs == epoch]] for epoch in np.unique(epochs)]
         return self._rows.read(np.concatenate(indices))
 

@@ -18,7 +18,7 @@ from sctd_jax.config import (
     require,
 )
 from sctd_jax.config import from_dict as config_from_dict
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 
 _GIVEN = Bounds(bool, "is missing", found="")
 _KNOWN = Bounds(TASKS.__contains__, f"must be one of {', '.join(TASKS)}", found="; found {!r}")
@@ -26,7 +26,7 @@ _KNOWN = Bounds(TASKS.__contains__, f"must be one of {', '.join(TASKS)}", found=
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """One fine-tuning run. Where 0 is said to be the task's, its value is in `tasks.TASKS`."""
+    """One fine-tuning run. Where 0 is said to be the task's, its value is in `tasks.table`."""
 
     task: str = field("", "name of a task in docs/finetuning.md", _KNOWN)
     init: str = field("", "workdir of a pretraining run, or folder of transformers", _GIVEN, rerun=True)
@@ -59,7 +59,7 @@ class FinetuneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """What a sweep has in the places of task, init, learning_rate and seed."""
+    """Fields that a sweep has in the places of task, init, learning_rate and seed."""
 
     tasks: str = field("", "names of tasks in docs/finetuning.md, separated by commas")
     inits: str = field("", "values of init, separated by commas; each ends in a folder name of its own")
@@ -84,11 +84,7 @@ def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
 
 
 def check_length(settings: FinetuneConfig, model: ModelConfig) -> None:
-    """Check that a model has positions enough.
-
-    Raises:
-      UserError: it has fewer than `max_length`.
-    """
+    """Check that a model has positions enough."""
     require(
         settings.max_length <= model.max_positions,
         "max_length",

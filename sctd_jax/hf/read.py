@@ -69,7 +69,7 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
     config = around(fields, dataclasses.asdict(Config()))
     taken, left_out, fronts = check_tensors(checkpoint, config.model, rows)
     notes = tokenizer.remarks(file)
-    pad, said = pieces.special["pad"], described.get("pad_token_id")
+    pad, said = pieces.special.pad, described.get("pad_token_id")
     if said not in (None, pad):
         notes.append(f"warning: {_CONFIG_FILE} says pad_token_id {said}, but {pieces.pieces[pad]} is {pad}, which is "
                      f"used; transformers never trained the embedding of {said}")  # fmt: skip

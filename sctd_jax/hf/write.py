@@ -39,7 +39,7 @@ def write_folder(
     """
     pieces = tokenizer.load(tokenizer_file, kept=True)
     special = pieces.special
-    names_of_special = {role: pieces.pieces[i] for role, i in special.items()}
+    names_of_special = {role: pieces.pieces[i] for role, i in special._asdict().items()}
     tokens = {f"{role}_token": name for role, name in names_of_special.items()}
     write_weights(folder / WEIGHTS_FILE, config, params, table)
     name, content = tokenizer.canonical(tokenizer_file, kept=True)
@@ -53,7 +53,7 @@ def write_folder(
     added = fast.get_added_tokens_decoder().values()
     more = [str(token) for token in added if token.special and str(token) not in names_of_special.values()]
     (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
-    _write_json(folder / _CONFIG, config_json.to_json(config, special["pad"]) | dict(settings))
+    _write_json(folder / _CONFIG, config_json.to_json(config, special.pad) | dict(settings))
     _write_json(folder / _TOKENS, tokens)
     # Without the class transformers 5 builds a BertTokenizer from the model type, and gets every sentence wrong.
     tokenizer_config = {

@@ -95,7 +95,7 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
     losses = _held_out_losses(workdir, step) if metadata else []
     there = [line for line in losses if line["step"] == step]
     name, data = "MLM loss of the full model, nats for each predicted token", "held-out rows of the training text"
-    mask = run.tokenizer.pieces[run.tokenizer.special["mask"]]
+    mask = run.tokenizer.pieces[run.tokenizer.special.mask]
     facts = _training_facts(config, metadata, step, losses) if metadata else ["Training: none by sctd_jax"]
     is_trial = not (config.data.input or config.data.rows or config.train.init)
     return Model(

@@ -11,9 +11,8 @@ import jax
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.hf.read import around, listed, read_folder
-from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.state import initial_state
 from sctd_jax.train.workdir import write_config
 
 
@@ -38,7 +37,7 @@ def import_model(
         raise UserError(f"{workdir} exists already; choose another --workdir")
     found = read_folder(source, tokenizer_file)
     config = around(found.network, recipe)
-    state = jax.jit(lambda: initial_state(config, SpecialIds(**found.tokenizer.special)))()
+    state = jax.jit(lambda: initial_state(config, found.tokenizer.special))()
     params = {name: values for name, values in found.params().items() if name in state.params}
     state = state.replace(params=state.params | jax.device_put(params))
     try:

@@ -205,7 +205,7 @@ class Checkpoints:
             # The first host reads it through beforehand: Orbax leaves a failed restore's other reads behind, which
             # then fill the terminal with tracebacks.
             problem = self._read(candidate)[0] if hosts.is_first() else None
-            if hosts.all_say(problem is None):
+            if hosts.all_agree(problem is None):
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shape))
                 try:
                     return None, self._manager.restore(candidate, args=arguments)["state"]
@@ -244,7 +244,7 @@ class Checkpoints:
         candidates = self.steps() if step is None else [step]
         for candidate in reversed(candidates):
             problem, found = attempt(candidate)
-            if hosts.all_say(problem is None):
+            if hosts.all_agree(problem is None):
                 return candidate, found
             log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
         if candidates:
@@ -289,7 +289,7 @@ class Checkpoints:
                     continue
                 (self._folder / str(step)).rename(self._folder.with_name(f"damaged-{step}-{time.time_ns()}"))
 
-        hosts.first_only("damaged checkpoints", move)
+        hosts.run_on_first("damaged checkpoints", move)
         self.close()
         self._manager, self._writes = self._open_to_read(), False
 

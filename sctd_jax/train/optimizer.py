@@ -87,7 +87,7 @@ def _scale_by_trust_ratio(config: OptimizerConfig) -> optax.GradientTransformati
 
     Biases, which start at 0, and LayerNorms would hardly move otherwise.
     """
-    # Not `optax.masked`: with it the state would be another tree than that of older runs.
+    # `optax.masked` would make the state another tree than that of older runs.
     adapted = optax.scale_by_trust_ratio()
 
     def update(updates, state, params=None):
