@@ -103,6 +103,10 @@ def run_module(module: str, *args: str, cwd: Path = ROOT, env=None, **kwargs) ->
     )  # fmt: skip
 
 
+# One program of one layer, for runs whose end or place is the point and not what they train.
+ONE_LAYER = ("--config.dropping.method=full", "--config.model.num_layers=1")
+
+
 def call(main, *args: str) -> subprocess.CompletedProcess:
     """`main(args)` in this process, where what the command does is the point and not that it is a process."""
     with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:

@@ -107,24 +107,24 @@ def test_a_run_moves_from_one_process_to_two_on_another_mesh_past_a_damaged_chec
     assert_same_state(stored(tmp_path / "run"), alone[1], 1e-6)
 
 
-# The command, but a silent process counts as dead after a third of the time.
+# The command, but a silent process counts as dead after a sixth of the time.
 IMPATIENT = """
 from absl import app
 from sctd_jax import main
 from sctd_jax.parallel import hosts
-hosts._HEARTBEAT_SECONDS = 20
+hosts._HEARTBEAT_SECONDS = 10
 app.run(main._main, flags_parser=main._parse)
 """
 
 
 def test_a_signal_to_one_saves_on_all_and_a_killed_one_ends_the_others(rows, tmp_path):
     arguments = (
-        "--config.dropping.method=drop", "--config.train.steps=100000", "--config.train.eval_every=20",
-        "--config.train.checkpoint_every=20",
+        *helpers.ONE_LAYER, "--config.train.steps=100000", "--config.train.eval_every=6",
+        "--config.train.checkpoint_every=6",
     )  # fmt: skip
     start = functools.partial(helpers.start_pair, tmp_path / "run", rows, *arguments, program=("-c", IMPATIENT))
     processes = start()
-    until(processes[0], "step 30/")
+    until(processes[0], "step 8/")
     processes[1].send_signal(signal.SIGTERM)
     statuses, (first, second) = helpers.end(processes)
     assert statuses == [128 + signal.SIGTERM] * 2, first + second
@@ -134,14 +134,14 @@ def test_a_signal_to_one_saves_on_all_and_a_killed_one_ends_the_others(rows, tmp
 
     processes = start()
     assert f"resuming at step {saved}" in until(processes[0], "resuming")
-    until(processes[0], f"step {saved + 30 - saved % 2}/")
+    until(processes[0], f"step {saved + 8 - saved % 2}/")
     assert_killing_ends_the_other(processes, 0)
     kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
     assert kept >= saved
 
     processes = start()
     assert f"resuming at step {kept}" in until(processes[0], "resuming")
-    until(processes[0], f"step {kept + 10 - kept % 2}/")
+    until(processes[0], f"step {kept + 4 - kept % 2}/")
     assert_killing_ends_the_other(processes, 1)
 
 

@@ -45,8 +45,6 @@ def finished(rows, tmp_path_factory):
     return workdir, done.stdout
 
 
-# One program instead of two, where how a run ends is the point and not what it trains.
-FULL = "--config.dropping.method=full"
 DROPOUT = ["--config.model.hidden_dropout=0.1", "--config.model.attention_dropout=0.1"]
 
 
@@ -136,9 +134,8 @@ app.run(main._main)
 def test_a_signal_saves_and_leaves_with_a_message(rows, tmp_path, number):
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "sctd_jax.main", SMALL, f"--workdir={workdir}", f"--config.data.rows={rows}"]
-    command += [
-        FULL, "--config.train.steps=100000", "--config.train.eval_every=99999", "--config.train.checkpoint_every=99999",
-    ]  # fmt: skip
+    command += [*helpers.ONE_LAYER, "--config.train.steps=100000"]
+    command += ["--config.train.eval_every=99999", "--config.train.checkpoint_every=99999"]
     process = subprocess.Popen(
         command, env=helpers.environment(), cwd=helpers.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -160,7 +157,7 @@ def test_a_signal_saves_and_leaves_with_a_message(rows, tmp_path, number):
 
 def test_too_many_bad_steps_stop_the_run_with_the_last_good_state_saved(rows, tmp_path):
     high = "--config.optimizer.learning_rate=1e38"
-    done = run(tmp_path / "run", rows, FULL, high, "--config.train.steps=50", code=2)
+    done = run(tmp_path / "run", rows, *helpers.ONE_LAYER, high, "--config.train.steps=50", code=2)
     assert "error: 3 steps in a row had a non-finite loss or gradient" in done.stderr
     assert "learning_rate" in done.stderr
     assert "Traceback" not in done.stderr
@@ -169,7 +166,8 @@ def test_too_many_bad_steps_stop_the_run_with_the_last_good_state_saved(rows, tm
     state = saved(tmp_path / "run", step)
     assert all(np.isfinite(x).all() for name, x in state.items() if "params" in name)
     # The message says to lower the rate and run again here: that works.
-    again = run(tmp_path / "run", rows, FULL, "--config.optimizer.learning_rate=1e-5", f"--config.train.steps={step}")
+    low = "--config.optimizer.learning_rate=1e-5"
+    again = run(tmp_path / "run", rows, *helpers.ONE_LAYER, low, f"--config.train.steps={step}")
     assert f"resuming at step {step}" in again.stdout
 
 
@@ -205,7 +203,7 @@ def test_rows_are_prepared_when_they_are_missing(speeches, tmp_path):
         os.symlink(path, text / f"{i}.txt")
     args = [
         SMALL,
-        FULL,
+        *helpers.ONE_LAYER,
         f"--workdir={tmp_path / 'run'}",
         f"--config.data.input={text}",
         "--config.data.documents=paragraph",

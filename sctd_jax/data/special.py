@@ -14,7 +14,7 @@ class SpecialIds(NamedTuple):
 
     @property
     def never_drop(self) -> tuple[int, ...]:
-        """Ids that importance always keeps (SPEC 2)."""
+        """Ids that importance always keeps (docs/method.md 3)."""
         return (self.cls, self.sep, self.mask, self.unk)
 
     @property

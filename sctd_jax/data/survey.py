@@ -113,7 +113,7 @@ def take(sources: list[corpus.Source], data: DataConfig, sample_bytes: int) -> S
 
     Args:
       sources: result of `corpus.find_sources`.
-      data: fields, documents, the seed of the sample, and N; the held-out candidates hold MIN_HELDOUT_ROWS rows.
+      data: settings of reading, the seed of the sample, and N: the held-out candidates hold MIN_HELDOUT_ROWS rows.
       sample_bytes: size of the sample.
     """
     found = Survey(data, sources, [corpus.fingerprint(source) for source in sources], corpus.Counts())

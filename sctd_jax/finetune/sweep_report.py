@@ -89,24 +89,19 @@ def table(rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]],
 def _table(
     rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]], checkpoints: Sequence[str]
 ) -> list[str]:
-    found = {(row["task"], row["checkpoint"]): row for row in rows}
+    titles = {name: f"{name} | {', '.join(task.score or task.metrics)}" for name, task in TASKS.items()}
+    titles |= {name: f"{benchmark} average |" for name, benchmark in _BENCHMARKS.items()}
+    cells = {(row["task"], row["checkpoint"]): _cell(row) for row in rows}
+    for mean in means:
+        text = f"{100 * mean['average']:.1f} ({mean['tasks']} of {mean['of']} tasks)"
+        cells[mean["benchmark"], mean["checkpoint"]] = text
     lines = [f"| task | metric | {' | '.join(checkpoints)} |", f"|---|---|{'---|' * len(checkpoints)}"]
-    for task in [name for name in TASKS if any(row["task"] == name for row in rows)]:
-        cells = [_cell(found.get((task, checkpoint))) for checkpoint in checkpoints]
-        lines.append(f"| {task} | {', '.join(TASKS[task].score or TASKS[task].metrics)} | {' | '.join(cells)} |")
-    for benchmark in dict.fromkeys(mean["benchmark"] for mean in means):
-        theirs = {mean["checkpoint"]: mean for mean in means if mean["benchmark"] == benchmark}
-        cells = [
-            f"{100 * theirs[c]['average']:.1f} ({theirs[c]['tasks']} of {theirs[c]['of']} tasks)" if c in theirs else ""
-            for c in checkpoints
-        ]
-        lines.append(f"| {_BENCHMARKS[benchmark]} average | | {' | '.join(cells)} |")
+    for name in [name for name in titles if any(line == name for line, _ in cells)]:
+        lines.append(f"| {titles[name]} | {' | '.join(cells.get((name, c), '') for c in checkpoints)} |")
     return lines
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return ""
+def _cell(row: Mapping[str, Any]) -> str:
     low, middle, high = (100 * row[name] for name in ("lowest", "median", "highest"))
     return f"{middle:.1f} [{low:.1f} to {high:.1f}] at {row['learning_rate']:g}"
 

@@ -21,8 +21,10 @@ from sctd_jax.model.elementwise import dropout
 
 # (query_BRHd, key_BNHd, value_BNHd, mask_BN, dropout rate, dropout key) -> out_BRHd
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, float, jax.Array | None], jax.Array]
+Kernel = Literal["splash", "cudnn"]
+Remat = Literal["none", "attention", "block"]
 _KERNELS = {"splash": "a TPU kernel", "cudnn": "a kernel of NVIDIA's"}
-_KERNEL_OF = {"tpu": "splash", "gpu": "cudnn"}
+_KERNEL_OF: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn"}
 _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
 
 
@@ -30,8 +32,8 @@ _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
 class Choice:
     """Meaning of `model.attention` and `model.remat` for a config on a platform."""
 
-    attention: str  # 'plain', 'splash' or 'cudnn'
-    remat: str  # 'none', 'attention' or 'block'
+    attention: Kernel | Literal["plain"]
+    remat: Remat
     text: str  # description for a person
 
 
@@ -44,14 +46,14 @@ def platform_of(device: jax.Device) -> str:
 
 def choose(config: Config, platform: str) -> Choice:
     """The attention of a run on devices of a platform ('cpu', 'gpu', 'old gpu', 'tpu')."""
-    model, remat = config.model, config.model.remat
-    kernel = model.attention if model.attention in _KERNELS else _KERNEL_OF.get(platform)
+    model = config.model
+    kernel = model.attention if model.attention in ("splash", "cudnn") else _KERNEL_OF.get(platform)
     obstacle = _obstacle(config, kernel, platform) if kernel else None
     if model.attention == kernel and obstacle:
         raise UserError(f"config.model.attention is {kernel}, but {obstacle}; auto takes what is possible")
-    chosen = "plain" if model.attention == "plain" or obstacle or not kernel else kernel
-    if remat == "auto":
-        remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
+    chosen: Kernel | Literal["plain"] = "plain" if model.attention == "plain" or obstacle or not kernel else kernel
+    automatic: Remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
+    remat = automatic if model.remat == "auto" else model.remat
     text = f"{chosen}, {_KERNELS[chosen]} that keeps no probabilities" if chosen in _KERNELS else "plain"
     plain_layers = "the last layer's" if chosen == "splash" else "its"
     text += {"none": "", "attention": f"; {plain_layers} probabilities are recomputed in the backward pass",

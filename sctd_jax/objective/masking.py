@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from sctd_jax.data.special import SpecialIds
@@ -45,7 +46,7 @@ def mask_tokens(
     rate: float,
     mask_share: float,
     random_share: float,
-    word_start_V: jax.Array | None = None,
+    word_start_V: jax.Array | np.ndarray | None = None,
 ) -> MaskedBatch:
     """Choose min(P, rate * tokens in the row) positions and hide them.
 

@@ -82,6 +82,8 @@ def make_eval_step(
     dropping = config.dropping.method != "full"
 
     def eval_step(state: TrainState, tokens_BN: jax.Array, rows_B: jax.Array, valid_B: jax.Array):
+        importance_V = state.importance_V
+        assert importance_V is not None  # only fine-tuning has no table
         batch = mask_batch(config, special, jax.random.key(EVAL_SEED), tokens_BN, word_start_V, rows_B)
         weights_BP = batch.weights_BP * valid_B[:, None]
         rows_BR = loss_rows(batch)
@@ -94,9 +96,10 @@ def make_eval_step(
             x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)
             if not dropping:
                 return branch(None), None
-            return branch(None), branch(select(config, state.importance_V, batch, selection_keys(rows_B), x_BND))
+            return branch(None), branch(select(config, importance_V, batch, selection_keys(rows_B), x_BND))
 
-        (logits_BPV, full_cls), drop_pass = model.apply({"params": state.params}, method=network)
+        passes: Any = model.apply({"params": state.params}, method=network)
+        (logits_BPV, full_cls), drop_pass = passes
         correct_BP = jnp.argmax(logits_BPV, axis=-1) == batch.targets_BP
         sums = {
             "predictions": weights_BP.sum(),

@@ -1,5 +1,6 @@
 """Pretraining from a config to a finished workdir, and the evaluation of one."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def train_and_evaluate(
                 return state
             step, found = open_run(storage.as_path(train.init), log).read(None, mesh)
             log(f"starting from the parameters of {train.init} at step {step}")
-            return state.replace(params=found["params"])
+            return dataclasses.replace(state, params=found["params"])
 
         def describe(state: TrainState) -> list[str]:
             step, lines = int(state.step), report.start_table(config, mesh, data, state)

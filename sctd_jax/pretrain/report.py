@@ -5,6 +5,7 @@ import math
 import shlex
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +207,7 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def predict(params, input_ids_BN, rows_BR):
         model = make_model(config)
-        logits = model.apply({"params": params}, input_ids_BN, input_ids_BN != data.special.pad, rows_BR=rows_BR)
+        logits: Any = model.apply({"params": params}, input_ids_BN, input_ids_BN != data.special.pad, rows_BR=rows_BR)
         return jax.lax.top_k(jax.nn.softmax(logits[:, 0]), _CANDIDATES)
 
     scores, ids = predict(state.params, hidden_BN, positions[:, None])

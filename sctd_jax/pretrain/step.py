@@ -79,7 +79,8 @@ def make_train_step(
     model, optimizer = make_model(config, mesh), make_optimizer(config.optimizer)
 
     def step_fn(state: TrainState, tokens_BN: jax.Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
+        assert state.importance_V is not None  # only fine-tuning has no table
+        importance_V, key = state.importance_V, jax.random.fold_in(state.key, state.step)
         batch = mask_batch(config, special, jax.random.fold_in(key, _MASKING), tokens_BN, word_start_V)
         predictions = batch.weights_BP.sum()
         # A batch without one maskable token has loss 0 / 1, and no gradient, rather than 0 / 0.
@@ -87,7 +88,7 @@ def make_train_step(
 
         def loss_fn(params, microbatch, rows_B, index):
             sums, losses_BP = forward_sums(
-                config, model, params, state.importance_V, microbatch, variant,
+                config, model, params, importance_V, microbatch, variant,
                 dropout_key=jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), index),
                 selection_keys_B=row_keys(jax.random.fold_in(key, _SELECTION), rows_B),
             )  # fmt: skip
@@ -99,11 +100,11 @@ def make_train_step(
             )
             return loss, (sums, importance)
 
-        grads, loss, (sums, importance) = accumulate(loss_fn, state.params, batch, config.microbatches(variant))
+        grads, loss, (sums, (loss_V, count_V)) = accumulate(loss_fn, state.params, batch, config.microbatches(variant))
 
         def moved(importance_V):
             return token_dropping.update_importance(
-                importance_V, *importance, config.dropping.importance_beta, special.frozen
+                importance_V, loss_V, count_V, config.dropping.importance_beta, special.frozen
             )
 
         new_state, metrics = update(optimizer, learning_rate(config, state.step), state, grads, loss, moved)
@@ -258,14 +259,15 @@ def forward_sums(
         return kept_BK, trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
 
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    kept_BK, (loss_BP, drop_states), full_pass = model.apply({"params": params}, rngs=rngs, method=network)
+    passes: Any = model.apply({"params": params}, rngs=rngs, method=network)
+    kept_BK, (loss_BP, drop_states), full_pass = passes
     zero = jnp.zeros(())
     sums = losses.Sums(jnp.sum(loss_BP * batch.weights_BP), zero, zero, zero)
     if full_pass is not None:
         full_loss_BP, full_states = full_pass
         sc_local, sc_global = _consistency(config, batch, kept_BK, full_states, drop_states)
         mlm_full = jnp.sum(full_loss_BP * batch.weights_BP)
-        sums = sums.replace(mlm_full=mlm_full, sc_global=sc_global, sc_local=sc_local)
+        sums = losses.Sums(sums.mlm, mlm_full, sc_global, sc_local)
     return sums, jax.lax.stop_gradient(loss_BP)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 from etils import epath
 
@@ -47,7 +48,7 @@ def check_workdir(workdir: epath.Path, config: Config) -> None:
     check(workdir, same_run)
 
 
-def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
+def check_rows(workdir: epath.Path, rows: Path) -> None:
     """Check that rows can be read, and that the steps in `workdir` were trained on these."""
     mine = fingerprint(rows)
     if not (workdir / CONFIG_FILE).exists():
@@ -63,7 +64,7 @@ def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
                             f"{ours} here; give it those, or choose another --workdir")  # fmt: skip
 
 
-def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path, log: Callable[[str], None] = say) -> None:
+def claim_workdir(workdir: epath.Path, config: Config, rows: Path, log: Callable[[str], None] = say) -> None:
     """Make `workdir` this run's: tokenizer, metadata and fingerprint of its rows, command and config."""
 
     def files():

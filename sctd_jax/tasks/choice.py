@@ -3,6 +3,7 @@
 Source: Devlin et al. (2019), 4.4, for the order of the texts and the hyperparameters.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 from sctd_jax.errors import UserError
@@ -32,23 +33,18 @@ def _completion(
     return Example(number, record.text(first), label=context.choice(record, len(choices)), choices=choices)
 
 
+_choice = functools.partial(Task, head="multiple_choice", metrics=("accuracy",), batch_size=16)
 CHOICE = (
-    Task(
+    _choice(
         name="swag",
-        head="multiple_choice",
-        metrics=("accuracy",),
-        batch_size=16,
         folder="SWAG",
         home="https://github.com/rowanz/swagaf/tree/master/data",
         hub=("allenai/swag", ""),
         files=SplitNames("train.csv", {"dev": "val.csv"}, {"test": "test.csv"}),
         build=_build_swag,
     ),
-    Task(
+    _choice(
         name="hellaswag",
-        head="multiple_choice",
-        metrics=("accuracy",),
-        batch_size=16,
         folder="HellaSwag",
         home="https://github.com/rowanz/hellaswag/tree/master/data",
         hub=("Rowan/hellaswag", ""),

@@ -1,4 +1,4 @@
-"""Files and TFDS splits as streams of records: the fields of each row, in file order, and where it stands."""
+"""Files as streams of records: the fields of each row, in file order, and where it stands."""
 
 import codecs
 import contextlib
@@ -186,13 +186,6 @@ def read_file(path: str, split: str, note: Note) -> Iterator[Record]:
     return read_csv(path, note) if path.endswith(".csv") else read_jsonl(path)
 
 
-def read_tfds(builder: Any, split: str) -> Iterator[Record]:
-    """The records of a split of a prepared TFDS dataset, bytes as text and numbers as Python's."""
-    for number, record in enumerate(builder.as_data_source(split=split)):
-        place = f"{builder.data_dir}, split {split}, record {number}"
-        yield Record(place, number, _plain(record, place))
-
-
 def _lines(path: str) -> Iterator[tuple[int, str]]:
     """(number from 1, line with its end); only a newline ends a line, and a byte order mark is no text."""
     try:
@@ -233,15 +226,3 @@ def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{place}: not a JSON object, found {value!r:.80}")
     return value
-
-
-def _plain(value: Any, place: str) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item, place) for name, item in value.items()}
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{place}: not UTF-8 (byte {error.start + 1})") from error
-    value = value.tolist() if hasattr(value, "tolist") else value  # numpy's scalars and arrays have it
-    return [_plain(item, place) for item in value] if isinstance(value, list | tuple) else value

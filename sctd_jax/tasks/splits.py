@@ -10,7 +10,7 @@ from sctd_jax.data import corpus
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
 from sctd_jax.tasks.examples import Context, Example, FileSettings
-from sctd_jax.tasks.files import Note, Record, read_tfds
+from sctd_jax.tasks.files import Note, Record
 from sctd_jax.tasks.task import SplitNames, Task
 
 _CONSTANT_IS_UNDEFINED = ("pearson", "spearman", "mcc")  # metrics that labels which are all the same leave without one
@@ -39,7 +39,7 @@ class Notes:
     """Remarks on the files for the user: how often each kind and where first, and remarks on the whole."""
 
     def __init__(self):
-        self._places: dict[tuple[str, str], list[str]] = collections.defaultdict(list)  # keys: file and kind
+        self._places: dict[tuple[str, str], list[str]] = collections.defaultdict(list)  # places by file and kind
         self.remarks: list[str] = []
 
     def of(self, where: str) -> Note:
@@ -197,12 +197,25 @@ def tfds_splits(
         raise UserError(f"{builder.data_dir}: no split {', '.join(missing)}; found {', '.join(there)}")
 
     def read(split: str) -> Iterator[Record]:
-        for record in read_tfds(builder, split):
-            values = dict(record.fields)
+        for number, record in enumerate(builder.as_data_source(split=split)):
+            place = f"{builder.data_dir}, split {split}, record {number}"
+            values = _plain(record, place)
             if isinstance(values.get(label), int) and 0 <= values[label] < len(labels):
                 values[label] = labels[values[label]]
-            values = {fields.get(field, field): value for field, value in values.items()}
-            yield Record(record.place, record.number, values)
+            yield Record(place, number, {fields.get(field, field): value for field, value in values.items()})
 
     found = {ours: split for ours, split in {**names.required, **names.test}.items() if split in there}
     return {ours: Split(f"{builder.data_dir}, split {split}", read(split)) for ours, split in found.items()}
+
+
+def _plain(value: Any, place: str) -> Any:
+    """A value of TFDS with bytes as text and numbers as Python's."""
+    if isinstance(value, dict):
+        return {name: _plain(item, place) for name, item in value.items()}
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place}: not UTF-8 (byte {error.start + 1})") from error
+    value = value.tolist() if hasattr(value, "tolist") else value  # numpy's scalars and arrays have it
+    return [_plain(item, place) for item in value] if isinstance(value, list | tuple) else value

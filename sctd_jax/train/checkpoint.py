@@ -109,7 +109,7 @@ class Checkpoints:
 
         `log` is told of those whose metrics are damaged.
         """
-        values = {}
+        values: dict[int, float] = {}
         for step in reversed(self.steps()):
             try:
                 if (value := self._value(step)) is not None:
@@ -117,7 +117,7 @@ class Checkpoints:
             except DamagedError as error:
                 log(f"warning: checkpoint {self._folder / str(step)} may be the best and is passed over: {error}")
         choose = min if self._best.mode == "min" else max
-        return choose(values, key=values.get) if values else None
+        return choose(values, key=values.__getitem__) if values else None
 
     def _value(self, step: int) -> float | None:
         """The metric of a checkpoint; None if it was saved without. Raises DamagedError."""
@@ -324,7 +324,7 @@ def _digests(state: TrainState) -> dict[str, jax.Array]:
         unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
 
-    fields = vars(state.replace(key=jax.random.key_data(state.key)))
+    fields = vars(dataclasses.replace(state, key=jax.random.key_data(state.key)))
     return {name: sum(map(bits, jax.tree.leaves(field)), jnp.uint32(0)) for name, field in fields.items()}
 
 

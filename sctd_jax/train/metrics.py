@@ -135,7 +135,7 @@ def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
         text = raw.strip(b"\0 \r")  # holes of two writers at once, or of a crash of the machine
         damaged += len(text) < len(raw.strip())
         try:
-            line = json.loads(text)
+            line: dict[str, Any] = json.loads(text)
             if not (isinstance(line, dict) and type(line.get("step")) is int):
                 raise ValueError(line)
             if line["seconds"] is None or not all(type(value) in (int, float, type(None)) for value in line.values()):

@@ -19,7 +19,7 @@ _DECAYED = {
 }
 
 
-def learning_rate(config: Config, step: jax.Array) -> jax.Array:
+def learning_rate(config: Config, step: jax.Array | int) -> jax.Array:
     """Rate of update number `step` (from 0): linear warm-up to the peak, then linear or cosine to 0.
 
     The first update has 1/warmup of the peak, the last one a rate just above 0.

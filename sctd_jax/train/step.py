@@ -1,5 +1,6 @@
 """Parts of every train step: gradients over microbatches, the update, one program compiled ahead of time."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,8 @@ def update(
     old = (state.params, state.opt_state, state.importance_V)
     params, opt_state, importance_V = jax.lax.cond(finite, updated, lambda *kept: kept, *old)
     skipped = (~finite).astype(jnp.int32)
-    new_state = state.replace(
+    new_state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         opt_state=opt_state,

@@ -24,9 +24,9 @@ from sctd_jax.parallel import hosts
 from sctd_jax.train.metrics import METRICS_FILE
 
 CONFIG_FILE, COMMAND_FILE, CHECKPOINTS = "config.json", "command.txt", "checkpoints"
-TASK_FILE = "task.json"  # what a fine-tuned model has besides
+TASK_FILE = "task.json"  # file that a fine-tuned model has besides
 ROWS_FILE = "rows.json"  # the fingerprint of the rows
-# By `claim`, before there is a config.
+# Files that `claim` writes before there is a config.
 _LEFT_BY_A_KILL = {
     tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, CHECKPOINTS, ROWS_FILE,
     lease.LEASE_FILE,
@@ -160,7 +160,7 @@ def follow(
     Args:
       path: `config.json` or `task.json` of the workdir.
       mine: the recipe's fields, by sections where they have them.
-      changes: what has become of that file's fields.
+      changes: history of that file's fields.
       may_change: fields that a rerun may have otherwise.
       log: receives what earlier code had otherwise.
     """
