@@ -23,11 +23,13 @@ from safetensors.numpy import load_file
 from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
+from sctd_jax.hf import write
+from sctd_jax.hf.read import find_tokenizer
 from sctd_jax.interop import exported as exported_module
 from sctd_jax.interop import exporting, huggingface, importing
+from sctd_jax.models import open_run
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.run import load_run
 from tests import helpers, small
 
 # Made by .ci/run or `make interop`; a Python that has torch and transformers.
@@ -87,7 +89,7 @@ def test_the_folder_holds_what_transformers_reads(exported, workdir):
 
 
 def test_the_tensors_are_the_parameters_bit_for_bit(exported, workdir):
-    params = load_run(workdir, None, print).state.params
+    params = open_run(workdir, print).params()
     tensors = load_file(exported / "model.safetensors")
     layer = params["encoder"]["layer_2"]
     expected = {
@@ -139,7 +141,7 @@ def test_an_older_step(exported, workdir, tmp_path):
     export(workdir, tmp_path / "older", "--step=15")
     assert "Steps: 15 of 8 rows" in (tmp_path / "older" / "README.md").read_text()
     older, newer = (load_file(folder / "model.safetensors") for folder in (tmp_path / "older", exported))
-    params = load_run(workdir, 15, print).state.params
+    params = open_run(workdir, print).params(15)
     np.testing.assert_array_equal(older["cls.predictions.bias"], params["mlm_head"]["bias"])
     assert (older["cls.predictions.bias"] != newer["cls.predictions.bias"]).any()
 
@@ -160,7 +162,7 @@ def test_an_export_that_fails_midway_leaves_the_old_one(exported, workdir, tmp_p
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_write_json", full)
+    monkeypatch.setattr(write, "_write_json", full)
     for folder in (out, tmp_path / "new"):
         with pytest.raises(UserError, match=r"cannot write .* No space left"):
             exporting.export(workdir, folder, step=None, force=True, log=print)
@@ -191,7 +193,7 @@ def mlm_logits(run, ids, mask, segments):
 
         return make_model(run.config).apply({"params": params}, method=logits)
 
-    return network(run.state.params, *map(jnp.asarray, (ids, mask, segments)))
+    return network(run.params(), *map(jnp.asarray, (ids, mask, segments)))
 
 
 def fill_mask_prompt(run):
@@ -206,7 +208,7 @@ def fill_mask_prompt(run):
 
 def expectations(workdir, path):
     """Answers of our side for real lines, a padded batch with two segments, and a prompt."""
-    run = load_run(workdir, None, print)
+    run = open_run(workdir, print)
     texts = real_lines(2000)
     ids = run.tokenizer.encode(texts)
     special = run.tokenizer.special
@@ -249,8 +251,8 @@ def test_an_export_comes_back_bit_for_bit(exported, workdir, tmp_path):
     recipe = small.get_config().to_dict()
     again = tmp_path / "again"
     importing.import_model(exported, again, tokenizer_file=None, recipe=recipe, log=print)
-    before, after = load_run(workdir, None, print), load_run(again, None, print)
-    jax.tree.map(np.testing.assert_array_equal, after.state.params, before.state.params)
+    before, after = open_run(workdir, print), open_run(again, print)
+    jax.tree.map(np.testing.assert_array_equal, after.params(), before.params())
     assert after.config.model == before.config.model
     assert after.tokenizer.pieces == before.tokenizer.pieces
     assert tokenizer.digest(tokenizer.find(again)) == tokenizer.digest(tokenizer.find(workdir))
@@ -351,7 +353,7 @@ def test_tokenizers_have_the_ids_of_transformers_whatever_lies_beside_them(creat
     texts = json.loads((created / "tokenizers.json").read_text())
     for folder in sorted((created / "tokenizers").iterdir()):
         expected, size = json.loads((folder / "expected.json").read_text())
-        loaded = tokenizer.load(importing._find_tokenizer(folder))
+        loaded = tokenizer.load(find_tokenizer(folder))
         assert len(loaded.pieces) == size, folder.name
         for text, ids, theirs in zip(texts, loaded.encode(texts), expected, strict=True):
             assert ids.tolist() == theirs, (folder.name, text)
@@ -363,7 +365,7 @@ def test_models_of_transformers_come_in(created, name, tmp_path):
     source = (created / "minilm.txt").read_text() if name == "minilm" else created / name
     recipe = small.get_config().to_dict()
     importing.import_model(Path(source), tmp_path / "run", tokenizer_file=None, recipe=recipe, log=print)
-    run = load_run(tmp_path / "run", None, print)
+    run = open_run(tmp_path / "run", print)
     expected = np.load(created / ("minilm.npz" if name == "minilm" else "masked_lm.npz"), allow_pickle=False)
     ids = run.tokenizer.encode((created / "lines.txt").read_text().splitlines())
     assert [len(line) for line in ids] == expected["line_lengths"].tolist()
@@ -380,7 +382,7 @@ def test_models_of_transformers_come_in(created, name, tmp_path):
         return make_model(run.config).apply({"params": params}, method=states_and_logits)
 
     mask = expected["mask"]
-    hidden, logits = network(run.state.params, *(jnp.asarray(expected[key]) for key in ("ids", "mask", "segments")))
+    hidden, logits = network(run.params(), *(jnp.asarray(expected[key]) for key in ("ids", "mask", "segments")))
     deviations = {"hidden states": np.abs(hidden - expected["hidden"])[:, mask].max()}
     assert hidden.shape[0] == run.config.model.num_layers + 1
     if name == "masked_lm":
