@@ -2,16 +2,15 @@
 
 python benchmarks/export.py [--workdir RUN] [--out DIR]
 
-Without --workdir a run of BERT-base with random weights is made in a temporary folder, from an import of such a model.
+Without --workdir a run of BERT-base with random weights is made in a temporary folder. SCTD_JAX=FOLDER measures the
+package of another checkout.
 Bytes are those of the process's read calls (`rchar` of /proc/self/io), memory is its resident set; both without what
 Python and its libraries took before. Neither depends on what else runs.
 """
 
 import dataclasses
-import json
 import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
 from contextlib import closing
@@ -20,19 +19,19 @@ from pathlib import Path
 sys.path.insert(0, os.environ.get("SCTD_JAX", str(Path(__file__).parents[1])))
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config
-from sctd_jax.hf import config_json, names
-from sctd_jax.hf.write import write_weights
+from sctd_jax.data import tokenizer
 from sctd_jax.interop.exporting import export
-from sctd_jax.interop.importing import import_model
 from sctd_jax.model.bert import Bert
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.optimizer import make_optimizer
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.workdir import write_config
 
 
 def main() -> None:
@@ -45,9 +44,11 @@ def main() -> None:
         workdir = args.workdir
         if not workdir:
             workdir = f"{folder}/run"
-            child = multiprocessing.get_context("spawn").Process(target=make_run, args=(Path(folder), Path(workdir)))
+            child = multiprocessing.get_context("spawn").Process(target=make_run, args=(Path(workdir),))
             child.start()
             child.join()
+            if child.exitcode:
+                sys.exit(child.exitcode)
         jax.devices()
         before, read_before = memory("VmRSS"), read_bytes()
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
@@ -63,31 +64,27 @@ def main() -> None:
         print(f"{name:15s} {value / 2**20:8,.0f} MiB")
 
 
-def make_run(folder: Path, workdir: Path) -> None:
-    """Import a BERT-base with random weights and words."""
-    config = Config()
-    model = config.model
-    source = folder / "bert"
-    source.mkdir()
-    bert, ids = Bert(model, 0, 0), np.zeros((1, 8), np.int32)
-    params = jax.jit(bert.init)(jax.random.key(0), ids, ids == 0)["params"]
-    write_weights(source / "model.safetensors", model, params, names.names(model))
-    (source / "config.json").write_text(json.dumps(config_json.to_json(model, 0)))
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = [*special, *(f"w{number}" for number in range(model.vocab_size - len(special)))]
-    (source / "vocab.txt").write_text("\n".join(pieces))
-    import_model(source, workdir, tokenizer_file=None, recipe=dataclasses.asdict(Config()), log=lambda line: None)
+def make_run(workdir: Path) -> None:
+    """Write a run of BERT-base with random weights, moments and words, at step 0."""
+    config = Config(dropping=dataclasses.replace(Config().dropping, method="full"))
+    model, special = config.model, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    workdir.mkdir()
+    vocabulary = workdir.with_name("vocab.txt")
+    vocabulary.write_text("\n".join([*special, *(f"w{number}" for number in range(model.vocab_size - len(special)))]))
+    name, content = tokenizer.canonical(vocabulary)
+    (workdir / name).write_bytes(content)
+    row_BN = np.zeros((1, 8), np.int32)
+    params = jax.jit(Bert(model, 0, 0).init)(jax.random.key(0), row_BN, row_BN == 0)["params"]
     # Zeros take no room in a checkpoint, and the moments of a run that has trained are none.
-    shutil.rmtree(workdir / "checkpoints")
     moments = jax.tree.map(
         lambda x: jax.random.normal(jax.random.key(x.size), x.shape) if x.ndim else x,
         make_optimizer(config.optimizer).init(params),
     )
-    zero = jax.numpy.int32(0)
-    importance_V = jax.numpy.zeros(model.vocab_size)
+    zero, importance_V = jnp.int32(0), jnp.zeros(model.vocab_size)
     with closing(Checkpoints(epath.Path(workdir))) as checkpoints:
         checkpoints.save(TrainState(zero, params, moments, importance_V, jax.random.key(0), zero), None)
         checkpoints.wait()
+    write_config(epath.Path(workdir), config)
 
 
 def memory(name: str) -> int:
