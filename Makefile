@@ -41,6 +41,7 @@ tpu: .venv-tpu/installed  ## the TPU compiler, beside .venv: for the tests of --
 lint: venv  ## what CI asks of the code's form
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
 
 venv: .venv/installed  ## the pinned requirements in .venv

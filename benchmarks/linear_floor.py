@@ -1,4 +1,4 @@
-"""What a linear classifier of word counts reaches on a task, to compare a fine-tuned model with.
+"""Metrics of a linear classifier of word counts on a task, to compare a fine-tuned model with.
 
 python benchmarks/linear_floor.py --task classification --data-dir labels/rotten_tomatoes.csv
 python benchmarks/linear_floor.py --task boolq --data-dir labels      # reads the question alone
@@ -17,9 +17,10 @@ from sklearn.pipeline import make_pipeline
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sctd_jax.arguments import CommandParser
 from sctd_jax.errors import run_command
-from sctd_jax.tasks.reading import FileSettings, open_task
+from sctd_jax.tasks.examples import FileSettings
 from sctd_jax.tasks.scoring import majority
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.splits import open_task
+from sctd_jax.tasks.table import TASKS
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", required=True)
     args = parser.parse_args()
-    data = open_task(args.task, args.data_dir, FileSettings())
+    data = open_task(TASKS[args.task], args.data_dir, FileSettings())
     models = [
         make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2), LogisticRegression(C=strength, max_iter=1000))
         for strength in (1, 10)

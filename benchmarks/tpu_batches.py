@@ -22,7 +22,7 @@ os.environ.update(sctd_main.WITHOUT_CHIPS)
 from configs import base, large
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config, from_dict
-from sctd_jax.pretrain.step import steps_needed
+from sctd_jax.pretrain.step import programs_needed
 from sctd_jax.tpu import compile as aot
 from sctd_jax.tpu import largest_batch as fitting
 
@@ -45,7 +45,7 @@ def config_of(model: str, length: int, method: str, rows: int) -> Config:
 def measure(model: str, length: int, method: str, chip: str, guess: int) -> dict:
     """One cell of the table."""
     config, mesh, sheet = aot.open_slice(config_of(model, length, method, guess), SLICES[chip], lambda line: None)
-    stage, variant = steps_needed(config)[METHODS[method]]
+    stage, variant = programs_needed(config)[METHODS[method]]
     began = time.monotonic()
     fit = fitting.largest_batch(stage, variant, SLICES[chip], mesh, sheet.hbm_bytes)
     return {
@@ -55,7 +55,7 @@ def measure(model: str, length: int, method: str, chip: str, guess: int) -> dict
 
 
 def guess_rows(cells: list[dict], model: str, length: int, method: str, chip: str) -> int:
-    """From the cells that are there: the same step on another chip, at another length, of another method or model."""
+    """First guess from the cells that are there: the same step on another chip, at another length, of another model."""
     for same, factor in (
         (("model", "length", "method"), lambda cell: HBM[chip] / HBM[cell["chip"]]),
         (("model", "method", "chip"), lambda cell: cell["length"] / length),
@@ -63,7 +63,7 @@ def guess_rows(cells: list[dict], model: str, length: int, method: str, chip: st
         (("length", "method", "chip"), lambda cell: 0.4),
     ):
         wanted = {"model": model, "length": length, "method": method, "chip": chip}
-        for cell in reversed(cells):  # of several chips the last is the likest
+        for cell in reversed(cells):  # the last of several chips is the likest
             if all(cell[field] == wanted[field] for field in same):
                 return max(8, int(cell["rows"] * factor(cell)))
     return 96 * 512 // length

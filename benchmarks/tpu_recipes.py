@@ -21,7 +21,7 @@ os.environ.update(sctd_main.WITHOUT_CHIPS)
 
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import from_dict
-from sctd_jax.pretrain.step import steps_needed
+from sctd_jax.pretrain.step import programs_needed
 from sctd_jax.tpu import compile as aot
 
 RECIPES = Path(__file__).parents[1] / "configs" / "tpu"
@@ -29,12 +29,12 @@ MFU = 0.4  # assumed, for the length of a run
 
 
 def measure(name: str) -> dict:
-    """What a recipe takes on its slice."""
+    """Needs of a recipe on its slice."""
     recipe = importlib.import_module(f"configs.tpu.{name}")
     config, mesh, chip = aot.open_slice(from_dict(recipe.get_config().to_dict()), recipe.TOPOLOGY, lambda line: None)
     programs = {
         step: aot.compile_program(stage, variant, mesh, step)
-        for step, (stage, variant) in steps_needed(config).items()
+        for step, (stage, variant) in programs_needed(config).items()
     }  # fmt: skip
     return {
         "recipe": name, "topology": recipe.TOPOLOGY, "rows": config.train.batch_size / mesh.size,

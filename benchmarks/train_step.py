@@ -28,15 +28,16 @@ from configs import base
 from sctd_jax import recipes
 from sctd_jax.arguments import CommandParser, number
 from sctd_jax.config import Config, from_dict
-from sctd_jax.data.tokenizer import Tokenizer
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, run_command
 from sctd_jax.huge_pages import restart_with_huge_pages
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.pretrain import setup, step
-from sctd_jax.pretrain.compiling import compile_train_step, peak_bytes, state_shape
+from sctd_jax.pretrain import step
 from sctd_jax.pretrain.flops import plain_step_flops, step_flops
-from sctd_jax.train.state import initial_state
+from sctd_jax.pretrain.model import initial_state
+from sctd_jax.pretrain.report import matmul_flops_per_second
+from sctd_jax.pretrain.step import compile_programs, compile_train_step
+from sctd_jax.train.step import peak_bytes, state_shape
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -50,10 +51,10 @@ class Timing:
 
     title: str
     config: Config
-    seconds: dict[str, np.ndarray]  # by kind of step, one per repeat
+    seconds: dict[str, np.ndarray]  # seconds by kind of step, one per repeat
     flops: dict[str, float]
     memory: dict[str, int]  # bytes
-    peer: str  # its versions, or ''
+    peer: str  # versions of the peer, or ''
 
     def ratio(self, kind: str, reference: str) -> tuple[float, float, float]:
         """Median, lowest and highest ratio within a repeat."""
@@ -112,7 +113,7 @@ class Peer:
             "num_predicted": config.num_predicted,
         }
         command = [python, ROOT / "benchmarks" / "peer_pytorch.py", json.dumps(sizes)]
-        # As a user of PyTorch would start it: without our setting of the allocator, which does not help it.
+        # Started as a user of PyTorch would: without our setting of the allocator, which does not help it.
         environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -144,7 +145,9 @@ def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, pe
     rows[:, 0], rows[:, -1] = SPECIAL.cls, SPECIAL.sep
     tokens = meshes.put_batch(mesh, len(rows), rows)
     compiled = {kind: compile_step(config, mesh, kind) for kind in kinds}
-    new_state = meshes.jit_init(lambda: initial_state(config, SPECIAL), state_shape(config, SPECIAL, mesh))
+    new_state = meshes.jit_init(
+        lambda: initial_state(config, SPECIAL), state_shape(lambda: initial_state(config, SPECIAL), mesh)
+    )
     states = {kind: new_state() for kind in kinds}
     peer = Peer(config, peer_python) if peer_python else None
 
@@ -174,10 +177,8 @@ def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, pe
 
 def seconds_to_compile(config: Config) -> float:
     """All variants of a config, as `main` compiles them, tracing included."""
-    special = dataclasses.asdict(SPECIAL)
-    data = setup.Data(Path(), None, Tokenizer((), special, None, None, None), SPECIAL, None)
     started = time.perf_counter()
-    setup.compile_steps(config, data, meshes.make_mesh(config))
+    compile_programs(config, SPECIAL, meshes.make_mesh(config))
     return time.perf_counter() - started
 
 
@@ -287,7 +288,7 @@ def main() -> None:
     peer = args.peer_python if args.peer else None
     if peer and not peer.is_file():
         parser.error(f"{peer}: no such file; `make peer` makes that environment")
-    matmul = setup.matmul_flops_per_second()
+    matmul = matmul_flops_per_second()
     device = jax.devices()[0].device_kind
     machine = {"jax": jax.__version__, "device": device, "cpus": os.cpu_count(), "processor": platform.processor()}
     print(f"jax {jax.__version__} on {device}, {os.cpu_count()} CPUs; a 1024^3 f32 product: {matmul / 1e9:.0f} GFLOP/s")
@@ -312,5 +313,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # as sctd_jax.main does
+    restart_with_huge_pages()  # sctd_jax.main does the same
     sys.exit(run_command(main))

@@ -28,7 +28,7 @@ def get_config(init: str = "") -> ConfigDict:
     try:
         model = stored.read(found, stored.CONFIG).values.get("model") if init and found.is_file() else None
     except UserError as error:
-        raise ValueError(str(error)) from error  # which absl hands on
+        raise ValueError(str(error)) from error  # absl hands a ValueError on
     tokenizers = [path for name in ("tokenizer.model", "tokenizer.json") if (path := Path(init, name)).is_file()]
     if not isinstance(model, dict) or not tokenizers:
         raise ValueError(

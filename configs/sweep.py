@@ -8,7 +8,10 @@ Interrupted, the same command goes on; a cell that is finished is never run agai
 tests run small sweeps.
 """
 
+import dataclasses
+
 from configs import finetune
+from sctd_jax.finetune.config import SweepConfig
 
 
 def get_config():
@@ -16,5 +19,5 @@ def get_config():
     config = finetune.get_config()
     for name in ("task", "init", "learning_rate", "seed"):
         del config[name]
-    config.update(tasks="", inits="", learning_rates="1e-5,2e-5,3e-5,5e-5", seeds=5, keep_weights=False)
+    config.update(dataclasses.asdict(SweepConfig()))
     return config

@@ -5,9 +5,9 @@ import sys
 
 __version__ = "0.1.0"
 
-# Before any other import: what fails in another Python is its syntax or its packages, with messages that name neither.
+# Checked before any other import: another Python fails by its syntax or packages, with messages that name neither.
 _old = sys.version_info < (3, 11)
-# Of the commands one needs no jax: sctd_jax.interop.convert runs where torch or TensorFlow is.
+# One command needs no jax: sctd_jax.interop.convert runs where torch or TensorFlow is.
 _command = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv[:-1] else ""
 _wants_jax = _command.startswith("sctd_jax.") and _command != "sctd_jax.interop.convert"
 if _old or (_wants_jax and importlib.util.find_spec("jax") is None):

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +19,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **kwargs) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+    def parse_known_args(self, args=None, namespace=None):
         """Argparse's, but for an option that is not known: that is said first, whatever is missing besides."""
         args = sys.argv[1:] if args is None else list(args)
         known = self._option_string_actions

@@ -1,144 +1,201 @@
-"""The configuration: frozen dataclasses, their checks, and ConfigDict -> dataclass.
+"""The configuration: frozen dataclasses with one line for each field, their checks, and mapping -> dataclass.
 
-There are no defaults here: `configs/base.py` has them, and a missing or unknown field fails by name. A change of fields
-has a line in `stored.py`. Sizes are named by SPEC's letters: N sequence length, K kept, P predicted, L layers.
+A line has the field's type or choices, its default, its meaning as `--help` prints it, its bounds and whether a rerun
+may change it. A new field has a line in `stored.py` too. Letters of docs/method.md: N sequence length, K kept tokens,
+P predicted tokens, L layers.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 from sctd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The encoder (SPEC 1)."""
+class Bounds:
+    """A condition on a field's value, and what a message says of it."""
 
-    vocab_size: int  # that of the tokenizer
-    num_layers: int  # L
-    hidden_size: int  # width of the tokens' vectors
-    num_heads: int  # of attention; divides hidden_size
-    intermediate_size: int  # width within a layer's feed-forward part, usually 4 x hidden_size
-    max_positions: int  # the longest row that the model can read
-    type_vocab_size: int  # segments; 2 for pairs of texts
-    hidden_dropout: float  # after the embeddings, attention and the feed-forward part
-    attention_dropout: float  # of the attention's weights
-    activation: str  # 'gelu' (erf, BERT and transformers) or 'gelu_tanh' (Model Garden)
-    layer_norm_eps: float  # added to the variance
-    initializer_range: float  # standard deviation of the first weights
-    dtype: str  # compute type; parameters are float32
-    attention: str  # 'plain', 'splash' (TPUs) or 'cudnn' (GPUs) for attention_dropout 0, 'auto': what is possible
-    remat: str  # recomputed in the backward pass: 'none', 'attention', 'block' (layers), 'auto': attention on TPUs
+    hold: Callable[[Any], bool]
+    says: str
+    found: str = ", found {}"
+
+
+NOT_NEGATIVE = Bounds(lambda value: value >= 0, "must not be negative")
+POSITIVE = Bounds(lambda value: value > 0, "must be positive")
+SHARE = Bounds(lambda value: 0 <= value <= 1, "must be between 0 and 1")
+BELOW_ONE = Bounds(lambda value: 0 <= value < 1, "must be at least 0 and below 1")  # a share: 1 would leave nothing
+
+
+def at_least(least: int) -> Bounds:
+    """Bounds of a number that has a lowest value."""
+    return Bounds(lambda value: value >= least, f"must be at least {least}")
+
+
+ONE_OR_MORE = at_least(1)
+
+
+def field(default: Any, meaning: str, bounds: Bounds | None = None, *, rerun: bool = False) -> Any:
+    """A field of a configuration.
+
+    Args:
+      default: value where a recipe says nothing.
+      meaning: text that `--help` prints.
+      bounds: condition on the value, beside its type.
+      rerun: whether the run in a workdir may go on with another value.
+    """
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "bounds": bounds, "rerun": rerun})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The encoder (docs/method.md 1)."""
+
+    vocab_size: int = field(30522, "pieces of the tokenizer", ONE_OR_MORE)
+    num_layers: int = field(12, "L, layers", ONE_OR_MORE)
+    hidden_size: int = field(768, "D, width of a token's state", ONE_OR_MORE)
+    num_heads: int = field(12, "attention heads; divides hidden_size", ONE_OR_MORE)
+    intermediate_size: int = field(3072, "width inside a feed-forward part, usually 4 x hidden_size", ONE_OR_MORE)
+    max_positions: int = field(512, "length of the longest row that the model can read")
+    type_vocab_size: int = field(2, "kinds of segments; 2 for pairs of texts", ONE_OR_MORE)
+    hidden_dropout: float = field(0.1, "dropout after embeddings, attention and the feed-forward part", BELOW_ONE)
+    attention_dropout: float = field(0.1, "dropout of attention's probabilities", BELOW_ONE)
+    activation: Literal["gelu", "gelu_tanh"] = field("gelu", "'gelu' (erf, BERT) or 'gelu_tanh' (Model Garden)")
+    layer_norm_eps: float = field(1e-12, "number added to the variance", POSITIVE)
+    initializer_range: float = field(0.02, "standard deviation of the first weights", POSITIVE)
+    dtype: Literal["float32", "bfloat16"] = field("bfloat16", "type to compute in; parameters are float32")
+    attention: Literal["auto", "plain", "splash", "cudnn"] = field(
+        "auto", "'splash' (TPUs) and 'cudnn' (GPUs) want attention_dropout 0; 'auto': what is possible", rerun=True
+    )
+    remat: Literal["auto", "none", "attention", "block"] = field(
+        "auto", "what the backward pass recomputes; 'block': whole layers; 'auto': 'attention' on TPUs", rerun=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class DroppingConfig:
-    """Which tokens skip which layers, and the semantic-consistency steps (SPEC 2 to 4)."""
+    """Tokens that skip layers, and ScTD's consistency steps (docs/method.md 3 to 5)."""
 
-    method: str  # 'full', 'drop', 'sctd', 'random' = 'drop' by the random selector, or 'random_ltd'
-    selector: str  # for 'drop' and 'sctd': a key of model.token_dropping.SELECTORS
-    drop_rate: float  # share of a row's N tokens that the dropping layers do not see
-    keep_schedule: str  # 'STEP:K,...': keep K tokens from that step on, whatever drop_rate; '': by drop_rate
-    random_share: float  # of the kept tokens, with the selector 'importance+random'
-    first_layer: int  # first layer with K queries, counted from 0; -1: L/2 - 1 (random_ltd: 1)
-    last_layer: int  # last layer without the dropped tokens; -1: L - 2
-    importance_init: float  # an id's importance before its first loss
-    importance_beta: float  # share of the old importance that a new loss leaves
-    sc_interval: int  # Fi: every how many steps a consistency step
-    sc_weight: float  # lambda, on the mean KL beside the mean MLM loss
-    sc_stop_gradient: bool  # detach the full pass in the KL
-    sc_pool: str  # 'cls' or 'mean'
-    sc_share_prefix: bool  # compute the layers before the drop once for both passes
-    full_steps_first: int  # steps without dropping at the beginning
-    full_steps_last: int  # steps without dropping at the end
+    method: Literal["full", "drop", "sctd", "random", "random_ltd"] = field(
+        "sctd", "way to train; 'random' is 'drop' with the selector 'random'"
+    )
+    selector: str = field("importance", "key of model.token_dropping.SELECTORS, for 'drop' and 'sctd'")
+    drop_rate: float = field(0.5, "share of a row's N tokens that the dropping layers do not see", BELOW_ONE)
+    keep_schedule: str = field("", "'STEP:K,...': K tokens to keep from each step on; '': by drop_rate")
+    random_share: float = field(0.5, "random part of the kept tokens, with the selector 'importance+random'", SHARE)
+    first_layer: int = field(-1, "first layer with K queries, counted from 0; -1: L/2 - 1 (random_ltd: 1)")
+    last_layer: int = field(-1, "last layer without the dropped tokens; -1: L - 2")
+    importance_init: float = field(10.0, "importance of an id before its first loss")
+    importance_beta: float = field(0.95, "share of the old importance that a new loss leaves", SHARE)
+    sc_interval: int = field(10, "Fi: every how many steps a consistency step", ONE_OR_MORE)
+    sc_weight: float = field(0.05, "lambda: weight of the mean KL beside the mean MLM loss", NOT_NEGATIVE)
+    sc_stop_gradient: bool = field(False, "detach the full pass in the KL")
+    sc_pool: Literal["cls", "mean"] = field("cls", "states that the KL compares: [CLS] or the mean of all tokens")
+    sc_share_prefix: bool = field(True, "compute the layers before the drop once for both passes")
+    full_steps_first: int = field(0, "steps without dropping at the beginning", NOT_NEGATIVE)
+    full_steps_last: int = field(0, "steps without dropping at the end", NOT_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """Dynamic masking on the device (SPEC 5)."""
+    """Dynamic masking on the device (docs/method.md 2)."""
 
-    rate: float  # share of N that is predicted
-    mask_share: float  # of the predicted positions, shown as [MASK]
-    random_share: float  # of the predicted positions, shown as a random id
-    whole_word: bool  # all pieces of a word or none
+    rate: float = field(0.15, "share of N that is predicted", Bounds(lambda rate: 0 < rate < 1, SHARE.says))
+    mask_share: float = field(0.8, "share of the predicted positions that is shown as [MASK]", SHARE)
+    random_share: float = field(0.1, "share of the predicted positions that is shown as a random id", SHARE)
+    whole_word: bool = field(False, "predict all pieces of a word or none")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Text and how it becomes rows of N tokens."""
 
-    input: str  # sources separated by commas; '' is the embedded trial corpus
-    text_field: str  # of JSONL, Parquet and TFDS sources
-    documents: str  # in .txt: 'file', 'paragraph' (blank line between) or 'line'
-    rows: str  # a folder written by data.prepare; '' prepares `input` under prepared_dir
-    prepared_dir: str  # where rows that are prepared from `input` live
-    seq_len: int  # N, tokens of a row
-    tokenizer: str  # an existing SentencePiece model, tokenizer.json or vocab.txt; '' trains one
-    tokenizer_type: str  # of the one that is trained: 'unigram' or 'bpe'
-    heldout_share: float  # of the documents
-    seed: int  # of what is held out and of the tokenizer's sample
-    keep_zwnj: bool  # in a tokenizer that is trained: zero-width non-joiners are letters, not spaces
-    allow_unknown: bool  # also a text of which the tokenizer does not know a fifth
+    input: str = field("", "sources separated by commas; '' is the embedded trial corpus", rerun=True)
+    text_field: str = field("text", "field with the text in JSONL, Parquet and TFDS sources", rerun=True)
+    documents: Literal["file", "paragraph", "line"] = field(
+        "file", "what a document is in .txt; blank lines end a paragraph", rerun=True
+    )
+    rows: str = field("", "folder that data.prepare wrote; '' prepares `input` under prepared_dir", rerun=True)
+    prepared_dir: str = field("data/prepared", "folder of the rows that are prepared from `input`", rerun=True)
+    seq_len: int = field(512, "N, tokens of a row", at_least(8))
+    tokenizer: str = field("", "SentencePiece model, tokenizer.json or vocab.txt to use; '' trains one", rerun=True)
+    # The 12 MB of the trial corpus support no unigram vocabulary of 30,522 pieces.
+    tokenizer_type: Literal["unigram", "bpe"] = field("bpe", "kind of the tokenizer that is trained")
+    heldout_share: float = field(0.01, "share of the documents that evaluations read", BELOW_ONE)
+    seed: int = field(0, "seed of what is held out and of the tokenizer's sample", NOT_NEGATIVE)
+    keep_zwnj: bool = field(True, "a tokenizer that is trained takes zero-width non-joiners for letters, not spaces")
+    allow_unknown: bool = field(False, "take also a text of which the tokenizer does not know a fifth", rerun=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW or LAMB and the learning-rate schedule."""
 
-    name: str  # 'adamw' or 'lamb'
-    learning_rate: float  # its peak, after the warm-up
-    warmup_steps: int  # from 0 to the peak
-    schedule: str  # after the warm-up: 'linear' or 'cosine', to 0 at train.steps
-    beta1: float  # share of the old first moment that a step leaves
-    beta2: float  # of the second moment
-    eps: float  # added to the root of the second moment
-    eps_place: str  # 'after_correction' of the bias of sqrt(v) (optax, torch) or 'before_correction' (Keras, fairseq)
-    weight_decay: float  # share of a weight, times the learning rate, that a step takes off
-    decay: str  # 'kernels' (not biases and LayerNorm) or 'all'
-    clip_norm: float  # global norm; 0: no clipping
-    mu_dtype: str  # of the first moments; the second ones are float32: bfloat16 would round their changes away
+    name: Literal["adamw", "lamb"] = field("adamw", "rule of the updates")
+    learning_rate: float = field(1e-4, "peak of the rate, after the warm-up", NOT_NEGATIVE, rerun=True)
+    warmup_steps: int = field(10_000, "steps from 0 to the peak", NOT_NEGATIVE, rerun=True)
+    schedule: Literal["linear", "cosine"] = field("linear", "way from the peak to 0 at train.steps")
+    beta1: float = field(0.9, "share of the old first moment that a step leaves", BELOW_ONE)
+    beta2: float = field(0.999, "share of the old second moment that a step leaves", BELOW_ONE)
+    eps: float = field(1e-6, "number added to the root of the second moment", POSITIVE)
+    eps_place: Literal["after_correction", "before_correction"] = field(
+        "after_correction", "eps stands after the correction of v's bias (optax, torch) or before it (Keras, fairseq)"
+    )
+    weight_decay: float = field(0.01, "share of a weight, times the learning rate, that a step takes off", NOT_NEGATIVE)
+    decay: Literal["kernels", "all"] = field("kernels", "what decays; 'kernels': all but biases and LayerNorm")
+    clip_norm: float = field(1.0, "largest global norm of a gradient; 0: no clipping", NOT_NEGATIVE)
+    # The second moments stay float32: bfloat16 would round their changes away.
+    mu_dtype: Literal["float32", "bfloat16"] = field("float32", "type of the first moments")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The loop."""
 
-    seed: int  # of the weights, the order of rows, masking and dropout
-    init: str  # a workdir whose newest parameters training starts from; '': random weights
-    steps: int  # updates in all, those before a resume included
-    batch_size: int  # rows in the global batch
-    accumulation: int  # microbatches per step
-    consistency_accumulation: int  # those of a consistency step, which needs more memory; 0: as the others
-    eval_every: int  # steps
-    eval_rows: int  # at most; spread evenly over the held-out rows
-    checkpoint_every: int  # steps; a multiple of eval_every
-    keep_checkpoints: int  # the last k; the best by held-out loss is kept besides
-    log_every: int  # steps
-    max_bad_steps: int  # non-finite steps in a row before the run stops
+    seed: int = field(0, "seed of the weights, the order of rows, masking and dropout", NOT_NEGATIVE)
+    init: str = field("", "workdir whose newest parameters training starts from; '': random weights", rerun=True)
+    steps: int = field(250_000, "updates in all, those before a resume included", ONE_OR_MORE, rerun=True)
+    batch_size: int = field(256, "rows in the global batch", ONE_OR_MORE)
+    accumulation: int = field(1, "microbatches of a step", ONE_OR_MORE, rerun=True)
+    consistency_accumulation: int = field(
+        0, "microbatches of a consistency step; 0: accumulation", NOT_NEGATIVE, rerun=True
+    )
+    eval_every: int = field(2_500, "steps between evaluations", ONE_OR_MORE, rerun=True)
+    eval_rows: int = field(256, "held-out rows of an evaluation at most, spread evenly", ONE_OR_MORE, rerun=True)
+    checkpoint_every: int = field(2_500, "steps between checkpoints; a multiple of eval_every", ONE_OR_MORE, rerun=True)
+    keep_checkpoints: int = field(2, "newest checkpoints to keep, beside the best", ONE_OR_MORE, rerun=True)
+    log_every: int = field(50, "steps between lines of metrics", ONE_OR_MORE, rerun=True)
+    max_bad_steps: int = field(20, "non-finite steps in a row that end the run", ONE_OR_MORE, rerun=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices along the mesh axes."""
 
-    data: int  # batch; -1: all devices that the others leave
-    fsdp: int  # batch, and the layers' parameters and moments by width
-    tensor: int  # heads, FFN width and vocabulary
+    data: int = field(
+        -1,
+        "parts of the batch; -1: all devices that the others leave",
+        Bounds(lambda data: data == -1 or data >= 1, "must be -1 (all devices) or at least 1"),
+        rerun=True,
+    )
+    fsdp: int = field(
+        1, "parts of the batch, and of the layers' parameters and moments by width", ONE_OR_MORE, rerun=True
+    )
+    tensor: int = field(1, "parts of the heads, the feed-forward width and the vocabulary", ONE_OR_MORE, rerun=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
-    model: ModelConfig
-    dropping: DroppingConfig
-    masking: MaskingConfig
-    data: DataConfig
-    optimizer: OptimizerConfig
-    train: TrainConfig
-    mesh: MeshConfig
+    model: ModelConfig = ModelConfig()
+    dropping: DroppingConfig = DroppingConfig()
+    masking: MaskingConfig = MaskingConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
 
     @property
     def drop_layers(self) -> tuple[int, int]:
@@ -176,7 +233,7 @@ class Config:
         return self.at(max(steps - 1, 0))
 
     def microbatches(self, variant: str) -> int:
-        """How many microbatches a step of this variant has."""
+        """Number of microbatches in a step of this variant."""
         own = self.train.consistency_accumulation if variant == "consistency" else 0
         return own or self.train.accumulation
 
@@ -196,87 +253,64 @@ class Config:
         return self.num_kept - round(self.num_kept * self.dropping.random_share)
 
 
-_CHOICES = {
-    "model.activation": ("gelu", "gelu_tanh"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.attention": ("auto", "plain", "splash", "cudnn"),
-    "model.remat": ("auto", "none", "attention", "block"),
-    "dropping.method": ("full", "drop", "sctd", "random", "random_ltd"),
-    "dropping.selector": ("importance", "random", "importance+random"),
-    "dropping.sc_pool": ("cls", "mean"),
-    "data.documents": ("file", "paragraph", "line"),
-    "data.tokenizer_type": ("unigram", "bpe"),
-    "optimizer.name": ("adamw", "lamb"),
-    "optimizer.schedule": ("linear", "cosine"),
-    "optimizer.eps_place": ("after_correction", "before_correction"),
-    "optimizer.mu_dtype": ("float32", "bfloat16"),
-    "optimizer.decay": ("kernels", "all"),
-}
-_MAX_STAGES = 6  # of keep_schedule: each is compiled
-# Half-open shares [0, 1) where 1 would leave nothing, and plain shares [0, 1].
-_BELOW_ONE = ("model.hidden_dropout", "model.attention_dropout", "dropping.drop_rate", "data.heldout_share",
-              "optimizer.beta1", "optimizer.beta2")  # fmt: skip
-_SHARES = ("masking.mask_share", "masking.random_share", "dropping.importance_beta", "dropping.random_share")
-_AT_LEAST_ONE = (
-    "model.vocab_size", "model.num_layers", "model.hidden_size", "model.num_heads", "model.intermediate_size",
-    "model.type_vocab_size", "dropping.sc_interval", "train.batch_size", "train.accumulation", "train.eval_every",
-    "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.max_bad_steps",
-    "train.steps", "mesh.fsdp", "mesh.tensor",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "dropping.sc_weight", "dropping.full_steps_first", "dropping.full_steps_last", "optimizer.warmup_steps",
-    "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm", "train.seed", "data.seed",
-    "train.consistency_accumulation",
-)  # fmt: skip
-_POSITIVE = ("model.layer_norm_eps", "model.initializer_range", "optimizer.eps")
+_MAX_STAGES = 6  # stages of keep_schedule: each is compiled
 
 
 def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
-    """Nested mapping -> checked Config.
-
-    Raises:
-      UserError: a section or field is unknown, missing, of the wrong type or impossible.
-    """
+    """Nested mapping -> Config, after every check but that of the selector, whose registry loads JAX."""
     config = fill("config", Config, sections)
-    _check(config)
+    _check_rows(config)
+    if config.dropping.method != "full":
+        _check_dropping(config)
+    _check_train(config)
     return config
 
 
 def fill(where: str, type_: type, values: Mapping[str, Any]) -> Any:
-    """A mapping -> a dataclass of plain values and dataclasses, by names and types alone.
+    """A mapping -> a dataclass of fields as above and of such dataclasses; each field's type and bounds are checked.
 
     Args:
-      where: what the mapping is called in messages.
+      where: name of the mapping in messages.
       type_: the dataclass.
-      values: one for each of its fields.
-
-    Raises:
-      UserError: a field is unknown, missing or of the wrong type.
+      values: value of each field.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where} must be a section with fields, found {values!r}")
-    fields = {field.name: field.type for field in dataclasses.fields(type_)}
-    _same_names(where, values, fields)
-    return type_(**{name: _typed(f"{where}.{name}", expected, values[name]) for name, expected in fields.items()})
+    fields = {field.name: field for field in dataclasses.fields(type_)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f"{where}.{name} is unknown; the fields of {where} are {', '.join(fields)}")
+    for name in fields:
+        if name not in values:
+            raise UserError(f"{where}.{name} is missing (a recipe has a value for every field)")
+    return type_(**{name: _value(f"{where}.{name}", field, values[name]) for name, field in fields.items()})
 
 
-def _typed(where: str, expected: type, value: Any) -> Any:
-    if dataclasses.is_dataclass(expected):
-        return fill(where, expected, value)
+def _value(where: str, field: dataclasses.Field, value: Any) -> Any:
+    if dataclasses.is_dataclass(field.type):
+        return fill(where, field.type, value)
+    choices, bounds = get_args(field.type), field.metadata["bounds"]
+    expected = str if choices else field.type
     if expected is float and type(value) is int:
         value = float(value)
     if type(value) is not expected:
         raise UserError(f"{where} must be of type {expected.__name__}, found {value!r}")
+    if choices and value not in choices:
+        raise UserError(f"{where} must be one of {', '.join(choices)}; found {value!r}")
+    if bounds and not bounds.hold(value):
+        raise UserError(f"{where} {bounds.says}{bounds.found.format(value)}")
     return value
 
 
-def _same_names(where: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    for name in found:
-        if name not in expected:
-            raise UserError(f"{where}.{name} is unknown; the fields of {where} are {', '.join(expected)}")
-    for name in expected:
-        if name not in found:
-            raise UserError(f"{where}.{name} is missing (a recipe has a value for every field)")
+def rerun_fields(type_: type) -> set[str]:
+    """Names such as train.steps of the fields that a rerun may change, and of sections of such fields alone."""
+    found = set()
+    for field in dataclasses.fields(type_):
+        inner = rerun_fields(field.type) if dataclasses.is_dataclass(field.type) else set()
+        found |= {f"{field.name}.{name}" for name in inner}
+        if field.metadata.get("rerun") or (inner and len(inner) == len(dataclasses.fields(field.type))):
+            found.add(field.name)
+    return found
 
 
 def require(condition: bool, field: str, message: str) -> None:
@@ -285,57 +319,26 @@ def require(condition: bool, field: str, message: str) -> None:
         raise UserError(f"config.{field} {message}")
 
 
-def _check(config: Config) -> None:
-    def value(field: str) -> Any:
-        section, name = field.split(".")
-        return getattr(getattr(config, section), name)
-
-    for field, choices in _CHOICES.items():
-        require(value(field) in choices, field, f"must be one of {', '.join(choices)}; found {value(field)!r}")
-    for field in _BELOW_ONE:
-        require(0 <= value(field) < 1, field, f"must be at least 0 and below 1, found {value(field)}")
-    for field in _SHARES:
-        require(0 <= value(field) <= 1, field, f"must be between 0 and 1, found {value(field)}")
-    for field in _AT_LEAST_ONE:
-        require(value(field) >= 1, field, f"must be at least 1, found {value(field)}")
-    for field in _NOT_NEGATIVE:
-        require(value(field) >= 0, field, f"must not be negative, found {value(field)}")
-    for field in _POSITIVE:
-        require(value(field) > 0, field, f"must be positive, found {value(field)}")
-    _check_model(config)
-    _check_masking(config)
-    _check_dropping(config)
-    _check_train(config)
-
-
-def _check_model(config: Config) -> None:
+def _check_rows(config: Config) -> None:
     length, most = config.data.seq_len, config.model.max_positions
     width, heads = config.model.hidden_size, config.model.num_heads
+    masking, predicted = config.masking, config.num_predicted
     require(width % heads == 0, "model.num_heads", f"must divide model.hidden_size ({width}), found {heads}")
-    require(length >= 8, "data.seq_len", f"must be at least 8, found {length}")
     require(length <= most, "data.seq_len", f"({length}) must not exceed model.max_positions ({most})")
-
-
-def _check_masking(config: Config) -> None:
-    masking = config.masking
-    require(0 < masking.rate < 1, "masking.rate", f"must be between 0 and 1, found {masking.rate}")
     require(
         masking.mask_share + masking.random_share <= 1,
         "masking.mask_share",
         f"({masking.mask_share}) and masking.random_share ({masking.random_share}) must not exceed 1 together",
     )
     require(
-        1 <= config.num_predicted <= config.data.seq_len - 2,
+        1 <= predicted <= length - 2,
         "masking.rate",
-        f"{masking.rate} of data.seq_len ({config.data.seq_len}) is {config.num_predicted} predictions a row; "
-        f"1 to {config.data.seq_len - 2} are possible",
+        f"{masking.rate} of data.seq_len ({length}) is {predicted} predictions a row; 1 to {length - 2} are possible",
     )
 
 
 def _check_dropping(config: Config) -> None:
     dropping, layers = config.dropping, config.model.num_layers
-    if dropping.method == "full":
-        return
     require(layers >= 4, "model.num_layers", f"must be at least 4 to drop tokens, found {layers}")
     first, last = config.drop_layers
     require(
@@ -344,7 +347,14 @@ def _check_dropping(config: Config) -> None:
         f"and last_layer must be in order and before the last layer (0 <= first <= last <= {layers - 2}), "
         f"found {first} and {last}",
     )
-    _check_schedule(config)
+    if schedule := dropping.keep_schedule:
+        pattern = rf"0:\d+(,\d+:\d+){{0,{_MAX_STAGES - 1}}}"
+        starts = [step for step, _ in config.keep_stages] if re.fullmatch(pattern, schedule) else []
+        require(
+            bool(starts) and starts == sorted(set(starts)),
+            "dropping.keep_schedule",
+            f"must be STEP:K,STEP:K,... with at most {_MAX_STAGES} ascending steps from 0 on, found {schedule!r}",
+        )
     for field, kept in [("drop_rate", config.num_kept), *(("keep_schedule", kept) for _, kept in config.keep_stages)]:
         require(
             config.num_predicted + 2 <= kept <= config.data.seq_len,
@@ -358,19 +368,6 @@ def _check_dropping(config: Config) -> None:
         "dropping.random_share",
         f"{dropping.random_share} leaves {config.num_top} tokens to importance, but [CLS], [SEP] and "
         f"P = {config.num_predicted} masked positions need {config.num_predicted + 2}: lower it",
-    )
-
-
-def _check_schedule(config: Config) -> None:
-    schedule = config.dropping.keep_schedule
-    if not schedule:
-        return
-    pattern = rf"0:\d+(,\d+:\d+){{0,{_MAX_STAGES - 1}}}"
-    starts = [step for step, _ in config.keep_stages] if re.fullmatch(pattern, schedule) else []
-    require(
-        bool(starts) and starts == sorted(set(starts)),
-        "dropping.keep_schedule",
-        f"must be STEP:K,STEP:K,... with at most {_MAX_STAGES} ascending steps from 0 on, found {schedule!r}",
     )
 
 
@@ -395,5 +392,3 @@ def _check_train(config: Config) -> None:
         f"({dropping.full_steps_first}) and full_steps_last ({dropping.full_steps_last}) must not exceed "
         f"train.steps ({train.steps}) together",
     )
-    data = config.mesh.data
-    require(data == -1 or data >= 1, "mesh.data", f"must be -1 (all devices) or at least 1, found {data}")

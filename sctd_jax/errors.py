@@ -1,4 +1,8 @@
-"""What ends a command: the exception that is meant for the person at the terminal. A leaf: anyone may import it."""
+"""Exceptions that end a command with a message for the person at the terminal. A leaf: anyone may import it.
+
+Every public function of the package may raise UserError for what that person can put right, so docstrings name other
+exceptions only.
+"""
 
 import re
 import shutil
@@ -16,12 +20,16 @@ class UserError(Exception):
     """
 
 
+class DivergedError(UserError):
+    """A training whose numbers are not finite: too many steps in a row, every step, or the outputs."""
+
+
 class TryAgainError(UserError):
     """Nothing is wrong with the command: a host, a bucket or a disk failed it, and it may work another time."""
 
 
 TRY_AGAIN_STATUS = 75  # sysexits.h: a temporary failure; launch/babysit.sh runs the command again on it
-_CLOUD_LIBRARIES = ("gcsfs", "google", "aiohttp")  # whose exceptions have no common base
+_CLOUD_LIBRARIES = ("gcsfs", "google", "aiohttp")  # their exceptions have no common base
 
 
 def printable(text: object) -> str:
@@ -36,8 +44,8 @@ def shown(line: object, columns: int | None = None) -> str:
     line stays one, so that it can be searched for.
 
     Args:
-      line: to print.
-      columns: to fold at; None for the terminal's.
+      line: text or value to print.
+      columns: width to fold at; None for the terminal's.
     """
     line = printable(line)
     if columns is None:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lease that ends with its owner, however that ends.
+"""Lease of a folder for one process at a time, which ends with its owner, however that ends.
 
 The lease is a file that says who holds it and is renewed while it is held. On a disk it is locked besides, and the
 system lets go of a dead process's lock at once. Where nothing can be locked (a bucket) or the lock is not shared
@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from etils import epath
@@ -55,7 +56,8 @@ class _OnDisk:
     """The file of a lease on a disk, locked."""
 
     def __init__(self, path: Path):
-        self._path, self._descriptor, self._locks, self._made_folder = path, None, False, False
+        self._path, self._locks, self._made_folder = path, False, False
+        self._descriptor = -1  # not open
 
     def create(self, record: dict) -> bool:
         self._made_folder = not self._path.parent.exists()
@@ -72,7 +74,7 @@ class _OnDisk:
     def lock(self) -> bool:
         """Lock the file; True too where files cannot be locked, which `proves_death` knows."""
         for _ in range(100):
-            if self._descriptor is None:
+            if self._descriptor < 0:
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,8 +88,8 @@ class _OnDisk:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._descriptor), os.stat(self._path)):
                     return True
-            os.close(self._descriptor)  # its owner has just ended and removed it
-            self._descriptor = None
+            os.close(self._descriptor)  # the owner has just ended and removed it
+            self._descriptor = -1
         return False
 
     def proves_death(self, record: dict) -> bool:
@@ -101,21 +103,21 @@ class _OnDisk:
             return None
 
     def write(self, record: dict) -> None:
-        # In place, for the lock is the file's.
+        # Written in place, for the lock is the file's.
         content = json.dumps(record).encode()
         os.pwrite(self._descriptor, content, 0)
         os.ftruncate(self._descriptor, len(content))
 
     def release(self, token: str) -> None:
-        if self._descriptor is None:
+        if self._descriptor < 0:
             return
         there = self.read()
         if there is not None and (there.get("token") == token or (not there and self._locks)):
             self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
-        self._descriptor = None
+        self._descriptor = -1
         if self._made_folder:
-            with contextlib.suppress(OSError):  # it is not empty: the work has begun
+            with contextlib.suppress(OSError):  # a folder that is not empty: the work has begun
                 self._path.parent.rmdir()
 
 
@@ -175,9 +177,6 @@ class Lease:
 
         That happens after a pause of this process (a suspended machine, a bucket out of reach) that others took for
         its death.
-
-        Raises:
-          UserError: somebody has.
         """
         with storage.reaching(self._folder):
             there = self._file.read()
@@ -197,17 +196,16 @@ def hold(folder: epath.Path, what: str, log: Callable[[str], None] = say, *, bes
     """Keep other processes (and other calls in this one) from writing into a folder.
 
     Args:
-      folder: made if it is missing, unless `beside`.
-      what: this process does there, for the others' message: 'training'.
-      log: told of a wait.
+      folder: folder to hold, made if it is missing, unless `beside`.
+      what: work of this process there, for the others' message: 'training'.
+      log: receives a line for a wait.
       beside: keep the lease in the folder above, for a folder that must not exist yet.
 
     Raises:
-      UserError: another process holds the lease, which the message names; the folder cannot be written.
       TryAgainError: the bucket cannot be reached.
     """
     path = folder.parent / f".{folder.name}{LEASE_FILE}" if beside else folder / LEASE_FILE
-    record = {
+    record: dict[str, Any] = {
         "what": what, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), "token": uuid.uuid4().hex,
     }  # fmt: skip

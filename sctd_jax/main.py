@@ -8,6 +8,7 @@ python -m sctd_jax.main --mode=sweep --config=configs/sweep.py --config.tasks=co
     --config.data_dir=glue_data
 """
 
+import dataclasses
 import itertools
 import os
 import re
@@ -18,13 +19,13 @@ import time
 import traceback
 from pathlib import Path
 
-if __name__ == "__main__" and not __package__:  # by its path, not by -m
+if __name__ == "__main__" and not __package__:  # started by its path, not by -m
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from sctd_jax.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # before the imports that take seconds
+    restart_with_huge_pages()  # done before the imports that take seconds
 
 # Orbax and TFDS import it eagerly in places; nothing here computes with it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -35,7 +36,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sctd_jax import recipes
-from sctd_jax.config import from_dict
+from sctd_jax.config import Config, from_dict
 from sctd_jax.errors import UserError, printable, run_command, say
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
@@ -70,7 +71,7 @@ def _dispatch() -> int:
     if _MODE.value in ("finetune", "sweep"):
         return _finetune() if _MODE.value == "finetune" else _sweep()
     config = from_dict(_CONFIG.value.to_dict())
-    # After all that, so that `--help` and a bad config answer without loading JAX.
+    # Imported after all that, so that `--help` and a bad config answer without loading JAX.
     from sctd_jax.parallel import hosts
     from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
 
@@ -85,11 +86,7 @@ def _dispatch() -> int:
 
 
 def _check_mode() -> None:
-    """Check that the recipe and the options are for the mode.
-
-    Raises:
-      UserError: they are for another one.
-    """
+    """Check that the recipe and the options are for the mode."""
     mode, fits = _MODE.value, recipes.modes(_CONFIG.value)
     if mode not in fits:
         path = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -129,12 +126,11 @@ def _sweep() -> int:
 
 def _joined() -> dict:
     """Join the other hosts; the recipe of what a folder of transformers does not say."""
-    from configs import base
     from sctd_jax.parallel import hosts
 
     logging.set_verbosity(logging.ERROR)
     hosts.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    return base.get_config().to_dict()
+    return dataclasses.asdict(Config())
 
 
 def _compile() -> int:
@@ -163,8 +159,8 @@ def _main(argv: list[str]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         if sys.modules["jax"].process_index() == 0:
-            time.sleep(_FAREWELL_SECONDS)  # its end is the others' end, who may have something to say yet
-        os._exit(status)  # at a normal exit JAX waits for the others, which would be in vain
+            time.sleep(_FAREWELL_SECONDS)  # its end ends the others, who may have something to say yet
+        os._exit(status)  # JAX would wait for the others at a normal exit, in vain
     return status
 
 

@@ -1,4 +1,4 @@
-"""Loss against steps and against time, as a PNG; of fine-tunings their loss and their score on dev.
+"""Picture (PNG) of the loss over steps and over time; for fine-tunings, of their loss and their score on dev.
 
 python -m sctd_jax.plot runs/a runs/b [--out loss.png] [--ymax 6.5]
 """
@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 
@@ -29,9 +29,9 @@ from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
 _MARKERS = "osD^v<>PX*"
-_LATE = 0.25  # of a curve's steps: what comes before may lie above the picture
-_OUTLIERS = 0.01  # of the training losses, which may too
-_SMOOTHED = 50  # reports that are drawn of a run's training losses at most, each a mean of its neighbours
+_LATE = 0.25  # share of a curve's steps at its start that may lie above the picture
+_OUTLIERS = 0.01  # share of the training losses that may lie above it later
+_SMOOTHED = 50  # about as many running means of the training loss do not overlap
 _LEGEND_COLUMNS, _LONGEST_LABEL = 130, 60  # characters
 
 Curve = list[tuple[int, float, float]]  # (step, seconds of training, value)
@@ -42,19 +42,12 @@ def curve(lines: list[dict[str, Any]], name: str) -> Curve:
 
     Seconds add up over restarts; the pause between two runs is left out.
     """
-    points: dict[int, tuple[float, float]] = {}
-    for line in lines:
-        if line.get(name) is not None:
-            points[line["step"]] = (line["seconds"], line[name])
+    points = {line["step"]: (line["seconds"], line[name]) for line in lines if line.get(name) is not None}
     return [(step, *points[step]) for step in sorted(points)]
 
 
 def names(paths: Sequence[str]) -> list[str]:
-    """The last parts of each path, as many as tell it from the others.
-
-    Raises:
-      UserError: two are the same folder.
-    """
+    """The last parts of each path, as many as tell it from the others; no folder may be named twice."""
     folders = [os.path.realpath(path) for path in paths]
     for number, folder in enumerate(folders):
         if folder in folders[:number]:
@@ -73,6 +66,15 @@ def look(number: int) -> dict[str, Any]:
     return {"color": f"C{number % 10}", "marker": _MARKERS[number // 10 % 10], "markersize": 4}
 
 
+def save(figure: Figure, entries: Mapping[str, Artist], file: Path | IO[bytes], kind: str | None = None) -> None:
+    """Write a figure with its legend and close it; without `kind` the file's suffix says the format."""
+    try:
+        put_legend(figure, entries)
+        figure.savefig(file, dpi=120, format=kind)
+    finally:
+        plt.close(figure)
+
+
 def put_legend(figure: Figure, entries: Mapping[str, Artist]) -> None:
     """A legend below the axes, where it hides nothing; the figure grows by it. Labels appear as they are."""
     labels = [textwrap.fill(label, _LONGEST_LABEL) for label in entries]
@@ -89,7 +91,7 @@ def put_legend(figure: Figure, entries: Mapping[str, Artist]) -> None:
 
 
 def smooth(points: Curve) -> Curve:
-    """Means over each point's neighbours, so many that about `_SMOOTHED` are left to see; of a short curve itself."""
+    """Running means over so many neighbours that about `_SMOOTHED` of them do not overlap; a short curve as it is."""
     half = len(points) // (2 * _SMOOTHED)
     values = [value for *_, value in points]
     means = (float(np.mean(values[max(i - half, 0) : i + half + 1])) for i in range(len(values)))
@@ -97,7 +99,7 @@ def smooth(points: Curve) -> Curve:
 
 
 def y_range(held_out: Sequence[Curve], training: Sequence[Curve]) -> tuple[float, float]:
-    """The losses that the picture shows: of the last three quarters of each curve, training's outliers left out.
+    """Lowest and highest loss in the picture; a curve's first quarter and training's outliers may lie above it.
 
     A first loss of ln V would leave no room to see differences of a few hundredths at the end.
     """
@@ -113,18 +115,9 @@ def y_range(held_out: Sequence[Curve], training: Sequence[Curve]) -> tuple[float
 
 
 def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[str]:
-    """Write the picture.
+    """Write the picture of pretraining runs, or of fine-tunings; returns lines that say what lies above it.
 
-    Args:
-      workdirs: of pretraining runs, or of fine-tunings.
-      out: the PNG.
-      ymax: where the loss axis ends; inf shows all; None leaves the beginning out, see `y_range`.
-
-    Returns:
-      Lines that say what lies above the picture.
-
-    Raises:
-      UserError: a workdir has no metrics, or runs of both kinds are given.
+    `ymax` is where the loss axis ends; inf shows all; None ends it as `y_range` says.
     """
     runs = {name: _read(storage.as_path(path)) for name, path in zip(names(workdirs), workdirs, strict=True)}
     tuned = [name for name, lines in runs.items() if not any("eval/loss" in line for line in lines)]
@@ -141,8 +134,8 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
         1, 2, figsize=(11, 4.2), sharex=bool(tuned), sharey=not tuned, layout="constrained"
     )
     entries: dict[str, Artist] = {}
-    for number, name in enumerate(runs):
-        lines, style = runs[name], look(number)
+    for number, (name, lines) in enumerate(runs.items()):
+        style = look(number)
         entries[name] = Line2D([], [], **style)
         plain = {**style, "marker": None, **({} if tuned else {"alpha": 0.35, "zorder": 1})}
         for points, used in ((training[name], plain), (held_out[name], style)):
@@ -154,14 +147,13 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
                 right.plot([second / 60 for second in seconds], values, **used)
         if tuned and (points := curve(lines, "eval/score")):
             right.plot([step for step, *_ in points], [value for *_, value in points], **style)
-    if not tuned:
-        entries["held out, full model"] = Line2D([], [], color="black", marker="o", markersize=4)
-        entries["training, running mean"] = Line2D([], [], color="black", alpha=0.35)
     if tuned:
         metrics = "; ".join(sorted({_metrics(lines) for lines in runs.values()} - {""}))
         left.set(xlabel="step", ylabel="training loss of the task, running mean")
         right.set(xlabel="step", ylabel=textwrap.fill(f"score on dev ({metrics})", 45))
     else:
+        entries["held out, full model"] = Line2D([], [], color="black", marker="o", markersize=4)
+        entries["training, running mean"] = Line2D([], [], color="black", alpha=0.35)
         left.set(xlabel="step", ylabel="loss (nats per predicted token)")
         right.set_xlabel("minutes of training, evaluation and saving")
     low, high = y_range(list(held_out.values()), list(training.values()))
@@ -175,12 +167,9 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
     for axis in (left, right):
         axis.grid(alpha=0.3)
     try:
-        put_legend(figure, entries)
-        figure.savefig(out, dpi=120)
+        save(figure, entries, out)
     except (OSError, ValueError) as error:  # ValueError: a suffix that stands for no format
         raise UserError(f"cannot write {out}: {error}") from error
-    finally:
-        plt.close(figure)
     return said
 
 

@@ -8,6 +8,7 @@ All of it is computed in float32, on the first device.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -20,9 +21,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import logging
 
 from sctd_jax.arguments import CommandParser, local_path, number
+from sctd_jax.config import Config
 from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.probing import drawing, drift, layers, perplexity
-from sctd_jax.tasks.reading import FileSettings
+from sctd_jax.tasks.examples import FileSettings
 from sctd_jax.train.workdir import write
 
 
@@ -73,9 +75,7 @@ _COMMANDS = {"layers": _layers, "drift": _drift, "perplexity": _perplexity}
 
 def _recipe() -> dict:
     """What a folder of transformers does not say."""
-    from configs import base
-
-    return base.get_config().to_dict()
+    return dataclasses.asdict(Config())
 
 
 def _parser() -> CommandParser:

@@ -4,14 +4,13 @@ import dataclasses
 import difflib
 import inspect
 import os
-import re
 import runpy
 import sysconfig
 import textwrap
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
@@ -19,7 +18,7 @@ from sctd_jax.config import Config
 from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune.config import FinetuneConfig, SweepConfig
 
-# What describes the fields of a recipe, the modes that it is for, and the recipe that has all of them.
+# Dataclasses that describe a recipe, the modes that it is for, and the recipe that has all fields.
 _KINDS = (
     (("train", "eval", "compile"), (Config,), "configs/base.py"),
     (("finetune",), (FinetuneConfig,), "configs/finetune.py"),
@@ -31,11 +30,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: BOOLEAN, str: "a text"
 
 
 def load(given: str) -> ConfigDict:
-    """What `get_config` of FILE.py, or of FILE.py:ARGUMENT with that argument, returns.
-
-    Raises:
-      UserError: there is no such file, something in it fails (said by file and line), or it returns something else.
-    """
+    """Result of `get_config` of FILE.py, or of FILE.py:ARGUMENT with that argument."""
     path, colon, argument = given.partition(":")
     if not Path(path).is_file():
         near = next((p for p in (f"{path}.py", os.path.expanduser(path)) if Path(p).is_file()), None)
@@ -100,11 +95,7 @@ def _kind(config: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[type, ...],
 
 
 def check_fields(path: str, config: ConfigDict, names: Sequence[str]) -> None:
-    """Check that each name, such as train.steps, is a field of the recipe.
-
-    Raises:
-      UserError: it is none, or a section.
-    """
+    """Check that each name, such as train.steps, is a field of the recipe."""
     for name in names:
         value: Any = config
         for part in name.split("."):
@@ -116,7 +107,7 @@ def check_fields(path: str, config: ConfigDict, names: Sequence[str]) -> None:
 
 
 def suggestion(name: str, config: Mapping[str, Any], options: Sequence[str] = ()) -> str:
-    """What was meant by a name that is no field of a recipe, and none of the options either."""
+    """Guess at a name that is no field of a recipe, and none of the options either."""
     known = {f"config.{field}": field for field, _ in fields(config)} | {option: option for option in options}
     wanted = name.replace("-", "_")
     near = {full: difflib.SequenceMatcher(None, wanted, short).ratio() for full, short in known.items()}
@@ -129,7 +120,7 @@ def suggestion(name: str, config: Mapping[str, Any], options: Sequence[str] = ()
 
 
 def expected(name: str, config: ConfigDict) -> str:
-    """What a field's values are, in words; '' where there is no such field."""
+    """Values that a field may have, in words; '' where there is no such field."""
     found = dict(fields(config))
     return _WORDS.get(type(found[name]), type(found[name]).__name__) if name in found else ""
 
@@ -144,26 +135,34 @@ def fields(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def describe(config: ConfigDict, width: int) -> str:
-    """A table of a recipe's fields: name, type, value and meaning, which are the comments of the dataclasses."""
-    types = _kind(config)[1]
-    meanings = {name: text for type_ in reversed(types) for name, text in _comments(type_).items()}
-    known = {field.name: field.type for type_ in types for field in dataclasses.fields(type_)}
+    """A table of a recipe's fields: name, type, value there, and the meaning with its bounds."""
+    known = {field.name: field for type_ in _kind(config)[1] for field in dataclasses.fields(type_)}
     plain = {name: value for name, value in config.items() if not isinstance(value, ConfigDict)}
-    blocks = [_table("config", plain, known, meanings, width)] if plain else []
+    blocks = [_table("config", plain, known, width)] if plain else []
     for name in _in_order(config, known):
         if isinstance(config[name], ConfigDict):
-            title, order, comments = f"config.{name}", (), {}
-            if dataclasses.is_dataclass(type_ := known.get(name)):
+            title, inner = f"config.{name}", {}
+            if name in known and dataclasses.is_dataclass(type_ := known[name].type):
                 title += f": {inspect.getdoc(type_)}"
-                order, comments = [field.name for field in dataclasses.fields(type_)], _comments(type_)
-            blocks.append(_table(title, config[name], order, comments, width))
+                inner = {field.name: field for field in dataclasses.fields(type_)}
+            blocks.append(_table(title, config[name], inner, width))
     return "\n\n".join(blocks)
 
 
-def _table(title: str, values: Mapping[str, Any], order, meanings: Mapping[str, str], width: int) -> str:
-    found = [(name, values[name]) for name in _in_order(values, order)]
-    rows = [(name, type(value).__name__, repr(value), meanings.get(name, "")) for name, value in found]
+def _table(title: str, values: Mapping[str, Any], known: Mapping[str, dataclasses.Field], width: int) -> str:
+    found = [(name, values[name]) for name in _in_order(values, known)]
+    rows = [(name, type(value).__name__, repr(value), _meaning(known.get(name))) for name, value in found]
     return "\n".join([title, *columns(rows, width)])
+
+
+def _meaning(field: dataclasses.Field | None) -> str:
+    if field is None:
+        return ""
+    bounds = field.metadata["bounds"]
+    limits = [f"one of {', '.join(choices)}"] if (choices := get_args(field.type)) else []
+    limits += [bounds.says.removeprefix("must be ")] if bounds else []
+    limits += ["a rerun may change it"] if field.metadata["rerun"] else []
+    return field.metadata["meaning"] + (f" ({'; '.join(limits)})" if limits else "")
 
 
 def _in_order(names, order) -> list[str]:
@@ -183,8 +182,3 @@ def columns(rows: Sequence[Sequence[str]], width: int) -> list[str]:
         )
         lines += [line.rstrip() for line in found] or [first.rstrip()]
     return lines
-
-
-def _comments(type_: type) -> dict[str, str]:
-    """The comment behind each field of a dataclass."""
-    return dict(re.findall(r"^    (\w+): [\w.]+  # (.+)$", inspect.getsource(type_), re.MULTILINE))

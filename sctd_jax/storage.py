@@ -19,18 +19,14 @@ from etils import epath
 from sctd_jax.errors import TryAgainError, UserError, printable
 
 _OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-_REMOTE = "gs://"  # what Orbax, TensorStore, epath and fsspec all reach
+_REMOTE = "gs://"  # the scheme that Orbax, TensorStore, epath and fsspec all reach
 
 
 def as_path(path: str | os.PathLike) -> epath.Path:
-    """A path like pathlib's, on a disk or in a bucket; ~ is expanded, which a shell leaves alone behind a =.
-
-    Raises:
-      UserError: it begins with a scheme other than gs://.
-    """
+    """A path like pathlib's, on a disk or in a bucket; ~ is expanded, which a shell leaves alone behind a =."""
     text = os.fspath(path)
     if is_remote(text):
-        # Without this gcsfs asks for the bucket's layout before each request, and complains where it may not know.
+        # gcsfs otherwise asks for the bucket's layout before each request, and complains where it may not know.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # tracebacks of what it also raises
         # A process must see what another one has written since it last looked.
@@ -56,7 +52,7 @@ def tensorstore_spec(folder: epath.Path) -> dict:
 
 @contextlib.contextmanager
 def reaching(path: str | os.PathLike) -> Iterator[None]:
-    """What the cloud's libraries raise (credentials, no such bucket, no network) as one line.
+    """Turn what the cloud's libraries raise (credentials, no such bucket, no network) into one line.
 
     Raises:
       TryAgainError: instead of any other exception, for a path in a bucket; but a full disk of this host is no such.
@@ -72,12 +68,18 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
         raise TryAgainError(f"{os.fspath(path)} cannot be reached: {reason}") from error
 
 
-def read_json(path: epath.Path, advice: str = "") -> dict[str, Any]:
-    """The fields of a small file; `advice` ends the message.
+def exists(path: epath.Path) -> bool:
+    """Whether a file or folder is there.
 
     Raises:
-      UserError: it is no UTF-8, no JSON or not an object with fields, or cannot be read.
+      TryAgainError: its bucket cannot be reached, which is no answer.
     """
+    with reaching(path):
+        return path.exists()
+
+
+def read_json(path: epath.Path, advice: str = "") -> dict[str, Any]:
+    """The fields of a small file; `advice` ends the message."""
     advice = advice and f"; {advice}"
     try:
         with reaching(path):
@@ -94,8 +96,7 @@ def check_writable(folder: epath.Path) -> None:
     """Check that files can be written into a bucket, which nothing else says before the first one.
 
     Raises:
-      UserError: they cannot.
-      TryAgainError: it does not answer.
+      TryAgainError: the bucket does not answer.
     """
     probe = folder / f".claim-{uuid.uuid4().hex}"
     try:
@@ -121,16 +122,13 @@ def local_copy(folder: epath.Path, identity: str, log: Callable[[str], None]) ->
     """A folder in a bucket, copied to this host's disk unless a copy with this identity is there.
 
     The copies are in `$XDG_CACHE_HOME/sctd_jax` (by default `~/.cache/sctd_jax`).
-
-    Raises:
-      UserError: the bucket cannot be reached or the disk is full.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sctd_jax")
     copy = cache / hashlib.sha256(f"{os.fspath(folder)}\n{identity}".encode()).hexdigest()[:16]
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with copy.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one of this host's processes copies, the others wait
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a process of this host copies, the others wait
             if not copy.is_dir():
                 log(f"copying {folder} to {copy}")
                 _download(folder, copy)
@@ -141,7 +139,7 @@ def local_copy(folder: epath.Path, identity: str, log: Callable[[str], None]) ->
 
 def _download(folder: epath.Path, copy: Path) -> None:
     work = copy.with_suffix(".incomplete")
-    shutil.rmtree(work, ignore_errors=True)  # what a kill left
+    shutil.rmtree(work, ignore_errors=True)  # rest of a killed copy
     files, root = fsspec.core.url_to_fs(os.fspath(folder))
     try:
         with reaching(folder):

@@ -1,4 +1,4 @@
-"""Configurations that earlier code wrote, as this code reads them.
+"""Configurations and names of metrics that earlier code wrote, as this code reads them.
 
 A stored configuration says by its `version` how many of the changes below it knows (1: none). The others are made up
 for when it is read: a field that it lacks gets the value by which this code does what the code of then did.
@@ -6,7 +6,7 @@ for when it is read: a field that it lacks gets the value by which this code doe
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -41,7 +41,7 @@ class Removed:
 
 @dataclasses.dataclass(frozen=True)
 class Mended:
-    """What earlier code did wrongly, and no field brings back."""
+    """Error of earlier code that no field brings back."""
 
     what: str
     field: str = ""  # concerned are the runs in which it has this value; '': all
@@ -61,6 +61,8 @@ CONFIG: list[Change] = [
     Mended("biases and norms take no part in LAMB's adaptation", "optimizer.name", "lamb"),
 ]
 TASK: list[Change] = []
+# Old name of a metric in `metrics.jsonl` -> its name.
+METRICS = {"eval/drift_local": "eval/cosine_local", "eval/drift_global": "eval/cosine_global"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Stored:
 
     values: dict[str, Any]
     begun: int  # the version that began the run
-    notes: tuple[str, ...]  # what was made up for
+    notes: tuple[str, ...]  # remarks on what was made up for
 
 
 def version_of(changes: Sequence[Change]) -> int:
@@ -78,11 +80,7 @@ def version_of(changes: Sequence[Change]) -> int:
 
 
 def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
-    """Read `config.json` (with `CONFIG`) or `task.json` (with `TASK`); its fields are checked by who uses them.
-
-    Raises:
-      UserError: it is damaged, or has a field of a newer version or a removed one that is needed.
-    """
+    """Read `config.json` (with `CONFIG`) or `task.json` (with `TASK`); its fields are checked by who uses them."""
     found = storage.read_json(path)
     version, begun = found.pop("version", 1), found.pop("begun", None)
     begun = version if begun is None else begun
@@ -92,7 +90,7 @@ def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
     if version > newest:
         raise UserError(f"{path} was written by a newer version of sctd_jax (its configuration has version {version}, "
                         f"this one reads up to {newest}): use that one")  # fmt: skip
-    followed, before = [], dict(_flat(found))
+    followed, before = [], dict(flat(found))
     for change in changes[version - 1 :]:
         followed += _apply(change, before, path)
     mended = [
@@ -134,7 +132,7 @@ def _apply(change: Change, values: dict[str, Any], path: epath.Path) -> list[str
 
 
 def header(changes: Sequence[Change], begun: int | None = None) -> dict[str, int]:
-    """What stands before the fields of a stored configuration."""
+    """Head of a stored configuration, before its fields."""
     return {"version": version_of(changes), "begun": begun or version_of(changes)}
 
 
@@ -161,7 +159,7 @@ def follow(
                 came_later = [now if name == field else name for name in came_later]
             case Removed(field, _):
                 came_later = [name for name in came_later if name != field]
-    values, theirs, notes = dict(_flat(mine)), dict(_flat(there.values)), []
+    values, theirs, notes = dict(flat(mine)), dict(flat(there.values)), []
     for field in came_later:
         if field in may_change or field not in values or field not in theirs or values[field] == theirs[field]:
             continue
@@ -171,7 +169,8 @@ def follow(
     return _nested(values), notes
 
 
-def _flat(values: Mapping[str, Any]):
+def flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """`section.field` and value of each field, whether it has a section or not."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from ((f"{name}.{field}", inner) for field, inner in value.items())

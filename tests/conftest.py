@@ -46,22 +46,22 @@ def speeches():
 def rows(speeches, tmp_path_factory):
     """A folder of prepared rows that fit `helpers.config()`."""
     out = tmp_path_factory.mktemp("prepared") / "rows"
-    settings = prepare.Settings(tuple(speeches[:12]), "text", "paragraph", 32, 512, "", "unigram", 0.02, 0)
-    prepare.prepare(settings, out, lambda line: None)
+    data = helpers.data(input=",".join(speeches[:12]), documents="paragraph", heldout_share=0.02)
+    prepare.prepare(data, 512, out, lambda line: None)
     return out
 
 
 @pytest.fixture(scope="session")
 def pretrained(rows, tmp_path_factory):
-    """What the tests of fine-tuning start from."""
-    from tests import finetuning  # here, for scipy and scikit-learn take seconds to import
+    """Run that the tests of fine-tuning start from."""
+    from tests import finetuning  # imported here, for scipy and scikit-learn take seconds
 
     return finetuning.write_pretrained(tmp_path_factory.mktemp("pretrained") / "run", rows)
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """By task, a folder with small files in its official layout."""
+    """Folders by task, each with small files in its official layout."""
     from tests import finetuning
 
     return finetuning.write_tasks(tmp_path_factory.mktemp("tasks"))

@@ -5,7 +5,7 @@ from configs import finetune as recipe
 from sctd_jax.data import tokenizer
 from sctd_jax.finetune import config as finetune_settings
 from sctd_jax.finetune.finetuning import finetune
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.workdir import write_config
 from tests import helpers, task_files
@@ -43,8 +43,8 @@ def settings(pretrained, name, folder, **overrides):
     return finetune_settings.from_dict(values | overrides)
 
 
-def run(pretrained, workdir, name, folder, **overrides):
+def run(pretrained, workdir, name, folder, on_step=lambda step: None, **overrides):
     """(result, what it printed)."""
     lines = []
     config = settings(pretrained, name, folder, **overrides)
-    return finetune(config, workdir, base.get_config().to_dict(), lines.append), lines
+    return finetune(config, workdir, base.get_config().to_dict(), lines.append, on_step), lines

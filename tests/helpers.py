@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Helpers of several tests."""
 
 import contextlib
 import dataclasses
@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sctd_jax.config import Config, from_dict
-from sctd_jax.objective.masking import SpecialIds
-from sctd_jax.train.state import TrainState, initial_state
+from sctd_jax.config import Config, DataConfig, from_dict
+from sctd_jax.data.special import SpecialIds
+from sctd_jax.model.token_dropping import Candidates
+from sctd_jax.pretrain.model import initial_state
+from sctd_jax.train.state import TrainState
 from tests import small
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +44,11 @@ def config(**overrides) -> Config:
         assert field in values[section]
         values[section][field] = value
     return from_dict(values)
+
+
+def data(**fields) -> DataConfig:
+    """The section `data` of `config()` with other fields; `vocab_size` is 512 there."""
+    return dataclasses.replace(config().data, **fields)
 
 
 DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}
@@ -73,6 +80,11 @@ def moved(params, scale: float, seed: int = 5):
     """Parameters plus normal noise, so that biases are not 0 and gradients not tiny; without a compilation."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape).astype(np.float32), params)
+
+
+def candidates(importance_V, ids, mask=None, *, keys_B=None, num_top=0, state_BND=None) -> Candidates:
+    """What a selector reads; what it does not may be left out."""
+    return Candidates(importance_V, ids, ids > 0 if mask is None else mask, state_BND, keys_B, num_top)
 
 
 def run_module(module: str, *args: str, cwd: Path = ROOT, env=None, **kwargs) -> subprocess.CompletedProcess:

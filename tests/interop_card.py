@@ -1,4 +1,4 @@
-"""For the isolated environment of tests/requirements-interop.txt: an export's model card, as the hub reads it."""
+"""Print an export's model card as the hub reads it, in the isolated environment of tests/requirements-interop.txt."""
 
 import contextlib
 import io

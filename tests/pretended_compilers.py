@@ -12,22 +12,22 @@ REPORT = "Memory Space: default (color=0)\nTotal bytes: 27612763744 (25.72GiB)\n
 def places(config, variant, topology, folder, sender):
     """Buffers, then code for an hour."""
     report = Path(folder) / "module_0003.jit_step_fn.after_optimizations-memory-usage-report.txt"
-    report.write_text(REPORT[:48])  # in the middle of the number
+    report.write_text(REPORT[:48])  # the end is in the middle of the number
     time.sleep(1)
     report.write_text(REPORT)
     time.sleep(3600)
 
 
 def ends_without_report(config, variant, topology, folder, sender):
-    """As where there is nothing to place."""
+    """Send a size without a report, as where there is nothing to place."""
     sender.send(123)
 
 
 def refuses(config, variant, topology, folder, sender):
-    """A topology that is none."""
+    """Refuse a topology that does not exist."""
     sender.send(UserError(f"--topology={topology}: no such slice"))
 
 
 def dies(config, variant, topology, folder, sender):
-    """As libtpu does of a small stack."""
+    """Die as libtpu does of a small stack."""
     os._exit(139)

@@ -1,15 +1,17 @@
-"""What the tests of `sctd_jax.tasks.reading` share."""
+"""Helpers of the tests of `sctd_jax.tasks.splits`."""
 
 import json
 
 import pytest
 
 from sctd_jax.errors import UserError
-from sctd_jax.tasks import reading
+from sctd_jax.tasks import splits
+from sctd_jax.tasks.examples import FileSettings
+from sctd_jax.tasks.table import TASKS
 
 
 def open_task(name, data_dir, **settings):
-    return reading.open_task(name, str(data_dir), reading.FileSettings(**settings))
+    return splits.open_task(TASKS[name], str(data_dir), FileSettings(**settings))
 
 
 def message(name, data_dir, **settings):

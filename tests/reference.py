@@ -1,4 +1,4 @@
-"""BERT with token dropping in float64 numpy, written from SPEC 1 to 3 and nothing of the package."""
+"""BERT with token dropping in float64 numpy, written from docs/method.md 1, 3 and 4 and nothing of the package."""
 
 import math
 

@@ -7,7 +7,7 @@ import csv
 import json
 from pathlib import Path
 
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 
 SIZES = {"train": 12, "dev": 6, "test": 4}
 _PEOPLE = ("Anna", "Boris", "Clara", "David", "Emma", "Felix", "Greta")

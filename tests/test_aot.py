@@ -55,7 +55,7 @@ def test_a_slice_has_to_be_named():
 
 
 def test_chip_hours_are_flops_over_what_the_chips_do():
-    """By hand: BERT-base has 85 M parameters in its layers, 6 FLOPs a token each; attention adds a tenth."""
+    """BERT-base has 85 M parameters in its layers, 6 FLOPs a token each; attention adds a tenth."""
     config = from_dict(base.get_config().to_dict())
     full = dataclasses.replace(config, dropping=dataclasses.replace(config.dropping, method="full"))
     tokens = 250_000 * 256 * 512
@@ -87,7 +87,7 @@ def test_all_variants_compile_for_a_slice_and_fit():
 @pytest.mark.slow
 @with_libtpu
 def test_recomputed_attention_with_dropout_compiles():
-    """With the stacks that libtpu 0.0.42 gives its threads its compiler dies of it."""
+    """libtpu 0.0.42's compiler dies of it with the stacks that it gives its threads."""
     result = compile_mode(
         "--topology=v5e:2x2", "--config.dropping.method=full", "--config.model.num_layers=1",
         "--config.data.seq_len=256", "--config.model.max_positions=256", "--config.model.hidden_size=256",

@@ -16,8 +16,8 @@ from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import keep_highest
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.step import forward_sums, make_train_step, mask_batch
-from sctd_jax.train.state import initial_state
 from tests import helpers
 
 LONG = {"data__seq_len": 256, "model__max_positions": 256}
@@ -192,7 +192,7 @@ def test_only_gpus_that_cudnn_knows_count_as_such(version, capability, expected)
 
 
 def test_attention_by_lengths_equals_attention_by_a_mask():
-    """What cuDNN is asked for, computed by XLA."""
+    """XLA computes what cuDNN is asked for."""
     arrays = inputs(20, 64)
     ours = value_and_gradients(functools.partial(attention.by_lengths, implementation="xla"), arrays)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(value_and_gradients(attention.plain, arrays)), strict=True):
@@ -200,7 +200,7 @@ def test_attention_by_lengths_equals_attention_by_a_mask():
 
 
 def test_kept_padding_is_at_the_end():
-    """As attention by lengths needs it, also where rows have fewer tokens than are kept."""
+    """Attention by lengths needs it, also where rows have fewer tokens than are kept."""
     config = long_config()
     tokens = helpers.random_rows(8, length=256, pad=True).at[0, 10:].set(helpers.SPECIAL.pad)
     batch = mask_batch(config, helpers.SPECIAL, jax.random.key(1), tokens)

@@ -74,10 +74,11 @@ def test_other_drop_layers_match_the_reference(setting, layers):
 
 def test_random_ltd_layers_see_their_own_tokens_and_the_others_go_around(setting):
     """random-LTD (Yao et al., 2022): each layer runs on its kept rows alone and leaves the others as they were."""
-    _, model, params, ids, mask, kept = setting
+    config, _, params, ids, mask, kept = setting
+    model = Bert(config.model, *config.drop_layers, layerwise=True)
     other = keep_highest(jax.random.normal(jax.random.key(9), ids.shape), mask, kept.shape[1])
     assert (np.asarray(other) != np.asarray(kept)).any()
-    sets = (kept, other, kept)
+    sets = jnp.stack([kept, other, kept])
 
     @jax.jit
     def run(params):
@@ -126,7 +127,7 @@ def test_padding_does_not_change_real_tokens(setting):
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_last_layer_at_some_rows_has_the_same_loss_and_gradient(setting, drop):
-    """SPEC 5: P + 1 rows of the last layer against all N."""
+    """docs/method.md 6: P + 1 rows of the last layer against all N."""
     _, model, params, ids, mask, kept = setting
     rows = jnp.tile(jnp.array([0, 3, 9, 4])[None], (BATCH, 1))
     kept = kept if drop else None

@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
 from sctd_jax import stored
 from sctd_jax.data.rows import RowWriter
 from sctd_jax.errors import UserError, printable
 from sctd_jax.interop.exporting import export
+from sctd_jax.parallel.mesh import one_device
+from sctd_jax.pretrain.workdir import check_rows, check_workdir, claim_workdir
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.workdir import check_rows, check_workdir, claim_workdir
 from tests import helpers
 
 
@@ -65,12 +67,13 @@ def test_the_whole_state_comes_back(tmp_path, state):
     assert messages == []
 
 
-def test_the_digest_sees_one_flipped_bit_anywhere(state):
-    before = int(checkpoint._digest(state))
+def test_the_digests_see_one_flipped_bit_anywhere(state):
+    before = checkpoint._digests(state)
     for field in ("importance_V", "step"):
         bits = getattr(state, field).view(jnp.int32)
         flipped = (bits ^ (jnp.arange(bits.size).reshape(bits.shape) == 0)).view(getattr(state, field).dtype)
-        assert int(checkpoint._digest(state.replace(**{field: flipped}))) != before
+        after = checkpoint._digests(state.replace(**{field: flipped}))
+        assert {name for name in before if int(after[name]) != int(before[name])} == {field}
 
 
 def test_nothing_saved_is_nothing_restored(tmp_path, state):
@@ -115,9 +118,10 @@ def flip_bits(path):
 
 
 def change_check(folder):
-    """As if the numbers had changed without TensorStore noticing, which one flipped bit can do."""
+    """Change numbers as one flipped bit can do without TensorStore noticing."""
     path = folder / "check" / "metadata"
-    path.write_text(json.dumps({"digest": (json.loads(path.read_text())["digest"] + 1) % 2**32}))
+    check = json.loads(path.read_text())
+    path.write_text(json.dumps({**check, "digest": (check["digest"] + 1) % 2**32}))
 
 
 DAMAGE = {
@@ -142,6 +146,41 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, state,
     assert "damaged" in messages[0]
 
 
+def overwrite(folder, name):
+    """Another first number in one array, as TensorStore itself would write it."""
+    store = {"driver": "ocdbt", "base": f"file://{folder / 'state'}/"}
+    array = tensorstore.open({"driver": "zarr", "kvstore": {**store, "path": f"{name}/"}}).result()
+    numbers = array.read().result()
+    numbers.flat[0] += 1
+    array.write(numbers).result()
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["a digest of each field", "one digest, as of earlier code"])
+def test_parameters_are_read_alone_and_their_damage_is_found(tmp_path, state, earlier):
+    save(tmp_path, state, {3: 2.0, 6: 1.0})
+    folder, messages = tmp_path / "checkpoints", []
+    if earlier:
+        for path in folder.glob("*/check/metadata"):
+            path.write_text(json.dumps({"digest": json.loads(path.read_text())["digest"]}))
+
+    def read():
+        with closing(Checkpoints(tmp_path, read_only=True)) as checkpoints:
+            step, parts = checkpoints.restore_parts(("params", "importance_V"), one_device(), messages.append)
+        assert parts.keys() == {"params", "importance_V"}
+        assert_same(parts, {"params": state.params, "importance_V": at(state, step).importance_V})
+        return step
+
+    assert read() == 6
+    overwrite(folder / "6", "skipped")  # which is not read
+    assert read() == (3 if earlier else 6)
+    overwrite(folder / "6", "params.mlm_head.bias")
+    assert read() == 3
+    assert all("checkpoints/6 is damaged and passed over" in message for message in messages)
+    overwrite(folder / "3", "importance_V")
+    with pytest.raises(UserError, match=r"can be read \(tried \[3, 6\]\)"):
+        read()
+
+
 def test_when_all_are_damaged_the_run_does_not_start_over(tmp_path, state):
     save(tmp_path, state, {3: 2.0})
     DAMAGE["cut short"](tmp_path / "checkpoints" / "3")
@@ -163,7 +202,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_step_can_be_saved_again(tmp_p
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path, state):
-    """What kill -9 in the middle of a save leaves: a folder under Orbax's temporary name."""
+    """kill -9 in the middle of a save leaves a folder under Orbax's temporary name."""
     save(tmp_path, state, {3: 2.0, 6: 1.0})
     folder = tmp_path / "checkpoints"
     (folder / "6").rename(folder / "6.orbax-checkpoint-tmp")
@@ -184,7 +223,7 @@ from sctd_jax.interop.exporting import export
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.state import initial_state
+from sctd_jax.pretrain.model import initial_state
 from tests import helpers
 state = jax.jit(lambda: initial_state(helpers.config(), helpers.SPECIAL))()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -363,7 +402,7 @@ def test_a_checkpoint_with_damaged_metrics_is_passed_over_like_other_damage(tmp_
         path.unlink()
         path.mkdir() if content is None else path.write_bytes(content)
         with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-            assert "metrics is damaged: " in checkpoints._problem(6), name
+            assert "metrics is damaged: " in checkpoints._read(6)[0], name
     restored, messages = restore(workdir, state)
     assert int(restored.step) == 3
     assert len(messages) == 1

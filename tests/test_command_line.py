@@ -77,7 +77,7 @@ HELP = [
 
 @pytest.fixture(scope="module")
 def answered():
-    """What the command answers to WRONG and HELP."""
+    """Answers of the command to WRONG and HELP."""
     lines = [*(arguments for arguments, _ in WRONG), *HELP]
     return {tuple(line): answer for line, answer in zip(lines, helpers.answers(lines), strict=True)}
 
@@ -118,7 +118,7 @@ def test_every_field_of_every_recipe_has_a_meaning():
 
 def test_help_shows_type_value_and_meaning_in_the_order_of_the_dataclasses():
     lines = recipes.describe(recipes.load("configs/tiny.py"), 100).splitlines()
-    assert lines[0] == "config.model: The encoder (SPEC 1)."
+    assert lines[0] == "config.model: The encoder (docs/method.md 1)."
     assert [line.split(":")[0] for line in lines if not line.startswith(" ") and line] == [
         f"config.{field.name}" for field in dataclasses.fields(Config)
     ]
@@ -203,7 +203,7 @@ def test_make_says_which_python_is_needed(tmp_path):
     old.chmod(0o755)
     for python, found in ((old, "Python 3.10.12"), ("/nowhere/python", "not there"), (sys.executable, None)):
         command = ["make", "--dry-run", "--what-if=requirements.txt", "venv", f"PYTHON={python}"]
-        env = {"PATH": os.environ["PATH"]}  # without what a make around the tests has set
+        env = {"PATH": os.environ["PATH"]}  # no variables of a make around the tests
         done = subprocess.run(command, env=env, cwd=helpers.ROOT, capture_output=True, text=True)
         wanted = f"Python 3.11 or newer is needed, and {python} is {found}: make PYTHON=python3.11 venv"
         assert (done.returncode, wanted in done.stderr) == ((2, True) if found else (0, False))

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from sctd_jax.data import corpus, files, prepare
 from sctd_jax.errors import UserError
+from tests import helpers
 
 
 def read(*inputs, documents="file", text_field="text"):
@@ -26,7 +27,7 @@ def read(*inputs, documents="file", text_field="text"):
     for chunk in corpus.read(sources, text_field=text_field, documents=documents, counts=counts):
         assert len(chunk.text) <= corpus.CHUNK_CHARS
         texts[chunk.document] = texts.get(chunk.document, "") + chunk.text
-    assert counts.documents == len(texts)
+    assert counts.total.documents == len(texts)
     assert list(texts) == list(range(len(texts)))
     return list(texts.values()), counts
 
@@ -97,7 +98,7 @@ def test_links_are_followed_and_each_file_is_read_once(tmp_path):
     (tmp_path / "in" / "a-link.txt").symlink_to("deep/z.txt")
     os.link(tmp_path / "far" / "far.txt", tmp_path / "in" / "deep" / "hard.txt")
     (tmp_path / "in" / "away").symlink_to(tmp_path / "far")
-    for loop in ("loop", "again"):  # two: what follows links blindly reads 2**40 files
+    for loop in ("loop", "again"):  # following two loops of links blindly reads 2**40 files
         (tmp_path / "in" / loop).symlink_to(".")
         (tmp_path / "in" / "deep" / loop).symlink_to("..")
     again = ["note: passed over: further names of files that are read: 2"]
@@ -211,7 +212,7 @@ def test_documents_do_not_depend_on_where_blocks_end(tmp_path, monkeypatch):
             texts[chunk.document] = texts.get(chunk.document, "") + chunk.text
         found = [" ".join(text.split()) for text in texts.values()]
         assert found == ["one a one bb", "two aaa", "three ä ö ü", "four"], (size, end)
-        assert counts.replaced == 0
+        assert counts.total.replaced == 0
 
 
 def test_a_text_field_is_chosen_by_name(tmp_path):
@@ -223,13 +224,13 @@ def test_empty_documents_are_counted_and_left_out(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": ""}\n{"text": " \\n "}\n\n{"text": "word"}\n')
     texts, counts = read(tmp_path / "x.jsonl")
     assert texts == ["word"]
-    assert counts.empty == 2
+    assert counts.total.empty == 2
 
 
 def test_invalid_utf8_is_replaced_and_counted(tmp_path):
     (tmp_path / "x.txt").write_bytes("gut \ufffd ".encode() + b"b\xff\xfes und \xc3 ende")
     texts, counts = read(tmp_path / "x.txt")
-    assert counts.replaced == 3
+    assert counts.total.replaced == 3
     assert texts == ["gut \ufffd b\ufffd\ufffds und \ufffd ende"]
 
 
@@ -254,7 +255,7 @@ def test_text_without_spaces_is_cut_between_characters(tmp_path):
     (tmp_path / "x.txt").write_text(text)
     texts, counts = read(tmp_path / "x.txt")
     assert texts == [text]
-    assert counts.replaced == 0
+    assert counts.total.replaced == 0
 
 
 class Letters(tfds.core.GeneratorBasedBuilder):
@@ -350,7 +351,7 @@ def test_text_is_decoded_by_its_byte_order_mark(tmp_path, encoding, monkeypatch)
         for found in (name, f"{name}.gz"):
             texts, counts = read(tmp_path / found)
             assert texts == [text] * (1 + (content != text))
-            assert counts.replaced == 0
+            assert counts.total.replaced == 0
     assert read(tmp_path / "x.txt", documents="line")[0][:2] == ["eins äöü", "文字 \U0001f600\u2028"]
 
 
@@ -383,7 +384,7 @@ def test_what_no_encoding_explains_is_counted_in_utf16_too(tmp_path):
     (tmp_path / "x.txt").write_bytes(codecs.BOM_UTF16_LE + "gut ".encode("utf-16-le") + b"\x00\xd8" + b"b\0c")
     texts, counts = read(tmp_path / "x.txt")
     assert texts == ["gut \ufffdb\ufffd"]  # half a pair, and half a unit at the end
-    assert counts.replaced == 2
+    assert counts.total.replaced == 2
 
 
 def test_a_file_of_another_encoding_is_named_with_its_share(tmp_path):
@@ -472,7 +473,7 @@ def test_files_of_other_formats_are_named_before_any_is_read(tmp_path, monkeypat
         for word in [name, *words]:
             assert word in str(error.value), f"{name}: {error.value}"
         assert "\n" not in str(error.value)
-        if "arrow" in str(error.value):  # by the command that is advised
+        if "arrow" in str(error.value):  # converted by the command that is advised
             _, _, code, *arguments = shlex.split(str(error.value).partition("convert it: ")[2])
             monkeypatch.setattr(sys, "argv", ["-c", *arguments])
             exec(code, {})
@@ -482,10 +483,9 @@ def test_files_of_other_formats_are_named_before_any_is_read(tmp_path, monkeypat
 def test_a_preparation_says_what_is_passed_over_and_refuses_before_it_reads(tmp_path):
     for name, text in (("a.txt", "words " * 9), ("notes.md", "# notes"), ("z.jsonl", '[{"text": "one"}]')):
         (tmp_path / name).write_text(text)
-    settings = prepare.Settings((str(tmp_path),), "text", "file", 32, 300, "", "bpe", 0.01, 0)
     lines = []
     with pytest.raises(UserError, match=r"z.jsonl, line 1: a JSON array"):
-        prepare.prepare(settings, tmp_path / "rows", lines.append)
+        prepare.prepare(helpers.data(input=str(tmp_path), tokenizer_type="bpe"), 300, tmp_path / "rows", lines.append)
     assert lines == ["note: passed over: files of other kinds: 1 (1 .md)"]
     assert not (tmp_path / "rows").exists()
 
@@ -497,7 +497,7 @@ def test_null_is_an_empty_document_in_json_lines_and_parquet(tmp_path):
         pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(texts, kind)}), tmp_path / f"{name}.parquet")
     for name in ("x.jsonl", "x.parquet", "y.parquet", "z.parquet"):
         found, counts = read(tmp_path / name)
-        assert (found, counts.empty) == (["one", "two"], 3), name
+        assert (found, counts.total.empty) == (["one", "two"], 3), name
 
 
 def test_cr_alone_ends_lines_where_no_lf_came_first(tmp_path):
@@ -524,7 +524,7 @@ def test_text_that_no_encoding_can_write_is_replaced_and_counted(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a \\ud83d b"}\n{"text": "\\ud83d\\ude00"}\n')
     texts, counts = read(tmp_path / "x.jsonl")
     assert texts == ["a \ufffd b", "\U0001f600"]
-    assert counts.replaced == 1
+    assert counts.total.replaced == 1
 
 
 def test_invalid_utf8_in_parquet_and_dictionary_columns(tmp_path):
@@ -532,12 +532,12 @@ def test_invalid_utf8_in_parquet_and_dictionary_columns(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "x.parquet")
     texts, counts = read(tmp_path / "x.parquet")
     assert texts == ["gut", "b\ufffdse"]
-    assert counts.replaced == 1
+    assert counts.total.replaced == 1
     column = pyarrow.array(["a", "b", "a", None]).dictionary_encode()
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "y.parquet")
     texts, counts = read(tmp_path / "y.parquet")
     assert texts == ["a", "b", "a"]
-    assert counts.empty == 1
+    assert counts.total.empty == 1
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -569,7 +569,7 @@ def test_the_highest_version_of_a_tfds_dataset_is_taken(tmp_path, monkeypatch):
 
 
 def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
-    """By asking the system, which root may not be refused."""
+    """The system is asked, which may not refuse root."""
     (tmp_path / "x.txt").write_text("hello")
     monkeypatch.setattr(files.os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=r"x.txt: no permission"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.data.tokenizer import Tokenized, Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import encode
@@ -35,8 +36,7 @@ def words_tokenizer(*texts):
             found.append(Tokenized(ids, np.array(spans, np.int32).reshape(-1, 2)))
         return found
 
-    special = {"pad": PAD, "unk": UNK, "cls": CLS, "sep": SEP, "mask": MASK}
-    return Tokenizer(tuple(vocab), special, np.ones(1, bool), None, encode_spans, None)
+    return Tokenizer(tuple(vocab), SpecialIds(PAD, UNK, CLS, SEP, MASK), np.ones(1, bool), None, encode_spans, None)
 
 
 def test_single_text_and_pair():
@@ -69,7 +69,7 @@ def test_the_longer_text_of_a_pair_is_cut_first():
                 a -= 1
             else:
                 b -= 1
-        assert encode._lengths(first, second, room + 3) == (a, b)
+        assert encode._lengths(first, second, room) == (a, b)
 
 
 def test_pairs_are_cut_as_berts_own_code_does_and_differ_from_the_fast_tokenizers_as_documented():
@@ -80,7 +80,7 @@ def test_pairs_are_cut_as_berts_own_code_does_and_differ_from_the_fast_tokenizer
         a, b = first, second
         while a + b > room:  # BERT's
             a, b = (a - 1, b) if a > b else (a, b - 1)
-        assert encode._lengths(first, second, room + 3) == (a, b)
+        assert encode._lengths(first, second, room) == (a, b)
         fast.enable_truncation(room, strategy="longest_first")
         theirs = fast.encode("a " * first, "b " * second).ids
         differs = room % 2 == 1 and min(first, second) > room // 2 and second >= first
@@ -136,7 +136,7 @@ def test_squad_windows_overlap_and_map_back(monkeypatch):
         [*head, *range(first + 4, first + 7), SEP],
     ]
     assert [f.rows[0].second for f in features] == [4, 4, 4]
-    # Not whole in the first window; tokens 6, 7 of the second and 4, 5 of the third.
+    # Answers that are not whole in the first window; tokens 6, 7 of the second and 4, 5 of the third.
     assert [f.answer for f in features] == [(0, 0), (6, 7), (4, 5)]
     start, end = features[1].passage.spans[6][0], features[1].passage.spans[7][1]
     assert passage[start:end] == "p4 p5"

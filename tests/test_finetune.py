@@ -14,17 +14,17 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from sctd_jax.data import tokenizer
-from sctd_jax.errors import UserError
+from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.finetune.finetuned import load_finetuned
 from sctd_jax.interop.exporting import export
 from sctd_jax.parallel.mesh import make_mesh
-from sctd_jax.pretrain.compiling import state_shape
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.pretraining import train_and_evaluate
-from sctd_jax.tasks.tasks import TASKS
-from sctd_jax.train import trainer as job
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
+from sctd_jax.train.step import state_shape
 from tests import helpers, task_files
 from tests.finetuning import CONFIG, run, settings
 
@@ -42,6 +42,11 @@ def tuned(pretrained, folders, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("tuned") / "run"
     run(pretrained, workdir, "rte", folders["rte"], epochs=1)
     return workdir
+
+
+def saved_shape():
+    """State that `pretrained` holds."""
+    return state_shape(lambda: initial_state(CONFIG, SPECIAL), make_mesh(CONFIG))
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -90,7 +95,7 @@ def test_training_starts_from_the_pretrained_encoder_or_from_random_weights(pret
         for name, flag in (("pretrained", False), ("random", True))
     )
     checkpoints = Checkpoints(pretrained, read_only=True)
-    saved = checkpoints.restore(state_shape(CONFIG, SPECIAL, make_mesh(CONFIG)), print)
+    saved = checkpoints.restore(saved_shape(), print)
     for theirs, ours, drawn in zip(
         *(jax.tree.leaves(state.params["encoder"]) for state in (saved, pre.state, random.state)), strict=True
     ):
@@ -123,22 +128,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(pretrained, fo
     assert not all((a == b).all() for a, b in zip(params_of(one), params_of(other), strict=True))
 
 
-def test_a_stopped_run_resumes_with_the_same_bits(pretrained, folders, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_with_the_same_bits(pretrained, folders, tmp_path):
     whole, _ = run(pretrained, tmp_path / "whole", "rte", folders["rte"], keep_checkpoints=5)
-    take = job._TrainMetrics.take
 
-    def stopping(self, step, metrics):
-        take(self, step, metrics)
+    def stopping(step):
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert threading.current_thread() is threading.main_thread()
-    monkeypatch.setattr(job._TrainMetrics, "take", stopping)
-    stopped, lines = run(pretrained, tmp_path / "cut", "rte", folders["rte"], keep_checkpoints=5)
+    stopped, lines = run(pretrained, tmp_path / "cut", "rte", folders["rte"], stopping, keep_checkpoints=5)
     assert stopped.stopped_by == signal.SIGTERM
     assert "Run the same command to resume" in lines[-1]
     assert not (tmp_path / "cut" / "result.json").exists()
-    monkeypatch.undo()
     resumed, lines = run(pretrained, tmp_path / "cut", "rte", folders["rte"], keep_checkpoints=5)
     assert "resuming at step 3" in lines
     assert all((a == b).all() for a, b in zip(params_of(whole), params_of(resumed), strict=True))
@@ -208,7 +209,7 @@ def test_another_start_in_the_same_workdir_is_refused(pretrained, tuned, folders
     shutil.copytree(tuned, tmp_path / "run")
     other = shutil.copytree(pretrained, tmp_path / "moved")
     run(other, tmp_path / "run", "rte", folders["rte"], epochs=1)  # the same parameters elsewhere
-    state = Checkpoints(other, read_only=True).restore(state_shape(CONFIG, SPECIAL, make_mesh(CONFIG)), print)
+    state = Checkpoints(other, read_only=True).restore(saved_shape(), print)
     checkpoints = Checkpoints(other)
     checkpoints.save(state.replace(step=state.step + 7), {"eval/loss": 5.0})
     checkpoints.close()
@@ -247,25 +248,20 @@ def test_the_start_is_an_encoder_with_its_pooler_where_it_has_one(pretrained, fo
     assert f"taken from {out}: encoder and pooler; random: classifier" in " ".join(" ".join(lines).split())
 
 
-def test_a_stop_at_the_end_of_an_epoch_loses_no_evaluation(pretrained, folders, tmp_path, monkeypatch):
-    take = job._TrainMetrics.take
-
-    def stopping(self, step, metrics):
-        take(self, step, metrics)
+def test_a_stop_at_the_end_of_an_epoch_loses_no_evaluation(pretrained, folders, tmp_path):
+    def stopping(step):
         if step == 1:  # an epoch has two steps
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(job._TrainMetrics, "take", stopping)
-    stopped, _ = run(pretrained, tmp_path / "run", "rte", folders["rte"])
+    stopped, _ = run(pretrained, tmp_path / "run", "rte", folders["rte"], stopping)
     assert (stopped.step, stopped.stopped_by) == (2, signal.SIGTERM)
-    monkeypatch.undo()
     run(pretrained, tmp_path / "run", "rte", folders["rte"])
     evaluated = [line["step"] for line in read_metrics(tmp_path / "run") if "eval/score" in line]
     assert evaluated == [2, 4]
 
 
 def test_a_run_that_diverges_says_what_to_do(pretrained, folders, tmp_path):
-    with pytest.raises(job.DivergedError, match=r"Fine-tune with a lower config.learning_rate, in another --workdir"):
+    with pytest.raises(DivergedError, match=r"Fine-tune with a lower config.learning_rate, in another --workdir"):
         run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=40, learning_rate=1e30)
 
 

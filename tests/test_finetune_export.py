@@ -12,6 +12,7 @@ from etils import epath
 from safetensors.numpy import load_file
 
 from sctd_jax.data import tokenizer
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import step
 from sctd_jax.finetune.batches import assemble
@@ -20,8 +21,9 @@ from sctd_jax.finetune.encode import encode
 from sctd_jax.hf import tokenizer_json
 from sctd_jax.interop import exporting
 from sctd_jax.interop.exporting import export
-from sctd_jax.tasks.reading import FileSettings, open_task
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.examples import FileSettings
+from sctd_jax.tasks.splits import open_task
+from sctd_jax.tasks.table import TASKS
 from tests import finetuning, test_interop
 
 CLASSES = {
@@ -35,7 +37,7 @@ CLASSES = {
 
 @pytest.fixture(scope="module")
 def runs(rows, folders, tmp_path_factory):
-    """By task, (workdir, parameters of its best checkpoint, dev examples, labels).
+    """(workdir, parameters of its best checkpoint, dev examples, labels) by task.
 
     They start from parameters with so much noise that each text has logits of its own.
     """
@@ -43,7 +45,7 @@ def runs(rows, folders, tmp_path_factory):
     start = finetuning.write_pretrained(root / "start", rows, scale=0.3)
     for name in CLASSES:
         result, _ = finetuning.run(start, root / name, name, folders[name], learning_rate=1e-2)
-        data = open_task(name, str(folders[name]), FileSettings())
+        data = open_task(TASKS[name], str(folders[name]), FileSettings())
         found[name] = (root / name, result.state, data.dev["dev"], data.labels)
     return found
 
@@ -62,7 +64,7 @@ def logits(name, workdir, params, examples, labels, **model):
     settings = finetuning.settings("run", name, "folder")
     config = run_config(settings, finetuning.CONFIG, 1)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
-    batch = assemble(features, np.ones(len(features)), max(f.length for f in features), pieces.special["pad"])
+    batch = assemble(features, np.ones(len(features)), max(f.length for f in features), pieces.special.pad)
     return np.asarray(jax.jit(lambda p, b: step.logits(step.make_model(config, shape), p, b))(params, batch))
 
 
@@ -105,8 +107,9 @@ def test_transformers_sees_the_same_models(runs, tmp_path, monkeypatch):
 def test_pairs_of_an_export_are_those_of_fine_tuning_whatever_the_tokenizer_does_with_them(rows):
     """BERT's own gives segment 1 to a model of one segment; RoBERTa's has two separators, and one segment always."""
     names = {role: f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
-    special = {role: i for i, role in enumerate(names)}
-    bert = tokenizers.BertWordPieceTokenizer({**{names[r]: i for r, i in special.items()}, "a": 5, "b": 6})._tokenizer
+    special = SpecialIds(*range(5))
+    vocab = {piece: i for i, piece in enumerate([*names.values(), "a", "b"])}
+    bert = tokenizers.BertWordPieceTokenizer(vocab)._tokenizer
     roberta = tokenizers.Tokenizer.from_str(bert.to_str())
     roberta.post_processor = tokenizers.processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))
     kinds = [tokenizer_json.completed(kind.to_str().encode(), names, special) for kind in (bert, roberta)]

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from sctd_jax.tasks import metrics, scoring, squad
+from sctd_jax.errors import DivergedError
+from sctd_jax.tasks import scoring, squad, superglue
+from sctd_jax.tasks.examples import Answer, Example
 from sctd_jax.tasks.metrics import METRICS
-from sctd_jax.tasks.tasks import TASKS
-from sctd_jax.train.trainer import DivergedError
+from sctd_jax.tasks.table import TASKS
 
 
 def of(name, labels, predictions):
@@ -86,9 +87,12 @@ def test_predictions_that_are_no_numbers_are_not_hidden(name):
 
 @pytest.mark.parametrize("name", ["rte", "stsb", "copa", "record", "squad1"])
 def test_outputs_that_are_not_finite_are_no_predictions(name):
-    logits = [np.zeros((3, 2)), np.full((3, 2), np.nan)] if name == "squad1" else [np.zeros(2), np.array([1, np.inf])]
+    logits = [np.zeros(2), np.array([1, np.inf])]
+    if name == "squad1":
+        spans, best = np.zeros((3, 2), np.int32), np.ones(3, bool)
+        logits = [[squad.Window(np.zeros(3), np.full(3, value), spans, best)] for value in (0, np.nan)]
     with pytest.raises(DivergedError, match="1 of 2 outputs of the network are not finite"):
-        scoring.predict(name, (), (), logits)
+        scoring.predict(TASKS[name], (), logits)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -106,12 +110,19 @@ def test_many_classes_of_few_rows_do_not_warn():
 # --- MultiRC and ReCoRD ---
 
 
+def multirc(groups, labels, predictions):
+    examples = [Example(0, "text", group=group, label=label) for group, label in zip(groups, labels, strict=True)]
+    return superglue.measure_multirc(examples, predictions)
+
+
 def test_multirc():
-    """Over all options 2 right positives, 1 false, 1 missed; of 3 questions "b" alone is wholly right."""
+    """All options have 2 right positives, 1 false, 1 missed; "b" alone of 3 questions is wholly right."""
     groups = ["a", "a", "b", "b", "c", "a"]
     labels, predictions = [1, 0, 1, 0, 0, 1], [1, 0, 1, 0, 1, 0]
-    found = metrics.multirc(groups, np.array(labels), np.array(predictions))
+    found = multirc(groups, labels, predictions)
     assert found == {"f1a": pytest.approx(2 / 3), "em": pytest.approx(1 / 3)}
+    assert found["f1a"] == of("f1", labels, predictions)
+    assert multirc(groups, [0] * 6, [0] * 6) == {"f1a": of("f1", [0] * 6, [0] * 6), "em": 1.0}
 
 
 def test_multirc_of_a_question_whose_rows_are_apart():
@@ -119,23 +130,34 @@ def test_multirc_of_a_question_whose_rows_are_apart():
     for wrong in range(3):
         predictions = np.array([1, 1, 1])
         predictions[wrong] = 0
-        assert metrics.multirc(["a", "a", "a"], np.ones(3), predictions)["em"] == 0.0
+        assert multirc(["a", "a", "a"], [1, 1, 1], predictions)["em"] == 0.0
+
+
+def record(answers, predictions):
+    """The queries of `answers`, each with its prediction as the likelier of two entities."""
+    rows = [
+        Example(0, "text", group=query, candidate=text, answers=tuple(map(Answer, answers[query])))
+        for query in answers
+        for text in ("other", predictions[query])
+    ]
+    return superglue.measure_record(rows, [0.1, 0.2] * len(answers))
 
 
 def test_record_takes_the_best_answer_of_each_query():
     """ "The Beatles" is one of two answers; of "New York City" two of three words, and one of one."""
     answers = {"1": ["John Lennon", "Beatles"], "2": ["New York City"], "3": ["Paul"]}
     predictions = {"1": "The Beatles!", "2": "new york", "3": "Ringo"}
-    assert metrics.record(answers, predictions) == {"em": pytest.approx(1 / 3), "f1": pytest.approx((1 + 0.8 + 0) / 3)}
+    assert record(answers, predictions) == {"em": pytest.approx(1 / 3), "f1": pytest.approx((1 + 0.8 + 0) / 3)}
 
 
 def test_record_of_an_answer_that_normalises_to_nothing():
-    assert metrics.record({"1": ["The The"]}, {"1": "the the"}) == {"em": 1, "f1": 0}
+    assert record({"1": ["The The"]}, {"1": "the the"}) == {"em": 1, "f1": 0}
 
 
 def test_best_candidates():
-    groups, candidates = ["q", "r", "q", "r", "q"], ["A", "B", "C", "D", "E"]
-    assert metrics.best_candidates(groups, candidates, np.array([0.1, 0.9, 0.7, 0.2, 0.7])) == {"q": "C", "r": "B"}
+    pairs = zip(["q", "r", "q", "r", "q"], ["A", "B", "C", "D", "E"], strict=True)
+    rows = [Example(0, "text", group=query, candidate=entity) for query, entity in pairs]
+    assert superglue.best_candidates(rows, np.array([0.1, 0.9, 0.7, 0.2, 0.7])) == {"q": "C", "r": "B"}
 
 
 # --- SQuAD's metrics ---
@@ -188,7 +210,7 @@ def test_token_f1(prediction, answer, expected):
 
 @pytest.mark.parametrize("null_answer", [False, True])
 def test_evaluate_takes_the_best_answer_of_each_question(null_answer):
-    """Of "in 1066 AD" either answer is two words of three; a question without a prediction counts 0."""
+    """Either answer is two of the three words "in 1066 AD"; a question without a prediction counts 0."""
     answers = {"1": ["Denver", "the Denver Broncos"], "2": ["in 1066", "1066 AD"], "3": ["x"], "4": ["y"]}
     predictions = {"1": "Denver Broncos", "2": "in 1066 AD", "3": "z", "other": "w"}
     found = squad.evaluate(answers, predictions, null_answer=null_answer)

@@ -167,8 +167,10 @@ def test_any_mesh_and_accumulation_give_one_devices_numbers(mesh, accumulation):
         stirred(plain, shape), jax.tree.map(jnp.asarray, host)
     )
     devices = meshes.make_mesh(config)
-    state = jax.device_put(stirred(config, shape), meshes.shardings(step.state_shape(config, shape, devices)))
-    (program,) = step.compile_steps(config, shape, devices, [32]).values()
+    state = jax.device_put(
+        stirred(config, shape), meshes.shardings(step.state_shape(lambda: step.initial_state(config, shape), devices))
+    )
+    (program,) = step.compile_programs(config, shape, devices, [32]).values()
     found, other = program(state, jax.tree.map(lambda x: meshes.put_batch(devices, 8, x), host))
     np.testing.assert_allclose(other["loss"], metrics["loss"], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):

@@ -80,7 +80,7 @@ def test_what_the_compiler_says_or_that_it_died_is_one_message(monkeypatch, comp
 
 
 def test_the_command_prints_every_step_of_the_config(monkeypatch):
-    """On four chips, with a pretended compiler: consistency steps need twice as much, code a MiB that does not fit."""
+    """Four chips and a pretended compiler: consistency steps need twice as much, code a MiB that does not fit."""
     monkeypatch.setattr(aot, "topology_devices", lambda topology: jax.devices()[:4])
     monkeypatch.setattr(aot.chips, "find", lambda kind: Chip(1e12, 1e9, 2.0))
 

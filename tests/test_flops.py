@@ -4,14 +4,14 @@ import pytest
 
 from sctd_jax.parallel import chips
 from sctd_jax.pretrain.flops import forward_flops, mean_step_flops, plain_step_flops, step_flops
+from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.step import variant_at
-from sctd_jax.train.state import make_model
 from tests import helpers
 
 
 @pytest.mark.parametrize("method", ["full", "drop", "random_ltd"])
 def test_the_formula_is_xlas_count_of_the_matrix_products(method):
-    """On a wide small model, where everything that is no product is little."""
+    """A wide small model has little that is no product."""
     config = helpers.config(
         model__hidden_size=768, model__intermediate_size=3072, model__vocab_size=4096, dropping__method=method
     )
@@ -21,7 +21,7 @@ def test_the_formula_is_xlas_count_of_the_matrix_products(method):
     kept = {
         "full": None,
         "drop": (every := jnp.tile(jnp.arange(config.num_kept)[None], (2, 1))),
-        "random_ltd": (every, every),
+        "random_ltd": jnp.stack([every, every]),
     }[method]
 
     def forward(params):

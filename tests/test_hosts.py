@@ -28,7 +28,7 @@ def until(process, words):
 
 
 def assert_killing_ends_the_other(processes, killed):
-    """With a message, within a bounded time."""
+    """They end with a message, within a bounded time."""
     processes[killed].kill()
     began = time.monotonic()
     statuses, outputs = helpers.end(processes)

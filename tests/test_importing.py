@@ -80,7 +80,7 @@ def refused(source, match, **kwargs):
 
 
 def unreadable(source, params, match):
-    """As `refused`, without the time that initial parameters take."""
+    """`refused` without the time that initial parameters take."""
     with pytest.raises(UserError, match=match) as caught:
         importing._read_tensors(source / WEIGHTS, CONFIG, len(PIECES), params)
     assert "\n" not in str(caught.value)
@@ -92,7 +92,7 @@ def assert_same(ours, theirs):
 
 
 def test_a_masked_lm_comes_in_bit_for_bit(source, params):
-    """And no code of its folder runs: `auto_map` names classes for transformers' trust_remote_code."""
+    """No code of its folder runs: `auto_map` names classes for transformers' trust_remote_code."""
     change(source, auto_map={"AutoModel": "modeling.Model", "AutoConfig": "modeling.Config"})
     (source / "modeling.py").write_text(f"open({str(source.parent / 'it ran')!r}, 'w')")
     found, said = imported(source, path=source / WEIGHTS)
@@ -417,7 +417,7 @@ def test_what_wrappers_put_in_front_of_names_is_cut_and_said(front, cut):
     names = [*weights.task_names(CONFIG.model, False), "cls.predictions.bias", "cls.predictions.decoder.weight"]
     assert plainly([front + name for name in names]) == (names, cut)
     assert plainly(names) == (names, [])
-    # Of the encoder alone, as a part of something else or by itself.
+    # Weights of the encoder alone, as a part of something else or by itself.
     encoder = [name for name in names if name.startswith("bert.")]
     bare = [name.removeprefix("bert.") for name in encoder]
     assert plainly([front + name for name in bare]) == (encoder, [] if front == "bert." else cut)
@@ -476,7 +476,7 @@ def test_an_import_that_fails_midway_leaves_nothing(source, monkeypatch):
 
 
 def test_a_config_without_a_model_type_is_a_bert(source, params):
-    """As in the first checkpoints on the Hub; `transformers` fills it in."""
+    """The first checkpoints on the Hub lack it; `transformers` fills it in."""
     change(source, model_type="gone")
     assert_same(imported(source)[0], params)
 
@@ -545,10 +545,9 @@ def test_training_from_wordpiece_without_a_head_and_on_after_the_start_has_moved
     start = tmp_path / "run"
     _, said = imported(source)
     assert "the head starts from random weights" in said
-    rows = prepare.Settings(
-        tuple(speeches[:12]), "text", "paragraph", 32, len(PIECES), str(source / "vocab.txt"), "bpe", 0.02, 0
-    )
-    prepare.prepare(rows, tmp_path / "rows", lambda line: None)
+    vocab = str(source / "vocab.txt")
+    data = helpers.data(input=",".join(speeches[:12]), documents="paragraph", tokenizer=vocab, heldout_share=0.02)
+    prepare.prepare(data, len(PIECES), tmp_path / "rows", lambda line: None)
     config = continued(start, data__rows=str(tmp_path / "rows"), train__steps=3, mesh__data=1)
     log = []
     result = train_and_evaluate(config, tmp_path / "mine", log.append)

@@ -25,9 +25,9 @@ from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
 from sctd_jax.interop import exported as exported_module
 from sctd_jax.interop import exporting, huggingface, importing
+from sctd_jax.pretrain.model import make_model
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
-from sctd_jax.train.state import make_model
 from tests import helpers, small
 
 # Made by .ci/run or `make interop`; a Python that has torch and transformers.
@@ -38,8 +38,10 @@ PEER = Path(os.environ.get("SCTD_INTEROP_PYTHON", helpers.ROOT / ".venv-interop"
 def workdir(request, speeches, tmp_path_factory):
     """A short run on real text, with a tokenizer of each kind."""
     folder = tmp_path_factory.mktemp(f"interop-{request.param}")
-    settings = prepare.Settings(tuple(speeches), "text", "paragraph", 32, 2000, "", request.param, 0.02, 0)
-    prepare.prepare(settings, folder / "rows", lambda line: None)
+    data = helpers.data(
+        input=",".join(speeches), documents="paragraph", tokenizer_type=request.param, heldout_share=0.02
+    )
+    prepare.prepare(data, 2000, folder / "rows", lambda line: None)
     where = ["--config=tests/small.py", f"--workdir={folder / 'run'}", f"--config.data.rows={folder / 'rows'}"]
     changes = {"model.vocab_size": 2000, "optimizer.learning_rate": 0.01}
     changes |= {f"train.{name}": 15 for name in ("eval_every", "checkpoint_every")} | {"train.steps": 30}
@@ -194,28 +196,28 @@ def mlm_logits(run, ids, mask, segments):
 
 def fill_mask_prompt(run):
     """A text with a hidden word, and our five best ids for it."""
-    special, mask_piece = run.tokenizer.special, run.tokenizer.pieces[run.tokenizer.special["mask"]]
+    special, mask_piece = run.tokenizer.special, run.tokenizer.pieces[run.tokenizer.special.mask]
     prompt = f"The {mask_piece} of the United States"
     before, after = run.tokenizer.encode(prompt.split(" " + mask_piece))
-    ids = np.array([[special["cls"], *before, special["mask"], *after, special["sep"]]])
+    ids = np.array([[special.cls, *before, special.mask, *after, special.sep]])
     scores = mlm_logits(run, ids, ids >= 0, np.zeros_like(ids))[0, 1 + len(before)]
     return prompt, np.argsort(-np.asarray(scores), kind="stable")[:5]
 
 
 def expectations(workdir, path):
-    """What our side says of real lines, a padded batch with two segments, and a prompt."""
+    """Answers of our side for real lines, a padded batch with two segments, and a prompt."""
     run = load_run(workdir, None, print)
     texts = real_lines(2000)
     ids = run.tokenizer.encode(texts)
     special = run.tokenizer.special
     flat = list(itertools.chain.from_iterable(ids))
-    batch = np.full((4, 32), special["pad"])
+    batch = np.full((4, 32), special.pad)
     segments = np.zeros((4, 32), np.int64)
     heldout = Rows(run.config.data.rows, HELD_OUT).read(range(4))
     for row, length in enumerate((32, 25, 18, 9)):
-        batch[row, :length] = [*heldout[row, : length - 1], special["sep"]]
+        batch[row, :length] = [*heldout[row, : length - 1], special.sep]
         segments[row, length // 2 : length] = 1
-    mask = batch != special["pad"]
+    mask = batch != special.pad
     prompt, top5 = fill_mask_prompt(run)
     np.savez(
         path, lines=texts, line_ids=np.array(flat), line_lengths=[len(x) for x in ids], ids=batch, mask=mask,
@@ -336,7 +338,7 @@ def write_tokenizers(out):
 
 @pytest.fixture(scope="module")
 def created(tmp_path_factory):
-    """What `transformers` made: models, and what it says of 2,000 lines and a batch."""
+    """Models that `transformers` made, and its answers for 2,000 lines and a batch."""
     out = tmp_path_factory.mktemp("created")
     write_tokenizers(out)
     (out / "lines.txt").write_text("\n".join(" ".join(line.split()) for line in real_lines(2000)))
@@ -366,7 +368,7 @@ def test_models_of_transformers_come_in(created, name, tmp_path):
     ids = run.tokenizer.encode((created / "lines.txt").read_text().splitlines())
     assert [len(line) for line in ids] == expected["line_lengths"].tolist()
     np.testing.assert_array_equal(np.concatenate(ids), expected["line_ids"])
-    assert run.tokenizer.special["pad"] == (0 if name == "minilm" else 3)
+    assert run.tokenizer.special.pad == (0 if name == "minilm" else 3)
 
     @jax.jit
     def network(params, ids, mask, segments):

@@ -47,7 +47,7 @@ class Cloud:
         self._program("gcloud", f'exec {sys.executable} {helpers.ROOT}/tests/fake_gcloud.py "$@"')
         for name in ("xpk", "kubectl", "docker"):
             self._program(name, f'printf "%q " {name} "$@" >> {self.folder}/others; echo >> {self.folder}/others')
-        # On the workers: an installation that takes no time, and a run that does what `behave` says.
+        # Workers have an installation that takes no time, and a run that does what `behave` says.
         self._program("python3", INSTALL)
         self._program("trainer", f"[[ $1 == -c ]] || source {self.folder}/behaviour")
         self.behave("exit 0")
@@ -57,7 +57,7 @@ class Cloud:
         (self.programs / name).chmod(0o755)
 
     def behave(self, body):
-        """What the run does on a worker, in bash, with its arguments in "$@"."""
+        """Commands of the run on a worker, in bash, with its arguments in "$@"."""
         (self.folder / "behaviour").write_text(f'printf "%q " "$@" >> ~/started; echo >> ~/started\n{body}\n')
 
     def environment(self):

@@ -34,7 +34,7 @@ def hurry(monkeypatch):
 
 
 def record(path, **fields):
-    """What another host's process would have written."""
+    """Record as another host's process writes it."""
     other = {"what": "training", "host": "node7", "pid": 12, "machine": "k n", "since": "then", "token": "t"}
     path.write_text(json.dumps(other | fields))
 
@@ -59,7 +59,7 @@ def test_a_second_process_is_refused_and_a_killed_ones_successor_takes_over_at_o
     assert take(tmp_path / "run") == []
     assert not list((tmp_path / "run").iterdir())
     assert take(tmp_path / "new") == []
-    assert not (tmp_path / "new").exists()  # as nothing was written into it
+    assert not (tmp_path / "new").exists()  # nothing was written into it
 
 
 def test_one_process_may_hold_a_folder_twice_in_a_row_but_not_at_once(tmp_path):
@@ -108,7 +108,7 @@ def test_without_locks_a_living_owner_is_noticed_and_one_that_stood_still_stops(
         with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
             take(tmp_path)
         record(tmp_path / lease.LEASE_FILE, host="node8\n\x1b[31merror")
-        time.sleep(0.12)  # its own thread leaves the other's record alone
+        time.sleep(0.12)  # the thread leaves the other's record alone
         with pytest.raises(UserError, match=r"taken over by process 12 on node8\\n\\x1b"):
             held.check()
     assert (tmp_path / lease.LEASE_FILE).exists()
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_written_and_a_file_in_its_place_are_one_line(tm
 
 
 def test_in_a_bucket_a_living_owner_refuses_and_a_dead_one_is_followed(monkeypatch):
-    monkeypatch.setattr(lease, "_machine", lambda: "")  # as from another host
+    monkeypatch.setattr(lease, "_machine", lambda: "")  # pretends another host
     with fake_gcs.serve("bucket") as (store, address):
         for name, value in address.items():
             monkeypatch.setenv(name, value)

@@ -64,7 +64,7 @@ def test_a_run_trains_evaluates_saves_and_says_so(finished):
     assert [record["step"] for record in evaluations] == [0, 3, 6]
     for record in evaluations:
         assert record["eval/perplexity"] == pytest.approx(np.exp(record["eval/loss"]), rel=1e-4)
-        assert {"eval/accuracy", "eval/drop_loss", "eval/drift_local", "eval/drift_global"} <= record.keys()
+        assert {"eval/accuracy", "eval/drop_loss", "eval/cosine_local", "eval/cosine_global"} <= record.keys()
     train = [record for record in records if "train/loss" in record]
     assert [record["step"] for record in train] == [1, 2, 4, 6]
     assert all({"train/mlm_loss", "train/grad_norm", "train/learning_rate", "seconds"} <= r.keys() for r in train)
@@ -104,16 +104,14 @@ def test_kill_and_resume_is_bit_for_bit_the_uninterrupted_run(finished, rows, tm
     """kill -9 after the checkpoint of step 3; consistency steps are 0, 3: the resume is off their interval too."""
     workdir = tmp_path / "killed"
     code = """
-import os, sys
-from sctd_jax.train import trainer as job
-take = job._TrainMetrics.take
-def dying(self, step, metrics):
-    take(self, step, metrics)
+import functools, os, sys
+from sctd_jax.pretrain import pretraining
+def dying(step):
     if step == 4:
         while not os.path.isdir(os.path.join(sys.argv[1].split("=")[1], "checkpoints", "3")):
             pass
         os.kill(os.getpid(), 9)
-job._TrainMetrics.take = dying
+pretraining.train_and_evaluate = functools.partial(pretraining.train_and_evaluate, on_step=dying)
 from absl import app, flags
 from sctd_jax import main
 app.run(main._main)
@@ -232,7 +230,7 @@ BAD_INPUT = [
 
 
 def test_bad_input_is_one_message_before_any_work(rows, tmp_path):
-    """What is wrong with the command line or the recipe alone is in test_command_line.py."""
+    """Errors of the command line or the recipe alone are in test_command_line.py."""
     started = time.monotonic()
     lines = [
         [SMALL, f"--workdir={tmp_path / str(number)}", f"--config.data.rows={rows}", *args]

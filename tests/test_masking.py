@@ -97,7 +97,7 @@ def words_of(row, starts):
 
 
 def chosen_in_order(batch):
-    """By row, the predicted positions in the order of their slots."""
+    """Predicted positions of each row in the order of their slots."""
     for positions, weights in zip(*map(np.asarray, (batch.positions_BP, batch.weights_BP)), strict=True):
         yield positions[weights == 1].tolist()
 

@@ -15,10 +15,9 @@ from sctd_jax.errors import UserError
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel import sharding
 from sctd_jax.parallel.sharding import shard
-from sctd_jax.pretrain import setup
-from sctd_jax.pretrain.compiling import state_shape
-from sctd_jax.pretrain.step import mask_batch, variant_at
-from sctd_jax.train.state import initial_state
+from sctd_jax.pretrain.model import initial_state
+from sctd_jax.pretrain.step import compile_programs, mask_batch, variant_at
+from sctd_jax.train.step import state_shape
 from tests import helpers
 
 SHAPES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "2x2x2": (2, 2, 2), "4x2x1": (4, 2, 1)}
@@ -42,16 +41,22 @@ def start():
     return initial_state(config_on((1, 1, 1)), helpers.SPECIAL)
 
 
+def shape_on(config):
+    """The state's shapes and shardings on the config's mesh."""
+    return state_shape(lambda: initial_state(config, helpers.SPECIAL), meshes.make_mesh(config))
+
+
 @functools.cache
 def compiled(config):
     """The config's train steps, as the loop compiles them: ahead of time, so that nothing can compile twice."""
-    return setup.compile_steps(config, setup.Data(None, None, None, helpers.SPECIAL, None), meshes.make_mesh(config))
+    return compile_programs(config, helpers.SPECIAL, meshes.make_mesh(config))
 
 
-def run(config, steps=5):
-    """State and metrics after some steps on the config's mesh."""
-    mesh, fns = meshes.make_mesh(config), compiled(config)
-    state = jax.device_put(start(), meshes.shardings(state_shape(config, helpers.SPECIAL, mesh)))
+def run(config, steps=5, scale=0.0):
+    """State and metrics after some steps on the config's mesh, from parameters that are moved by `scale`."""
+    mesh, fns, state = meshes.make_mesh(config), compiled(config), start()
+    state = state.replace(params=helpers.moved(state.params, scale))
+    state = jax.device_put(state, meshes.shardings(shape_on(config)))
     history = []
     for step in range(steps):
         tokens = np.asarray(helpers.random_rows(config.train.batch_size, seed=step, pad=True))
@@ -85,7 +90,7 @@ def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
     np.testing.assert_allclose(importance_V, state.importance_V, rtol=1e-5, atol=1e-5)
     copies = [np.asarray(piece.data) for piece in state.importance_V.addressable_shards]
     assert len(copies) == 8
-    assert all((copy == copies[0]).all() for copy in copies)  # SPEC 7.1
+    assert all((copy == copies[0]).all() for copy in copies)  # docs/method.md 9.1
 
 
 _COLLECTIVE = re.compile(
@@ -124,11 +129,24 @@ def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape, method
     ours = {"select", "importance_scores", "random_scores", "keep_highest", "gather", "merge", "dropout"}
     assert not [entry for entry in found if ours & set(entry[2])]
     if shape == "8x1x1":
-        # What is left: the sums of the gradients, of the importance table and of the metrics.
+        # Collectives that are left: the sums of the gradients, of the importance table and of the metrics.
         assert {kind for kind, *_ in found} == {"all-reduce"}
-        state = state_shape(config, helpers.SPECIAL, meshes.make_mesh(config))
+        state = shape_on(config)
         allowed = {",".join(map(str, leaf.shape)) for leaf in jax.tree.leaves((state.params, state.importance_V))}
         assert {shape for _, shapes, _ in found for shape in shapes} <= allowed | {""}
+
+
+@pytest.mark.parametrize("shape", ["8x1x1", "2x2x2"])
+def test_a_token_is_chosen_by_its_state_without_a_collective_and_as_on_one_device(shape):
+    on_mesh, alone = (
+        config_on(sizes, dropping__method="drop", dropping__selector="norm") for sizes in (SHAPES[shape], (1, 1, 1))
+    )
+    found = list(collectives(compiled(on_mesh)["drop"].as_text()))
+    assert not [entry for entry in found if {"select", "norm_scores", "keep_highest"} & set(entry[2])]
+    (a, (metrics,)), (b, (expected,)) = (run(config, steps=1, scale=0.1) for config in (on_mesh, alone))
+    for name in expected:
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(a.importance_V, b.importance_V, rtol=1e-5, atol=1e-5)
 
 
 def test_a_gather_that_would_cost_one_is_found():
@@ -157,7 +175,7 @@ def test_every_leaf_of_the_state_has_one_rule(monkeypatch):
 
 def test_parameters_and_moments_are_split_as_the_table_says():
     config = config_on((2, 2, 2))
-    state = state_shape(config, helpers.SPECIAL, meshes.make_mesh(config))
+    state = shape_on(config)
     for tree in (state.params, state.opt_state[1].mu):
         layer = tree["encoder"]["layer_0"]
         assert layer["attention"]["query"]["kernel"].sharding.spec == PartitionSpec("fsdp", "tensor", None)
@@ -169,7 +187,7 @@ def test_parameters_and_moments_are_split_as_the_table_says():
 
 def test_a_vocabulary_that_does_not_divide_is_on_every_device():
     config = config_on((1, 1, 8), model__vocab_size=510)
-    word = state_shape(config, helpers.SPECIAL, meshes.make_mesh(config)).params["encoder"]["embeddings"]["word"]
+    word = shape_on(config).params["encoder"]["embeddings"]["word"]
     assert word.sharding.spec == PartitionSpec(None, None)
 
 
@@ -208,7 +226,7 @@ def test_masks_are_the_same_for_one_two_and_eight_devices():
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """Of one node among several, as JAX describes it."""
+    """Device of one node among several, as JAX describes it."""
 
     id: int
     slice_index: int

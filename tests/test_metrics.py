@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from sctd_jax.errors import UserError
+from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.train import trainer as jobs
 from sctd_jax.train.metrics import Writer, read_metrics
 from tests import helpers
@@ -42,13 +42,23 @@ def test_a_run_that_begins_again_keeps_no_line(tmp_path):
 
 
 def test_readers_take_the_last_of_two(tmp_path):
-    """As runs left it that were resumed before lines were cut off, with another `log_every`."""
+    """Runs that were resumed with another `log_every` left it so before lines were cut off."""
     lives = [line(2), line(4), line(4, "eval"), line(5), line(6), line(7), line(6, x=1), line(6, "eval"), line(9)]
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(lives))
     assert steps(tmp_path) == [
         (2, "train"), (4, "train"), (4, "eval"), (5, "train"), (6, "train"), (6, "eval"), (9, "train")
     ]  # fmt: skip
     assert read_metrics(tmp_path)[4]["x"] == 1
+
+
+def test_a_metric_of_another_name_then_is_one_curve_and_resuming_writes_it_by_todays(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(line(1) + line(2, "eval", **{"eval/drift_local": 0.5}))
+    assert read_metrics(tmp_path)[-1]["eval/cosine_local"] == 0.5
+    writer = Writer(tmp_path, 2)
+    writer.write(3, {"eval/loss": 1.0, "eval/cosine_local": 0.75})
+    writer.close()
+    assert [found.get("eval/cosine_local") for found in read_metrics(tmp_path)] == [None, 0.5, 0.75]
+    assert "drift" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_damaged_lines_are_counted_and_the_others_read(tmp_path):
@@ -94,7 +104,7 @@ def run(tmp_path, skipped, before=b"", done=0, lost=0):
     """A run of as many steps as `skipped`, of which each says whether it was skipped, by programs that do nothing."""
     (tmp_path / "metrics.jsonl").write_bytes(before)
     start = done or (1 if before else 0)
-    config = helpers.config(train__steps=start + len(skipped), train__log_every=1, train__max_bad_steps=9)
+    config = helpers.config(train__steps=start + len(skipped), train__log_every=1, train__max_bad_steps=9).train
 
     def program(state, step):
         bad = skipped[step - start]
@@ -102,8 +112,9 @@ def run(tmp_path, skipped, before=b"", done=0, lost=0):
         return SimpleNamespace(step=state.step + 1, skipped=state.skipped + bad), metrics
 
     job = jobs.Job(
-        config=config, mesh=SimpleNamespace(size=1), compile=lambda: {"only": program}, program=lambda step: "only",
-        batch=lambda step: step, work=lambda step: (1, 1.0), evaluate=lambda state: {"eval/loss": 1.0},
+        config=config, mesh=SimpleNamespace(size=1), init=None, describe=None, claim=None,
+        compile=lambda: {"only": program}, program=lambda step: "only", batch=lambda step: step,
+        cost=lambda step: (1, 1.0), evaluate=lambda state: {"eval/loss": 1.0},
         evaluation_lines=lambda step, found: [], advice="Lower it",
     )  # fmt: skip
     saved = []
@@ -111,7 +122,9 @@ def run(tmp_path, skipped, before=b"", done=0, lost=0):
         save=lambda state, metrics: saved.append(state.step), wait=lambda: None, check=lambda: None, steps=lambda: saved
     )
     stop = SimpleNamespace(at=lambda step: False, signum=None)
-    return jobs.run(job, tmp_path, checkpoints, SimpleNamespace(step=start, skipped=lost), stop, lambda said: None).step
+    return jobs.train(
+        job, tmp_path, checkpoints, SimpleNamespace(step=start, skipped=lost), stop, lambda said: None
+    ).step
 
 
 def test_a_run_with_nothing_left_to_do_keeps_no_line_past_its_end(tmp_path):
@@ -120,11 +133,11 @@ def test_a_run_with_nothing_left_to_do_keeps_no_line_past_its_end(tmp_path):
 
 
 def test_a_run_without_one_good_step_fails(tmp_path):
-    with pytest.raises(jobs.DivergedError, match=r"not one of the steps from 0 to 3 had .* another --workdir"):
+    with pytest.raises(DivergedError, match=r"not one of the steps from 0 to 3 had .* another --workdir"):
         run(tmp_path, [True, True, True])
-    with pytest.raises(jobs.DivergedError, match="from 0 to 3 had"):
+    with pytest.raises(DivergedError, match="from 0 to 3 had"):
         run(tmp_path, [], done=3, lost=3)  # run again, with nothing left to do
     assert run(tmp_path, [True, False, True]) == 3
     assert run(tmp_path, [True], before=line(1)) == 2
-    with pytest.raises(jobs.DivergedError, match="not one of the steps from 1 to 2"):
+    with pytest.raises(DivergedError, match="not one of the steps from 1 to 2"):
         run(tmp_path, [True], before=line(1, "eval"), lost=1)

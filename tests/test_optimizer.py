@@ -5,8 +5,8 @@ import optax
 import pytest
 
 from sctd_jax.pretrain import report
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.train.optimizer import decay_mask, learning_rate, make_optimizer
-from sctd_jax.train.state import initial_state
 from tests import helpers
 
 

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from sctd_jax.data.packing import Packer
+from sctd_jax.data.special import SpecialIds
 
 PAD, CLS, SEP = 0, 2, 3
 
 
 def pack(documents, length, pieces=1):
     """Rows of documents, each given to the packer in `pieces` parts."""
-    packer, rows = Packer(length, CLS, SEP, PAD), []
+    packer, rows = Packer(length, SpecialIds(pad=PAD, unk=1, cls=CLS, sep=SEP, mask=4)), []
     for document in documents:
         parts = np.array_split(np.array(document, np.int32), pieces)
         for i, part in enumerate(parts):

@@ -18,6 +18,7 @@ from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
+from tests.helpers import candidates
 
 GOLDEN = Path(__file__).parent / "golden"
 FORWARD, LOGITS, TABLE = 2e-5, 1e-4, 1e-4  # relative tolerances of the recordings
@@ -133,7 +134,7 @@ def mg_inputs(arrays, batch):
 
 
 def test_modelgarden_preset_is_the_printed_recipe():
-    """SPEC 6."""
+    """docs/method.md 8."""
     config = from_dict(modelgarden.get_config().to_dict())
     assert (config.data.seq_len, config.num_kept, config.num_predicted) == (512, 256, 76)
     model, optimizer, train = config.model, config.optimizer, config.train
@@ -154,7 +155,7 @@ def test_modelgarden_selection(mg, batch):
     config, _, arrays = mg
     ids, mask, _ = mg_inputs(arrays, batch)
     table = jnp.asarray(arrays[f"{batch}/importance_table"])
-    score = token_dropping.importance_scores(table, ids, mask, None, 0)
+    score = token_dropping.importance_scores(candidates(table, ids, mask))
     close(score, arrays[f"{batch}/token_importance"], 1e-7)
     kept = np.asarray(token_dropping.keep_highest(score, mask, config.num_kept))
     for row, (ours, theirs) in enumerate(zip(kept, arrays[f"{batch}/selected"], strict=True)):
@@ -166,7 +167,7 @@ def test_modelgarden_ties_go_to_the_lower_position_as_ours_do(mg, batch):
     _, _, arrays = mg
     ids, mask, _ = mg_inputs(arrays, batch)
     table, theirs = jnp.asarray(arrays[f"{batch}/importance_table"]), arrays[f"{batch}/selected"]
-    score = token_dropping.importance_scores(table, ids, mask, None, 0)
+    score = token_dropping.importance_scores(candidates(table, ids, mask))
     kept = token_dropping.keep_highest(score, mask, theirs.shape[1])
     np.testing.assert_array_equal(kept, np.sort(theirs, axis=1))
 
@@ -181,7 +182,7 @@ def test_modelgarden_states_logits_and_losses(mg, batch, which):
     order = np.argsort(arrays[f"{batch}/selected"], axis=1)
     for i, state in enumerate(states):
         theirs = arrays[f"{batch}/{which}/layer_{i}"]
-        if theirs.shape[1] != 16:  # its kept rows come by importance
+        if theirs.shape[1] != 16:  # kept rows come by importance
             theirs = np.take_along_axis(theirs, order[..., None], axis=1)
         close(state, theirs, FORWARD, what=f"layer {i}")
     positions, targets, weights = (arrays[f"{batch}/masked_lm_{name}"] for name in ("positions", "ids", "weights"))
@@ -221,7 +222,7 @@ def compare_gradients(ours, theirs, tolerance=1e-4, skip=()):
 
 @functools.partial(jax.jit, static_argnums=0)
 def modelgarden_loss_and_gradient(config, params, batch, kept):
-    """Of its drop pass; `batch` has its names."""
+    """Loss and gradient of its drop pass; `batch` has its names."""
 
     def loss(params):
         mask = batch["input_mask"].astype(bool)
@@ -250,8 +251,8 @@ def trajectory(config, params, arrays, loss_and_gradient):
     """Losses and gradient norms of 12 updates, by a preset's optimizer at the recorded rates, and the last parameters.
 
     Args:
-      config: of the preset.
-      params: before the first update.
+      config: config of the preset.
+      params: parameters before the first update.
       arrays: the recording.
       loss_and_gradient: (number of the update, parameters, importance table before it) -> (loss, gradient).
     """
@@ -280,13 +281,13 @@ def rates(config):
 
 
 def test_modelgarden_trains_as_its_preset_does(mg):
-    """Twelve updates of its task by its optimizer; the selection is by its own table (SPEC 7.2 to 7.4)."""
+    """Twelve updates of its task by its optimizer; the selection is by its own table (docs/method.md 9.2 to 9.4)."""
     config, arrays = mg[0], load("modelgarden_trajectory")
 
     def loss_and_gradient(step, params, table_V):
         batch = {name: arrays[f"steps/{name}"][step] for name in MODELGARDEN_BATCH}
         ids, mask = jnp.asarray(batch["input_word_ids"]), jnp.asarray(batch["input_mask"], bool)
-        score = token_dropping.importance_scores(jnp.asarray(table_V), ids, mask, None, 0)
+        score = token_dropping.importance_scores(candidates(jnp.asarray(table_V), ids, mask))
         return modelgarden_loss_and_gradient(
             config, params, batch, np.asarray(token_dropping.keep_highest(score, mask, config.num_kept))
         )
@@ -308,7 +309,7 @@ def moved_table(arrays, case, beta, frozen):
 
 
 def test_modelgarden_importance_update(mg):
-    """Equal for unique ids; on purpose not for duplicates, [PAD] and [UNK] (SPEC 7.2 to 7.4)."""
+    """Equal for unique ids; on purpose not for duplicates, [PAD] and [UNK] (docs/method.md 9.2 to 9.4)."""
     config, _, arrays = mg
     beta, frozen = config.dropping.importance_beta, (0, 100, 101, 102, 103)
     ours, _ = moved_table(arrays, "unique", beta, frozen)
@@ -391,7 +392,7 @@ def sctd_inputs(arrays, batch):
 
 
 def test_sctd_preset_is_the_printed_recipe():
-    """SPEC 6."""
+    """docs/method.md 8."""
     config = from_dict(sctd_release.get_config().to_dict())
     model, optimizer, train, dropping = config.model, config.optimizer, config.train, config.dropping
     assert (config.data.seq_len, config.num_kept, config.masking.rate) == (512, 256, 0.15)
@@ -410,7 +411,7 @@ def test_sctd_preset_is_the_printed_recipe():
 @pytest.mark.parametrize("batch", ["nopad", "pad"])
 @pytest.mark.parametrize("which", ["full", "drop"])
 def test_sctd_states_logits_and_losses(sctd, batch, which):
-    """At real tokens: it zeroes the embeddings of [PAD], which nothing reads."""
+    """Compared at real tokens: it zeroes the embeddings of [PAD], which nothing reads."""
     config, params, arrays = sctd
     ids, mask = sctd_inputs(arrays, batch)
     kept = jnp.asarray(arrays[f"{batch}/selected"]) if which == "drop" else None
@@ -432,10 +433,10 @@ def test_sctd_states_logits_and_losses(sctd, batch, which):
 
 @pytest.mark.parametrize("batch", ["nopad", "pad"])
 def test_sctd_keeps_pads_before_words_and_we_do_not(sctd, batch):
-    """Equally important positions on full rows (its ties fall otherwise); no [PAD] before a real token (SPEC 7.2)."""
+    """Equally important positions on full rows (its ties fall otherwise), no pad before words (docs/method.md 9.2)."""
     config, _, arrays = sctd
     ids, mask = sctd_inputs(arrays, batch)
-    score = token_dropping.importance_scores(jnp.asarray(arrays[f"{batch}/importance_table"]), ids, mask, None, 0)
+    score = token_dropping.importance_scores(candidates(jnp.asarray(arrays[f"{batch}/importance_table"]), ids, mask))
     kept, theirs = np.asarray(token_dropping.keep_highest(score, mask, config.num_kept)), arrays[f"{batch}/selected"]
     for row in range(len(kept)):
         real = np.asarray(mask[row])
@@ -448,11 +449,11 @@ def test_sctd_keeps_pads_before_words_and_we_do_not(sctd, batch):
 
 
 def test_sctd_drops_cls_of_short_rows_and_we_do_not(sctd):
-    """SPEC 7.2, recorded in `cls_dropped`: its kept tokens of rows 1 to 3 are all [PAD]."""
+    """docs/method.md 9.2, recorded in `cls_dropped`: its kept tokens of rows 1 to 3 are all [PAD]."""
     config, _, arrays = sctd
     ids, mask = sctd_inputs(arrays, "cls_dropped")
     assert (arrays["cls_dropped/selected"][1:] > 0).all()
-    score = token_dropping.importance_scores(jnp.asarray(arrays["cls_dropped/importance_table"]), ids, mask, None, 0)
+    score = token_dropping.importance_scores(candidates(jnp.asarray(arrays["cls_dropped/importance_table"]), ids, mask))
     assert (token_dropping.keep_highest(score, mask, config.num_kept)[:, 0] == 0).all()
 
 
@@ -463,7 +464,7 @@ RELEASED = {**PAPER, "released": np.float32(1)}
 def sctd_objective(config, params, ids, targets, kept, *, stop_gradient, released=0.0, sc_weight=0.05):
     """The paper's loss in the recording's scale (sums, not means), and its two KLs by both poolings.
 
-    With `released` 1, the loss of its code: the second MLM term is the drop pass's too (SPEC 7.6).
+    With `released` 1, the loss of its code: the second MLM term is the drop pass's too (docs/method.md 9.6).
     """
     mask = ids != 1
     drop_logits, drop_states = forward(config, params, ids, mask, None, kept)
@@ -519,7 +520,7 @@ def test_sctd_paper_objective_and_the_gradient_of_every_parameter(sctd, stop_gra
 
 @pytest.mark.parametrize("batch", ["nopad", "pad"])
 def test_sctd_takes_its_second_mlm_term_from_the_drop_pass_and_we_do_not(sctd, batch):
-    """SPEC 7.6: its released loss is the paper's with MLM(drop) in the place of MLM(full)."""
+    """docs/method.md 9.6: its released loss is the paper's with MLM(drop) in the place of MLM(full)."""
     config, params, arrays = sctd
     ours, released = (
         sctd_loss_and_gradient(config, params, *sctd_batch(arrays, batch), stop_gradient=False, **terms)[0][0]
@@ -530,7 +531,7 @@ def test_sctd_takes_its_second_mlm_term_from_the_drop_pass_and_we_do_not(sctd, b
 
 
 def test_sctd_trains_as_its_preset_does(sctd):
-    """Twelve updates of its code, two of them consistency steps; the selection is its own (SPEC 7.2), ties and all."""
+    """Twelve updates of its code, two of them consistency steps; the selection is its own, ties and all (9.2)."""
     config, arrays = sctd[0], load("sctd_trajectory")
 
     def loss_and_gradient(step, params, table_V):
@@ -561,4 +562,4 @@ def test_sctd_importance_update(sctd):
     ours, ids = moved_table(arrays, "duplicates", beta, frozen)
     repeated = [v for v in set(ids.tolist()) if (ids == v).sum() > 1 and v not in frozen]
     assert repeated
-    assert (np.abs(ours - arrays["importance/duplicates/after"])[repeated] > 1e-3).any()  # SPEC 7.4
+    assert (np.abs(ours - arrays["importance/duplicates/after"])[repeated] > 1e-3).any()  # docs/method.md 9.4

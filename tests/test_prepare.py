@@ -14,10 +14,10 @@ import tensorflow_datasets as tfds
 import tokenizers
 
 from sctd_jax import lease
-from sctd_jax.data import corpus, prepare, survey, tokenizer
+from sctd_jax.data import corpus, files, prepare, survey, tokenizer
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
-from sctd_jax.pretrain import setup
+from sctd_jax.pretrain import rows as run_rows
 from tests import helpers
 
 QUIET = {"log": lambda line: None}
@@ -25,7 +25,7 @@ QUIET = {"log": lambda line: None}
 
 @pytest.fixture
 def settings(speeches):
-    return prepare.Settings(tuple(speeches[:12]), "text", "paragraph", 32, 512, "", "unigram", 0.02, 0)
+    return helpers.data(input=",".join(speeches[:12]), documents="paragraph", heldout_share=0.02)
 
 
 def test_rows_read_back_without_tensorflow_and_agree_with_the_metadata(rows):
@@ -61,8 +61,8 @@ def test_the_text_is_all_there_and_the_splits_share_no_document(rows, speeches):
         assert words in both[TRAIN] or words in both[HELD_OUT]
     assert held
     assert train
-    assert metadata.documents == counts.documents
-    assert metadata.heldout_documents < 0.5 * counts.documents
+    assert metadata.documents == counts.total.documents
+    assert metadata.heldout_documents < 0.5 * counts.total.documents
     real = sum(int((Rows(rows, split).read(range(len(Rows(rows, split)))) > 4).sum()) for split in both)
     unknown = sum(int((Rows(rows, split).read(range(len(Rows(rows, split)))) == 1).sum()) for split in both)
     assert metadata.tokens == real + unknown
@@ -76,7 +76,7 @@ def test_padding_only_in_the_last_row_of_a_split(rows):
 
 
 def test_preparing_twice_gives_the_same_bytes(settings, tmp_path, rows):
-    prepare.prepare(settings, tmp_path / "again", **QUIET)
+    prepare.prepare(settings, 512, tmp_path / "again", **QUIET)
     for path in rows.rglob("*array_record*"):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
     assert (rows / "tokenizer.model").read_bytes() == (tmp_path / "again" / "tokenizer.model").read_bytes()
@@ -88,8 +88,8 @@ def test_one_huge_document_is_tokenised_as_a_whole(tmp_path):
     path = tmp_path / "x.jsonl"
     lines = [json.dumps({"text": " ".join(words)})] + [json.dumps({"text": f"held out {i} " * 40}) for i in range(900)]
     path.write_text("\n".join(lines))
-    settings = prepare.Settings((str(path),), "text", "file", 32, 300, "", "bpe", 0.01, 1)
-    prepare.prepare(settings, tmp_path / "rows", **QUIET)
+    data = helpers.data(input=str(path), tokenizer_type="bpe", seed=1)
+    prepare.prepare(data, 300, tmp_path / "rows", **QUIET)
     (expected,) = tokenizer.load(tmp_path / "rows" / "tokenizer.model").encode([" ".join(words)])
     data = Rows(tmp_path / "rows", TRAIN)
     got = data.read(range(len(expected) // 30 + 1)).ravel()
@@ -100,10 +100,10 @@ def test_one_huge_document_is_tokenised_as_a_whole(tmp_path):
 def test_an_existing_tokenizer_is_used_and_its_size_checked(settings, tmp_path, rows):
     model = str(rows / "tokenizer.model")
     again = dataclasses.replace(settings, tokenizer=model)
-    metadata = prepare.prepare(again, tmp_path / "a", **QUIET)
+    metadata = prepare.prepare(again, 512, tmp_path / "a", **QUIET)
     assert metadata.tokenizer_sha256 == tokenizer.digest(model)
     with pytest.raises(UserError, match=r"model.vocab_size is 600, but the tokenizer .* has 512 pieces"):
-        prepare.prepare(dataclasses.replace(again, vocab_size=600), tmp_path / "b", **QUIET)
+        prepare.prepare(again, 600, tmp_path / "b", **QUIET)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
 
 
@@ -134,31 +134,31 @@ def test_a_wordpiece_vocabulary_prepares_rows_with_its_own_special_ids(speeches,
 
 
 def test_identity_differs_by_text_tokenizer_and_length(settings, speeches, tmp_path, rows):
-    def identity(**changes):
+    def identity(vocab_size=512, **changes):
         changed = dataclasses.replace(settings, **changes)
-        return prepare.identity(changed, corpus.find_sources(changed.input))
+        return prepare.identity(changed, vocab_size, corpus.find_sources(files.split(changed.input)))
 
     names = [
         identity(), identity(seq_len=16), identity(vocab_size=600), identity(tokenizer_type="bpe"), identity(seed=1),
-        identity(input=tuple(speeches[:11])), identity(tokenizer=str(rows / "tokenizer.model")),
+        identity(input=",".join(speeches[:11])), identity(tokenizer=str(rows / "tokenizer.model")),
     ]  # fmt: skip
     assert len(set(names)) == len(names)
     assert identity() == identity() == identity(allow_unknown=True) != identity(keep_zwnj=False)
 
 
 def test_rows_of_earlier_versions_keep_their_names_and_open(settings, rows, tmp_path):
-    sources = corpus.find_sources(settings.input)
+    inputs = settings.input.split(",")
+    sources = corpus.find_sources(inputs)
     first_fields = (
-        "input", "text_field", "documents", "seq_len", "vocab_size", "tokenizer", "tokenizer_type", "heldout_share",
-        "seed",
+        "text_field", "documents", "seq_len", "tokenizer", "tokenizer_type", "heldout_share", "seed",
     )  # fmt: skip
     for model in ("", str(rows / "tokenizer.model")):
         changed = dataclasses.replace(settings, tokenizer=model, keep_zwnj=bool(model))
-        values = {name: getattr(changed, name) for name in first_fields}
+        values = {name: getattr(changed, name) for name in first_fields} | {"input": inputs, "vocab_size": 512}
         values["sources"] = [corpus.fingerprint(source) for source in sources]
         values |= {"tokenizer": tokenizer.digest(model)} if model else {}
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-        assert prepare.identity(changed, sources) == digest[:16]
+        assert prepare.identity(changed, 512, sources) == digest[:16]
     values = json.loads((rows / "prepared.json").read_text())
     later = {**values, "a_field_of_a_later_version": 1}
     earlier = {name: values[name] for name in list(values)[: list(values).index("settings") + 1]}
@@ -176,8 +176,8 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused_before_the_text_is_t
     path.write_text(
         "".join(json.dumps({"text": f"{text} the United States {i}"}) + "\n" for i, text in enumerate(chinese))
     )
-    settings = prepare.Settings((str(path),), "text", "file", 8, 512, str(rows / "tokenizer.model"), "bpe", 0.3, 0)
-    write, fail, lines = prepare._write_rows, None, []
+    settings = helpers.data(input=str(path), seq_len=8, tokenizer=str(rows / "tokenizer.model"), heldout_share=0.3)
+    write, fail, lines = prepare.RowWriter, None, []
     share = r"letters{} \(6\d.\d+%\) .*x.jsonl: 6\d.\d% \(.* U\+4E.*--allow-unknown"
     for size, said in (
         (1 << 20, r"16,000 of 2\d,\d+ " + share.format("")),  # the sample is the whole text
@@ -185,12 +185,12 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused_before_the_text_is_t
         (5_000, r"16,000 of 2\d,\d+ " + share.format("")),  # too few lines to be believed: when all is counted
     ):
         monkeypatch.setattr(survey, "LOOK_BYTES", size)
-        monkeypatch.setattr(prepare, "_write_rows", fail if size > 5_000 else write)
+        monkeypatch.setattr(prepare, "RowWriter", fail if size > 5_000 else write)
         with pytest.raises(UserError, match=said):
-            prepare.prepare(settings, tmp_path / "rows", lines.append)
+            prepare.prepare(settings, 512, tmp_path / "rows", lines.append)
     assert [line.split()[0] for line in lines] == ["reading", "400"] * 3
     assert not (tmp_path / "rows").exists()
-    metadata = prepare.prepare(dataclasses.replace(settings, allow_unknown=True), tmp_path / "rows", lines.append)
+    metadata = prepare.prepare(dataclasses.replace(settings, allow_unknown=True), 512, tmp_path / "rows", lines.append)
     assert metadata.unknown_letters == 400 * 40
     assert metadata.letters == sum(
         len("".join(json.loads(line)["text"].split())) for line in path.read_text().splitlines()
@@ -205,14 +205,14 @@ def test_an_interrupted_preparation_is_not_mistaken_for_a_finished_one(settings,
     code = f"""
 import os
 from sctd_jax.data import prepare, rows
-from sctd_jax.data.prepare import Settings
+from sctd_jax.config import DataConfig
 add = rows.RowWriter.add
 def dying(self, split, values):
     add(self, split, values)
     if sum(self.counts.values()) > 1000:
         os.kill(os.getpid(), 9)
 rows.RowWriter.add = dying
-prepare.prepare({settings!r}, prepare.Path({str(out)!r}), print)
+prepare.prepare({settings!r}, 512, prepare.Path({str(out)!r}), print)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], env=helpers.environment(), cwd=helpers.ROOT, capture_output=True
@@ -222,7 +222,7 @@ prepare.prepare({settings!r}, prepare.Path({str(out)!r}), print)
     held, left = sorted(path.name for path in tmp_path.iterdir())
     assert held == ".rows.lease"
     assert "incomplete" in left
-    prepare.prepare(settings, out, **QUIET)  # the lease of the dead does not hold it up
+    prepare.prepare(settings, 512, out, **QUIET)  # the lease of the dead does not hold it up
     assert read_metadata(out).rows > 1000
     assert not (tmp_path / held).exists()
 
@@ -230,7 +230,7 @@ prepare.prepare({settings!r}, prepare.Path({str(out)!r}), print)
 def test_a_folder_that_exists_is_left_alone(settings, rows):
     before = (rows / "prepared.json").read_bytes()
     with pytest.raises(UserError, match="exists already"):
-        prepare.prepare(settings, rows, **QUIET)
+        prepare.prepare(settings, 512, rows, **QUIET)
     assert (rows / "prepared.json").read_bytes() == before
 
 
@@ -239,13 +239,13 @@ def test_one_process_prepares_a_folder_at_a_time(settings, rows, tmp_path, monke
     lines = []
     with lease.hold(tmp_path / "rows", "preparing rows", beside=True):
         with pytest.raises(UserError, match=rf"rows is in use by process {os.getpid()} on .* \(preparing rows"):
-            prepare.prepare(settings, tmp_path / "rows", lines.append)
+            prepare.prepare(settings, 512, tmp_path / "rows", lines.append)
         assert lines == []
     run = helpers.config(
-        data__input=",".join(settings.input), data__documents="paragraph", data__prepared_dir=str(tmp_path),
+        data__input=settings.input, data__documents="paragraph", data__prepared_dir=str(tmp_path),
         data__tokenizer=str(rows / "tokenizer.model"),
     )  # fmt: skip
-    name = f"n32-v512-{prepare.identity(prepare.settings_of(run), corpus.find_sources(settings.input))}"
+    name = f"n32-v512-{prepare.identity(run.data, 512, corpus.find_sources(files.split(settings.input)))}"
 
     def wait(finish):
         lines.clear()
@@ -297,9 +297,9 @@ def test_text_that_cannot_be_split_is_refused_at_the_first_look(tmp_path):
     def refused(text, words, documents="file", look=True):
         lines = []
         path.write_text(text)
-        settings = prepare.Settings((str(path),), "text", documents, 32, 30, "", "bpe", 0.01, 0)
+        data = helpers.data(input=str(path), documents=documents, tokenizer_type="bpe")
         with pytest.raises(UserError, match=words):
-            prepare.prepare(settings, tmp_path / "rows", lines.append)
+            prepare.prepare(data, 30, tmp_path / "rows", lines.append)
         assert any("training" in line for line in lines) != look
 
     finer = r".*--documents {} \(config.data.documents\)"
@@ -405,16 +405,16 @@ sys.exit(main(sys.argv[1:]))
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(settings, tmp_path, changes, words):
-    lines = []
+    lines, vocab_size = [], changes.pop("vocab_size", 512)
     with pytest.raises(UserError, match=words):
-        prepare.prepare(dataclasses.replace(settings, **changes), tmp_path / "rows", lines.append)
+        prepare.prepare(dataclasses.replace(settings, **changes), vocab_size, tmp_path / "rows", lines.append)
     assert lines == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(settings, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r".*file/rows cannot be written"):
-        prepare.prepare(settings, tmp_path / "file" / "rows", **QUIET)
+        prepare.prepare(settings, 512, tmp_path / "file" / "rows", **QUIET)
 
 
 def test_sigterm_while_preparing_leaves_nothing_behind(speeches, tmp_path):
@@ -450,11 +450,11 @@ def test_rows_that_are_there_already_are_no_way_around_a_refusal(rows, tmp_path,
     folder, lines = shutil.copytree(rows, tmp_path / "rows"), []
     odd = dataclasses.replace(read_metadata(rows), letters=100, unknown_letters=30)
     (folder / "prepared.json").write_text(json.dumps(dataclasses.asdict(odd)))
-    monkeypatch.setattr(setup, "ensure_rows", lambda *_: folder)
+    monkeypatch.setattr(run_rows, "ensure_rows", lambda *_: folder)
     with pytest.raises(UserError, match=r"30.0% of the letters of the rows in .*allow_unknown=True"):
-        setup.open_data(helpers.config(), lines.append)
-    setup.open_data(helpers.config(data__allow_unknown=True), lines.append)
-    setup.open_data(helpers.config(), lines.append, odd)  # a run that has been trained on them goes on
+        run_rows.open_data(helpers.config(), lines.append)
+    run_rows.open_data(helpers.config(data__allow_unknown=True), lines.append)
+    run_rows.open_data(helpers.config(), lines.append, odd)  # a run that has been trained on them goes on
     assert [line.startswith("warning: 30.0% of the letters") for line in lines] == [True, True]
     monkeypatch.undo()
     chosen = helpers.config(data__rows=str(folder), data__input="x.txt")

@@ -1,9 +1,12 @@
 import re
+import subprocess
+import sys
 
 import pytest
 
 from sctd_jax.tasks.examples import Answer, Example, Span
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
+from tests import helpers
 from tests.reading_helpers import edit, message, open_task
 from tests.task_files import SIZES, write_task
 
@@ -293,3 +296,13 @@ def test_fields_and_kinds_of_the_users_files(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"a": "x", "n": 1.5}\n{"a": "z", "n": "-2e-1"}\n')
     data = open_task("regression", tmp_path, text_field="a", label_field="n")
     assert [example.label for example in (*data.train, *data.dev["dev"])] == [1.5, -0.2, 1.0]
+
+
+def test_a_bad_task_or_file_is_answered_without_loading_what_trains_and_measures():
+    code = """
+import sys
+from sctd_jax.finetune import config
+from sctd_jax.tasks import splits, table
+assert not {"jax", "scipy", "sklearn", "tensorflow_datasets"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], env=helpers.environment(), cwd=helpers.ROOT, check=True)

@@ -4,8 +4,7 @@ import re
 import pytest
 
 from sctd_jax.errors import UserError
-from sctd_jax.tasks.reading import FileSettings, open_task
-from tests.reading_helpers import edit, message
+from tests.reading_helpers import edit, message, open_task
 from tests.task_files import write_task
 
 
@@ -219,7 +218,7 @@ def test_a_label_in_two_spellings_is_no_two_classes(tmp_path):
             "classes: write it in one way"
         )
     path.write_text('{"text": "a", "label": "1.1"}\n{"text": "b", "label": "1.10"}\n')  # as sections are numbered
-    assert open_task("classification", str(path), FileSettings(heldout_share=0.5)).labels == ("1.1", "1.10")
+    assert open_task("classification", path, heldout_share=0.5).labels == ("1.1", "1.10")
     path.write_text('{"text": "a", "label": NaN}\n')
     assert message("classification", path) == f"{path}, line 1: the field 'label' is no text, found nan"
 
@@ -275,11 +274,11 @@ def test_a_column_that_is_there_twice(tmp_path):
     path = tmp_path / "own.csv"
     path.write_text("text,label,text\na,1,b\nc,0,d\n")
     with pytest.raises(UserError, match=r"own.csv, line 1: the header names a column twice: text, label, text"):
-        open_task("classification", str(path), FileSettings())
+        open_task("classification", path)
 
 
 def test_a_long_text_in_a_csv_is_no_error(tmp_path):
     path = tmp_path / "own.csv"
     path.write_text("text,label\n" + "".join(f'"{i} {"word " * 40_000}",{i % 2}\n' for i in range(4)))
-    data = open_task("classification", str(path), FileSettings(heldout_share=0.5))
+    data = open_task("classification", path, heldout_share=0.5)
     assert len(data.train[0].first) > 200_000

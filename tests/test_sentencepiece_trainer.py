@@ -34,7 +34,7 @@ def test_the_trainer_gets_all_of_every_line():
 def test_scripts_without_spaces_are_learnt_however_long_their_lines(tmp_path):
     pieces = load(tmp_path, [*ENGLISH, "ABCDEF" * 3000, "\u2585 xyz " * 50])
     (ids,) = pieces.encode(["FEDCBA zyx"])
-    assert pieces.special["unk"] not in ids
+    assert pieces.special.unk not in ids
 
 
 def test_the_zero_width_non_joiner_is_kept_where_the_text_has_it(tmp_path):

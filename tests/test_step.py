@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import types
 
@@ -14,22 +15,24 @@ from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.pretrain import setup
-from sctd_jax.pretrain.compiling import state_shape
-from sctd_jax.pretrain.evaluation import EVAL_SEED, make_eval_step, selection_keys, summarize
+from sctd_jax.pretrain import evaluation, report
+from sctd_jax.pretrain.evaluation import EVAL_SEED, make_eval_step, make_evaluate, selection_keys, summarize
+from sctd_jax.pretrain.model import initial_state, make_model
 from sctd_jax.pretrain.pretraining import train_and_evaluate
+from sctd_jax.pretrain.rows import Data
 from sctd_jax.pretrain.step import (
+    compile_programs,
     forward_sums,
     make_train_step,
     mask_batch,
+    program_at,
+    programs_needed,
     select,
-    step_name,
-    steps_needed,
     variant_at,
 )
-from sctd_jax.train import trainer as job
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.state import initial_state, make_model
+from sctd_jax.train.step import state_shape
+from sctd_jax.train.trainer import StepMetrics
 from tests import helpers
 
 METHODS = {
@@ -52,10 +55,10 @@ def assert_trees_close(a, b, atol=1e-5):
 
 
 def test_consistency_steps_come_every_interval_and_any_step_can_be_first():
-    """SPEC 7.9."""
+    """docs/method.md 9.9."""
     config = helpers.config(train__steps=50, dropping__sc_interval=10)
     assert [s for s in range(50) if variant_at(config, s) == "consistency"] == [0, 10, 20, 30, 40]
-    assert tuple(steps_needed(config)) == ("drop", "consistency")
+    assert tuple(programs_needed(config)) == ("drop", "consistency")
 
 
 def test_full_steps_at_both_ends():
@@ -64,7 +67,7 @@ def test_full_steps_at_both_ends():
     assert names[:3] == ["full"] * 3
     assert names[-4:] == ["full"] * 4
     assert set(names[3:-4]) == {"drop", "consistency"}
-    assert tuple(steps_needed(config)) == ("full", "drop", "consistency")
+    assert tuple(programs_needed(config)) == ("full", "drop", "consistency")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -74,14 +77,14 @@ def test_variants_are_those_that_the_schedule_meets(method):
             dropping__method=method, dropping__full_steps_first=first, dropping__full_steps_last=last,
             train__steps=steps, dropping__sc_interval=interval,
         )  # fmt: skip
-        assert set(steps_needed(config)) == {variant_at(config, s) for s in range(steps)}
+        assert set(programs_needed(config)) == {variant_at(config, s) for s in range(steps)}
 
 
 def test_a_keep_schedule_compiles_each_of_its_sizes_once():
     config = helpers.config(
         train__steps=20, dropping__keep_schedule="0:12,7:24,15:32", dropping__sc_interval=4, dropping__full_steps_last=3
     )
-    names = [step_name(config, step) for step in range(20)]
+    names = [program_at(config, step) for step in range(20)]
     assert names[3:9] == [
         "drop of 12",
         "consistency of 12",
@@ -91,7 +94,7 @@ def test_a_keep_schedule_compiles_each_of_its_sizes_once():
         "consistency of 24",
     ]
     assert names[15:] == ["drop of 32", "consistency of 32", "full", "full", "full"]
-    needed = steps_needed(config)
+    needed = programs_needed(config)
     assert set(needed) == set(names)
     for step, name in enumerate(names):
         stage, variant = needed[name]
@@ -115,11 +118,11 @@ def sums_of(config, params, tokens, variant, dropout_key=None):
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_the_consistency_loss_is_the_papers_from_two_whole_passes(pool):
-    """SPEC 4 and 7.6, against `Bert` run twice on all rows: second MLM term from the full pass."""
+    """docs/method.md 5 and 9.6, against `Bert` run twice on all rows: second MLM term from the full pass."""
     config = helpers.config(dropping__sc_pool=pool)
     params, tokens = start(config, scale=0.1).params, helpers.random_rows(6, pad=True)
     (sums, loss_BP), (batch, table, keys) = sums_of(config, params, tokens, "consistency")
-    kept = select(config, table, batch, keys)
+    kept = select(config, table, batch, keys, None)
     model = Bert(config.model, *config.drop_layers)
     weights = batch.weights_BP
 
@@ -207,9 +210,9 @@ def run(config, devices, steps=5, rows=None):
     config = helpers.config() if config is None else config
     mesh = meshes.make_mesh(config)
     assert mesh.size == devices
-    state = jax.device_put(start(config), meshes.shardings(state_shape(config, helpers.SPECIAL, mesh)))
-    # As the loop compiles them: ahead of time, so that nothing can compile twice.
-    fns = setup.compile_steps(config, setup.Data(None, None, None, helpers.SPECIAL, None), mesh)
+    state = jax.device_put(start(config), meshes.shardings(state_shape(lambda: start(config), mesh)))
+    # Compiled ahead of time as in the loop, so that nothing can compile twice.
+    fns = compile_programs(config, helpers.SPECIAL, mesh)
     history = []
     for step in range(steps):
         tokens = np.asarray(helpers.random_rows(config.train.batch_size, seed=step, pad=rows == "pad"))
@@ -293,7 +296,7 @@ def test_every_step_has_other_masks_and_dropout_but_a_step_repeats_itself():
 
 
 def test_the_head_sees_the_predicted_rows_only():
-    """SPEC 7.8: no [B, N, V] logits anywhere in the program."""
+    """docs/method.md 9.8: no [B, N, V] logits anywhere in the program."""
     config = helpers.config(model__vocab_size=509)
     lowered = jax.jit(make_train_step(config, helpers.SPECIAL, "consistency")).lower(
         start(config), helpers.random_rows(8, vocab_size=509)
@@ -303,14 +306,15 @@ def test_the_head_sees_the_predicted_rows_only():
     assert "tensor<8x32x509xf32>" not in text
 
 
-@pytest.mark.parametrize("selector", ["importance", "importance+random"])
+@pytest.mark.parametrize("selector", ["importance", "importance+random", "norm"])
 def test_mask_tokens_are_kept_before_other_special_tokens(selector):
     """Rows with more [SEP] or [UNK] than K: [MASK] shares its importance with them in the table."""
     config = helpers.config(dropping__selector=selector, masking__mask_share=1.0, masking__random_share=0.0)
+    state_BND = jax.random.normal(jax.random.key(3), (8, 32, 16))
     for special in (helpers.SPECIAL.sep, helpers.SPECIAL.unk):
         tokens = helpers.random_rows(8).at[:, 1:26].set(special)
         batch = mask_batch(config, helpers.SPECIAL, jax.random.key(1), tokens)
-        kept = select(config, start(config).importance_V, batch, row_keys(jax.random.key(2), jnp.arange(8)))
+        kept = select(config, start(config).importance_V, batch, row_keys(jax.random.key(2), jnp.arange(8)), state_BND)
         assert (batch.weights_BP.sum(1) == config.num_predicted).all()
         for row, predicted in zip(np.asarray(kept), np.asarray(batch.positions_BP), strict=True):
             assert set(predicted) <= set(row)
@@ -323,11 +327,61 @@ def test_every_selector_trains(selector):
     assert np.isfinite(float(metrics["loss"]))
 
 
+def test_no_selector_changes_what_a_run_saves():
+    """So that a run of any of them is opened and exported like the others."""
+    configs = [helpers.config(dropping__selector=selector) for selector in SELECTORS]
+    states = [jax.eval_shape(lambda config=config: initial_state(config, helpers.SPECIAL)) for config in configs]
+    assert all(state == states[0] for state in states)
+
+
+def as_numpy_would_choose(monkeypatch, config, params, batch):
+    """A config whose selector keeps what 'norm' should, from a reference in NumPy, whatever the state is."""
+    state = jax.jit(
+        lambda: make_model(config).apply(
+            {"params": params}, batch.input_ids_BN, batch.mask_BN, method=lambda bert, *a: bert.encoder.prefix(*a)[0]
+        )
+    )()
+    rank = np.linalg.norm(np.asarray(state, np.float64), axis=-1)
+    rank = np.where(np.isin(batch.input_ids_BN, helpers.SPECIAL.never_drop), 1e9, rank)
+    monkeypatch.setitem(SELECTORS, "fixed", lambda tokens: jnp.asarray(rank))
+    return dataclasses.replace(config, dropping=dataclasses.replace(config.dropping, selector="fixed"))
+
+
+@pytest.mark.parametrize("variant", ["drop", "consistency"])
+def test_norm_reads_the_state_where_dropping_begins_and_no_gradient_flows_through_the_choice(variant, monkeypatch):
+    config = helpers.config(dropping__selector="norm")
+    params, tokens = start(config, scale=0.1).params, helpers.random_rows(4, pad=True)
+
+    def loss_and_gradient(config):
+        def loss(params):
+            (sums, _), (batch, *_) = sums_of(config, params, tokens, variant)
+            return losses.combine(sums, 20.0, 4, consistency=variant == "consistency", sc_weight=5.0), batch
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    (ours, batch), grads = loss_and_gradient(config)
+    fixed = as_numpy_would_choose(monkeypatch, config, params, batch)
+    (expected, _), expected_grads = loss_and_gradient(fixed)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+    assert_trees_close(grads, expected_grads, atol=1e-6)
+
+
+def test_a_consistency_step_of_two_prefixes_chooses_by_that_of_the_drop_pass():
+    """Their dropout differs; the drop pass is the one that a shared prefix gives."""
+    values = []
+    for share in (True, False):
+        config = helpers.config(dropping__selector="norm", dropping__sc_share_prefix=share, **helpers.DROPOUT)
+        params, tokens = start(config, scale=0.1).params, helpers.random_rows(4)
+        values.append(sums_of(config, params, tokens, "consistency", jax.random.key(0))[0][0])
+    np.testing.assert_allclose(values[0].mlm, values[1].mlm, rtol=1e-6)
+    assert abs(float(values[0].mlm_full / values[1].mlm_full - 1)) > 1e-4
+
+
 def test_random_ltd_draws_a_set_for_each_layer_and_trains():
     config = helpers.config(dropping__method="random_ltd", model__num_layers=5)
     batch = mask_batch(config, helpers.SPECIAL, jax.random.key(1), helpers.random_rows(4, pad=True))
     keys_B = jax.random.split(jax.random.key(2), 4)
-    sets = select(config, jnp.zeros(512), batch, keys_B)
+    sets = select(config, jnp.zeros(512), batch, keys_B, None)
     assert [kept.shape for kept in sets] == [(4, 16)] * 3
     assert len({np.asarray(kept).tobytes() for kept in sets}) == 3
     for kept in sets:
@@ -342,27 +396,33 @@ def test_a_run_and_its_evaluation_go_through_its_keep_schedule(rows, tmp_path):
         dropping__method="drop", dropping__keep_schedule="0:12,2:32", train__steps=3, data__rows=str(rows),
         mesh__data=1, model__initializer_range=0.2,
     )  # fmt: skip
-    log = []
-    assert train_and_evaluate(config, tmp_path / "run", log.append).step == 3
+    log, tracked = [], []
+    result = train_and_evaluate(
+        config, tmp_path / "run", log.append, track=lambda step, values: tracked.append({"step": step, **values})
+    )
+    assert result.step == 3
+    written = read_metrics(tmp_path / "run")
+    assert tracked == [{name: value for name, value in line.items() if name != "seconds"} for line in written]
     assert any(line.startswith("compiled drop of 12, drop of 32 in") for line in log)
     assert any("12, then 32 from step 2 of 32 in layers 1 to 2" in line for line in log)
     dropped, kept = (line for line in read_metrics(tmp_path / "run") if "eval/loss" in line)
     assert (dropped["step"], kept["step"]) == (0, 3)
     assert dropped["eval/drop_loss"] != pytest.approx(dropped["eval/loss"], rel=1e-5)
     assert kept["eval/drop_loss"] == pytest.approx(kept["eval/loss"], rel=1e-5)  # K = N: the full model
-    assert kept["eval/drift_global"] == pytest.approx(1, abs=1e-5)
+    assert kept["eval/cosine_global"] == pytest.approx(1, abs=1e-5)
 
 
 def test_a_step_without_a_prediction_is_said_once_and_a_run_of_them_stops():
     said = []
     console = types.SimpleNamespace(log=said.append, advance=lambda done: None, progress=lambda done, means: None)
     run = types.SimpleNamespace(
-        config=helpers.config(train__steps=30), work=lambda step: (256, 1.0), mesh=types.SimpleNamespace(size=1)
-    )
+        config=helpers.config(train__steps=30).train, cost=lambda step: (256, 1.0), blank=report.blank,
+        mesh=types.SimpleNamespace(size=1),
+    )  # fmt: skip
 
     def reader():
         said.clear()
-        return job._TrainMetrics(run, types.SimpleNamespace(write=lambda step, values: None), console)
+        return StepMetrics(run, types.SimpleNamespace(write=lambda step, values: None), console)
 
     def read(metrics, predictions):
         for step, count in enumerate(predictions):
@@ -402,15 +462,26 @@ def evaluate(config, state, tokens, valid):
 
 
 def test_evaluation_uses_the_full_model_and_reports_the_drop_pass_beside_it():
-    """SPEC 7.7."""
+    """docs/method.md 9.7."""
     config = helpers.config()
     state, tokens = start(config, scale=0.1), helpers.random_rows(4)
     metrics = evaluate(config, state, tokens, [True] * 4)
     full = evaluate(helpers.config(dropping__method="full"), state, tokens, [True] * 4)
     assert metrics["eval/loss"] == pytest.approx(full["eval/loss"], rel=1e-6)
     assert metrics["eval/drop_loss"] != pytest.approx(metrics["eval/loss"], rel=1e-5)
-    assert 0 < metrics["eval/drift_local"] < 1
+    assert 0 < metrics["eval/cosine_local"] < 1
     assert "eval/drop_loss" not in full
+
+
+def test_evaluation_chooses_by_the_state_too(monkeypatch):
+    config = helpers.config(dropping__selector="norm")
+    state, tokens = start(config, scale=0.1), helpers.random_rows(4, pad=True)
+    batch = mask_batch(config, helpers.SPECIAL, jax.random.key(EVAL_SEED), tokens)
+    fixed = as_numpy_would_choose(monkeypatch, config, state.params, batch)
+    ours, expected = (evaluate(c, state, tokens, [True] * 4) for c in (config, fixed))
+    assert ours == pytest.approx(expected, rel=1e-6)
+    by_importance = evaluate(helpers.config(), state, tokens, [True] * 4)
+    assert ours["eval/drop_loss"] != pytest.approx(by_importance["eval/drop_loss"], rel=1e-4)
 
 
 def test_evaluation_reads_rows_from_all_over_the_held_out_ones(monkeypatch):
@@ -434,12 +505,12 @@ def test_evaluation_reads_rows_from_all_over_the_held_out_ones(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(setup, "Rows", Held)
-    monkeypatch.setattr(setup, "make_eval_step", counting)
+    monkeypatch.setattr(evaluation, "Rows", Held)
+    monkeypatch.setattr(evaluation, "make_eval_step", counting)
     monkeypatch.setattr(meshes, "jit_eval_step", lambda mesh, step, state: step)
     config = helpers.config(train__eval_rows=20, dropping__keep_schedule="0:12,2:24", mesh__data=1)
-    data = setup.Data(None, None, None, helpers.SPECIAL, None)
-    evaluate, state, blank = setup.make_evaluate(config, data, meshes.make_mesh(config)), start(config), 1
+    data = Data(None, None, None, helpers.SPECIAL, None)
+    evaluate, state, blank = make_evaluate(config, data, meshes.make_mesh(config)), start(config), 1
     evaluate(state)
     evaluate(state.replace(step=state.step + 2))  # of which no step has had more than 12 yet
     evaluate(state.replace(step=state.step + 3))

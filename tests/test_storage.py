@@ -133,7 +133,7 @@ def test_a_cloud_that_cannot_be_reached_is_one_message(bucket):
 
 
 class HttpError(Exception):
-    """As gcsfs raises it: no OSError."""
+    """Error that is no OSError, as gcsfs raises it."""
 
     __module__ = "gcsfs.retry"
 
@@ -183,9 +183,9 @@ def test_an_outage_is_no_damage(monkeypatch, error, outage):
     monkeypatch.setattr(type(checkpoints._folder), "read_text", refuse)
     if outage:
         with pytest.raises(TryAgainError, match=r"checkpoints/3 cannot be read now"):
-            checkpoints._problem(3)
+            checkpoints._read(3)
     else:
-        assert checkpoints._problem(3) == error
+        assert checkpoints._read(3) == (error, {})
 
 
 def test_a_tilde_is_the_home_folder_which_no_shell_says_behind_an_equals_sign(monkeypatch):

@@ -20,8 +20,9 @@ from sctd_jax.finetune import finetuning as finetune_loop
 from sctd_jax.finetune import workdir as finetune_workdir
 from sctd_jax.finetune.pretrained import open_pretrained
 from sctd_jax.interop.exporting import export
-from sctd_jax.pretrain import setup
+from sctd_jax.pretrain import evaluation
 from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
+from sctd_jax.pretrain.workdir import followed
 from sctd_jax.stored import Added, Mended, Removed, Renamed
 from sctd_jax.train import workdir as workdirs
 
@@ -64,14 +65,14 @@ def test_every_field_that_the_old_run_does_not_have_has_a_line_in_the_table(old)
         ("tuned/task.json", stored.TASK, finetune_settings.FinetuneConfig, finetune_workdir.Origin),
     ):
         there = stored.read(epath.Path(old / file), changes).values
-        flat = {name for name, _ in stored._flat(there)}
+        flat = {name for name, _ in stored.flat(there)}
         assert flat == {*names(type_), *(names(more) if more else ())}, file
     assert workdirs.read_config(epath.Path(old / "run")).train.steps == 4
 
 
 def test_an_old_run_evaluates_to_what_it_said_then(old, monkeypatch):
     lines = []
-    monkeypatch.setattr(setup, "eval_rows", lambda count, available: np.arange(min(count, available)))  # as it was
+    monkeypatch.setattr(evaluation, "eval_rows", lambda count, available: np.arange(min(count, available)))  # as it was
     metrics = evaluate_workdir(recipe(old), old / "run", lines.append)
     then = json.loads((old / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["eval/loss"] == pytest.approx(then["eval/loss"], abs=1e-4)
@@ -175,7 +176,7 @@ def test_a_run_keeps_what_it_began_without_however_often_it_is_resumed(old, tmp_
     changed(config=[Added("train.seed", 7), Added("train.log_every", 5)])
     for resumed in range(2):
         lines = []
-        mine = workdirs.followed(workdir, config, lines.append)
+        mine = followed(workdir, config, lines.append)
         assert (mine.train.seed, mine.train.log_every) == (7, 2)  # the latter may change
         assert any("train.seed stays 7, as the run began without it (the recipe's 0" in line for line in lines)
         assert any("earlier version" in line for line in lines) == (resumed == 0)

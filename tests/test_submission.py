@@ -7,16 +7,16 @@ import pytest
 
 from sctd_jax.tasks import submission
 from sctd_jax.tasks.examples import Example
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 
 
 def examples(*ids):
     return [Example(id, "text") for id in ids]
 
 
-def written(folder, *arguments, **settings):
+def written(folder, task, *arguments, **settings):
     """File name and content."""
-    path = submission.write(*arguments, folder, **settings)
+    path = submission.write(TASKS[task], *arguments, folder, **settings)
     assert path.parent == folder and [path] == list(folder.iterdir())
     return path.name, path.read_bytes().decode("utf-8")
 
@@ -132,21 +132,21 @@ def test_regression_is_neither_clipped_nor_rounded(tmp_path):
 
 
 def test_no_two_tasks_share_a_file(tmp_path):
-    for task, settings in TASKS.items():
-        example = Example((0, 0, 0) if task == "multirc" else 0, "text", group="0", candidate="x")
-        prediction = "text" if settings.head == "span" else 1
+    for task in TASKS.values():
+        example = Example((0, 0, 0) if task.name == "multirc" else 0, "text", group="0", candidate="x")
+        prediction = "text" if task.head == "span" else 1
         submission.write(task, "dev", [example], [prediction], tmp_path, labels=("a", "b"))
     assert len(list(tmp_path.iterdir())) == len(TASKS)
 
 
 def test_the_folder_is_made_and_an_old_file_replaced(tmp_path):
     folder = tmp_path / "new" / "folder"
-    submission.write("cola", "dev", examples(0, 1), [1, 1], folder)
+    submission.write(TASKS["cola"], "dev", examples(0, 1), [1, 1], folder)
     assert written(folder, "cola", "dev", examples(4), [0]) == ("dev-CoLA.tsv", "index\tprediction\n4\t0\n")
 
 
 @pytest.mark.parametrize("task", ["cola", "boolq", "multirc", "record", "squad1"])
 def test_examples_and_predictions_of_different_number_are_refused(tmp_path, task):
     with pytest.raises(ValueError, match="zip"):
-        submission.write(task, "test", examples((0, 0, 0), (0, 0, 1)), [1], tmp_path)
+        submission.write(TASKS[task], "test", examples((0, 0, 0), (0, 0, 1)), [1], tmp_path)
     assert not list(tmp_path.iterdir())

@@ -6,17 +6,17 @@ import pytest
 
 from sctd_jax.data import corpus, survey, tokenizer
 from sctd_jax.errors import UserError
+from tests import helpers
 
 
 def look(sources, documents="file", seq_len=8, **options):
-    options = {"seed": 0, "sample_bytes": 1000} | options
-    return survey.take(sources, text_field="text", documents=documents, seq_len=seq_len, **options)
+    sample_bytes = options.pop("sample_bytes", 1000)
+    return survey.take(sources, helpers.data(documents=documents, seq_len=seq_len, **options), sample_bytes)
 
 
-def again(found, sources, fingerprints, documents="file"):
-    return survey.read_again(
-        found, sources, fingerprints, text_field="text", documents=documents, counts=corpus.Counts()
-    )
+def again(found, fingerprints=None):
+    found.fingerprints = fingerprints or found.fingerprints
+    return survey.read_again(found, corpus.Counts())
 
 
 def test_copies_of_a_document_fall_on_one_side_wherever_they_stand(tmp_path):
@@ -31,7 +31,7 @@ def test_copies_of_a_document_fall_on_one_side_wherever_they_stand(tmp_path):
     found = look(sources, "paragraph")
     assert len(found.draws) > 3  # documents in several chunks
     draws = {}
-    for chunk in again(found, sources, [corpus.fingerprint(source) for source in sources], "paragraph"):
+    for chunk in again(found):
         draws.setdefault(chunk.document, set()).add(found.draw(chunk))
     assert all(len(different) == 1 for different in draws.values())
     draws = [draw for (draw,) in draws.values()]
@@ -49,7 +49,7 @@ def test_nul_becomes_a_space_in_both_passes(tmp_path):
     found = look(sources)
     assert found.nul == 3
     assert found.sample == [("one two  ", 0)]
-    assert [chunk.text for chunk in again(found, sources, [corpus.fingerprint(sources[0])])] == ["one two  \n"]
+    assert [chunk.text for chunk in again(found)] == ["one two  \n"]
 
 
 def rewrite(path):
@@ -72,9 +72,8 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, change, when):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(f"text of {name}\n" * 100)
     sources = corpus.find_sources([str(tmp_path)])
-    fingerprints = [corpus.fingerprint(source) for source in sources]
     found = look(sources)
-    chunks = again(found, sources, fingerprints)
+    chunks = again(found)
     if when == "in the second pass":
         assert next(chunks).source == 0
         assert next(chunks).source == 1
@@ -91,7 +90,7 @@ def test_counts_that_differ_are_a_change_although_size_and_time_are_the_same(tmp
     found = look(sources)
     path.write_text("text\n" * 20)
     with pytest.raises(UserError, match=r"a.txt changed .*\(500 characters in the first pass, 100 in the second\)"):
-        list(again(found, sources, [corpus.fingerprint(source) for source in sources]))
+        list(again(found, [corpus.fingerprint(source) for source in sources]))
 
 
 def test_enough_is_held_out_of_texts_whose_letters_differ_in_tokens(rows, tmp_path):
@@ -103,7 +102,7 @@ def test_enough_is_held_out_of_texts_whose_letters_differ_in_tokens(rows, tmp_pa
     sources = corpus.find_sources([str(tmp_path)])
     tokens = [len(ids) + 1 for ids in pieces.encode(texts)]
     for seed in range(6):
-        threshold = look(sources, seed=seed).threshold(0.0, 8, pieces)
+        threshold = look(sources, seed=seed, heldout_share=0.0).threshold(pieces)
         held = sum(
             size for text, size in zip(texts, tokens, strict=True) if survey.heldout_draw(seed, text) <= threshold
         )

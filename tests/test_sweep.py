@@ -8,10 +8,9 @@ import pytest
 
 from configs import base
 from configs import sweep as recipe
-from sctd_jax.errors import UserError
+from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.finetune import sweep, sweep_report
-from sctd_jax.tasks.tasks import TASKS
-from sctd_jax.train import trainer as job
+from sctd_jax.tasks.table import TASKS
 from tests import finetuning, helpers, task_files
 
 
@@ -71,16 +70,14 @@ def times(workdir):
 
 
 DYING = """
-import os
-from sctd_jax.train import trainer as job
-from tests import finetuning, helpers, task_files
-take, steps = job._TrainMetrics.take, []
-def dying(self, step, metrics):
-    take(self, step, metrics)
+import functools, os
+from sctd_jax.finetune import sweep
+steps = []
+def dying(step):
     steps.append(step)
     if len(steps) == 4:  # two steps a cell: in the middle of the second
         os.kill(os.getpid(), 9)
-job._TrainMetrics.take = dying
+sweep.finetune = functools.partial(sweep.finetune, on_step=dying)
 from absl import app
 from sctd_jax import main
 app.run(main._main)
@@ -137,7 +134,7 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, rows
 def test_a_cell_that_diverges_counts_zero_and_does_not_end_the_sweep(pretrained, folders, tmp_path, monkeypatch):
     def finetune(settings, workdir, *others):
         workdir.mkdir(parents=True, exist_ok=True)
-        raise job.DivergedError("20 steps in a row")
+        raise DivergedError("20 steps in a row")
 
     monkeypatch.setattr(sweep, "finetune", finetune)
     lines = go(pretrained, folders, tmp_path, tasks="rte")

@@ -9,6 +9,7 @@ import sentencepiece as spm
 import tokenizers
 
 from sctd_jax.data import corpus, sentencepiece_trainer, tokenizer
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.hf import tokenizer_json
 
@@ -27,7 +28,7 @@ def test_specials_have_ids_0_to_4_and_training_is_deterministic(texts, model_typ
     loaded = tokenizer.load(path)
     assert loaded.pieces[:5] == ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     assert len(loaded.pieces) == 600
-    assert loaded.special == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    assert loaded.special == SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
     text = "the Congress of the United States"
     (ids,) = loaded.encode([text])
     assert loaded.decode(ids) == text
@@ -42,7 +43,7 @@ def test_existing_models_with_other_ids_and_names(texts, tmp_path):
         input=str(tmp_path / "text"), model_prefix=prefix, vocab_size=600, minloglevel=2, max_sentence_length=100_000,
         unk_id=0, bos_id=1, eos_id=2, pad_id=3, user_defined_symbols=["<mask>"],
     )  # fmt: skip
-    assert tokenizer.load(prefix + ".model").special == {"pad": 3, "unk": 0, "cls": 1, "sep": 2, "mask": 4}
+    assert tokenizer.load(prefix + ".model").special == SpecialIds(pad=3, unk=0, cls=1, sep=2, mask=4)
     spm.SentencePieceTrainer.train(
         input=str(tmp_path / "text"), model_prefix=prefix, vocab_size=600, minloglevel=2, max_sentence_length=100_000
     )
@@ -113,7 +114,7 @@ def vocab(tmp_path):
 def test_a_wordpiece_vocabulary(vocab):
     loaded = tokenizer.load(vocab)
     assert loaded.pieces == tuple(VOCAB)
-    assert loaded.special == {"pad": 3, "unk": 8, "cls": 12, "sep": 11, "mask": 7}
+    assert loaded.special == SpecialIds(pad=3, unk=8, cls=12, sep=11, mask=7)
     lists = loaded.encode(["The states of  the UNION", "", "ab zzz"])
     assert [ids.tolist() for ids in lists] == [[1, 4, 2, 5, 1, 6], [], [16, 17, 8]]
     assert all(ids.dtype == np.int32 for ids in lists)
@@ -162,7 +163,7 @@ def test_byte_level_bpe_by_its_own_names(tmp_path, texts):
     inner.train_from_iterator(texts[:1], vocab_size=500, special_tokens=special, show_progress=False)
     inner.save(str(tmp_path / "tokenizer.json"))
     loaded = tokenizer.load(tmp_path / "tokenizer.json")
-    assert loaded.special == {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}
+    assert loaded.special == SpecialIds(pad=1, unk=3, cls=0, sep=2, mask=4)
     (ids,) = loaded.encode(["the Congress of the States"])
     assert loaded.word_start_V[ids].sum() == 5
     assert loaded.word(ids[0]) == "the"
@@ -180,7 +181,7 @@ def test_json_and_vocabularies_that_are_no_tokenizer(vocab, tmp_path):
 
 
 def test_text_never_becomes_a_special_id_whatever_the_model(texts, tmp_path):
-    """In these three the specials are found in text as ordinary pieces are."""
+    """These three find the specials in text as ordinary pieces."""
     text = "a [MASK] or [CLS] of [PAD] and [SEP] here"
     model = sentencepiece_trainer.train(texts, 600, "unigram")
     (tmp_path / "x.model").write_bytes(model)
@@ -221,13 +222,13 @@ def test_unknown_is_what_the_model_gives_whatever_else_is_called_so(tmp_path):
     )  # fmt: skip
     (tmp_path / "x.model").write_bytes(trained.getvalue())
     found = tokenizer.load(tmp_path / "x.model")
-    assert found.pieces[found.special["unk"]] == "<unk>" and found.special["unk"] in found.encode(["一"])[0]
+    assert found.pieces[found.special.unk] == "<unk>" and found.special.unk in found.encode(["一"])[0]
 
     vocab = {piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<oov>", "a"])}
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="<oov>")).save(str(path))
-    assert tokenizer.load(path).encode(["一a"])[0].tolist() == [tokenizer.load(path).special["unk"], 6] == [5, 6]
-    assert tokenizer.load(path, kept=True).special["unk"] == 5  # training reads the rows as preparing wrote them
+    assert tokenizer.load(path).encode(["一a"])[0].tolist() == [tokenizer.load(path).special.unk, 6] == [5, 6]
+    assert tokenizer.load(path, kept=True).special.unk == 5  # training reads the rows as preparing wrote them
     byte_level = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
     byte_level.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
     for model in (
@@ -239,4 +240,4 @@ def test_unknown_is_what_the_model_gives_whatever_else_is_called_so(tmp_path):
         model.save(str(path))
         with pytest.raises(UserError, match="no unk_token in its vocabulary and not all 256 bytes"):
             tokenizer.load(path)
-        assert tokenizer.load(path, kept=True).special["unk"] == 1  # a run that has one goes on
+        assert tokenizer.load(path, kept=True).special.unk == 1  # a run that has one goes on

@@ -76,7 +76,7 @@ def test_tokens_that_were_added_stay_whole_wherever_they_are_said(folder, files)
     (path.parent / "kept" / name).write_bytes(content)
     (path.parent / "kept" / "config.json").write_text("{")  # of a run; to be told by what reads it
     assert tokenizer.load(path.parent / "kept" / name, kept=True).encode(["[E1] covid19"])[0].tolist() == [V, V + 1]
-    names = {role: loaded.pieces[i] for role, i in loaded.special.items()}
+    names = {role: loaded.pieces[i] for role, i in loaded.special._asdict().items()}
     exported = tokenizer_json.completed(content, names, loaded.special)
     assert exported.encode("the [E1] covid19").ids == [2, 5, V, V + 1, 3]
 
@@ -112,7 +112,7 @@ def test_added_tokens_whose_ids_do_not_fit_are_refused(folder, files, said):
 
 
 def test_an_added_token_with_the_id_of_another_piece_is_said(folder):
-    """As `tokenizers` counts pieces, a vocabulary with one twice has its last id taken again."""
+    """`tokenizers` counts pieces: a vocabulary with one twice has its last id taken again."""
     path = folder([*VOCAB, "the", "y"], added_tokens={"covid19": V + 1})
     assert pieces(path, "covid19 y") == ["covid19", "covid19"]
     assert "1 added tokens, such as 'covid19', have the id of another piece" in tokenizer.remarks(path)[0]

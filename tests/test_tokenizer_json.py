@@ -156,4 +156,4 @@ def test_what_lies_beside_a_model_is_heeded(train):
     with pytest.raises(UserError, match=r"adds 1 tokens that x.model has not, such as '\[E1\]'"):
         tokenizer.load(path)
     beside.write_text('{"tokenizer_class": "PreTrainedTokenizerFast", "mask_token": "[MASK]"}')
-    assert tokenizer.load(path).special["mask"] == 4
+    assert tokenizer.load(path).special.mask == 4

@@ -23,7 +23,7 @@ def test_letters_are_counted_where_pieces_are_few(pieces):
     long, plain, mixed, *none = measure(
         pieces, run, "the \x01Con\u00adgress", "of \u5b57\u5b57x \u5b57, the", "the [MASK]", "", " "
     )
-    assert (pieces.encode([run])[0] == pieces.special["unk"]).sum() == 1
+    assert (pieces.encode([run])[0] == pieces.special.unk).sum() == 1
     assert long == dict.fromkeys(run, 1)
     assert plain == {"\xad": 1}  # and a control character is nothing
     assert mixed == {"\u5b57": 3}
@@ -46,7 +46,7 @@ def test_words_apart_give_what_the_whole_text_gives(pieces, rows, tmp_path):
     model = tokenizer_json.convert((rows / "tokenizer.model").read_bytes(), pieces.special)
     model.save(str(tmp_path / "unigram.json"))
     for model in (pieces, tokenizer.load(vocab), tokenizer.load(tmp_path / "unigram.json")):
-        unk = model.special["unk"]
+        unk = model.special.unk
         for text, found, (ids, spans) in zip(texts, measure(model, *texts), model.encode_spans(texts), strict=True):
             whole = "".join("".join(text[start:end].split()) for start, end in spans[ids == unk])
             assert whole, ascii(text)

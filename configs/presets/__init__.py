@@ -1,1 +1,1 @@
-"""Recipes of the public implementations (SPEC 6)."""
+"""Recipes of the public implementations (docs/method.md 8)."""

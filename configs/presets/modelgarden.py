@@ -1,11 +1,11 @@
-"""Token dropping as TF Model Garden's `wiki_books_pretrain_sequence_pack.yaml` has it (SPEC 6).
+"""Token dropping as TF Model Garden's `wiki_books_pretrain_sequence_pack.yaml` has it (docs/method.md 8).
 
 python -m sctd_jax.main --config=configs/presets/modelgarden.py --config.data.input='corpus/**/*.txt'
 
 Differences that remain: ours starts the linear decay at the end of the warm-up, where theirs has lost 1% of the peak
 already, and is one update ahead in the warm-up (their first two updates have the same rate); it keeps one importance
-table on all devices, averages duplicates in it and never moves [UNK] or [PAD] (SPEC 7). Reported by its authors: 25%
-less pretraining cost than BERT.
+table on all devices, averages duplicates in it and never moves [UNK] or [PAD] (docs/method.md 9). Reported by its
+authors: 25% less pretraining cost than BERT.
 """
 
 from configs import base

@@ -14,6 +14,6 @@ TOPOLOGY = "v5e:4x4"
 def get_config():
     """The recipe: `configs/base.py` with nothing recomputed."""
     config = base.get_config()
-    # There is memory enough to keep attention's probabilities for the backward pass.
+    # Memory is enough to keep attention's probabilities for the backward pass.
     config.model.remat = "none"
     return config

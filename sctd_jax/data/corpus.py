@@ -1,4 +1,4 @@
-"""Where text comes from: the embedded corpus, text, JSON lines and Parquet files, and TFDS datasets.
+"""Sources of text: the embedded corpus, text, JSON lines and Parquet files, and TFDS datasets.
 
 Every source is a stream of `Chunk`s: consecutive pieces of at most CHUNK_CHARS characters with the
 number of their document, so that one huge document costs no more memory than many small ones.
@@ -38,9 +38,9 @@ class Chunk(NamedTuple):
 
 @dataclasses.dataclass
 class SourceCounts:
-    """What a pass over the text met in one source."""
+    """Counts of a pass over the text in one source."""
 
-    documents: int = 0  # not empty
+    documents: int = 0  # documents that are not empty
     empty: int = 0
     characters: int = 0
     replaced: int = 0  # bytes or sequences that are not of the file's encoding
@@ -52,29 +52,14 @@ class SourceCounts:
 
 @dataclasses.dataclass
 class Counts:
-    """What a pass over the text met; filled while `read` runs."""
+    """Counts of a pass over the text; filled while `read` runs."""
 
-    sources: list[SourceCounts] = dataclasses.field(default_factory=list)  # in the order of the sources
-
-    @property
-    def documents(self) -> int:
-        """Documents that are not empty, in all sources."""
-        return sum(source.documents for source in self.sources)
+    sources: list[SourceCounts] = dataclasses.field(default_factory=list)  # order of the sources
 
     @property
-    def empty(self) -> int:
-        """Empty documents in all sources."""
-        return sum(source.empty for source in self.sources)
-
-    @property
-    def characters(self) -> int:
-        """Characters in all sources."""
-        return sum(source.characters for source in self.sources)
-
-    @property
-    def replaced(self) -> int:
-        """Bytes or sequences that are not of their file's encoding, in all sources."""
-        return sum(source.replaced for source in self.sources)
+    def total(self) -> SourceCounts:
+        """Counts of all sources together."""
+        return SourceCounts(*(sum(column) for column in zip(*map(dataclasses.astuple, self.sources), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +67,7 @@ class Source:
     """One file or TFDS split to read."""
 
     path: str  # a file, or the folder of a prepared TFDS dataset
-    split: str = ""  # of a TFDS dataset
+    split: str = ""  # split of a TFDS dataset
 
 
 def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line: None) -> list[Source]:
@@ -91,15 +76,12 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
     Args:
       inputs: files, folders (searched for every known suffix), globs, and `tfds:NAME[/CONFIG][@SPLIT]`.
       log: receives a line that says what is passed over.
-
-    Raises:
-      UserError: an input that is missing, empty, unreadable or of an unknown kind.
     """
     inputs = [text.strip() for text in inputs if text.strip()]
     if not inputs:
         return _embedded()
     sources: dict[Any, Source] = {}
-    passed = collections.Counter()
+    passed: collections.Counter[str] = collections.Counter()
     for text in inputs:
         if text.startswith("tfds:"):
             found = _tfds_source(text)
@@ -117,11 +99,8 @@ def check(sources: Iterable[Source], *, text_field: str) -> None:
     """Read the beginning of every source, so that one that is not what it should be is refused before long work.
 
     Args:
-      sources: from `find_sources`.
-      text_field: of JSON lines, Parquet and TFDS sources.
-
-    Raises:
-      UserError: as `read`.
+      sources: result of `find_sources`.
+      text_field: field with the text in JSON lines, Parquet and TFDS sources.
     """
     for source in sources:
         with _naming(source):
@@ -129,7 +108,7 @@ def check(sources: Iterable[Source], *, text_field: str) -> None:
 
 
 def fingerprint(source: Source) -> str:
-    """Changes when the source's content may have changed: path, size and time of last change."""
+    """Path, size and time of last change: another text when the source's content may have changed."""
     stat = os.stat(os.path.join(source.path, "dataset_info.json") if source.split else source.path)
     return f"{source.path}@{source.split}:{stat.st_size}:{stat.st_mtime_ns}"
 
@@ -138,13 +117,10 @@ def read(sources: Iterable[Source], *, text_field: str, documents: str, counts: 
     """Stream the chunks of all non-empty documents.
 
     Args:
-      sources: from `find_sources`.
-      text_field: of JSON lines, Parquet and TFDS sources.
-      documents: in text files, a document is a 'file', a 'paragraph' (blank line between) or a 'line'.
-      counts: added to while reading.
-
-    Raises:
-      UserError: a file that cannot be read, or a record without the text field.
+      sources: result of `find_sources`.
+      text_field: field with the text in JSON lines, Parquet and TFDS sources.
+      documents: unit of a text file that is a document: 'file', 'paragraph' (blank line between) or 'line'.
+      counts: counts that reading adds to.
     """
     number = 0
     for index, source in enumerate(sources):
@@ -181,7 +157,7 @@ def replaced_warning(sources: Iterable[Source], counts: Counts) -> str:
         cure = f"; more than {_MUCH_REPLACED:.0%} is likely another encoding, convert it: "
         cure += conversion(shares[0][1], "iconv -f ENCODING -t UTF-8", "new.txt")
     return (
-        f"warning: {counts.replaced:,} invalid sequences were replaced by U+FFFD in {len(shares):,} of "
+        f"warning: {counts.total.replaced:,} invalid sequences were replaced by U+FFFD in {len(shares):,} of "
         f"{len(counts.sources):,} sources: {named}{more}{cure}"
     )
 
@@ -241,7 +217,7 @@ def split_text(text: str) -> Iterator[str]:
 
 
 def _without_surrogates(text: str, counts: SourceCounts) -> str:
-    """JSON may escape halves of a surrogate pair alone, which no encoding can write."""
+    """Replace halves of a surrogate pair, which JSON may escape alone and no encoding can write."""
     text, found = _SURROGATE.subn("\ufffd", text)
     counts.add_replaced(found)
     return text
@@ -249,7 +225,7 @@ def _without_surrogates(text: str, counts: SourceCounts) -> str:
 
 @contextlib.contextmanager
 def _naming(source: Source) -> Iterator[None]:
-    """What fails while a source is read is said with its name."""
+    """Failures while a source is read, as UserErrors that name it."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
@@ -259,7 +235,7 @@ def _naming(source: Source) -> Iterator[None]:
 def _blocks(path: str, counts: SourceCounts) -> Iterator[str]:
     """A text file in decoded pieces that end at white space (a piece without any is passed on as it is)."""
     with open_utf8(path, counts.add_replaced) as file:
-        rest = file.read(3)  # for rows to stay as they are: text without white space is cut where blocks end
+        rest = file.read(3)  # keeps rows as they are: text without white space is cut where blocks end
         while block := file.read(CHUNK_CHARS):
             block = rest + block
             end = max(block.rfind(white) for white in (b" ", b"\n", b"\t")) + 1
@@ -310,7 +286,7 @@ def _jsonl_texts(source: Source, text_field: str, counts: SourceCounts) -> Itera
         if b"\r" in head and b"\n" not in head:
             cure = conversion(path, r"tr '\r' '\n'", "new.jsonl")
             raise UserError(f"{path}: its lines end with CR alone, expected LF or CRLF; convert it: {cure}")
-        if head.lstrip().startswith(b"["):  # here, for all of it may be one line
+        if head.lstrip().startswith(b"["):  # refused here, for all of it may be one line
             cure = conversion(path, "jq -c '.[]'", "new.jsonl")
             raise UserError(
                 f"{path}, line 1: a JSON array, expected on each line an object with its text in {text_field!r}; "

@@ -5,7 +5,7 @@ import gzip
 import io
 import shlex
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any
 
 from sctd_jax.errors import UserError
 
@@ -36,19 +36,16 @@ _FORMATS = (  # first bytes, what it is, how to make a file of it that is read
 )
 
 
-def open_utf8(path: str, replaced: Callable[[int], None]) -> BinaryIO:
+def open_utf8(path: str, replaced: Callable[[int], None]) -> io.BufferedReader | gzip.GzipFile:
     """A file of text, unpacked if its name ends in .gz, as UTF-8 without its byte order mark.
 
     UTF-16 and UTF-32 with a mark are decoded on the way; all other bytes come as they are.
 
     Args:
-      path: of the file.
+      path: file to open.
       replaced: receives numbers of sequences that UTF-16 and UTF-32 do not know, which become U+FFFD.
-
-    Raises:
-      UserError: the file is no text, or UTF-16 or UTF-32 without a mark.
     """
-    file = open(path, "rb")  # noqa: SIM115 - it is what is returned
+    file: io.BufferedReader | gzip.GzipFile = open(path, "rb")  # noqa: SIM115 - it is what is returned
     try:
         if path.lower().endswith(".gz"):
             if (head := file.read(_HEAD)) and not head.startswith(_GZIP):
@@ -67,7 +64,7 @@ def open_utf8(path: str, replaced: Callable[[int], None]) -> BinaryIO:
 
 
 def decode(raw: bytes, replaced: Callable[[int], None]) -> str:
-    """UTF-8 as text; what is none becomes U+FFFD and is counted."""
+    """Text of UTF-8 bytes; sequences that are not UTF-8 become U+FFFD and are counted."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -77,7 +74,7 @@ def decode(raw: bytes, replaced: Callable[[int], None]) -> str:
 
 
 def what_is(path: str, head: bytes) -> str:
-    """What a file is that is neither text nor what its name says, and how to convert it; '' if it may be text."""
+    """Kind of a file that is neither text nor what its name says, and its conversion; '' if it may be text."""
     for magic, what, cure in _FORMATS:
         if head.startswith(magic):
             return f"{what}, which is not read as it is; {cure.format(shlex.quote(path))}"
@@ -91,7 +88,7 @@ def conversion(path: str, command: str, new: str) -> str:
 
 
 def _wide(path: str, head: bytes) -> str:
-    """Whether the zeros of text without a mark show UTF-16 or UTF-32, as `what_is`."""
+    """Message, as of `what_is`, if the zeros of a text without a mark show UTF-16 or UTF-32; '' otherwise."""
     zeros, quarter = [head[i::4].count(0) for i in range(4)], len(head) // 4
     total, odd = sum(zeros), zeros[1] + zeros[3]
     if total < 2 or total > 0.8 * len(head):
@@ -112,7 +109,7 @@ def _wide(path: str, head: bytes) -> str:
 
 def _is_utf8(head: bytes) -> bool:
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)  # its last character may be cut
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
     except UnicodeDecodeError:
         return False
     return True
@@ -121,15 +118,15 @@ def _is_utf8(head: bytes) -> bool:
 class _Recoded(io.RawIOBase):
     """UTF-8 bytes of a file in another encoding."""
 
-    def __init__(self, file: BinaryIO, encoding: str, replaced: Callable[[int], None]):
-        # Only "\n" as it is: no other line end is translated.
+    def __init__(self, file: io.BufferedReader | gzip.GzipFile, encoding: str, replaced: Callable[[int], None]):
+        # Only "\n" is read as it is: no other line end is translated.
         self._text = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
         self._replaced = replaced
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         text = self._text.read(len(buffer) // 4)  # a character has at most 4 bytes
         self._replaced(text.count("\ufffd"))
         raw = text.encode()

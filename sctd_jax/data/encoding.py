@@ -1,9 +1,10 @@
 """Chunks of text -> ids and unknown letters, a large batch at a time."""
 
+import collections
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -14,7 +15,7 @@ _BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 
 
 def batches(
-    pieces: Tokenizer, chunks: Iterator[corpus.Chunk]
+    tokenizer: Tokenizer, chunks: Iterator[corpus.Chunk]
 ) -> Iterator[tuple[list[tuple[corpus.Chunk, bool]], list[np.ndarray], list[Counter]]]:
     """Batches of (chunk, whether it ends its document), and each chunk's ids and letters unknown to the tokenizer.
 
@@ -23,17 +24,16 @@ def batches(
 
     def encode(batch):
         texts = [chunk.text for chunk, _ in batch]
-        encoded = pieces.encode(texts)
-        return batch, encoded, unknown.unknown_letters(pieces, texts, encoded)
+        encoded = tokenizer.encode(texts)
+        return batch, encoded, unknown.unknown_letters(tokenizer, texts, encoded)
 
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = None
+        pending: collections.deque[Future] = collections.deque()
         for batch in _with_ends(_batches(chunks)):
-            following = pool.submit(encode, batch)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        yield pending.result()
+            pending.append(pool.submit(encode, batch))
+            if len(pending) > 1:
+                yield pending.popleft().result()
+        yield pending.popleft().result()
 
 
 def _batches(chunks: Iterator[corpus.Chunk]) -> Iterator[list[corpus.Chunk]]:
@@ -48,7 +48,7 @@ def _batches(chunks: Iterator[corpus.Chunk]) -> Iterator[list[corpus.Chunk]]:
 
 
 def _with_ends(batches: Iterator[list[corpus.Chunk]]) -> Iterator[list[tuple[corpus.Chunk, bool]]]:
-    """Each chunk with whether it ends its document, which only the next chunk tells."""
+    """Pairs of a chunk and whether it ends its document, which only the next chunk tells."""
     held: list[corpus.Chunk] = []
     for batch in batches:
         batch = held + batch

@@ -1,4 +1,4 @@
-"""Which files an input names: folders and globs, each real file once, and a count of what is passed over."""
+"""Files that an input names: folders and globs, each real file once, and a count of what is passed over."""
 
 import collections
 import fnmatch
@@ -42,7 +42,7 @@ def kind(path: str) -> str:
 
 
 def identity(path: str) -> tuple:
-    """Equal for all names of one file."""
+    """Identity of a file, equal for all of its names."""
     stat = os.stat(path)
     # Size and time too: some network file systems give two files one number.
     number = (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(path)
@@ -61,14 +61,11 @@ def split(text: str) -> tuple[str, ...]:
 
 
 def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
-    """By their identities, the files that an input names, in a fixed order and each once.
+    """Find the files that an input names, by their identities, in a fixed order and each once.
 
     Args:
       text: a file, a folder (searched through links, without hidden files) or a glob.
       passed: counts what is there besides, by suffix, and further names of a file.
-
-    Raises:
-      UserError: no file, one that cannot be read, or one of an unknown kind.
     """
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://|(hf):", text.lower())
     if scheme and scheme[1] != "file":
@@ -77,7 +74,7 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
     path = text.removeprefix("file://")
     if not os.path.exists(path):
         path = os.path.expanduser(os.path.expandvars(path))
-    here = collections.Counter()
+    here: collections.Counter[str] = collections.Counter()
     if os.path.isfile(path):  # first: its name may hold characters that a glob reads otherwise
         paths = [path]
     elif os.path.isdir(path):
@@ -108,7 +105,7 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
     for found in paths:
         names[identity(found)].append(found)
     passed[AGAIN] += len(paths) - len(names)
-    # The file itself rather than a link, and by the shortest way: a loop of links has many.
+    # Name the file itself rather than a link, and by the shortest way: a loop of links has many.
     best = {
         min(same, key=lambda name: (os.path.realpath(name) != os.path.abspath(name), name.count("/"), name))
         if len(same) > 1
@@ -119,7 +116,7 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
 
 
 def describe(passed: collections.Counter) -> str:
-    """What was passed over, with its counts; '' for nothing."""
+    """Description of what was passed over, with its counts; '' for nothing."""
     special = (_CLOSED, _HIDDEN, _SPECIAL, _FOLDERS, AGAIN)
     kinds = collections.Counter({name: count for name, count in passed.items() if name not in special})
     parts = []
@@ -145,7 +142,7 @@ def _is_input(path: str, passed: collections.Counter) -> bool:
 
 
 def _holds_json_lines(path: str) -> bool:
-    """Two lines at least, the first an object; what cannot be read at all is for the reader to refuse."""
+    """Whether there are two lines at least, the first an object; the reader refuses what cannot be read at all."""
     try:
         with decoding.open_utf8(path, lambda count: None) as file:
             first, second = file.readline(_LONGEST_LINE), file.readline(_LONGEST_LINE)
@@ -168,7 +165,7 @@ def _walk(root: str, passed: collections.Counter, hidden: bool = False) -> Itera
         except OSError as error:
             if folder == root or not isinstance(error, PermissionError):
                 raise UserError(f"input {folder}: the folder cannot be read ({error.strerror})") from error
-            passed[_CLOSED] += 1  # as lost+found
+            passed[_CLOSED] += 1  # lost+found is such a folder
             entries = []
         else:
             seen.add(number)
@@ -188,13 +185,14 @@ def _walk(root: str, passed: collections.Counter, hidden: bool = False) -> Itera
 
 
 def _glob(pattern: str, passed: collections.Counter) -> list[str]:
-    """As `glob.glob(recursive=True)`, which does not end where links make two loops and tells of no closed folder."""
+    """`glob.glob(recursive=True)` that also ends where links make two loops, and tells of closed folders."""
     parts = pattern.split("/")
     if "**" not in parts:
         return sorted(glob.glob(pattern))
     at = parts.index("**")
     before, after = "/".join(parts[:at]), [part for part in parts[at:] if part]
-    found, beside = [], collections.Counter()
+    beside: collections.Counter[str] = collections.Counter()
+    found: list[str] = []
     for root in glob.glob(before) if before else ["/" if pattern.startswith("/") else "."]:
         if os.path.isdir(root):
             hidden = any(part.startswith(".") for part in after)

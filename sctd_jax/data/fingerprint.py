@@ -1,7 +1,7 @@
-"""What a run remembers of its rows, so that a resume with others does not become another run unnoticed."""
+"""Fingerprint of a run's rows, so that a resume with others does not become another run unnoticed."""
 
 import hashlib
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
@@ -9,20 +9,17 @@ import numpy as np
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError, printable
 
-# How many rows of a split are looked at, evenly spread: few beside an epoch, and one of each shard of 2^17 at least.
+# Rows of a split that are looked at, evenly spread: few beside an epoch, and one of each shard of 2^17 at least.
 _SAMPLE, _ROWS_PER_SAMPLE = 256, 1 << 16
 
 
-def fingerprint(folder: str | Path) -> dict[str, dict[str, Any]]:
+def fingerprint(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """Count of the rows and digest of some of them, by split.
 
-    Not of the files: the same rows may be compressed otherwise by another version of a library.
+    Files are not compared: the same rows may be compressed otherwise by another version of a library.
 
     Args:
-      folder: of prepared rows, on a disk.
-
-    Raises:
-      UserError: the rows cannot be read, or are not as many, as long or of such ids as `prepared.json` says.
+      folder: prepared rows on a disk.
     """
     metadata, found = read_metadata(folder), {}
     for split, expected in ((TRAIN, metadata.rows), (HELD_OUT, metadata.heldout_rows)):

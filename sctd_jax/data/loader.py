@@ -1,8 +1,8 @@
-"""batch(step): a pure function of (seed, step, host), so a run resumes anywhere and scales to any host count."""
+"""Batches as a pure function of (seed, step, host), so that a run resumes anywhere and on any number of hosts."""
 
 import collections
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -24,10 +24,10 @@ class Loader:
         self._permutation = functools.lru_cache(maxsize=1)(self._compute_permutation)
 
     def batch(self, step: int) -> np.ndarray:
-        """This host's rows i32[B / hosts, N] of update number `step`."""
+        """Rows i32[B / hosts, N] of update number `step` that this host reads."""
         positions = step * self._batch_size + self._mine
         epochs, offsets = np.divmod(positions, len(self._rows))
-        # Epoch by epoch, so that one index is in memory at a time even where a batch straddles two.
+        # One epoch after the other, so that one index is in memory at a time even where a batch straddles two.
         indices = [self._permutation(int(epoch))[offsets[epochs == epoch]] for epoch in np.unique(epochs)]
         return self._rows.read(np.concatenate(indices))
 
@@ -38,7 +38,7 @@ class Loader:
         return index
 
 
-def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Iterator[Any]:
+def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Generator[Any, None, None]:
     """make(start) .. make(stop - 1) in order, computed up to `depth` ahead in one thread.
 
     An exception of `make` is raised here, at its turn.

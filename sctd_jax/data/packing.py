@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sctd_jax.data.special import SpecialIds
+
 
 class Packer:
     """Packs a stream of token ids into rows `[CLS] ... [SEP]` that documents run on to fill.
@@ -11,36 +13,36 @@ class Packer:
     `[SEP]` stands at document ends and at row ends; only the last row, from `finish`, may be padded.
     """
 
-    def __init__(self, seq_len: int, cls_id: int, sep_id: int, pad_id: int):
-        self._seq_len, self._cls, self._sep, self._pad = seq_len, cls_id, sep_id, pad_id
+    def __init__(self, seq_len: int, special: SpecialIds):
+        self._seq_len, self._special = seq_len, special
         self._pending = np.zeros(0, np.int32)
 
     def add(self, ids: np.ndarray, ends_document: bool) -> Iterator[np.ndarray]:
         """Take more ids of the current document; yield the rows i32[N] that are full."""
         parts = [self._pending, ids.astype(np.int32)]
         if ends_document:
-            parts.append(np.array([self._sep], np.int32))
+            parts.append(np.array([self._special.sep], np.int32))
         stream, body, start = np.concatenate(parts), self._seq_len - 2, 0
-        # One token ahead, to see whether a document ends exactly where the row does.
+        # Look one token ahead, to see whether a document ends exactly where the row does.
         while len(stream) - start > body:
             yield self._row(stream[start : start + body])
             start += body
-            if stream[start] == self._sep:  # the row's own [SEP] has closed the document
+            if stream[start] == self._special.sep:  # the row's own [SEP] has closed the document
                 start += 1
         self._pending = stream[start:]
 
     def finish(self) -> Iterator[np.ndarray]:
         """Yield the last row, padded, if anything is left."""
         rest = self._pending
-        if len(rest) and rest[-1] == self._sep:
+        if len(rest) and rest[-1] == self._special.sep:
             rest = rest[:-1]
         if len(rest):
             yield self._row(rest)
         self._pending = self._pending[:0]
 
     def _row(self, body: np.ndarray) -> np.ndarray:
-        row = np.full(self._seq_len, self._pad, np.int32)
-        row[0] = self._cls
+        row = np.full(self._seq_len, self._special.pad, np.int32)
+        row[0] = self._special.cls
         row[1 : 1 + len(body)] = body
-        row[1 + len(body)] = self._sep
+        row[1 + len(body)] = self._special.sep
         return row

@@ -13,50 +13,30 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 from tqdm import tqdm
 
 from sctd_jax import lease, storage
 from sctd_jax.arguments import CommandParser
-from sctd_jax.config import Config
+from sctd_jax.config import Config, DataConfig
 from sctd_jax.data import corpus, encoding, files, sentencepiece_trainer, survey, tokenizer, unknown
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
 from sctd_jax.errors import TryAgainError, UserError, run_command, say
 
-_LOOK_LINES = 100  # of the sample, from which on its share of unknown letters is believed
-_LOST_LINES, _LOST_CHARS = 200, 2000  # of the sample, in which letters are looked for that no token stands for
+_LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
+_LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What determines the rows, besides the text."""
-
-    input: tuple[str, ...]
-    text_field: str
-    documents: str
-    seq_len: int
-    vocab_size: int
-    tokenizer: str
-    tokenizer_type: str
-    heldout_share: float
-    seed: int
-    keep_zwnj: bool = True
-    allow_unknown: bool = False
-
-
-def settings_of(config: Config) -> Settings:
-    """The settings of a run's rows."""
-    data = config.data
-    inputs = files.split(data.input)
-    return Settings(
-        inputs, data.text_field, data.documents, data.seq_len, config.model.vocab_size, data.tokenizer,
-        data.tokenizer_type, data.heldout_share, data.seed, data.keep_zwnj, data.allow_unknown,
-    )  # fmt: skip
+def settings_of(data: DataConfig, vocab_size: int) -> dict[str, Any]:
+    """Settings that determine the rows, besides the text, as `prepared.json` holds them."""
+    values = dataclasses.asdict(data) | {"input": files.split(data.input), "vocab_size": vocab_size}
+    return {name: value for name, value in values.items() if name not in ("rows", "prepared_dir")}
 
 
 def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Path:
@@ -65,114 +45,106 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
     Where another process prepares them at this moment, it waits for them, and takes over if that process dies.
 
     Args:
-      config: of the run.
-      log: told of what is prepared.
-      began: of the rows that the run has been trained on, if it has: it goes on with those, if they are still in
+      config: config of the run.
+      log: receives a line for what is prepared.
+      began: metadata of the rows that the run has been trained on, if any: it goes on with those if they are still in
         `data.prepared_dir`, though the text or the way in which it is read has changed.
-
-    Raises:
-      UserError: as `prepare`, or `data.rows` does not fit the config.
     """
-    if config.data.rows:
-        folder = storage.as_path(config.data.rows)
-        if ignored := [name for name in ("input", "tokenizer") if getattr(config.data, name)]:
+    data, vocab_size = config.data, config.model.vocab_size
+    if data.rows:
+        folder = storage.as_path(data.rows)
+        if ignored := [name for name in ("input", "tokenizer") if getattr(data, name)]:
             log(f"note: the rows are those of data.rows={folder}; data.{' and data.'.join(ignored)} is not read")
-    else:
-        settings, root = settings_of(config), storage.as_path(config.data.prepared_dir)
-        same, said, folder = [], set(), None
-        for path in root.glob(f"*/{METADATA_FILE}") if began else ():
-            with contextlib.suppress(UserError):  # a damaged one is not the run's
-                same += [path.parent] if read_metadata(path.parent) == began else []
+        return on_disk(folder, log)
+    root, same, said, folder = storage.as_path(data.prepared_dir), [], set(), None
+    for path in root.glob(f"*/{METADATA_FILE}") if began else ():
+        with contextlib.suppress(UserError):  # a damaged one is not the run's
+            same += [path.parent] if read_metadata(path.parent) == began else []
+    try:
+        sources = corpus.find_sources(files.split(data.input))
+        folder = root / f"n{data.seq_len}-v{vocab_size}-{identity(data, vocab_size, sources)}"
+        changed = "the text, or how it is read, has changed since"
+    except UserError as error:
+        if not same:
+            raise
+        changed = str(error)
+    if folder is None or (same and folder not in same):
+        folder = same[0]
+        log(f"note: the run goes on with the rows that it began with, {folder}: {changed}")
+
+    def log_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            log(line)
+
+    while not storage.exists(folder / METADATA_FILE):
         try:
-            sources = corpus.find_sources(settings.input)
-            folder = root / f"n{settings.seq_len}-v{settings.vocab_size}-{identity(settings, sources)}"
-            changed = "the text, or how it is read, has changed since"
-        except UserError as error:
-            if not same:
+            prepare(data, vocab_size, folder, log_once)
+        except lease.HeldError as error:
+            log_once(f"waiting for the same rows: {error}")
+            time.sleep(_WAIT)
+        except UserError:
+            if not storage.exists(folder / METADATA_FILE):  # else the other one has just finished
                 raise
-            changed = str(error)
-        if same and (folder is None or folder not in same):
-            folder = same[0]
-            log(f"note: the run goes on with the rows that it began with, {folder}: {changed}")
-
-        def log_once(line: str) -> None:
-            if line not in said:
-                said.add(line)
-                log(line)
-
-        while not _is_there(folder):
-            try:
-                prepare(settings, folder, log_once)
-            except lease.HeldError as error:
-                log_once(f"waiting for the same rows: {error}")
-                time.sleep(_WAIT)
-            except UserError:
-                if not _is_there(folder):  # else the other one has just finished
-                    raise
     return on_disk(folder, log)
 
 
-def _is_there(folder: epath.Path) -> bool:
-    with storage.reaching(folder):
-        return (folder / METADATA_FILE).is_file()
-
-
-def identity(settings: Settings, sources: list[corpus.Source]) -> str:
+def identity(data: DataConfig, vocab_size: int, sources: list[corpus.Source]) -> str:
     """Hash of everything that the rows depend on: another text, tokenizer or length has another one."""
-    values = dataclasses.asdict(settings) | {"sources": [corpus.fingerprint(source) for source in sources]}
+    values = settings_of(data, vocab_size) | {"sources": [corpus.fingerprint(source) for source in sources]}
     del values["allow_unknown"]
     # Rows that were prepared before this setting keep their name.
-    if settings.tokenizer or not settings.keep_zwnj:
+    if data.tokenizer or not data.keep_zwnj:
         del values["keep_zwnj"]
-    if settings.tokenizer:
-        values["tokenizer"] = tokenizer.encoding_digest(settings.tokenizer)
+    if data.tokenizer:
+        values["tokenizer"] = tokenizer.encoding_digest(data.tokenizer)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepare(settings: Settings, out: epath.Path, log: Callable[[str], None]) -> Metadata:
+def prepare(data: DataConfig, vocab_size: int, out: epath.Path, log: Callable[[str], None]) -> Metadata:
     """Tokenise and pack the text into `out`, which appears only when it is complete.
 
     Args:
-      settings: what to prepare.
+      data: `input` and how it becomes rows; `rows` and `prepared_dir` are not read.
+      vocab_size: V, of the tokenizer that is given or trained.
       out: a folder that does not exist yet, on a disk or in a bucket.
       log: receives progress lines.
-
-    Raises:
-      UserError: bad input, too little text, an unusable tokenizer, `out` exists or another process prepares it, or
-        the disk is full.
     """
-    _check_new(out)
-    _check(settings)
-    sources = corpus.find_sources(settings.input, log)  # before a lease lies beside `out`, maybe among them
-    corpus.check(sources, text_field=settings.text_field)
-    with lease.hold(out, "preparing rows", log, beside=True) as held:
-        _check_new(out)  # it may have been finished since the first look
-        return _prepare_held(settings, out, sources, held, log)
+    in_bucket, work = storage.is_remote(out), None
 
-
-def _check_new(out: epath.Path) -> None:
-    with storage.reaching(out):
-        if (out / METADATA_FILE if storage.is_remote(out) else out).exists():
+    def check_new() -> None:
+        if storage.exists(out / METADATA_FILE if in_bucket else out):
             raise UserError(f"{out} exists already; choose another folder or remove it")
 
-
-def _prepare_held(settings: Settings, out: epath.Path, sources, held: lease.Lease, log: Callable) -> Metadata:
-    in_bucket, work = storage.is_remote(out), None
-    try:
-        beside = None if in_bucket else out.parent
-        work = Path(tempfile.mkdtemp(prefix=f"{out.name}.incomplete-", dir=beside))
-        metadata = _prepare_into(work, settings, sources, log)
-        work.chmod(0o755)
-        held.check()
-        if in_bucket:
-            work = _upload(work, out)
-        else:
-            work.rename(out)
-    except OSError as error:
-        raise UserError(f"cannot write prepared rows to {out}: {error}") from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+    check_new()
+    for name, value, least in (("seq_len", data.seq_len, 8), ("vocab_size", vocab_size, 6), ("seed", data.seed, 0)):
+        if value < least:
+            raise UserError(f"{name} must be at least {least}, found {value}")
+    if not 0 <= data.heldout_share < 1:
+        raise UserError(f"heldout_share must be at least 0 and below 1, found {data.heldout_share}")
+    if data.tokenizer and (pieces := len(tokenizer.load(data.tokenizer).pieces)) != vocab_size:
+        raise UserError(
+            f"model.vocab_size is {vocab_size}, but the tokenizer {data.tokenizer} has {pieces} pieces; set it to that"
+        )
+    # Found before a lease lies beside `out`, maybe among them.
+    sources = corpus.find_sources(files.split(data.input), log)
+    corpus.check(sources, text_field=data.text_field)
+    with lease.hold(out, "preparing rows", log, beside=True) as held:
+        check_new()  # it may have been finished since the first look
+        try:
+            work = Path(tempfile.mkdtemp(prefix=f"{out.name}.incomplete-", dir=None if in_bucket else out.parent))
+            metadata = _prepare_into(work, data, vocab_size, sources, log)
+            work.chmod(0o755)
+            held.check()
+            if in_bucket:
+                work = _upload(work, out)
+            else:
+                work.rename(out)
+        except OSError as error:
+            raise UserError(f"cannot write prepared rows to {out}: {error}") from error
+        finally:
+            if work is not None:
+                shutil.rmtree(work, ignore_errors=True)
     log(f"prepared rows: {out}")
     return metadata
 
@@ -187,89 +159,57 @@ def _upload(work: Path, out: epath.Path) -> Path:
     return work
 
 
-def _check(settings: Settings) -> None:
-    for name, value, least in (
-        ("seq_len", settings.seq_len, 8),
-        ("vocab_size", settings.vocab_size, 6),
-        ("seed", settings.seed, 0),
-    ):
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, found {value}")
-    if not 0 <= settings.heldout_share < 1:
-        raise UserError(f"heldout_share must be at least 0 and below 1, found {settings.heldout_share}")
-    if settings.tokenizer:
-        pieces = len(tokenizer.load(settings.tokenizer).pieces)
-        if pieces != settings.vocab_size:
-            raise UserError(
-                f"model.vocab_size is {settings.vocab_size}, but the tokenizer {settings.tokenizer} "
-                f"has {pieces} pieces; set it to that"
-            )
-
-
-def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], log: Callable) -> Metadata:
+def _prepare_into(
+    work: Path, data: DataConfig, vocab_size: int, sources: list[corpus.Source], log: Callable[[str], None]
+) -> Metadata:
     started = time.monotonic()
-    log(f"reading {len(sources)} source{'s' * (len(sources) != 1)}")
-    before = [corpus.fingerprint(source) for source in sources]
-    look = survey.take(
-        sources, text_field=settings.text_field, documents=settings.documents, seed=settings.seed,
-        seq_len=settings.seq_len, sample_bytes=survey.LOOK_BYTES if settings.tokenizer else survey.TRAINING_BYTES,
-    )  # fmt: skip
-    counts = look.counts
-    if not counts.documents:
-        raise UserError(f"input {', '.join(settings.input)}: no text in {counts.empty} empty documents")
-    log(f"{counts.documents:,} documents, {counts.characters / 1e6:,.1f} M characters, {counts.empty:,} empty")
-    if warning := corpus.replaced_warning(sources, counts):
-        if counts.replaced > unknown.REFUSE * counts.characters and not settings.allow_unknown:
-            raise UserError(f"{warning.removeprefix('warning: ')}, or accept it: --allow-unknown, "
-                            "--config.data.allow_unknown=True")  # fmt: skip
-        log(warning)
-    if look.nul:
-        log(f"warning: {look.nul:,} NUL characters are read as spaces")
+    look = _first_pass(data, sources, log)
+    tok = _keep_tokenizer(work, data, vocab_size, look, log)
     names = [source.path for source in sources]
-    look.check_split(look.least_threshold(settings.heldout_share, settings.seq_len), names, settings.documents)
+    _check_sample(look, tok, names, log)
+    threshold = look.threshold(tok)
+    look.check_split(threshold)
 
-    if settings.tokenizer:
-        name, model = tokenizer.canonical(settings.tokenizer)
-        for remark in tokenizer.remarks(settings.tokenizer):
-            log(remark)
-    else:
-        log(f"training a {settings.tokenizer_type} tokenizer of {settings.vocab_size:,} pieces")
-        lines = [line for line, _ in look.sample]
-        model = sentencepiece_trainer.train(lines, settings.vocab_size, settings.tokenizer_type, settings.keep_zwnj)
-        name = tokenizer.SENTENCEPIECE_FILE
-    (work / name).write_bytes(model)
-    pieces = tokenizer.load(work / name)
-    _check_sample(settings, look, pieces, names, log)
-    threshold = look.threshold(settings.heldout_share, settings.seq_len, pieces)
-    look.check_split(threshold, names, settings.documents)
-    counts = corpus.Counts()
-    chunks = survey.read_again(
-        look, sources, before, text_field=settings.text_field, documents=settings.documents, counts=counts
-    )
-    writer, heldout_documents, tokens, letters = _write_rows(work, settings, chunks, pieces, threshold, look)
-    rows, heldout = writer.counts[TRAIN], writer.counts[HELD_OUT]
-    if heldout < survey.MIN_HELDOUT_ROWS or rows < survey.MIN_HELDOUT_ROWS:
+    counts, heldout_documents, tokens = corpus.Counts(), 0, 0
+    letters = [unknown.Letters(look.letters[i]) for i in range(len(sources))]
+    writer = RowWriter(work, data.seq_len)
+    packers = {split: Packer(data.seq_len, tok.special) for split in writer.counts}
+    with tqdm(total=look.counts.total.characters, unit="char", unit_scale=True, desc="tokenising", disable=None) as bar:
+        for batch, encoded, unknown_letters in encoding.batches(tok, survey.read_again(look, counts)):
+            for (chunk, ends), ids, odd in zip(batch, encoded, unknown_letters, strict=True):
+                split = HELD_OUT if look.draw(chunk) <= threshold else TRAIN
+                heldout_documents += ends and split == HELD_OUT
+                tokens += len(ids)
+                letters[chunk.source].add(odd)
+                writer.add(split, packers[split].add(ids, ends))
+                bar.update(len(chunk.text))
+    for split, packer in packers.items():
+        writer.add(split, packer.finish())
+    writer.close()
+
+    rows, heldout, total = writer.counts[TRAIN], writer.counts[HELD_OUT], counts.total
+    if min(rows, heldout) < survey.MIN_HELDOUT_ROWS:
         raise UserError(
-            f"the text gives {rows} training and {heldout} held-out rows of {settings.seq_len} tokens from "
-            f"{counts.documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, take "
-            f"a smaller --seq-len (config.data.seq_len){survey.more_documents(settings.documents)}"
+            f"the text gives {rows} training and {heldout} held-out rows of {data.seq_len} tokens from "
+            f"{total.documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, take "
+            f"a smaller --seq-len (config.data.seq_len){survey.more_documents(data.documents)}"
         )
-    for line in unknown.report(names, letters, settings.allow_unknown):
+    for line in unknown.report(names, letters, data.allow_unknown):
         log(line)
     everything = unknown.total(letters)
     metadata = Metadata(
-        seq_len=settings.seq_len,
-        vocab_size=settings.vocab_size,
-        tokenizer_sha256=tokenizer.digest(work / name),
+        seq_len=data.seq_len,
+        vocab_size=vocab_size,
+        tokenizer_sha256=tokenizer.digest(tokenizer.find(work)),
         rows=rows,
         heldout_rows=heldout,
         tokens=tokens,
-        documents=counts.documents,
+        documents=total.documents,
         heldout_documents=heldout_documents,
-        empty_documents=counts.empty,
-        replaced_bytes=counts.replaced,
-        sources=before,
-        settings=dataclasses.asdict(settings),
+        empty_documents=total.empty,
+        replaced_bytes=total.replaced,
+        sources=look.fingerprints,
+        settings=settings_of(data, vocab_size),
         letters=everything.total,
         unknown_letters=everything.unknown,
         commonest_unknown=dict(everything.commonest.most_common(100)),
@@ -282,66 +222,78 @@ def _prepare_into(work: Path, settings: Settings, sources: list[corpus.Source], 
         if len(Rows(work, split)) != expected:
             raise UserError(f"{work}: split {split} reads back {len(Rows(work, split))} rows of {expected}")
     (work / METADATA_FILE).write_text(json.dumps(dataclasses.asdict(metadata), indent=2) + "\n")
-    log(f"{rows:,} training and {heldout:,} held-out rows of {settings.seq_len} tokens "
-        f"in {time.monotonic() - started:.0f} s")  # fmt: skip
+    took = time.monotonic() - started
+    log(f"{rows:,} training and {heldout:,} held-out rows of {data.seq_len} tokens in {took:.0f} s")
     return metadata
 
 
-def _check_sample(settings: Settings, look: survey.Survey, pieces: tokenizer.Tokenizer, names: list[str], log) -> None:
+def _first_pass(data: DataConfig, sources: list[corpus.Source], log: Callable[[str], None]) -> survey.Survey:
+    """Survey of the text, which is refused if its encoding is another one or it cannot be split."""
+    log(f"reading {len(sources)} source{'s' * (len(sources) != 1)}")
+    look = survey.take(sources, data, survey.LOOK_BYTES if data.tokenizer else survey.TRAINING_BYTES)
+    total = look.counts.total
+    if not total.documents:
+        raise UserError(f"input {', '.join(files.split(data.input))}: no text in {total.empty} empty documents")
+    log(f"{total.documents:,} documents, {total.characters / 1e6:,.1f} M characters, {total.empty:,} empty")
+    if warning := corpus.replaced_warning(sources, look.counts):
+        if total.replaced > unknown.REFUSE * total.characters and not data.allow_unknown:
+            cure = "or accept it: --allow-unknown, --config.data.allow_unknown=True"
+            raise UserError(f"{warning.removeprefix('warning: ')}, {cure}")
+        log(warning)
+    if look.nul:
+        log(f"warning: {look.nul:,} NUL characters are read as spaces")
+    look.check_split(look.least_threshold())
+    return look
+
+
+def _keep_tokenizer(
+    work: Path, data: DataConfig, vocab_size: int, look: survey.Survey, log: Callable[[str], None]
+) -> tokenizer.Tokenizer:
+    """The given tokenizer, or one that is trained on the sample, as it is kept beside the rows."""
+    if data.tokenizer:
+        name, model = tokenizer.canonical(data.tokenizer)
+        for remark in tokenizer.remarks(data.tokenizer):
+            log(remark)
+    else:
+        log(f"training a {data.tokenizer_type} tokenizer of {vocab_size:,} pieces")
+        lines = [line for line, _ in look.sample]
+        model = sentencepiece_trainer.train(lines, vocab_size, data.tokenizer_type, data.keep_zwnj)
+        name = tokenizer.SENTENCEPIECE_FILE
+    (work / name).write_bytes(model)
+    return tokenizer.load(work / name)
+
+
+def _check_sample(look: survey.Survey, tok: tokenizer.Tokenizer, names: list[str], log: Callable[[str], None]) -> None:
     """Refuse a tokenizer that does not know the text, or warn of it, as far as a sample can tell."""
 
-    def by_source(some: list[tuple[str, int]], odd: list[Counter]) -> list[unknown.Letters]:
+    def by_source(some: list[tuple[str, int]], odd: list[Counter[str]]) -> list[unknown.Letters]:
         letters = [unknown.Letters() for _ in names]
         for (line, source), here in zip(some, odd, strict=True):
             letters[source].total += len("".join(line.split()))
             letters[source].add(here)
         return letters
 
-    lines, size = [], 0
+    lines: list[tuple[str, int]] = []
+    size = 0
     for item in look.sample:
         if size >= survey.LOOK_BYTES and len(lines) >= _LOOK_LINES:
             break
         lines.append(item)
         size += len(item[0])
-    whole = look.whole and len(lines) == len(look.sample)
+    whole, allow = look.whole and len(lines) == len(look.sample), look.data.allow_unknown
     if len(lines) < _LOOK_LINES and not whole:
         return
-    # Where each token stands takes longer to learn than its id: of a part of the sample.
+    # Learning where each token stands takes longer than its id: a part of the sample does.
     part = [(line[:_LOST_CHARS], source) for line, source in lines[:_LOST_LINES]]
-    lost = by_source(part, unknown.lost_letters(pieces, [line for line, _ in part]))
+    lost = by_source(part, unknown.lost_letters(tok, [line for line, _ in part]))
     if unknown.total(lost).share > unknown.WARN:
-        for line in unknown.report(names, lost, settings.allow_unknown, " of a sample", "are left out, in no token"):
+        for line in unknown.report(names, lost, allow, " of a sample", "are left out, in no token"):
             log(line)
     texts = [line for line, _ in lines]
-    letters = by_source(lines, unknown.unknown_letters(pieces, texts, pieces.encode(texts)))
-    for line in unknown.report(names, letters, settings.allow_unknown, "" if whole else " of a sample"):
+    letters = by_source(lines, unknown.unknown_letters(tok, texts, tok.encode(texts)))
+    for line in unknown.report(names, letters, allow, "" if whole else " of a sample"):
         if line.startswith("warning") and not whole:  # the count of all follows soon
             log(line)
-
-
-def _write_rows(
-    work: Path, settings: Settings, chunks: Iterator[corpus.Chunk], pieces: tokenizer.Tokenizer, threshold: float,
-    look: survey.Survey,
-):  # fmt: skip
-    ids = pieces.special
-    packers = {split: Packer(settings.seq_len, ids["cls"], ids["sep"], ids["pad"]) for split in (TRAIN, HELD_OUT)}
-    writer = RowWriter(work, settings.seq_len)
-    heldout_documents = tokens = 0
-    letters = [unknown.Letters(look.letters.get(i, 0)) for i in range(len(look.counts.sources))]
-    unit = {"unit": "char", "unit_scale": True, "desc": "tokenising", "disable": None}
-    with tqdm(total=look.counts.characters, **unit) as progress:
-        for batch, encoded, known in encoding.batches(pieces, chunks):
-            for (chunk, ends), piece_ids, here in zip(batch, encoded, known, strict=True):
-                split = HELD_OUT if look.draw(chunk) <= threshold else TRAIN
-                heldout_documents += ends and split == HELD_OUT
-                tokens += len(piece_ids)
-                letters[chunk.source].add(here)
-                writer.add(split, packers[split].add(piece_ids, ends))
-                progress.update(len(chunk.text))
-    for split, packer in packers.items():
-        writer.add(split, packer.finish())
-    writer.close()
-    return writer, heldout_documents, tokens, letters
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -355,31 +307,23 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", required=True, help="folder to write, which must not exist")
     add("--vocab-size", type=int, help="default that of --tokenizer, or 30522")
     add("--seq-len", type=int, default=512)
-    add(
-        "--tokenizer",
-        default="",
-        metavar="MODEL",
-        help="SentencePiece model, tokenizer.json or vocab.txt; none: train one",
-    )
+    kinds = "SentencePiece model, tokenizer.json or vocab.txt; none: train one"
+    add("--tokenizer", default="", metavar="MODEL", help=kinds)
     add("--tokenizer-type", choices=("unigram", "bpe"), default="unigram")
     add("--text-field", default="text", help="of JSONL, Parquet and TFDS sources")
     add("--documents", choices=("file", "paragraph", "line"), default="file", help="a document in .txt files")
     add("--heldout-share", type=float, default=0.01)
     add("--seed", type=int, default=0)
-    add("--no-keep-zwnj", action="store_true", help="zero-width non-joiners become spaces in a tokenizer trained here")
+    zwnj = "zero-width non-joiners become spaces in a tokenizer trained here"
+    add("--no-keep-zwnj", dest="keep_zwnj", action="store_false", help=zwnj)
     add("--allow-unknown", action="store_true", help="also where the tokenizer does not know a fifth of the text")
-    args = parser.parse_args(argv)
+    fields = vars(parser.parse_args(argv))
+    out, vocab_size = fields.pop("out"), fields.pop("vocab_size")
+    data = DataConfig(**fields | {"input": ",".join(fields["input"]), "rows": "", "prepared_dir": ""})
 
     def command() -> int:
-        vocab_size = args.vocab_size
-        if vocab_size is None:
-            vocab_size = len(tokenizer.load(args.tokenizer).pieces) if args.tokenizer else 30522
-        inputs = files.split(",".join(args.input))
-        settings = Settings(
-            inputs, args.text_field, args.documents, args.seq_len, vocab_size, args.tokenizer,
-            args.tokenizer_type, args.heldout_share, args.seed, not args.no_keep_zwnj, args.allow_unknown,
-        )  # fmt: skip
-        prepare(settings, storage.as_path(args.out), say)
+        default = len(tokenizer.load(data.tokenizer).pieces) if data.tokenizer and vocab_size is None else 30522
+        prepare(data, default if vocab_size is None else vocab_size, storage.as_path(out), say)
         return 0
 
     return run_command(command)

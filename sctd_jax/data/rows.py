@@ -6,6 +6,7 @@ reads it anywhere, without tensorflow and without this package.
 """
 
 import dataclasses
+import os
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,23 +25,23 @@ _ROWS_PER_SHARD, _ROWS_PER_WRITE = 1 << 17, 1 << 10
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What `prepared.json` holds."""
+    """Content of `prepared.json`."""
 
     seq_len: int
     vocab_size: int
     tokenizer_sha256: str
     rows: int
     heldout_rows: int
-    tokens: int  # in both splits, padding and special tokens not counted
+    tokens: int  # tokens of both splits without padding and special tokens
     documents: int
     heldout_documents: int
     empty_documents: int
     replaced_bytes: int  # invalid UTF-8 sequences that became U+FFFD
     sources: list[str]
-    settings: dict  # of the preparation
-    # From here on with defaults: older preparations have none of these.
+    settings: dict  # settings of the preparation
+    # Fields from here on have defaults: older preparations have none of them.
     letters: int = 0  # characters that are no white space; 0: not counted
-    unknown_letters: int = 0  # those that are [UNK] in the rows
+    unknown_letters: int = 0  # letters that are [UNK] in the rows
     commonest_unknown: dict[str, int] = dataclasses.field(default_factory=dict)  # the first hundred
     by_source: list[dict] = dataclasses.field(default_factory=list)  # counts, in the order of `sources`
 
@@ -49,7 +50,7 @@ class RowWriter:
     """Writes the rows of both splits, in order, into an empty folder."""
 
     def __init__(self, folder: Path, seq_len: int):
-        # As bytes: a list of integers takes three times as long to serialise.
+        # Bytes: a list of integers takes three times as long to serialise.
         tensor = tfds.features.Tensor(shape=(seq_len,), dtype=np.int32, encoding="bytes")
         features = tfds.features.FeaturesDict({"input_ids": tensor})
         identity = tfds.core.dataset_info.DatasetIdentity(
@@ -85,16 +86,10 @@ class RowWriter:
         self._buffers[split].clear()
 
 
-def read_metadata(folder: str | Path) -> Metadata:
-    """Metadata of a finished preparation; fields that this version does not know are left out.
-
-    Raises:
-      UserError: the folder holds none.
-    """
+def read_metadata(folder: str | os.PathLike) -> Metadata:
+    """Metadata of a finished preparation; fields that this version does not know are left out."""
     path = storage.as_path(folder) / METADATA_FILE
-    with storage.reaching(folder):
-        there = path.is_file()
-    if not there:
+    if not storage.exists(path):
         raise UserError(f"{folder} holds no prepared rows (no {METADATA_FILE}); write them with sctd_jax.data.prepare")
     try:
         values, fields = storage.read_json(path), {field.name for field in dataclasses.fields(Metadata)}
@@ -109,12 +104,8 @@ def read_metadata(folder: str | Path) -> Metadata:
     return found
 
 
-def on_disk(folder: str | Path, log: Callable[[str], None]) -> Path:
-    """The folder itself, or a copy on this host's disk of one in a bucket: ArrayRecord reads files only.
-
-    Raises:
-      UserError: it holds no prepared rows, or cannot be copied.
-    """
+def on_disk(folder: str | os.PathLike, log: Callable[[str], None]) -> Path:
+    """The folder itself, or a copy on this host's disk of one in a bucket: ArrayRecord reads files only."""
     if not storage.is_remote(folder):
         return Path(folder)
     return storage.local_copy(storage.as_path(folder), repr(read_metadata(folder)), log)
@@ -123,7 +114,7 @@ def on_disk(folder: str | Path, log: Callable[[str], None]) -> Path:
 class Rows:
     """Random access to the rows of one split."""
 
-    def __init__(self, folder: str | Path, split: str):
+    def __init__(self, folder: str | os.PathLike, split: str):
         self._folder = folder
         self._source = open_folder(folder).as_data_source(split=split)
 

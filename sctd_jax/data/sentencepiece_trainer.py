@@ -6,6 +6,7 @@ import io
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import sentencepiece as spm
 import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
@@ -15,7 +16,7 @@ from sctd_jax.errors import UserError
 _MAX_SENTENCE_BYTES = 4096  # the trainer skips longer ones than it is told
 # Fixed, because the trainer's float sums, and so its pieces, depend on the number of threads.
 _TRAINER_THREADS = 16
-# Of the sample's characters; the trainer's own 0.9995 makes K, Q, X, Y and Z unknown in 12 MB of English.
+# Share of the sample's characters; the trainer's own 0.9995 makes K, Q, X, Y and Z unknown in 12 MB of English.
 _CHARACTER_COVERAGE = 0.99999
 _ZWNJ = "\u200c"  # zero-width non-joiner: part of the spelling in Persian, Telugu and others
 _RESERVED = "\u2585"  # the trainer's own mark: it skips every sentence that holds one
@@ -30,14 +31,11 @@ def train(texts: Iterable[str], vocab_size: int, model_type: str, keep_zwnj: boo
       model_type: 'unigram' or 'bpe'.
       keep_zwnj: whether a zero-width non-joiner that stands in the sample is a letter, or a space as SentencePiece
         has it (and as it is where the sample holds none: a letter that the vocabulary lacks would be [UNK]).
-
-    Raises:
-      UserError: the text has more letters than V, is too little for V, or holds nothing to learn.
     """
     model = io.BytesIO()
     texts = list(texts)
     keep_zwnj = keep_zwnj and any(_ZWNJ in text for text in texts)
-    options = {}
+    options: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         if keep_zwnj:
             rules = stack.enter_context(tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv"))
@@ -69,7 +67,7 @@ def train(texts: Iterable[str], vocab_size: int, model_type: str, keep_zwnj: boo
 
 
 def _advice(said: str, vocab_size: int, model_type: str) -> str:
-    """What to do about the trainer's refusal, which has opposite cures."""
+    """Cure of the trainer's refusal, which has opposite ones."""
     if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", said):
         return (
             f"model.vocab_size {vocab_size} is too small: the text's letters alone need {int(needed[1]):,} pieces; "
@@ -105,7 +103,8 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _cut(line: str) -> Iterator[str]:
-    words, size = [], 0
+    words: list[str] = []
+    size = 0
     for word in line.split():
         for part in [word] if 4 * len(word) <= _MAX_SENTENCE_BYTES else _parts(word):
             size += 1 + (length := len(part.encode("utf-8", "replace")))
@@ -122,7 +121,7 @@ def _parts(word: str) -> Iterator[str]:
     raw, start = word.encode("utf-8", "replace"), 0
     while len(raw) - start > _MAX_SENTENCE_BYTES:
         end = start + _MAX_SENTENCE_BYTES
-        while raw[end] & 0xC0 == 0x80:  # within a character
+        while raw[end] & 0xC0 == 0x80:  # a byte within a character
             end -= 1
         yield raw[start:end].decode()
         start = end

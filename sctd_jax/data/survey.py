@@ -3,10 +3,13 @@
 import dataclasses
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from sctd_jax.config import DataConfig
 from sctd_jax.data import corpus
 from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError, printable
@@ -19,41 +22,41 @@ _CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must ho
 
 @dataclasses.dataclass
 class Survey:
-    """What the first pass collects."""
+    """Findings of the first pass."""
 
-    seed: int
+    data: DataConfig
+    sources: list[corpus.Source]
+    fingerprints: list[str]  # fingerprints of the sources before the pass
     counts: corpus.Counts
-    sample: list[tuple[str, int]]  # (line, source), in random order
-    whole: bool  # the sample is all of the text
-    candidates: list[tuple[float, str]]  # (draw, text, a huge one cut off) of held-out candidates, by draw
-    draws: dict[int, float]  # of the documents that come in several chunks
-    lowest: float  # draw of all documents
-    highest: float
-    letters: dict[int, int]  # by source: characters that are no white space
-    nul: int  # NUL characters, which became spaces
+    sample: list[tuple[str, int]] = dataclasses.field(default_factory=list)  # (line, source), in random order
+    whole: bool = True  # the sample is all of the text
+    # (draw, text, a huge one cut off) of held-out candidates, by draw
+    candidates: list[tuple[float, str]] = dataclasses.field(default_factory=list)
+    draws: dict[int, float] = dataclasses.field(default_factory=dict)  # draws of documents in several chunks
+    lowest: float = 1.0  # draw of all documents
+    highest: float = 0.0
+    letters: Counter[int] = dataclasses.field(default_factory=Counter)  # characters by source that are no white space
+    nul: int = 0  # NUL characters, which became spaces
 
     def draw(self, chunk: corpus.Chunk) -> float:
         """The draw of a chunk's document."""
         known = self.draws.get(chunk.document)
-        return known if known is not None else heldout_draw(self.seed, chunk.text)
+        return known if known is not None else heldout_draw(self.data.seed, chunk.text)
 
-    def least_threshold(self, share: float, seq_len: int) -> float:
+    def least_threshold(self) -> float:
         """The threshold if a token were a quarter of a character: what fails even so needs no tokenizer to tell."""
-        return self._threshold(share, [len(text) for _, text in self.candidates], MIN_HELDOUT_ROWS * seq_len / 4)
+        return self._threshold([len(text) for _, text in self.candidates], MIN_HELDOUT_ROWS * self.data.seq_len / 4)
 
-    def threshold(self, share: float, seq_len: int, pieces: Tokenizer) -> float:
-        """Documents that draw at most this are held out: `share` of them, or as many as give MIN_HELDOUT_ROWS rows.
+    def threshold(self, tokenizer: Tokenizer) -> float:
+        """Highest draw of a document that is held out: `data.heldout_share`, or what gives MIN_HELDOUT_ROWS rows.
 
-        Args:
-          share: of the documents.
-          seq_len: N.
-          pieces: the tokenizer, which counts the candidates' tokens: texts of several kinds differ too much to guess.
+        The tokenizer counts the candidates' tokens: texts of several kinds differ too much to guess.
         """
-        sizes = [len(ids) + 1 for ids in pieces.encode([text for _, text in self.candidates])]
-        return self._threshold(share, sizes, (MIN_HELDOUT_ROWS + 1) * seq_len)
+        sizes = [len(ids) + 1 for ids in tokenizer.encode([text for _, text in self.candidates])]
+        return self._threshold(sizes, (MIN_HELDOUT_ROWS + 1) * self.data.seq_len)
 
-    def _threshold(self, share: float, sizes: Sequence[int], needed: float) -> float:
-        total, threshold = 0, share
+    def _threshold(self, sizes: Sequence[int], needed: float) -> float:
+        total, threshold = 0, self.data.heldout_share
         for (draw, _), size in zip(self.candidates, sizes, strict=True):
             if total >= needed:
                 break
@@ -61,20 +64,11 @@ class Survey:
             threshold = max(threshold, draw)
         return threshold
 
-    def check_split(self, threshold: float, names: Sequence[str], documents: str) -> None:
-        """Refuse a text all of whose documents would be held out.
-
-        Args:
-          threshold: what draws at most this is held out.
-          names: of the sources.
-          documents: what they were cut by.
-
-        Raises:
-          UserError: it says why, and what to do.
-        """
+    def check_split(self, threshold: float) -> None:
+        """Refuse a text all of whose documents would be held out, as none draws more than the threshold."""
         if threshold < self.highest:
             return
-        number, cure = self.counts.documents, f"give more text{more_documents(documents)}"
+        number, cure = self.counts.total.documents, f"give more text{more_documents(self.data.documents)}"
         if number == 1:
             said = "one document, and documents are held out whole: none is left to train on"
         elif self.lowest == self.highest:
@@ -82,41 +76,53 @@ class Survey:
         else:
             said = f"{number:,} documents, which would all be needed for {MIN_HELDOUT_ROWS} held-out rows"
             cure += ", or take a smaller --seq-len (config.data.seq_len)"
-        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-        raise UserError(f"{printable(names[0])}{more}: {said}; {cure}")
+        more = f" and {len(self.sources) - 1:,} more" if len(self.sources) > 1 else ""
+        raise UserError(f"{printable(self.sources[0].path)}{more}: {said}; {cure}")
+
+    def check_unchanged(self, source: int, *passes: corpus.SourceCounts) -> None:
+        """Refuse a source that has changed since the first pass, or was other text in these passes."""
+        path = self.sources[source].path
+        try:
+            same = corpus.fingerprint(self.sources[source]) == self.fingerprints[source]
+        except OSError:
+            same = False
+        first = self.counts.sources[source]
+        if not same or any(again != first for again in passes):
+            again = "".join(f", {again.characters:,} in the second" for again in passes)
+            raise UserError(
+                f"{printable(path)} changed while it was read ({first.characters:,} characters in the first "
+                f"pass{again}); prepare again when nothing writes to it"
+            )
 
 
 def more_documents(documents: str) -> str:
-    """How to cut text files into more documents than by `documents`, as the end of an advice."""
+    """Advice to cut text files into more documents than by `documents`, as the end of a sentence."""
     finer = {"file": "paragraph or line", "paragraph": "line"}.get(documents)
     return f", or cut text files into more documents: --documents {finer} (config.data.documents)" if finer else ""
 
 
-def read(sources, *, text_field: str, documents: str, counts: corpus.Counts) -> Iterator[tuple[corpus.Chunk, int]]:
+def read(sources: list[corpus.Source], data: DataConfig, counts: corpus.Counts) -> Iterator[tuple[corpus.Chunk, int]]:
     """`corpus.read` with spaces for NUL (padding of fixed-width files), which no tokenizer reads, and their number."""
-    for chunk in corpus.read(sources, text_field=text_field, documents=documents, counts=counts):
+    for chunk in corpus.read(sources, text_field=data.text_field, documents=data.documents, counts=counts):
         nul = chunk.text.count("\0")
         yield (chunk._replace(text=chunk.text.replace("\0", " ")) if nul else chunk), nul
 
 
-def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, sample_bytes: int) -> Survey:
+def take(sources: list[corpus.Source], data: DataConfig, sample_bytes: int) -> Survey:
     """Count, and sample without knowing the size of the text: the lowest random draws stay.
 
     Args:
-      sources: from `corpus.find_sources`.
-      text_field: as `corpus.read` takes it.
-      documents: as `corpus.read` takes it.
-      seed: of the sample and of the held-out documents.
-      seq_len: N; the held-out candidates hold MIN_HELDOUT_ROWS rows.
+      sources: result of `corpus.find_sources`.
+      data: settings of reading, the seed of the sample, and N: the held-out candidates hold MIN_HELDOUT_ROWS rows.
       sample_bytes: size of the sample.
     """
-    counts = corpus.Counts()
-    rng = np.random.default_rng(np.random.Philox(seed))
+    found = Survey(data, sources, [corpus.fingerprint(source) for source in sources], corpus.Counts())
+    rng = np.random.default_rng(np.random.Philox(data.seed))
     sample = _LowestDraws(sample_bytes)
-    enough = (MIN_HELDOUT_ROWS + 1) * seq_len * _CHARS_PER_TOKEN
+    enough = (MIN_HELDOUT_ROWS + 1) * data.seq_len * _CHARS_PER_TOKEN
     candidates = _LowestDraws(enough)
-    found = Survey(seed, counts, [], True, [], {}, 1.0, 0.0, {}, 0)
-    document, size, chunks, beginning, digest = -1, 0, 0, [], _digest(seed)
+    document, size, chunks, digest = -1, 0, 0, _digest(data.seed)
+    beginning: list[str] = []
 
     def end_document() -> None:
         draw = _draw(digest)
@@ -126,15 +132,15 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
         if chunks > 1:
             found.draws[document] = draw
 
-    for chunk, nul in read(sources, text_field=text_field, documents=documents, counts=counts):
+    for chunk, nul in read(sources, data, found.counts):
         if chunk.document != document:
             if chunks:
                 end_document()
-            document, size, chunks, beginning, digest = chunk.document, 0, 0, [], _digest(seed)
+            document, size, chunks, beginning, digest = chunk.document, 0, 0, [], _digest(data.seed)
         if size < enough:
             beginning.append(chunk.text)
         size, chunks, found.nul = size + len(chunk.text), chunks + 1, found.nul + nul
-        found.letters[chunk.source] = found.letters.get(chunk.source, 0) + _update(digest, chunk.text)
+        found.letters[chunk.source] += _update(digest, chunk.text)
         lines = chunk.text.splitlines()
         for i in np.flatnonzero((draws := rng.random(len(lines))) < sample.limit):
             sample.offer(draws[i], len(lines[i].encode("utf-8", "replace")), (lines[i], chunk.source))
@@ -145,48 +151,18 @@ def take(sources, *, text_field: str, documents: str, seed: int, seq_len: int, s
     return found
 
 
-def read_again(
-    look: Survey, sources: list[corpus.Source], fingerprints: list[str], *, text_field: str, documents: str,
-    counts: corpus.Counts,
-) -> Iterator[corpus.Chunk]:  # fmt: skip
-    """The second pass, which fails at the end of a source that is not what the first pass read.
-
-    Args:
-      look: of the first pass.
-      sources: those of the first pass.
-      fingerprints: of the sources, taken before the first pass.
-      text_field: as `corpus.read` takes it.
-      documents: as `corpus.read` takes it.
-      counts: added to while reading.
-
-    Raises:
-      UserError: a source changed; or as `corpus.read`.
-    """
-
-    def check(i: int, *passes: corpus.SourceCounts) -> None:
-        try:
-            same = corpus.fingerprint(sources[i]) == fingerprints[i]
-        except OSError:
-            same = False
-        first = look.counts.sources[i]
-        if same and all(again == first for again in passes):
-            return
-        again = "".join(f", {again.characters:,} in the second" for again in passes)
-        raise UserError(
-            f"{printable(sources[i].path)} changed while it was read ({first.characters:,} characters in the first "
-            f"pass{again}); prepare again when nothing writes to it"
-        )
-
-    for i in range(len(sources)):
-        check(i)
+def read_again(look: Survey, counts: corpus.Counts) -> Iterator[corpus.Chunk]:
+    """The second pass, which adds to `counts` and fails at the end of a source that the first pass read otherwise."""
+    for i in range(len(look.sources)):
+        look.check_unchanged(i)
     done = 0
-    for chunk, _ in read(sources, text_field=text_field, documents=documents, counts=counts):
+    for chunk, _ in read(look.sources, look.data, counts):
         while done < chunk.source:
-            check(done, counts.sources[done])
+            look.check_unchanged(done, counts.sources[done])
             done += 1
         yield chunk
-    for i in range(done, len(sources)):
-        check(i, counts.sources[i])
+    for i in range(done, len(look.sources)):
+        look.check_unchanged(i, counts.sources[i])
 
 
 def heldout_draw(seed: int, text: str) -> float:
@@ -217,9 +193,10 @@ class _LowestDraws:
     """The items with the lowest draws whose sizes fill a budget (and not one more than needed)."""
 
     def __init__(self, budget: int):
-        self._budget, self._total, self._heap, self.limit = budget, 0, [], 1.0
+        self._budget, self._total, self.limit = budget, 0, 1.0
+        self._heap: list[tuple[float, int, Any]] = []
 
-    def offer(self, draw: float, size: int, item) -> None:
+    def offer(self, draw: float, size: int, item: Any) -> None:
         """Take the item if its draw is among the lowest."""
         if draw >= self.limit:
             return
@@ -229,6 +206,6 @@ class _LowestDraws:
             self.limit = -self._heap[0][0]
             self._total -= heapq.heappop(self._heap)[1]
 
-    def sorted(self) -> list[tuple[float, object]]:
+    def sorted(self) -> list[tuple[float, Any]]:
         """(draw, item), lowest first."""
         return sorted((-negative, item) for negative, _, item in self._heap)

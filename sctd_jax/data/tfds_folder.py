@@ -19,7 +19,7 @@ _FEATURES = {
         "text_feature.Text",
     )
 }
-_CONTENTS = ("class_label", "features_dict", "sequence", "tensor", "text")  # not json_feature: it may nest classes
+_CONTENTS = ("class_label", "features_dict", "sequence", "tensor", "text")  # no json_feature: it may nest classes
 
 
 def open_folder(folder: str | os.PathLike) -> Any:
@@ -27,9 +27,6 @@ def open_folder(folder: str | os.PathLike) -> Any:
 
     Args:
       folder: holds `features.json`, `dataset_info.json` and the shards.
-
-    Raises:
-      UserError: features of another class than rows and tasks use, shards outside of the folder, or damage.
     """
     import tensorflow_datasets as tfds
     from google.protobuf import json_format

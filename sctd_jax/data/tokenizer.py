@@ -1,11 +1,11 @@
-"""One view of SentencePiece models and of Hugging Face `tokenizers` files: what packing, masking and reports need."""
+"""Tokenizer, one view of SentencePiece models and of Hugging Face `tokenizers` files."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +16,15 @@ from etils import epath
 
 from sctd_jax import storage
 from sctd_jax.data import tokenizer_files
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable
 
-# How a tokenizer is kept in a folder of rows or a workdir: as a SentencePiece model or as `tokenizers` JSON.
+# Names of a tokenizer in a folder of rows or a workdir: a SentencePiece model or `tokenizers` JSON.
 SENTENCEPIECE_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
-_VOCAB_SUFFIX = ".txt"  # BERT's vocab.txt, one WordPiece a line
+_JSON_SUFFIXES = (".txt", ".json")  # BERT's vocab.txt, one WordPiece a line, becomes `tokenizers` JSON
 _EXPORTABLE = (1, 2, 4)  # SentencePiece's unigram, bpe and char
 _WORD_MARKS = ("\u2581", "\u0120")  # a space before the piece: of SentencePiece, of byte-level BPE
-_ENCODE_TEXTS = 256  # at a time where the encodings take many times the memory of the ids
+_ENCODE_TEXTS = 256  # texts encoded at a time where the encodings take many times the memory of the ids
 
 
 class Tokenized(NamedTuple):
@@ -37,10 +38,10 @@ class Tokenized(NamedTuple):
 class Tokenizer:
     """A vocabulary of V pieces and how text becomes ids and back."""
 
-    pieces: tuple[str, ...]  # by id
-    special: dict[str, int]  # ids by role: pad, unk, cls, sep, mask
+    pieces: tuple[str, ...]  # pieces by id
+    special: SpecialIds
     word_start_V: np.ndarray  # bool[V]: the piece begins a word
-    encode: Callable[[Sequence[str]], list[np.ndarray]]  # on all cores; never gives a special id but unk
+    encode: Callable[[Sequence[str]], list[np.ndarray]]  # runs on all cores; never gives a special id but unk
     encode_spans: Callable[[Sequence[str]], list[Tokenized]]  # the same ids
     decode: Callable[[Sequence[int]], str]
 
@@ -50,7 +51,7 @@ class Tokenizer:
         return piece[1:] if piece.startswith(_WORD_MARKS) else piece
 
 
-def load(path: str | Path, *, kept: bool = False) -> Tokenizer:
+def load(path: str | os.PathLike, *, kept: bool = False) -> Tokenizer:
     """Load a SentencePiece model, a `tokenizer.json` or a WordPiece `vocab.txt`, as `transformers` reads it.
 
     Special ids are read from the vocabulary by name. Truncation and padding that a `tokenizer.json` asks for are left
@@ -58,73 +59,53 @@ def load(path: str | Path, *, kept: bool = False) -> Tokenizer:
 
     Args:
       path: the file; what lies beside it (`tokenizer_config.json` ...) counts.
-      kept: it lies in a run's workdir or beside its rows: a kind that is refused today must still open there.
-
-    Raises:
-      UserError: no such file, not a tokenizer, a special piece is missing, or `transformers` reads it otherwise.
+      kept: whether it lies in a workdir or beside rows, where a kind that is refused today must still open.
     """
     name, content = canonical(path, kept=kept)
-    if name == SENTENCEPIECE_FILE:
-        loaded = _sentencepiece(content, path)
-        if not kept:
-            check_exportable(content, path)
-            tokenizer_files.check_sentencepiece(storage.as_path(path), loaded.pieces)
-    else:
-        loaded = _hugging_face(content, path, kept)
-    # Some models have their specials among the ordinary pieces, and a document may spell one.
-    special_ids = [i for role, i in loaded.special.items() if role != "unk"]
-
-    def ordinary(ids: np.ndarray) -> np.ndarray:
-        return np.where(np.isin(ids, special_ids), loaded.special["unk"], ids)
-
-    def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        return [ordinary(ids) for ids in loaded.encode(texts)]
-
-    def encode_spans(texts: Sequence[str]) -> list[Tokenized]:
-        return [Tokenized(ordinary(ids), spans) for ids, spans in loaded.encode_spans(texts)]
-
-    return dataclasses.replace(loaded, encode=encode, encode_spans=encode_spans)
+    if name == JSON_FILE:
+        return _hugging_face(content, path, kept)
+    loaded = _sentencepiece(content, path)
+    if not kept:
+        check_exportable(content, path)
+        tokenizer_files.check_sentencepiece(storage.as_path(path), loaded.pieces)
+    return loaded
 
 
-def canonical(path: str | Path, *, kept: bool = False) -> tuple[str, bytes]:
-    """File name and content with which a tokenizer is kept in a folder of rows or a workdir, or already is (`kept`).
-
-    Raises:
-      UserError: no such file, not a tokenizer, or `transformers` reads it otherwise.
-    """
-    path = _there(path)
-    if path.suffix not in (_VOCAB_SUFFIX, ".json"):
+def canonical(path: str | os.PathLike, *, kept: bool = False) -> tuple[str, bytes]:
+    """File name and content with which a tokenizer is kept in a folder of rows or a workdir, or already is (`kept`)."""
+    file = _existing(path)
+    if file.suffix not in _JSON_SUFFIXES:
         try:
-            return SENTENCEPIECE_FILE, path.read_bytes()
+            return SENTENCEPIECE_FILE, file.read_bytes()
         except OSError as error:
-            raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
-    content = _read(path, kept)[0]
+            raise UserError(f"data.tokenizer {file}: {error.strerror}") from error
+    content = _read(file, kept)[0]
     content.no_truncation()
     content.no_padding()
     return JSON_FILE, content.to_str().encode()
 
 
-def remarks(path: str | Path) -> list[str]:
-    """What `canonical` guesses or finds odd, a line each; errors as there."""
-    path = _there(path)
-    if path.suffix in (_VOCAB_SUFFIX, ".json"):
-        return _read(path)[1]
-    proto = sentencepiece_model.ModelProto.FromString(path.read_bytes())
+def remarks(path: str | os.PathLike) -> list[str]:
+    """Remarks on what `canonical` guesses or finds odd, a line each; errors as there."""
+    file = _existing(path)
+    if file.suffix in _JSON_SUFFIXES:
+        return _read(file)[1]
+    proto = sentencepiece_model.ModelProto.FromString(file.read_bytes())
     split = [piece.piece for piece in proto.pieces if piece.type == piece.CONTROL]
     split = [piece for piece in split if piece not in tokenizer_files.ROLE_NAMES]
     if not split:
         return []
     return [
-        f"{path}: text that spells one of its {len(split)} other control_symbols, such as {printable(split[0])!r}, is "
+        f"{file}: text that spells one of its {len(split)} other control_symbols, such as {printable(split[0])!r}, is "
         "split; only user_defined_symbols stay whole"
     ]
 
 
-def _there(path: str | Path) -> epath.Path:
-    path = storage.as_path(path)
-    if not path.is_file():
-        raise UserError(f"data.tokenizer {path}: no such file")
-    return path
+def _existing(path: str | os.PathLike) -> epath.Path:
+    file = storage.as_path(path)
+    if not file.is_file():
+        raise UserError(f"data.tokenizer {file}: no such file")
+    return file
 
 
 def _read(path: epath.Path, kept: bool = False) -> tuple[tokenizers.Tokenizer, list[str]]:
@@ -138,87 +119,88 @@ def _read(path: epath.Path, kept: bool = False) -> tuple[tokenizers.Tokenizer, l
         raise UserError(f"data.tokenizer {path}: not a tokenizer ({printable(error)})") from error
 
 
-def find(folder: epath.Path) -> epath.Path:
-    """The tokenizer kept in a folder.
-
-    Raises:
-      UserError: there is none.
-    """
+def find(folder: str | os.PathLike) -> epath.Path:
+    """The tokenizer kept in a folder."""
     for name in (SENTENCEPIECE_FILE, JSON_FILE):
-        if (folder / name).is_file():
-            return folder / name
+        if (file := storage.as_path(folder) / name).is_file():
+            return file
     raise UserError(f"{folder} holds no tokenizer ({SENTENCEPIECE_FILE} or {JSON_FILE})")
 
 
-def digest(path: str | Path) -> str:
+def digest(path: str | os.PathLike) -> str:
     """SHA-256 of the tokenizer as it is kept."""
     return hashlib.sha256(canonical(path)[1]).hexdigest()
 
 
-def encoding_digest(path: str | Path) -> str:
-    """The digest; another one where rows split special tokens once that stay whole now."""
+def encoding_digest(path: str | os.PathLike) -> str:
+    """Digest for the name of prepared rows: another one where older rows split special tokens that stay whole now."""
     name, content = canonical(path)
-    special = json.loads(content)["added_tokens"] if name == JSON_FILE else []
-    split_before = [
-        token for token in special if token["special"] and token["content"] not in tokenizer_files.ROLE_NAMES
-    ]
+    special = [token for token in json.loads(content)["added_tokens"] if token["special"]] if name == JSON_FILE else []
+    split_before = any(token["content"] not in tokenizer_files.ROLE_NAMES for token in special)
     return hashlib.sha256(content).hexdigest() + ("-whole" if split_before else "")
 
 
-def _sentencepiece(content: bytes, path: str | Path) -> Tokenizer:
+def _tokenizer(
+    pieces: Sequence[str],
+    special: SpecialIds,
+    word_start_V: np.ndarray,
+    ids_of: Callable[[list[str]], Iterable[Sequence[int]]],
+    spans_of: Callable[[list[str]], Iterable[tuple[Sequence[int], Iterable[tuple[int, int]]]]],
+    decode: Callable[[list[int]], str],
+) -> Tokenizer:
+    """Part that both libraries share, given ids of texts, and ids with the characters that each stands for."""
+
+    # Some models have their specials among the ordinary pieces, and a document may spell one.
+    def ordinary(ids: Sequence[int]) -> np.ndarray:
+        ids_n = np.array(ids, np.int32)
+        return np.where(np.isin(ids_n, special.unmaskable), np.int32(special.unk), ids_n)
+
+    def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+        while start < end and text[start].isspace():
+            start += 1
+        return start, end
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        return [ordinary(ids) for ids in ids_of(list(texts))]
+
+    def encode_spans(texts: Sequence[str]) -> list[Tokenized]:
+        found = []
+        for start in range(0, len(texts), _ENCODE_TEXTS):
+            part = list(texts[start : start + _ENCODE_TEXTS])
+            for text, (ids, spans) in zip(part, spans_of(part), strict=True):
+                spans_n2 = np.array([trimmed(text, *span) for span in spans], np.int32).reshape(-1, 2)
+                found.append(Tokenized(ordinary(ids), spans_n2))
+        return found
+
+    return Tokenizer(
+        tuple(pieces), special, word_start_V, encode, encode_spans, lambda ids: decode([int(i) for i in ids])
+    )
+
+
+def _sentencepiece(content: bytes, path: str | os.PathLike) -> Tokenizer:
     try:
         processor = spm.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
         raise UserError(
             f"data.tokenizer {path}: not a SentencePiece model (nor a .json of `tokenizers` or a vocab.txt)"
         ) from error
-    pieces = tuple(processor.id_to_piece(i) for i in range(processor.get_piece_size()))
+    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
+    encode = functools.partial(processor.encode, num_threads=os.cpu_count() or 1)
 
-    def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.array(ids, np.int32) for ids in processor.encode(list(texts), num_threads=os.cpu_count() or 1)]
+    def spans_of(texts: list[str]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+        for text, proto in zip(texts, encode(texts, return_type="proto"), strict=True):
+            # SentencePiece counts bytes, the space before a piece included.
+            lengths = np.array([len(character.encode()) for character in text], np.int64)
+            at = np.append(np.repeat(np.arange(len(text)), lengths), len(text)).tolist()  # character of each byte
+            yield [piece.id for piece in proto.pieces], [(at[piece.begin], at[piece.end]) for piece in proto.pieces]
 
-    def encode_spans(texts: Sequence[str]) -> list[Tokenized]:
-        found = []
-        for start in range(0, len(texts), _ENCODE_TEXTS):
-            part = list(texts[start : start + _ENCODE_TEXTS])
-            protos = processor.encode(part, num_threads=os.cpu_count() or 1, return_type="proto")
-            found += [_from_proto(text, proto) for text, proto in zip(part, protos, strict=True)]
-        return found
-
-    def decode(ids: Sequence[int]) -> str:
-        return processor.decode([int(i) for i in ids])
-
-    # Whatever other piece is called [UNK]: this one is what the model gives.
-    special = tokenizer_files.special_ids(pieces, path) | {"unk": processor.unk_id()}
-    return Tokenizer(pieces, special, _marked(pieces), encode, encode_spans, decode)
+    # The piece that the model gives, whatever other one is called [UNK].
+    special = tokenizer_files.special_ids(pieces, path)._replace(unk=processor.unk_id())
+    return _tokenizer(pieces, special, _marked(pieces), encode, spans_of, processor.decode)
 
 
-def _from_proto(text: str, proto) -> Tokenized:
-    """SentencePiece counts bytes, the space before a piece included."""
-    lengths = np.array([len(character.encode()) for character in text], np.int64)
-    starts = np.repeat(np.arange(len(text)), lengths)  # character of each byte
-    character = np.append(starts, len(text))
-    spans = [(character[piece.begin], character[piece.end]) for piece in proto.pieces]
-    return _tokenized(text, [piece.id for piece in proto.pieces], spans)
-
-
-def _tokenized(text: str, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> Tokenized:
-    def trimmed(start: int, end: int) -> tuple[int, int]:
-        while start < end and text[start].isspace():
-            start += 1
-        return start, end
-
-    return Tokenized(
-        np.array(ids, np.int32), np.array([trimmed(*span) for span in spans], np.int32).reshape(len(ids), 2)
-    )
-
-
-def check_exportable(content: bytes, path: str | Path) -> None:
-    """Refuse a SentencePiece model that `interop` could not give to transformers, before a run rather than after it.
-
-    Raises:
-      UserError: what it was trained with.
-    """
+def check_exportable(content: bytes, path: str | os.PathLike) -> None:
+    """Refuse a SentencePiece model that `interop` could not give to transformers, before a run rather than after it."""
     proto = sentencepiece_model.ModelProto.FromString(content)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     kinds = {value: name.lower() for name, value in sentencepiece_model.TrainerSpec.ModelType.items()}
@@ -230,7 +212,7 @@ def check_exportable(content: bytes, path: str | Path) -> None:
             ("remove_extra_whitespaces=false", not normalizer.remove_extra_whitespaces),
             ("treat_whitespace_as_suffix=true", trainer.treat_whitespace_as_suffix),
             ("escape_whitespaces=false", not normalizer.escape_whitespaces),
-            # Spelt by SentencePiece in their parts, which `tokenizers` cannot.
+            # SentencePiece spells them in their parts, which `tokenizers` cannot.
             ("pieces marked as unused", any(piece.type == piece.UNUSED for piece in proto.pieces)),
         )
         if found
@@ -249,12 +231,6 @@ def check_exportable(content: bytes, path: str | Path) -> None:
         )
 
 
-def _unknown_piece(settings: dict, ids: dict[str, int]) -> int | None:
-    """Id that a `tokenizers` model gives to what it does not know; None if it gives none."""
-    model = settings["model"]
-    return model.get("unk_id") if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
-
-
 def _knows_all_bytes(settings: dict, pieces: Sequence[str]) -> bool:
     stages = json.dumps([settings.get("normalizer"), settings.get("pre_tokenizer")])
     letters = tokenizers.pre_tokenizers.ByteLevel.alphabet() if '"ByteLevel"' in stages else ()
@@ -263,55 +239,47 @@ def _knows_all_bytes(settings: dict, pieces: Sequence[str]) -> bool:
     return bool(letters) and set(letters) <= set(pieces)
 
 
-def _hugging_face(content: bytes, path: str | Path, kept: bool) -> Tokenizer:
+def _hugging_face(content: bytes, path: str | os.PathLike, kept: bool) -> Tokenizer:
     settings = json.loads(content)
+    model = settings["model"]
     ids = tokenizers.Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     pieces = [""] * (max(ids.values()) + 1)
     for piece, i in ids.items():
         pieces[i] = piece
-    for token in settings["added_tokens"]:  # where two have an id, the one that text is read as
+    for token in settings["added_tokens"]:  # the one of two with an id that text is read as
         pieces[ids[token["content"]]] = token["content"]
     special = tokenizer_files.special_ids(pieces, path)
-    if (unk := _unknown_piece(settings, ids)) is not None:
-        special["unk"] = unk
+    # The piece that the model gives, whatever other one is called [UNK].
+    unk = model.get("unk_id") if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
+    if unk is not None:
+        special = special._replace(unk=unk)
     elif not kept and not _knows_all_bytes(settings, pieces):
         raise UserError(
             f"data.tokenizer {path}: its model has no unk_token in its vocabulary and not all 256 bytes, so that "
             "letters it does not know would be left out or end in an error; set its unk_token"
         )
-    roles = {pieces[i] for i in special.values()}
+    roles = {pieces[i] for i in special}
     for token in settings["added_tokens"]:
         token["special"] = token["content"] in roles
     inner = tokenizers.Tokenizer.from_str(json.dumps(settings))
     # A document that spells "[MASK]" must not get the special id; all other added tokens stay whole.
     inner.encode_special_tokens = True
-    model = settings["model"]
     if model["type"] == "WordPiece":  # only the prefix continues a word, also after [UNK]
         word_start_V = np.array([not piece.startswith(model["continuing_subword_prefix"]) for piece in pieces])
     else:
         word_start_V = _marked(pieces)
     word_start_V[[ids[token["content"]] for token in settings["added_tokens"]]] = True
-    word_start_V[[i for role, i in special.items() if role != "unk"]] = False
+    word_start_V[list(special.unmaskable)] = False
 
-    def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        found = []
+    def ids_of(texts: list[str]) -> Iterator[Sequence[int]]:
         for start in range(0, len(texts), _ENCODE_TEXTS):
-            part = inner.encode_batch_fast(list(texts[start : start + _ENCODE_TEXTS]), add_special_tokens=False)
-            found += [np.array(encoding.ids, np.int32) for encoding in part]
-        return found
+            for encoding in inner.encode_batch_fast(texts[start : start + _ENCODE_TEXTS], add_special_tokens=False):
+                yield encoding.ids
 
-    def encode_spans(texts: Sequence[str]) -> list[Tokenized]:
-        found = []
-        for start in range(0, len(texts), _ENCODE_TEXTS):
-            part = texts[start : start + _ENCODE_TEXTS]
-            encodings = inner.encode_batch(list(part), add_special_tokens=False)
-            found += [_tokenized(text, e.ids, e.offsets) for text, e in zip(part, encodings, strict=True)]
-        return found
+    def spans_of(texts: list[str]) -> list[tuple[Sequence[int], Sequence[tuple[int, int]]]]:
+        return [(e.ids, e.offsets) for e in inner.encode_batch(texts, add_special_tokens=False)]
 
-    def decode(ids: Sequence[int]) -> str:
-        return inner.decode([int(i) for i in ids])
-
-    return Tokenizer(tuple(pieces), special, word_start_V, encode, encode_spans, decode)
+    return _tokenizer(pieces, special, word_start_V, ids_of, spans_of, inner.decode)
 
 
 def _marked(pieces: Sequence[str]) -> np.ndarray:

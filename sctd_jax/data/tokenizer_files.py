@@ -1,4 +1,4 @@
-"""What `transformers` makes of a `vocab.txt` or `tokenizer.json` and the files beside it: the same ids, or a refusal.
+"""Reading of a `vocab.txt` or `tokenizer.json` and the files beside it as `transformers` does: same ids, or a refusal.
 
 Followed is transformers 5: its BertTokenizer takes the vocabulary and the added tokens from a `tokenizer.json`, and its
 normaliser from the options in `tokenizer_config.json`; PreTrainedTokenizerFast takes the file as it is.
@@ -15,6 +15,7 @@ import tokenizers
 from etils import epath
 from tokenizers import AddedToken
 
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable
 
 # Special pieces by role: BERT's names first, then RoBERTa's.
@@ -32,7 +33,7 @@ _OPTIONS, _MODEL, _ROLES, _ADDED = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_BERT = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # one class under three names
+_BERT = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # names of one class
 _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 # Options that made other ids in some version of `transformers`, with the values that did not.
@@ -43,8 +44,8 @@ _INERT = {
     "word_tokenizer_type": ("basic",),
     "subword_tokenizer_type": ("wordpiece",),
 }
-_CASED_SHARE = 0.05  # of pieces with a capital: far below in uncased vocabularies, far above in cased ones
-_ACCENTED_SHARE = 0.001  # of pieces with accents: those that were made without accents have none
+_CASED_SHARE = 0.05  # share of pieces with a capital: uncased vocabularies are far below, cased ones far above
+_ACCENTED_SHARE = 0.001  # share of pieces with accents: vocabularies made without accents have none
 
 
 class Beside(NamedTuple):
@@ -71,11 +72,7 @@ _CASE_OPTIONS = dict(zip(_Case._fields, ("do_lower_case", "strip_accents", "toke
 
 
 def beside(path: epath.Path) -> Beside:
-    """Read what lies beside a tokenizer.
-
-    Raises:
-      UserError: a file that is no JSON object.
-    """
+    """Read what lies beside a tokenizer."""
 
     def read(name: str) -> dict[str, Any]:
         file = path.with_name(name)
@@ -96,10 +93,10 @@ def read(path: epath.Path, alone: bool = False) -> tuple[tokenizers.Tokenizer, l
     """A `vocab.txt` or `tokenizer.json` as `transformers` reads it (or the file alone), and what was guessed.
 
     Raises:
-      UserError: `transformers` would read it otherwise, or cannot.
-      Exception: of `tokenizers`, on content that it does not understand.
+      Exception: `tokenizers` does not understand the content.
     """
-    around, remarks = Beside({}, {}, {}, {}) if alone else beside(path), []
+    around = Beside({}, {}, {}, {}) if alone else beside(path)
+    remarks: list[str] = []
     is_bert = _is_bert(path, around)
     if path.suffix == ".json":
         content = path.read_bytes().decode("utf-8-sig")
@@ -122,11 +119,7 @@ def read(path: epath.Path, alone: bool = False) -> tuple[tokenizers.Tokenizer, l
 
 
 def check_sentencepiece(path: epath.Path, pieces: Sequence[str]) -> None:
-    """Check what lies beside a SentencePiece model of these pieces.
-
-    Raises:
-      UserError: a class of `transformers` that reads the model in a way of its own, or tokens that it has not.
-    """
+    """Check what lies beside a SentencePiece model of these pieces."""
     around = beside(path)
     _class(path, around, _AS_IT_IS)
     lacking = sorted({str(token) for _, token in _declared(path, around)} - set(pieces))
@@ -138,19 +131,15 @@ def check_sentencepiece(path: epath.Path, pieces: Sequence[str]) -> None:
     _check_role_names(path, around, pieces)
 
 
-def special_ids(pieces: Sequence[str], path: object) -> dict[str, int]:
-    """Ids by role, found by the pieces' names.
-
-    Raises:
-      UserError: one is missing.
-    """
+def special_ids(pieces: Sequence[str], path: object) -> SpecialIds:
+    """Ids by role, found by the pieces' names."""
     ids, at = {}, {piece: i for i, piece in reversed(list(enumerate(pieces)))}
     for role, names in SPECIAL_PIECES.items():
         found = [at[name] for name in names if name in at]
         if not found:
             raise UserError(f"data.tokenizer {path}: no special piece {' or '.join(names)}")
         ids[role] = found[0]
-    return ids
+    return SpecialIds(**ids)
 
 
 def _class(path: epath.Path, around: Beside, supported: Sequence[str]) -> str | None:
@@ -177,7 +166,7 @@ def _is_bert(path: epath.Path, around: Beside) -> bool:
     options = path.with_name(_OPTIONS)
     if around.options.get("split_special_tokens"):
         raise UserError(f"{options}: split_special_tokens is true, which is not supported; expected false")
-    # Without a name the class is that of the model's type.
+    # The model's type names the class where no file does.
     is_bert = path.suffix != ".json" or (
         named.removesuffix("Fast") in _BERT if named else around.model.get("model_type") == "bert"
     )
@@ -217,10 +206,8 @@ def _follow_bert(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside) 
         raise UserError(f"{path} has {', '.join(own)} of its own, which transformers' BertTokenizer does not read; "
                         f"{way_out}")  # fmt: skip
     have = _Case(*(normalizer[field] for field in _Case._fields))
-    want = _Case(*(around.options.get(option) for option in _CASE_OPTIONS.values()))
-    want = want._replace(
-        lowercase=want.lowercase is not False, handle_chinese_chars=want.handle_chinese_chars is not False
-    )
+    lowercase, strip_accents, chinese = (around.options.get(option) for option in _CASE_OPTIONS.values())
+    want = _Case(lowercase is not False, strip_accents, chinese is not False)
     other = [field for field in _Case._fields if getattr(have.effective(), field) != getattr(want.effective(), field)]
     for field in other:
         option = _CASE_OPTIONS[field]
@@ -237,7 +224,8 @@ def _follow_bert(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside) 
 def _case(path: epath.Path, around: Beside, vocab: dict[str, int], remarks: list[str]) -> _Case:
     """The normaliser for a `vocab.txt`; where nothing says whether it keeps case and accents, the pieces show it."""
     words = [piece for piece in vocab if not re.fullmatch(r"[\[<].+[\]>]", piece)]  # special pieces have capitals
-    lowercase, strip_accents, chinese = (around.options.get(option) for option in _CASE_OPTIONS.values())
+    options: list[Any] = [around.options.get(option) for option in _CASE_OPTIONS.values()]
+    lowercase, strip_accents, chinese = options
     said = lowercase is not None
     if not said:
         cased = sum(piece != piece.lower() for piece in words)
@@ -308,7 +296,7 @@ def _declared(path: epath.Path, around: Beside) -> list[tuple[int | None, AddedT
 
 def _add_tokens(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside, is_bert: bool) -> None:
     pieces = list(inner.get_vocab(with_added_tokens=True))
-    roles = {pieces[i] for i in special_ids(pieces, path).values()}
+    roles = {pieces[i] for i in special_ids(pieces, path)}
     declared = _declared(path, around)
     tokens = [pair for pair in declared if str(pair[1]) not in roles]
     held = {str(token) for token in inner.get_added_tokens_decoder().values()}
@@ -332,10 +320,10 @@ def _check_ids(path: epath.Path, inner: tokenizers.Tokenizer, tokens: Sequence[t
 
 
 def _check_role_names(path: epath.Path, around: Beside, pieces: Sequence[str]) -> None:
-    """Roles are found by name: a file that gives one to another piece would be passed over."""
+    """Refuse a file that gives a role to another piece: roles are found by name, and it would be passed over."""
     ids = special_ids(pieces, path)
     for name, fields in ((_OPTIONS, around.options), (_ROLES, around.roles)):
-        for role, i in ids.items():
+        for role, i in ids._asdict().items():
             found = fields.get(f"{role}_token")
             found = found.get("content") if isinstance(found, dict) else found
             if found not in (None, pieces[i]):

@@ -1,4 +1,4 @@
-"""How much of a text a tokenizer does not know, in letters: a whole run of unknown letters can be one [UNK]."""
+"""Share of a text that a tokenizer does not know, in letters: a whole run of unknown letters can be one [UNK]."""
 
 import dataclasses
 import sys
@@ -22,12 +22,12 @@ class Letters:
     """Letters of a text: its characters without the white space."""
 
     total: int = 0
-    unknown: int = 0  # within an [UNK]
-    commonest: Counter = dataclasses.field(default_factory=Counter)  # of the unknown ones
+    unknown: int = 0  # letters within an [UNK]
+    commonest: Counter = dataclasses.field(default_factory=Counter)  # unknown letters by count
 
     @property
     def share(self) -> float:
-        """Of the letters, how many are unknown."""
+        """Share of the letters that are unknown."""
         return self.unknown / max(self.total, 1)
 
     def add(self, unknown: Counter) -> None:
@@ -38,25 +38,25 @@ class Letters:
             self.commonest = Counter(dict(self.commonest.most_common(_KEPT)))
 
 
-def unknown_letters(pieces: Tokenizer, texts: Sequence[str], ids: Sequence[np.ndarray]) -> list[Counter]:
+def unknown_letters(tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[np.ndarray]) -> list[Counter]:
     """The letters of each text that the tokenizer does not know.
 
     Texts without an [UNK] cost nothing. The different words of the others, long ones in parts, are tokenised once more,
     and the few that have an [UNK] are asked for its place, which is slow.
 
     Args:
-      pieces: the tokenizer.
+      tokenizer: the tokenizer.
       texts: any texts.
-      ids: what `pieces.encode(texts)` gave.
+      ids: result of `tokenizer.encode(texts)`.
     """
-    expected = [int((piece_ids == pieces.special["unk"]).sum()) for piece_ids in ids]
-    found = [Counter() for _ in texts]
+    expected = [int((piece_ids == tokenizer.special.unk).sum()) for piece_ids in ids]
+    found: list[Counter[str]] = [Counter() for _ in texts]
     left = [i for i, count in enumerate(expected) if count]
     for longest in (_PART, sys.maxsize):
         if not left:
             break
         parts = {i: Counter(_parts(texts[i], longest)) for i in left}
-        odd = _within_unknown(pieces, list(dict.fromkeys(part for counts in parts.values() for part in counts)))
+        odd = _within_unknown(tokenizer, list(dict.fromkeys(part for counts in parts.values() for part in counts)))
         left.clear()
         for i, counts in parts.items():
             here = [(times, *odd[part]) for part, times in counts.items() if part in odd]
@@ -70,10 +70,10 @@ def unknown_letters(pieces: Tokenizer, texts: Sequence[str], ids: Sequence[np.nd
     return found
 
 
-def lost_letters(pieces: Tokenizer, texts: Sequence[str]) -> list[Counter]:
+def lost_letters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Counter]:
     """The letters of each text that no token stands for, not even [UNK]: a normaliser or a model has left them out."""
     found = []
-    for text, (_, spans_n2) in zip(texts, pieces.encode_spans(texts), strict=True):
+    for text, (_, spans_n2) in zip(texts, tokenizer.encode_spans(texts), strict=True):
         covered = np.zeros(len(text) + 1, np.int64)
         np.add.at(covered, spans_n2[:, 0], 1)
         np.add.at(covered, spans_n2[:, 1], -1)
@@ -88,18 +88,18 @@ def _parts(text: str, longest: int) -> Iterator[str]:
             yield word[start : start + longest]
 
 
-def _within_unknown(pieces: Tokenizer, words: list[str]) -> dict[str, tuple[int, str]]:
+def _within_unknown(tokenizer: Tokenizer, words: list[str]) -> dict[str, tuple[int, str]]:
     """(number of [UNK], the letters within) of the words that have any."""
-    unk = pieces.special["unk"]
-    odd = [word for word, ids in zip(words, pieces.encode(words), strict=True) if (ids == unk).any()]
+    unk = tokenizer.special.unk
+    odd = [word for word, ids in zip(words, tokenizer.encode(words), strict=True) if (ids == unk).any()]
     found = {}
-    for word, (ids, spans) in zip(odd, pieces.encode_spans(odd), strict=True):
+    for word, (ids, spans) in zip(odd, tokenizer.encode_spans(odd), strict=True):
         found[word] = int((ids == unk).sum()), "".join(word[start:end] for start, end in spans[ids == unk])
     return found
 
 
 def total(by_source: Iterable[Letters]) -> Letters:
-    """Of all sources together."""
+    """Letters of all sources together."""
     everything = Letters()
     for letters in by_source:
         everything.total += letters.total
@@ -118,14 +118,11 @@ def report(
     """Lines that say how much of each source is unknown: one, and a warning above WARN in a source or in all.
 
     Args:
-      names: of the sources.
+      names: names of the sources.
       by_source: their letters.
       allow: whether more than REFUSE in all is only warned of.
-      where: of what text this is, if not of all.
-      what: happens to them.
-
-    Raises:
-      UserError: more than REFUSE in all, and `allow` is not set.
+      where: part of the text that this is about, if not all.
+      what: fate of the unknown letters, the end of the sentence.
     """
     everything = total(by_source)
     said = f"{everything.unknown:,} of {everything.total:,} letters{where} ({everything.share:.2%})"

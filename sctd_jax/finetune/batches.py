@@ -72,7 +72,7 @@ class TrainBatches:
     """Every example once an epoch, in an order of its own; neighbours in length share a batch."""
 
     def __init__(self, features: Sequence[Feature], *, batch_size: int, seed: int, max_length: int):
-        self._features, self._batch_size, self._seed, self._max_length = features, batch_size, seed, max_length
+        self.features, self._batch_size, self._seed, self._max_length = features, batch_size, seed, max_length
         self._lengths = np.array([feature.length for feature in features])
         self.per_epoch = -(-len(features) // batch_size)
         self._plan = functools.lru_cache(maxsize=2)(self._compute_plan)
@@ -88,10 +88,10 @@ class TrainBatches:
 
     def _compute_plan(self, epoch: int) -> list[Group]:
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
-        order, pool = rng.permutation(len(self._features)), _POOL * self._batch_size
+        order, pool = rng.permutation(len(self.features)), _POOL * self._batch_size
         chunks = [order[start : start + pool] for start in range(0, len(order), pool)]
         sorted_order = np.concatenate([chunk[np.argsort(self._lengths[chunk], kind="stable")] for chunk in chunks])
-        groups = group(self._features, sorted_order, self._batch_size, self._max_length)
+        groups = group(self.features, sorted_order, self._batch_size, self._max_length)
         return [groups[i] for i in rng.permutation(len(groups))]
 
 

@@ -1,74 +1,76 @@
-"""The configuration of fine-tuning: `configs/finetune.py` as a dataclass, and the run's Config that follows from it."""
+"""The configuration of fine-tuning and of sweeps, and the Config of a run that follows from it."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from sctd_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, fill, require
+from sctd_jax.config import (
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    ONE_OR_MORE,
+    Bounds,
+    Config,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    field,
+    fill,
+    require,
+)
 from sctd_jax.config import from_dict as config_from_dict
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
+
+_GIVEN = Bounds(bool, "is missing", found="")
+_KNOWN = Bounds(TASKS.__contains__, f"must be one of {', '.join(TASKS)}", found="; found {!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """One fine-tuning run. Where 0 is said to be the task's, its value is in `tasks.TASKS`."""
+    """One fine-tuning run. Where 0 is said to be the task's, its value is in `tasks.table`."""
 
-    task: str  # one of those in docs/finetuning.md
-    init: str  # a pretraining workdir, or a folder of transformers
-    random_init: bool  # take network and tokenizer of `init`, but random weights: what pretraining is worth
-    data_dir: str  # the task's files, a folder above them, or tfds:NAME[/CONFIG]
-    text_field: str  # of the user's files
-    pair_field: str  # of the user's files; '' for single texts
-    label_field: str  # of the user's files
-    heldout_share: float  # of a single file, which becomes the dev set
-    max_length: int  # N, tokens of a row at most; 0: the task's
-    epochs: int  # 0: the task's
-    batch_size: int  # examples in the global batch; 0: the task's
-    accumulation: int  # microbatches per step
-    learning_rate: float  # 0: the task's
-    warmup_share: float  # of the steps
-    weight_decay: float  # as config.optimizer.weight_decay of pretraining
-    hidden_dropout: float  # after the embeddings, attention and the feed-forward part
-    attention_dropout: float  # of the attention's weights
-    evaluations: int  # per epoch
-    keep_checkpoints: int  # the last k; the best by the task's metric is kept besides
-    log_every: int  # steps
-    seed: int  # of the head's weights, the order of examples and dropout
-    dtype: str  # compute type
-    mesh: MeshConfig
+    task: str = field("", "name of a task in docs/finetuning.md", _KNOWN)
+    init: str = field("", "workdir of a pretraining run, or folder of transformers", _GIVEN, rerun=True)
+    random_init: bool = field(
+        False, "take network and tokenizer of `init`, but random weights: what pretraining is worth"
+    )
+    data_dir: str = field(
+        "", "folder of the task's files, a folder above it, or tfds:NAME[/CONFIG]", _GIVEN, rerun=True
+    )
+    text_field: str = field("text", "field with the text in files of your own")
+    pair_field: str = field("", "field with the second text in files of your own; '' for single texts")
+    label_field: str = field("label", "field with the label in files of your own")
+    heldout_share: float = field(0.1, "part of a single file that becomes the dev set", BELOW_ONE)
+    max_length: int = field(0, "N, tokens of a row at most; 0: the task's", NOT_NEGATIVE)
+    epochs: int = field(0, "passes over the training set; 0: the task's", NOT_NEGATIVE)
+    batch_size: int = field(0, "examples in the global batch; 0: the task's", NOT_NEGATIVE)
+    accumulation: int = field(1, "microbatches of a step", ONE_OR_MORE, rerun=True)
+    learning_rate: float = field(0.0, "peak of the rate; 0: the task's", NOT_NEGATIVE)
+    warmup_share: float = field(0.1, "share of the steps that warm up", BELOW_ONE)
+    weight_decay: float = field(0.01, "share of a weight, times the learning rate, that a step takes off", NOT_NEGATIVE)
+    hidden_dropout: float = field(0.1, "dropout after embeddings, attention and the feed-forward part", BELOW_ONE)
+    attention_dropout: float = field(0.1, "dropout of attention's probabilities", BELOW_ONE)
+    evaluations: int = field(1, "evaluations in an epoch", ONE_OR_MORE)
+    keep_checkpoints: int = field(1, "newest checkpoints to keep, beside the best", ONE_OR_MORE, rerun=True)
+    log_every: int = field(20, "steps between lines of metrics", ONE_OR_MORE, rerun=True)
+    seed: int = field(0, "seed of the head's weights, the order of examples and dropout", NOT_NEGATIVE)
+    dtype: Literal["float32", "bfloat16"] = field("float32", "type to compute in; parameters are float32")
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """What a sweep has in the places of task, init, learning_rate and seed."""
+    """Fields that a sweep has in the places of task, init, learning_rate and seed."""
 
-    tasks: str  # of those in docs/finetuning.md, separated by commas
-    inits: str  # as init, separated by commas; each ends in a folder name of its own
-    learning_rates: str  # separated by commas
-    seeds: int  # how many, from 0 on
-    keep_weights: bool  # of cells that are finished
-
-
-_AT_LEAST_ONE = ("accumulation", "evaluations", "keep_checkpoints", "log_every")
-_NOT_NEGATIVE = ("max_length", "epochs", "batch_size", "learning_rate", "weight_decay", "seed")
+    tasks: str = field("", "names of tasks in docs/finetuning.md, separated by commas")
+    inits: str = field("", "values of init, separated by commas; each ends in a folder name of its own")
+    learning_rates: str = field("1e-5,2e-5,3e-5,5e-5", "peaks of the rate, separated by commas")
+    seeds: int = field(5, "number of seeds, from 0 on", ONE_OR_MORE)
+    keep_weights: bool = field(False, "keep the weights of cells that are finished")
 
 
 def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
-    """Nested mapping -> checked FinetuneConfig with the task's values in the places of 0.
-
-    Raises:
-      UserError: a field is unknown, missing, of the wrong type or impossible.
-    """
+    """Nested mapping -> checked FinetuneConfig with the task's values in the places of 0."""
     found = fill("config", FinetuneConfig, values)
-    require(found.task in TASKS, "task", f"must be one of {', '.join(TASKS)}; found {found.task!r}")
-    for field in ("init", "data_dir"):
-        require(bool(getattr(found, field)), field, "is missing")
-    for field in _AT_LEAST_ONE:
-        require(getattr(found, field) >= 1, field, f"must be at least 1, found {getattr(found, field)}")
-    for field in _NOT_NEGATIVE:
-        require(getattr(found, field) >= 0, field, f"must not be negative, found {getattr(found, field)}")
-    for field in ("warmup_share", "heldout_share", "hidden_dropout", "attention_dropout"):
-        require(0 <= getattr(found, field) < 1, field, f"must be at least 0 and below 1, found {getattr(found, field)}")
     task = TASKS[found.task]
     missing = ("max_length", "epochs", "batch_size", "learning_rate")
     found = dataclasses.replace(found, **{f: getattr(task, f) for f in missing if not getattr(found, f)})
@@ -82,11 +84,7 @@ def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
 
 
 def check_length(settings: FinetuneConfig, model: ModelConfig) -> None:
-    """Check that a model has positions enough.
-
-    Raises:
-      UserError: it has fewer than `max_length`.
-    """
+    """Check that a model has positions enough."""
     require(
         settings.max_length <= model.max_positions,
         "max_length",

@@ -1,31 +1,31 @@
 """Examples -> token rows, as BERT builds them: [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with segments 0 and 1."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sctd_jax.data.tokenizer import Tokenized, Tokenizer
+from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.tasks.examples import Example
-from sctd_jax.tasks.squad import max_context
+from sctd_jax.tasks.squad import Window, max_context
 
-_QUESTION_TOKENS, _STRIDE = 64, 128  # of SQuAD (Devlin et al., 2019; its run_squad)
-_MUCH_UNKNOWN = 0.01  # of the characters
+_QUESTION_TOKENS, _STRIDE = 64, 128  # SQuAD's (Devlin et al., 2019; run_squad)
+_MUCH_UNKNOWN = 0.01  # share of the characters
 
 
 class Row(NamedTuple):
     """n tokens of one sequence."""
 
     ids: np.ndarray  # i32[n]
-    second: int  # where segment 1 begins; n for a single text
+    second: int  # position at which segment 1 begins; n for a single text
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Passage:
-    """What a window shows of SQuAD's passage, for `squad.extract`."""
+class Passage(NamedTuple):
+    """Part of SQuAD's passage that a window shows, as in `squad.Window`."""
 
     spans: np.ndarray  # i32[n, 2], characters of each token in the passage; (-1, -1) outside of it
     best: np.ndarray  # bool[n], whether no other window gives the token more context
@@ -33,10 +33,10 @@ class Passage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Feature:
-    """What the network sees of an example at once. SQuAD has one for each window of the passage."""
+    """Rows of an example that the network sees at once. SQuAD has one for each window of the passage."""
 
-    example: int  # its number
-    rows: tuple[Row, ...]  # one; in multiple choice one for each choice
+    example: int  # number of the example
+    rows: tuple[Row, ...]  # one row; in multiple choice one for each choice
     label: float = 0.0  # class, number of the right choice, or score
     marked: tuple[tuple[int, int], ...] = ()  # first and last token of each marked span
     answer: tuple[int, int] = (0, 0)  # first and last token; [CLS] if it is not in this window
@@ -49,66 +49,52 @@ class Feature:
 
 
 def encode(
-    tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_length: int,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    head: str,
+    max_length: int,
     say: Callable[[str], None] = lambda line: None,
-) -> list[Feature]:  # fmt: skip
+) -> list[Feature]:
     """The features of examples, in their order.
 
     Pairs that are too long lose tokens at the end of the longer text, one at a time; SQuAD's passages are cut into
-    windows that begin every 128 tokens.
-
-    Args:
-      tokenizer: of the model.
-      examples: of a task.
-      head: of the task.
-      max_length: N, tokens of a row at most.
-      say: receives a line for each kind of loss, with its count: what is cut off, without a token or unknown.
-
-    Raises:
-      UserError: a marked word is cut off, or the numbers of choices differ.
+    windows that begin every 128 tokens. A marked word that is cut off is a UserError. `say` receives a line for each
+    kind of loss, with its count: what is cut off, without a token or unknown.
     """
-    pieces, lost = _tokenize(tokenizer, examples), Counter()
-    features = _features(tokenizer, examples, head, max_length, pieces, lost)
+    texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
+    pieces, lost = dict(zip(texts, tokenizer.encode_spans(texts), strict=True)), Counter()
+    counts = {len(example.choices) for example in examples}
+    if len(counts) > 1:
+        raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
+    if head == "span":
+        windows = (_windows(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples))
+        features = [feature for of_example in windows for feature in of_example]
+    else:
+        features = [_feature(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples)]
     for what, count in lost.items():
         if count:
             say(f"{count:,} of {len(examples):,} {what}")
     unknown = characters = 0
     for text in pieces.values():
         lengths_n = text.spans_n2[:, 1] - text.spans_n2[:, 0]
-        unknown += int(lengths_n[text.ids_n == tokenizer.special["unk"]].sum())
+        unknown += int(lengths_n[text.ids_n == tokenizer.special.unk].sum())
         characters += int(lengths_n.sum())
     if unknown > _MUCH_UNKNOWN * characters:
         say(f"warning: {unknown / characters:.1%} of the characters are unknown to the tokenizer")
     return features
 
 
-def _features(
-    tokenizer: Tokenizer, examples: Sequence[Example], head: str, max_length: int, pieces: dict, lost: Counter
-) -> list[Feature]:
-    if head == "span":
-        windows = (_windows(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples))
-        return [feature for features in windows for feature in features]
-    counts = {len(example.choices) for example in examples}
-    if len(counts) > 1:
-        raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
-    return [_feature(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples)]
-
-
-def _tokenize(tokenizer: Tokenizer, examples: Iterable[Example]) -> dict[str, Tokenized]:
-    texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
-    return dict(zip(texts, tokenizer.encode_spans(texts), strict=True))
-
-
 def _feature(
     tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, lost: Counter
 ) -> Feature:
-    first = pieces[example.first]
+    first = pieces[example.first].ids_n
     rows, lengths, cut = [], (0, 0), False
     for text in example.choices or (example.second,):
-        second = pieces[text].ids_n if text else None
-        lengths = _lengths(len(first.ids_n), None if second is None else len(second), max_length)
-        cut |= lengths != (len(first.ids_n), 0 if second is None else len(second))
-        rows.append(_row(tokenizer, first.ids_n[: lengths[0]], None if second is None else second[: lengths[1]]))
+        second = [pieces[text].ids_n] if text else []
+        sizes = len(first), sum(map(len, second))
+        lengths = _lengths(*sizes, max_length - 2 - len(second))
+        cut |= lengths != sizes
+        rows.append(_row(tokenizer, first[: lengths[0]], *(ids_n[: lengths[1]] for ids_n in second)))
     lost[f"rows are longer than {max_length} tokens: cut at the end of the longer text"] += cut
     texts = (example.first, example.second, *example.choices)
     lost["rows have a text without any token"] += any(text.strip() and not len(pieces[text].ids_n) for text in texts)
@@ -116,24 +102,18 @@ def _feature(
     return Feature(number, tuple(rows), 0.0 if example.label is None else float(example.label), marked)
 
 
-def _row(tokenizer: Tokenizer, first: np.ndarray, second: np.ndarray | None) -> Row:
-    cls, sep = tokenizer.special["cls"], tokenizer.special["sep"]
-    head = [[cls], first, [sep]]
-    tail = [] if second is None else [second, [sep]]
-    return Row(np.concatenate(head + tail).astype(np.int32), len(first) + 2)
+def _row(tokenizer: Tokenizer, *texts: np.ndarray) -> Row:
+    special = tokenizer.special
+    parts = [[special.cls], *(part for ids_n in texts for part in (ids_n, [special.sep]))]
+    return Row(np.concatenate(parts).astype(np.int32), len(texts[0]) + 2)
 
 
-def _lengths(first: int, second: int | None, max_length: int) -> tuple[int, int]:
+def _lengths(first: int, second: int, room: int) -> tuple[int, int]:
     """Tokens that are left of a pair: the longer one is cut first, the second one where they are equal."""
-    if second is None:
-        return min(first, max_length - 2), 0
-    room = max_length - 3
     if first + second <= room:
         return first, second
-    half = room // 2
-    if second <= half:
-        return room - second, second
-    return (first, room - first) if first <= room - half else (room - half, half)
+    kept = min(second, max(room // 2, room - first))
+    return room - kept, kept
 
 
 def _marked(example: Example, span, pieces: dict, lengths: tuple[int, int]) -> tuple[int, int]:
@@ -174,11 +154,16 @@ def _windows(
         lost["answers are whole in no window of the passage: learned as no answer"] += not shown
     for start, size, best in zip(starts, sizes, max_context(starts, sizes), strict=True):
         row = _row(tokenizer, question, passage.ids_n[start : start + size])
-        shown = slice(row.second, row.second + size)
-        spans = np.full((len(row.ids), 2), -1, np.int32)
-        spans[shown] = passage.spans_n2[start : start + size]
-        whole = np.zeros(len(row.ids), bool)
-        whole[shown] = best
+        around = (row.second, 1)  # [CLS] question [SEP], and the last [SEP]
+        spans_n2 = np.pad(passage.spans_n2[start : start + size], (around, (0, 0)), constant_values=-1)
         inside = answer is not None and start <= answer[0] and answer[1] < start + size
         at = (answer[0] - start + row.second, answer[1] - start + row.second) if inside else (0, 0)
-        yield Feature(number, (row,), answer=at, passage=Passage(spans, whole))
+        yield Feature(number, (row,), answer=at, passage=Passage(spans_n2, np.pad(best, around)))
+
+
+def by_example(head: str, features: Sequence[Feature], logits: Sequence[np.ndarray]) -> list[Any]:
+    """Outputs for `scoring.predict` from the logits of each feature; in span tasks f32[n, 2] for each of its tokens."""
+    if head != "span":
+        return list(logits)
+    pairs = itertools.groupby(zip(features, logits, strict=True), key=lambda pair: pair[0].example)
+    return [[Window(*row_n2.T, *f.passage) for f, row_n2 in windows] for _, windows in pairs]

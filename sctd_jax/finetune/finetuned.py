@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.finetune.step import shape_of, state_shape
+from sctd_jax.finetune.step import initial_state, shape_of
 from sctd_jax.finetune.workdir import read_task
 from sctd_jax.parallel.mesh import one_device
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Best, Checkpoints
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.step import state_shape
 from sctd_jax.train.workdir import read_command, read_config
 
 HIGHEST_SCORE = Best("eval/score", "max")
@@ -49,7 +50,7 @@ def load_finetuned(
     """
     task, config = read_task(workdir, log), read_config(workdir, log)
     mesh = mesh or one_device()
-    shape = state_shape(config, shape_of(TASKS[task["task"]], task["labels"]), mesh)
+    shape = state_shape(lambda: initial_state(config, shape_of(TASKS[task["task"]], task["labels"])), mesh)
     with closing(Checkpoints(workdir, best=HIGHEST_SCORE, read_only=True)) as checkpoints:
         steps = checkpoints.steps()
         if not steps or step not in (None, *steps):

@@ -1,24 +1,23 @@
-"""What a person sees of a fine-tuning."""
+"""Lines of a fine-tuning for a person."""
 
 import shlex
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.errors import printable
 from sctd_jax.finetune.config import FinetuneConfig
-from sctd_jax.parallel.mesh import describe
-from sctd_jax.tasks.reading import TaskData
 from sctd_jax.tasks.scoring import majority
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.splits import TaskData
+from sctd_jax.tasks.table import TASKS
+from sctd_jax.train import trainer
 from sctd_jax.train.metrics import duration
 
-_LABELS = 10  # of the user's own that are listed
+_LABELS = 10  # labels of the user's own that are listed
 
 
 def start_table(
@@ -29,8 +28,6 @@ def start_table(
     counts = [f"{len(data.train):,} training", *(f"{len(part):,} {name}" for name, part in data.dev.items())]
     counts += [f"{len(part):,} {name} (without labels)" for name, part in data.test.items()]
     rows = [
-        ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} host(s)"),
-        ("mesh", describe(mesh)),
         ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}"),
         ("start", "random weights" if settings.random_init else settings.init),
         ("task", f"{settings.task}, {task.head}; {', '.join(counts)} examples"),
@@ -41,12 +38,12 @@ def start_table(
     if task.head == "classification" and "accuracy" in task.metrics:
         floors = ", ".join(f"{majority(part):.3f}" for part in data.dev.values())
         rows.insert(-1, ("majority", f"{floors}: the accuracy of the most frequent label on dev"))
-    if settings.task == "classification":  # whose labels nothing else has named yet
+    if task.head == "classification" and not task.labels:  # nothing else has named those of the user's files yet
         of_train = Counter(example.label for example in data.train)
         listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]
         more = [f"{len(data.labels) - _LABELS:,} more"] if len(data.labels) > _LABELS else []
         rows.insert(-2, ("labels", f"{len(data.labels):,}, training rows: {printable(', '.join(listed + more))}"))
-    return [f"{name:>12}  {text}" for name, text in rows]
+    return trainer.start_lines(mesh, rows)
 
 
 def evaluation_lines(step: int, metrics: Mapping[str, float]) -> list[str]:

@@ -13,26 +13,26 @@ from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.finetune.batches import TaskBatch
+from sctd_jax.model.attention import attention_options
+from sctd_jax.model.flops import layer_flops
 from sctd_jax.model.heads import SPANS, TaskBert
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.parallel.sharding import shard
-from sctd_jax.pretrain.flops import layer_flops
-from sctd_jax.pretrain.step import Metrics, accumulate, update
-from sctd_jax.tasks.tasks import Task
-from sctd_jax.train.optimizer import make_optimizer
-from sctd_jax.train.state import TrainState, computed
+from sctd_jax.tasks.task import Task
+from sctd_jax.train.optimizer import learning_rate, make_optimizer
+from sctd_jax.train.state import TrainState, first_state
+from sctd_jax.train.step import Metrics, accumulate, compile_ahead, state_shape, update
 
 _DROPOUT = 0  # the random stream of a step; the others are pretraining's
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What of a task decides the shapes of network and batches."""
+    """Properties of a task that decide the shapes of network and batches."""
 
     head: str
     outputs: int  # K; 1 for a score and for each choice, 2 for the ends of an answer
     rows: int = 1  # C
-    marked: str = ""  # how the head reads marked spans
+    marked: str = ""  # way in which the head reads marked spans
 
 
 def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:
@@ -44,7 +44,7 @@ def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:
 def make_model(config: Config, shape: Shape, mesh: Mesh | None = None) -> TaskBert:
     """The network of a task, computed as its devices need it."""
     each_token = shape.head == "span"
-    return TaskBert(config.model, shape.outputs, each_token, shape.marked, **computed(config, mesh))
+    return TaskBert(config.model, shape.outputs, each_token, shape.marked, **attention_options(config, mesh))
 
 
 def initial_state(config: Config, shape: Shape) -> TrainState:
@@ -53,13 +53,7 @@ def initial_state(config: Config, shape: Shape) -> TrainState:
     ids_BN = jnp.zeros((1, config.data.seq_len), jnp.int32)
     marked_BM2 = jnp.zeros((1, SPANS, 2), jnp.int32)
     params = make_model(config, shape).init(init_key, ids_BN, ids_BN == 0, ids_BN, marked_BM2)["params"]
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, make_optimizer(config.optimizer).init(params), None, run_key, zero)
-
-
-def state_shape(config: Config, shape: Shape, mesh: Mesh) -> TrainState:
-    """The state as a tree of `jax.ShapeDtypeStruct` with its shardings."""
-    return shard(mesh, jax.eval_shape(lambda: initial_state(config, shape)))
+    return first_state(params, config.optimizer, run_key)
 
 
 def logits(model: TaskBert, params: Any, batch: TaskBatch, **kwargs) -> jax.Array:
@@ -99,43 +93,38 @@ def make_train_step(
             return jnp.sum(losses(shape.head, found, microbatch) * microbatch.weights_B) / count, ()
 
         grads, loss, _ = accumulate(loss_fn, state.params, batch, config.train.accumulation)
-        return update(config, optimizer, state, grads, loss)
+        return update(optimizer, learning_rate(config, state.step), state, grads, loss)
 
     return step_fn
 
 
-def compile_steps(config: Config, shape: Shape, mesh: Mesh, lengths: Sequence[int]) -> dict[str, Callable]:
-    """Executables (state, batch) -> (state, metrics) by the length of their batches."""
-    state = state_shape(config, shape, mesh)
-    found = {}
+def compile_programs(config: Config, shape: Shape, mesh: Mesh, lengths: Sequence[int]) -> dict[str, Callable]:
+    """Programs (state, batch) -> (state, metrics) by name, one for each length of a batch."""
+    state, count = state_shape(lambda: initial_state(config, shape), mesh), config.train.batch_size
+
+    def array(dtype, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *sizes), dtype)
+
+    programs = {}
     for length in lengths:
         one = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=length))
-        jitted = meshes.jit_train_step(mesh, make_train_step(one, shape, mesh), state)
-        found[program_name(length)] = jitted.lower(state, _batch_shape(config, shape, mesh, length)).compile()
-    return found
+        text, spans = (shape.rows, length), SPANS if shape.marked else 0
+        batch = TaskBatch(
+            array(jnp.int32, *text), array(jnp.bool_, *text), array(jnp.int32, *text), array(jnp.int32, spans, 2),
+            array(jnp.float32), array(jnp.int32, 2), array(jnp.float32),
+        )  # fmt: skip
+        programs[program_name(length)] = compile_ahead(make_train_step(one, shape, mesh), state, batch, mesh)
+    return programs
 
 
 def program_name(length: int) -> str:
-    """Of the train step for batches of this length."""
+    """Name of the train step for batches of a length."""
     return f"N {length}"
-
-
-def _batch_shape(config: Config, shape: Shape, mesh: Mesh, length: int) -> TaskBatch:
-    count = config.train.batch_size
-
-    def array(dtype, *sizes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *sizes), dtype, sharding=meshes.batch_sharding(mesh))
-
-    text, spans = (shape.rows, length), SPANS if shape.marked else 0
-    return TaskBatch(
-        array(jnp.int32, *text), array(jnp.bool_, *text), array(jnp.int32, *text), array(jnp.int32, spans, 2),
-        array(jnp.float32), array(jnp.int32, 2), array(jnp.float32),
-    )  # fmt: skip
 
 
 def jit_logits(config: Config, shape: Shape, mesh: Mesh) -> Callable[[Any, TaskBatch], jax.Array]:
     """Jitted (params, batch) -> `logits` on every device."""
-    params = meshes.shardings(state_shape(config, shape, mesh).params)
+    params = meshes.shardings(state_shape(lambda: initial_state(config, shape), mesh).params)
 
     def forward(params, batch: TaskBatch) -> jax.Array:
         one = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=batch.mask_BCN.shape[-1]))
@@ -147,4 +136,4 @@ def jit_logits(config: Config, shape: Shape, mesh: Mesh) -> Callable[[Any, TaskB
 
 def step_flops(config: Config, batch_rows: int, length: int) -> float:
     """FLOPs of one training step by formula; the head's are left out."""
-    return 3 * batch_rows * config.model.num_layers * layer_flops(config, length, length)
+    return 3 * batch_rows * config.model.num_layers * layer_flops(config.model, length, length)

@@ -1,4 +1,4 @@
-"""What a sweep found, as JSON, markdown and a picture."""
+"""Results of a sweep as JSON, markdown and a picture."""
 
 import io
 import itertools
@@ -7,22 +7,20 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from etils import epath
 from matplotlib.lines import Line2D
 
-from sctd_jax.plot import look, put_legend
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.plot import look, save
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.workdir import write
 
 _BENCHMARKS = {"glue": "GLUE", "superglue": "SuperGLUE"}
 
 
 def summarize(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each checkpoint and task, the learning rate with the highest median score over its seeds.
+    """Learning rate with the highest median score over its seeds, for each checkpoint and task.
 
     Returns:
       Rows with `checkpoint`, `task`, `learning_rate`, `median`, `lowest`, `highest`, `seeds` (how many), `rates`: the
@@ -91,24 +89,19 @@ def table(rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]],
 def _table(
     rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]], checkpoints: Sequence[str]
 ) -> list[str]:
-    found = {(row["task"], row["checkpoint"]): row for row in rows}
+    titles = {name: f"{name} | {', '.join(task.score or task.metrics)}" for name, task in TASKS.items()}
+    titles |= {name: f"{benchmark} average |" for name, benchmark in _BENCHMARKS.items()}
+    cells = {(row["task"], row["checkpoint"]): _cell(row) for row in rows}
+    for mean in means:
+        text = f"{100 * mean['average']:.1f} ({mean['tasks']} of {mean['of']} tasks)"
+        cells[mean["benchmark"], mean["checkpoint"]] = text
     lines = [f"| task | metric | {' | '.join(checkpoints)} |", f"|---|---|{'---|' * len(checkpoints)}"]
-    for task in [name for name in TASKS if any(row["task"] == name for row in rows)]:
-        cells = [_cell(found.get((task, checkpoint))) for checkpoint in checkpoints]
-        lines.append(f"| {task} | {', '.join(TASKS[task].score or TASKS[task].metrics)} | {' | '.join(cells)} |")
-    for benchmark in dict.fromkeys(mean["benchmark"] for mean in means):
-        theirs = {mean["checkpoint"]: mean for mean in means if mean["benchmark"] == benchmark}
-        cells = [
-            f"{100 * theirs[c]['average']:.1f} ({theirs[c]['tasks']} of {theirs[c]['of']} tasks)" if c in theirs else ""
-            for c in checkpoints
-        ]
-        lines.append(f"| {_BENCHMARKS[benchmark]} average | | {' | '.join(cells)} |")
+    for name in [name for name in titles if any(line == name for line, _ in cells)]:
+        lines.append(f"| {titles[name]} | {' | '.join(cells.get((name, c), '') for c in checkpoints)} |")
     return lines
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return ""
+def _cell(row: Mapping[str, Any]) -> str:
     low, middle, high = (100 * row[name] for name in ("lowest", "median", "highest"))
     return f"{middle:.1f} [{low:.1f} to {high:.1f}] at {row['learning_rate']:g}"
 
@@ -121,13 +114,14 @@ def write_report(folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> li
     content = {"tasks": rows, "averages": means, "cells": list(results)}
     picture = io.BytesIO()
     draw(rows, picture)
-    for kind, part in (
-        ("json", (json.dumps(content, indent=1) + "\n").encode()), ("md", f"{text}\n".encode()),
-        ("png", picture.getvalue()),
-    ):  # fmt: skip
-        write(folder / f"report.{kind}", part)
-    files = [str(folder / f"report.{kind}") for kind in ("json", "md", "png")]
-    return [*table(rows, means, widest=100).splitlines(), "", *files]
+    parts = {
+        "report.json": (json.dumps(content, indent=1) + "\n").encode(),
+        "report.md": f"{text}\n".encode(),
+        "report.png": picture.getvalue(),
+    }
+    for name, part in parts.items():
+        write(folder / name, part)
+    return [*table(rows, means, widest=100).splitlines(), "", *(str(folder / name) for name in parts)]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file) -> None:
@@ -140,17 +134,13 @@ def draw(rows: Sequence[Mapping[str, Any]], file) -> None:
         theirs = [row for row in rows if row["checkpoint"] == checkpoint]
         shift = 0.7 * (number - (len(checkpoints) - 1) / 2) / len(checkpoints)
         at = [tasks.index(row["task"]) + shift for row in theirs]
-        middle = [100 * row["median"] for row in theirs]
-        spread = [
-            [100 * (row["median"] - row["lowest"]) for row in theirs],
-            [100 * (row["highest"] - row["median"]) for row in theirs],
-        ]
-        axis.errorbar(at, middle, yerr=spread, linestyle="", capsize=3, **look(number))
+        scores = [[100 * row[name] for row in theirs] for name in ("lowest", "median", "highest")]
+        low, middle, high = np.array(scores)
+        axis.errorbar(at, middle, yerr=(middle - low, high - middle), linestyle="", capsize=3, **look(number))
     axis.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axis.set_ylabel("score on dev, times 100\n(median of seeds, lowest to highest)")
     axis.grid(alpha=0.3, axis="y")
     for place in range(1, len(tasks)):
         axis.axvline(place - 0.5, color="black", alpha=0.15, linewidth=0.8)
-    put_legend(figure, {name: Line2D([], [], linestyle="", **look(i)) for i, name in enumerate(checkpoints)})
-    figure.savefig(file, format="png", dpi=120)
-    plt.close(figure)
+    entries = {name: Line2D([], [], linestyle="", **look(i)) for i, name in enumerate(checkpoints)}
+    save(figure, entries, file, "png")

@@ -7,45 +7,35 @@ from typing import Any
 
 from etils import epath
 
-from sctd_jax import storage, stored
-from sctd_jax.config import Config, fill, require
+from sctd_jax import stored
+from sctd_jax.config import Config, fill, rerun_fields
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune.config import FinetuneConfig
-from sctd_jax.parallel import hosts
-from sctd_jax.tasks.tasks import TASKS
-from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check_new, same_config, write, write_config
+from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check, claim, differences, follow, same_config
 
-# What a rerun may change without being another run.
-_MAY_CHANGE = ("init", "data_dir", "accumulation", "keep_checkpoints", "log_every", "mesh")
+_MAY_CHANGE = rerun_fields(FinetuneConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a fine-tuning was made from, as `task.json` keeps it beside the settings."""
+    """Origin of a fine-tuning, as `task.json` keeps it beside the settings."""
 
     labels: tuple[str, ...]
-    data_sha256: str  # of the labelled examples
-    init_identity: str  # of the parameters that it starts from
+    data_sha256: str  # digest of the labelled examples
+    init_identity: str  # changes with the parameters that it starts from
 
 
 def check_workdir(workdir: epath.Path, settings: FinetuneConfig, config: Config, origin: Origin) -> None:
-    """Check before any long work that `workdir` is new or this fine-tuning's.
+    """Check before any long work that `workdir` is new or this fine-tuning's."""
 
-    Raises:
-      UserError: it belongs to another one or to something else, or cannot be written.
-    """
-    try:
-        with storage.reaching(workdir):
-            if not (workdir / CONFIG_FILE).exists():
-                check_new(workdir)
-            elif not (workdir / TASK_FILE).exists():
-                raise UserError(f"workdir {workdir} is a pretraining run's: fine-tune in another --workdir")
-            else:
-                check_task(workdir, settings, origin)
-                same_config(workdir, {"model": dataclasses.asdict(config.model)})
-    except OSError as error:
-        raise UserError(f"workdir {workdir}: {error}") from error
+    def same_run():
+        if not (workdir / TASK_FILE).exists():
+            raise UserError(f"workdir {workdir} is a pretraining run's: fine-tune in another --workdir")
+        check_task(workdir, settings, origin)
+        same_config(workdir, {"model": dataclasses.asdict(config.model)})
+
+    check(workdir, same_run)
 
 
 def check_task(
@@ -58,26 +48,15 @@ def check_task(
     """Check that a workdir's fine-tuning is this one, but for what a rerun may change.
 
     Args:
-      workdir: of a fine-tuning.
-      settings: of this one.
-      origin: of this one.
+      workdir: folder of a fine-tuning.
+      settings: settings of this run.
+      origin: origin of this run.
       but_for: more settings that may be others.
       same_start: whether it must have started from the same parameters.
-
-    Raises:
-      UserError: it is another one, or damaged.
     """
-    theirs, mine = read_task(workdir), dataclasses.asdict(settings)
-    other = [
-        f"{field} ({theirs.get(field)!r} there, {value!r} now)"
-        for field, value in mine.items()
-        if field not in (*_MAY_CHANGE, *but_for) and theirs.get(field) != value
-    ]
-    if other:
-        raise UserError(
-            f"workdir {workdir} belongs to another fine-tuning: {', '.join(other)}; choose another --workdir"
-        )
-
+    theirs = read_task(workdir)
+    if other := differences(theirs, dataclasses.asdict(settings), (*_MAY_CHANGE, *but_for)):
+        raise UserError(f"workdir {workdir} belongs to another fine-tuning: {other}; choose another --workdir")
     what = None
     if same_start and theirs["init_identity"] != origin.init_identity:
         what = f"started from other parameters ({theirs['init_identity']}) than those of {settings.init} now"
@@ -91,18 +70,16 @@ def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: Non
     """`task.json`: the settings and the origin, as this code has them.
 
     Args:
-      workdir: of a fine-tuning.
-      log: told of what earlier code had otherwise.
-
-    Raises:
-      UserError: it is damaged or a newer version's.
+      workdir: folder of a fine-tuning.
+      log: receives what earlier code had otherwise.
     """
-    found = _stored(workdir, log)
+    found = stored.read(workdir / TASK_FILE, stored.TASK)
+    for note in found.notes:
+        log(note)
     origin = {field.name: found.values.pop(field.name, None) for field in dataclasses.fields(Origin)}
     labels, *texts = origin.values()
     try:
         settings = fill("config", FinetuneConfig, found.values)
-        require(settings.task in TASKS, "task", f"must be one of {', '.join(TASKS)}; found {settings.task!r}")
         listed = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
         if not listed or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{', '.join(origin)} must be names and two texts, found {origin}")
@@ -112,26 +89,9 @@ def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: Non
 
 
 def followed(workdir: epath.Path, settings: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConfig:
-    """The settings with which a workdir is gone on with: those that its run began without stay as they were then.
-
-    Raises:
-      UserError: `task.json` is damaged or a newer version's.
-    """
-    with storage.reaching(workdir):
-        there = (workdir / TASK_FILE).is_file() and (workdir / CONFIG_FILE).is_file()
-    if not there:
-        return settings
-    values, notes = stored.follow(dataclasses.asdict(settings), _stored(workdir, log), stored.TASK, _MAY_CHANGE)
-    for note in notes:
-        log(note)
-    return fill("config", FinetuneConfig, values)
-
-
-def _stored(workdir: epath.Path, log: Callable[[str], None]) -> stored.Stored:
-    found = stored.read(workdir / TASK_FILE, stored.TASK)
-    for note in found.notes:
-        log(note)
-    return found
+    """The settings with which a workdir is gone on with: those that its run began without stay as they were then."""
+    mine = dataclasses.asdict(settings)
+    return fill("config", FinetuneConfig, follow(workdir / TASK_FILE, mine, stored.TASK, _MAY_CHANGE, log))
 
 
 def claim_workdir(
@@ -141,24 +101,14 @@ def claim_workdir(
     origin: Origin,
     tokenizer_file: epath.Path,
 ) -> None:
-    """Write tokenizer, task, command and config, the last one last: it says that the workdir is a run's.
+    """Make `workdir` this fine-tuning's: tokenizer, task, command and config."""
 
-    Raises:
-      UserError: it cannot be written, or another host does not see it.
-    """
+    def files():
+        new = not (workdir / CONFIG_FILE).exists()
+        if new:
+            yield tokenizer.canonical(tokenizer_file)
+        begun = None if new else stored.read(workdir / TASK_FILE, stored.TASK).begun
+        task = stored.header(stored.TASK, begun) | dataclasses.asdict(settings) | dataclasses.asdict(origin)
+        yield TASK_FILE, json.dumps(task, indent=2).encode()
 
-    def claim():
-        try:
-            begun = stored.read(workdir / TASK_FILE, stored.TASK).begun if (workdir / CONFIG_FILE).exists() else None
-            task = stored.header(stored.TASK, begun) | dataclasses.asdict(settings) | dataclasses.asdict(origin)
-            if not (workdir / CONFIG_FILE).exists():
-                name, content = tokenizer.canonical(tokenizer_file)
-                write(workdir / name, content)
-            write(workdir / TASK_FILE, json.dumps(task, indent=2).encode())
-            write_config(workdir, config)
-        except OSError as error:
-            raise UserError(f"workdir {workdir}: {error}") from error
-
-    hosts.first_only("claim", claim)
-    if not hosts.all_say((workdir / CONFIG_FILE).exists()):
-        raise UserError(f"workdir {workdir} must be on storage that all hosts of the run share")
+    claim(workdir, config, files)

@@ -20,7 +20,7 @@ _SIZES = {
     "intermediate_size": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
-# With the values that `transformers` takes where the file is silent.
+# Fields with the values that `transformers` takes where the file is silent.
 _OPTIONAL = {
     "type_vocab_size": ("type_vocab_size", 2),
     "hidden_dropout": ("hidden_dropout_prob", 0.1),
@@ -28,7 +28,7 @@ _OPTIONAL = {
     "layer_norm_eps": ("layer_norm_eps", 1e-12),
     "initializer_range": ("initializer_range", 0.02),
 }
-# What would make it another network than ours, with the values that do not.
+# Fields that would make it another network than ours, with the values that do not.
 _REQUIRED = {
     "model_type": (None, "bert"),
     "position_embedding_type": (None, "absolute"),
@@ -39,7 +39,7 @@ _REQUIRED = {
 
 
 def to_json(model: ModelConfig, pad_id: int) -> dict[str, Any]:
-    """What `AutoModelForMaskedLM` reads."""
+    """Content of the `config.json` that `AutoModelForMaskedLM` reads."""
     return {
         "architectures": ["BertForMaskedLM"],
         "model_type": "bert",
@@ -53,11 +53,7 @@ def to_json(model: ModelConfig, pad_id: int) -> dict[str, Any]:
 
 
 def from_json(found: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Fields of our model section, without `dtype`.
-
-    Raises:
-      UserError: a field is missing, or the network is none that this package has; every such field is named.
-    """
+    """Fields of our model section, without `dtype`."""
     wrong = [f"{name} is missing" for name in _SIZES.values() if type(found.get(name)) is not int]
     for name, choices in _REQUIRED.items():
         if found.get(name) not in choices:

@@ -18,8 +18,8 @@ def to_bert(
     """Tensors f32 by name, as `BertForMaskedLM` has them; the tied decoder is left to `transformers`.
 
     Args:
-      config: of the model.
-      params: its parameters.
+      config: config of the model.
+      params: parameters of the model.
       table: `task_names` for a model with a task's head.
     """
     tensors = {}
@@ -37,8 +37,8 @@ def from_bert(config: ModelConfig, tensors: Mapping[str, np.ndarray], initial: M
     """The inverse of `to_bert`.
 
     Args:
-      config: of the model.
-      tensors: by name, of the shapes that `shape_in_bert` gives; the MLM head's may be missing.
+      config: config of the model.
+      tensors: tensors by name, in the shapes that `shape_in_bert` gives; the MLM head's may be missing.
       initial: a parameter tree that gives shapes, and the MLM head where `tensors` has none.
     """
     paths = {path: name for name, path in names(config).items()}

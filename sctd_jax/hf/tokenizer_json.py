@@ -6,21 +6,23 @@ import unicodedata
 import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from sctd_jax.data.special import SpecialIds
+
 _UNIGRAM = 1  # TrainerSpec.ModelType
 _SPACE = "\u2581"
 _APART = "\ufdd0"  # a noncharacter: in no text
 
 
-def convert(model: bytes, special: dict[str, int]) -> Tokenizer:
+def convert(model: bytes, special: SpecialIds) -> Tokenizer:
     """A fast tokenizer that adds [CLS] and [SEP] and gives segment ids for pairs.
 
     Args:
       model: a serialised SentencePiece model that `data.tokenizer.check_exportable` accepts.
-      special: ids by role, as `data.tokenizer.Tokenizer.special` has them.
+      special: ids of the five pieces.
     """
     proto = sentencepiece_model.ModelProto.FromString(model)
-    names = {role: proto.pieces[i].piece for role, i in special.items()}
-    symbols = [p.piece for i, p in enumerate(proto.pieces) if p.type == p.USER_DEFINED and i not in special.values()]
+    names = {role: proto.pieces[i].piece for role, i in special._asdict().items()}
+    symbols = [p.piece for i, p in enumerate(proto.pieces) if p.type == p.USER_DEFINED and i not in special]
     # Only where no piece goes on after a space may words be taken one by one.
     by_word = not any(_SPACE in piece.piece[1:] for piece in proto.pieces if piece.type != piece.CONTROL)
     cuts = [pre_tokenizers.Metaspace(prepend_scheme="first", split=by_word)]
@@ -86,48 +88,48 @@ def _class(codes: set[int]) -> str:
     return f"[{''.join(f'{chr(a)}-{chr(b)}' for a, b in zip(starts, ends, strict=True))}]"
 
 
-def completed(content: bytes, names: dict[str, str], special: dict[str, int]) -> Tokenizer:
+def completed(content: bytes, names: dict[str, str], special: SpecialIds) -> Tokenizer:
     """A `tokenizer.json` that adds [CLS] and [SEP], as the rows have them, whether it did so before or not."""
     tokenizer = Tokenizer.from_buffer(content)
-    if tokenizer.encode("").ids != [special["cls"], special["sep"]]:
+    if tokenizer.encode("").ids != [special.cls, special.sep]:
         tokenizer.post_processor = _template(names, special)
     return tokenizer
 
 
-def with_pairs(tokenizer: Tokenizer, names: dict[str, str], special: dict[str, int], segments: int) -> Tokenizer:
+def with_pairs(tokenizer: Tokenizer, names: dict[str, str], special: SpecialIds, segments: int) -> Tokenizer:
     """The same tokenizer with the pairs of fine-tuning: [CLS] a [SEP] b [SEP], b in segment 1 if the model has one.
 
     RoBERTa's own has two separators and one segment; a model of one segment has no embedding for an id of 1.
 
     Args:
-      tokenizer: that adds [CLS] and [SEP] to single texts.
-      names: of the special pieces by role.
-      special: their ids.
+      tokenizer: tokenizer that adds [CLS] and [SEP] to single texts.
+      names: names of the special pieces by role.
+      special: ids of the special pieces by role.
       segments: `type_vocab_size` of the model.
     """
     second = min(1, segments - 1)
     pair = tokenizer.encode("", "")
-    if (pair.ids, pair.type_ids) != ([special["cls"], special["sep"], special["sep"]], [0, 0, second]):
+    if (pair.ids, pair.type_ids) != ([special.cls, special.sep, special.sep], [0, 0, second]):
         tokenizer.post_processor = _template(names, special, second)
     return tokenizer
 
 
-def _template(names: dict[str, str], special: dict[str, int], second: int = 1) -> processors.TemplateProcessing:
+def _template(names: dict[str, str], special: SpecialIds, second: int = 1) -> processors.TemplateProcessing:
     cls, sep = names["cls"], names["sep"]
     return processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:{second} {sep}:{second}",
-        special_tokens=[(cls, special["cls"]), (sep, special["sep"])],
+        special_tokens=[(cls, special.cls), (sep, special.sep)],
     )
 
 
-def _name(proto, i: int, special: dict[str, int]) -> str:
+def _name(proto, i: int, special: SpecialIds) -> str:
     """A piece; with a space, which no text has here, if SentencePiece never finds it in text and no role needs it."""
     piece = proto.pieces[i]
-    return f"{piece.piece} " if piece.type == piece.CONTROL and i not in special.values() else piece.piece
+    return f"{piece.piece} " if piece.type == piece.CONTROL and i not in special else piece.piece
 
 
-def _unigram(proto, special: dict[str, int]) -> models.Unigram:
+def _unigram(proto, special: SpecialIds) -> models.Unigram:
     best = max((piece.score for piece in proto.pieces if piece.type == piece.NORMAL), default=0.0)
     pieces = [
         # SentencePiece's bonus for the symbols that shall stay whole.
@@ -137,7 +139,7 @@ def _unigram(proto, special: dict[str, int]) -> models.Unigram:
     return models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id, byte_fallback=proto.trainer_spec.byte_fallback)
 
 
-def _bpe(proto, special: dict[str, int], keep_whole: bool) -> models.BPE:
+def _bpe(proto, special: SpecialIds, keep_whole: bool) -> models.BPE:
     vocab = {_name(proto, i, special): i for i in range(len(proto.pieces))}
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
     merges = []

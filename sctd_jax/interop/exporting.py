@@ -94,7 +94,7 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
     losses = _held_out_losses(workdir, int(run.state.step)) if trained else []
     there = [line for line in losses if line["step"] == int(run.state.step)]
     name, data = "MLM loss of the full model, nats for each predicted token", "held-out rows of the training text"
-    mask = run.tokenizer.pieces[run.tokenizer.special["mask"]]
+    mask = run.tokenizer.pieces[run.tokenizer.special.mask]
     return Model(
         config=run.config.model,
         tokenizer=run.tokenizer,
@@ -119,7 +119,7 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
 
 def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
     special = model.tokenizer.special
-    names = {role: model.tokenizer.pieces[i] for role, i in special.items()}
+    names = {role: model.tokenizer.pieces[i] for role, i in special._asdict().items()}
     tokens = {f"{role}_token": name for role, name in names.items()}
     save_file(model.tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     (folder / _WEIGHTS).chmod(0o644)
@@ -133,7 +133,7 @@ def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
     fast = tokenizer_json.with_pairs(fast, names, special, model.config.type_vocab_size)
     more = [str(t) for t in fast.get_added_tokens_decoder().values() if t.special and str(t) not in names.values()]
     (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
-    _write_json(folder / _CONFIG, bert_config.to_json(model.config, special["pad"]) | model.settings)
+    _write_json(folder / _CONFIG, bert_config.to_json(model.config, special.pad) | model.settings)
     _write_json(folder / _TOKENS, tokens)
     # Without the class transformers 5 builds a BertTokenizer from the model type, and gets every sentence wrong.
     tokenizer_config = {

@@ -11,7 +11,8 @@ from sctd_jax.finetune.finetuned import load_finetuned
 from sctd_jax.finetune.workdir import read_task
 from sctd_jax.hf import names as weights
 from sctd_jax.interop.exported import Card, Model, Result
-from sctd_jax.tasks.tasks import TASKS, Task
+from sctd_jax.tasks.table import TASKS
+from sctd_jax.tasks.task import Task
 from sctd_jax.train.metrics import read_metrics
 
 # Head -> the class in transformers and the pipeline that runs it.
@@ -21,13 +22,6 @@ _CLASSES = {
     "multiple_choice": ("BertForMultipleChoice", "multiple-choice"),
     "span": ("BertForQuestionAnswering", "question-answering"),
 }
-
-
-# Benchmark or task -> its dataset on the hub; GLUE's and SuperGLUE's tasks are its configs.
-_DATASETS = {
-    "glue": "nyu-mll/glue", "superglue": "aps/super_glue", "squad1": "rajpurkar/squad", "squad2": "rajpurkar/squad_v2",
-    "swag": "allenai/swag", "hellaswag": "Rowan/hellaswag",
-}  # fmt: skip
 _METRICS = {"macro_f1": "f1", "f1a": "f1", "mcc": "matthews_correlation", "pearson": "pearsonr",
             "spearman": "spearmanr", "em": "exact_match", "accuracy_mm": "accuracy"}  # fmt: skip
 _PIPELINE = """from transformers import pipeline
@@ -86,7 +80,7 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
         "Its scores are of the development set, by which checkpoints are chosen: of other text expect less.",
         "Whatever is one-sided or wrong in the texts of its training may be so in the model; nobody has measured it.",
     ]
-    dataset = _DATASETS.get(task.benchmark or name)
+    dataset, _ = task.hub
     return Model(
         config=config.model,
         tokenizer=found.tokenizer,
@@ -97,36 +91,36 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
             pipeline=pipeline,
             how=f"fine-tuned on {name} with sctd_jax",
             facts=[f"Task: `{name}`", f"Started from: {started}", f"Step: {reached:,}", f"Command: `{found.command}`"],
-            use=_USES.get(task.head) or _classify(task, name, settings),
+            use=_USES.get(task.head) or _classify(task, settings),
             limits=limits,
             tags=["bert", "sctd_jax", name],
             language=["en"] if dataset else [],
             # A folder of the hub's cache is called by its model.
             base_model=["/".join(ids) for ids in re.findall(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", started)],
             dataset=[dataset] if dataset else [],
-            results=_results(workdir, name, settings, reached),
+            results=_results(workdir, task, settings, reached),
         ),
         step=reached,
     )
 
 
-def _classify(task: Task, name: str, settings: Mapping[str, Any]) -> str:
-    single = name in ("cola", "sst2") or (not task.benchmark and not settings["pair_field"])
+def _classify(task: Task, settings: Mapping[str, Any]) -> str:
+    single = task.single or (not task.folder and not settings["pair_field"])
     texts = '"a text"' if single else '{"text": "a text", "text_pair": "another text"}'
     return _PIPELINE.format(texts=texts, more=', function_to_apply="none"' if task.head == "regression" else "")
 
 
-def _results(workdir: epath.Path, name: str, settings: Mapping[str, Any], step: int) -> list[Result]:
+def _results(workdir: epath.Path, task: Task, settings: Mapping[str, Any], step: int) -> list[Result]:
     """What the exported step reached on the development set."""
     lines = [line for line in read_metrics(workdir) if line["step"] == step and line.get("eval/score") is not None]
-    task, known = TASKS[name], _DATASETS.get(TASKS[name].benchmark or name)
+    known, config = task.hub
 
     def dataset(metric: str) -> dict[str, str]:
         if not known:
             return {"type": "unknown", "name": epath.Path(settings["data_dir"]).name or "files of the user's"}
-        config = {"config": name.removeprefix("superglue_")} if task.benchmark else {}
-        part = {"accuracy": "_matched", "accuracy_mm": "_mismatched"}.get(metric, "") if name == "mnli" else ""
-        return {"type": known, "name": task.folder or name, **config, "split": f"validation{part}"}
+        parts = [f"_{name}" for name, part in task.parts.items() if metric.endswith(part.metric)]
+        split = f"validation{parts[-1] if parts else ''}"  # the suffix of the first part's metrics is empty
+        return {"type": known, "name": task.folder, **({"config": config} if config else {}), "split": split}
 
     return [
         Result(dataset(metric), _METRICS.get(metric, metric), metric, lines[-1][f"eval/{metric}"])

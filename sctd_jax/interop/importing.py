@@ -19,9 +19,9 @@ from sctd_jax.errors import UserError, printable
 from sctd_jax.hf import config_json as bert_config
 from sctd_jax.hf import names as weights
 from sctd_jax.interop.convert import find_weights
-from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.state import TrainState, initial_state
+from sctd_jax.train.state import TrainState
 from sctd_jax.train.workdir import write_config
 
 _CONFIG_FILE = "config.json"
@@ -98,11 +98,11 @@ def read_model(source: Path, *, tokenizer_file: Path | None, recipe: Mapping) ->
     rows = model["vocab_size"]
     model["vocab_size"] = _vocab_size(rows, len(pieces.pieces), pieces_file)
     config = _config(model, recipe)
-    state = jax.jit(lambda: initial_state(config, SpecialIds(**pieces.special)))()
+    state = jax.jit(lambda: initial_state(config, pieces.special))()
     tensors, pooler, left_out, fronts = _read_tensors(checkpoint, config, rows, state.params)
     state = state.replace(params=jax.device_put(weights.from_bert(config.model, tensors, state.params)))
     notes = tokenizer.remarks(pieces_file)
-    pad, said = pieces.special["pad"], described.get("pad_token_id")
+    pad, said = pieces.special.pad, described.get("pad_token_id")
     if said not in (None, pad):
         notes.append(f"warning: {_CONFIG_FILE} says pad_token_id {said}, but {pieces.pieces[pad]} is {pad}, which is "
                      f"used; transformers never trained the embedding of {said}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""How attention is computed: plain, plain but recomputed in the backward pass, or by a TPU's or a GPU's kernel.
+"""Attention in three ways: plain, plain but recomputed in the backward pass, or by a TPU's or a GPU's kernel.
 
 The probabilities [B, H, R, N] of plain attention are what fills a device's memory first. Attention dropout acts on
 them, so a kernel that never writes them can only be used without it.
@@ -8,6 +8,7 @@ Shapes: B batch, R query rows, N context rows, H heads, d width of a head. Queri
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +21,20 @@ from sctd_jax.model.elementwise import dropout
 
 # (query_BRHd, key_BNHd, value_BNHd, mask_BN, dropout rate, dropout key) -> out_BRHd
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, float, jax.Array | None], jax.Array]
+Kernel = Literal["splash", "cudnn"]
+Remat = Literal["none", "attention", "block"]
 _KERNELS = {"splash": "a TPU kernel", "cudnn": "a kernel of NVIDIA's"}
-_KERNEL_OF = {"tpu": "splash", "gpu": "cudnn"}
+_KERNEL_OF: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn"}
 _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What `model.attention` and `model.remat` mean for a config on a platform."""
+    """Meaning of `model.attention` and `model.remat` for a config on a platform."""
 
-    attention: str  # 'plain', 'splash' or 'cudnn'
-    remat: str  # 'none', 'attention' or 'block'
-    text: str  # for a person
+    attention: Kernel | Literal["plain"]
+    remat: Remat
+    text: str  # description for a person
 
 
 def platform_of(device: jax.Device) -> str:
@@ -42,19 +45,15 @@ def platform_of(device: jax.Device) -> str:
 
 
 def choose(config: Config, platform: str) -> Choice:
-    """The attention of a run on devices of a platform ('cpu', 'gpu', 'old gpu', 'tpu').
-
-    Raises:
-      UserError: the config asks for a kernel that cannot be used.
-    """
-    model, remat = config.model, config.model.remat
-    kernel = model.attention if model.attention in _KERNELS else _KERNEL_OF.get(platform)
+    """The attention of a run on devices of a platform ('cpu', 'gpu', 'old gpu', 'tpu')."""
+    model = config.model
+    kernel = model.attention if model.attention in ("splash", "cudnn") else _KERNEL_OF.get(platform)
     obstacle = _obstacle(config, kernel, platform) if kernel else None
     if model.attention == kernel and obstacle:
         raise UserError(f"config.model.attention is {kernel}, but {obstacle}; auto takes what is possible")
-    chosen = "plain" if model.attention == "plain" or obstacle or not kernel else kernel
-    if remat == "auto":
-        remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
+    chosen: Kernel | Literal["plain"] = "plain" if model.attention == "plain" or obstacle or not kernel else kernel
+    automatic: Remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
+    remat = automatic if model.remat == "auto" else model.remat
     text = f"{chosen}, {_KERNELS[chosen]} that keeps no probabilities" if chosen in _KERNELS else "plain"
     plain_layers = "the last layer's" if chosen == "splash" else "its"
     text += {"none": "", "attention": f"; {plain_layers} probabilities are recomputed in the backward pass",
@@ -69,6 +68,19 @@ def settled(config: Config, platform: str) -> Config:
     choice = choose(config, platform)
     model = dataclasses.replace(config.model, attention=choice.attention, remat=choice.remat)
     return dataclasses.replace(config, model=model)
+
+
+def attention_options(config: Config, mesh: Mesh | None) -> dict[str, Any]:
+    """`attend` and `remat_layers` of a network on these devices; none, for plain attention, without a mesh."""
+    if mesh is None:
+        return {}
+    choice = choose(config, platform_of(mesh.devices.flat[0]))
+    attend = recomputed if choice.remat == "attention" else plain
+    if choice.attention == "splash":
+        attend = splash(mesh, otherwise=attend)
+    elif choice.attention == "cudnn":
+        attend = cudnn(otherwise=attend)
+    return {"attend": attend, "remat_layers": choice.remat == "block"}
 
 
 def _obstacle(config: Config, kernel: str, platform: str) -> str | None:
@@ -115,7 +127,9 @@ def plain(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key) -
 recomputed: Attend = jax.checkpoint(plain, static_argnums=4)
 
 
-def by_lengths(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, *, implementation: str) -> jax.Array:
+def by_lengths(
+    query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, *, implementation: Literal["xla", "cudnn"]
+) -> jax.Array:
     """`jax.nn.dot_product_attention`, which takes numbers of tokens for a mask: padding is at the end of a row.
 
     So it is among kept tokens, which are in text order.

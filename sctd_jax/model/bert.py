@@ -24,7 +24,7 @@ def _dense(config: ModelConfig, features: int, name: str) -> nn.Dense:
 
 
 def _layer_norm(config: ModelConfig, name: str | None = None) -> nn.LayerNorm:
-    # In float32, with the two-pass variance: E[x^2] - E[x]^2 loses digits where BERT's epsilon is 1e-12.
+    # float32 and the two-pass variance: E[x^2] - E[x]^2 loses digits where BERT's epsilon is 1e-12.
     return nn.LayerNorm(config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
@@ -44,7 +44,7 @@ class Embeddings(nn.Module):
 
     def __call__(self, input_ids_BN: jax.Array, segment_ids_BN: jax.Array, deterministic: bool) -> jax.Array:
         """Embeddings [B, N, D]."""
-        # Looked up in f32 and cast after: a bf16 table would make its gradient a bf16 scatter-add.
+        # Lookup in f32, cast after: a bf16 table would make its gradient a bf16 scatter-add (docs/design.md).
         x_BND = jnp.take(self.word, input_ids_BN, axis=0, mode="clip")
         x_BND += self.position[None, : input_ids_BN.shape[1]]
         x_BND += jnp.take(self.segment, segment_ids_BN, axis=0, mode="clip")
@@ -113,17 +113,14 @@ class Block(nn.Module):
         return _layer_norm(config, "output_norm")(h_BRD + dropout(m_BRD, deterministic)).astype(config.dtype)
 
 
-# Positions i32[B, K] for all dropping layers, or one such array for each of them (random-LTD).
-Kept = jax.Array | tuple[jax.Array, ...]
-
-
 class Encoder(nn.Module):
     """BERT encoder whose layers first_drop..last_drop may run on the kept tokens only.
 
     Layer `first_drop` takes its queries from the kept tokens and its keys and values from all N; the
     layers after it up to `last_drop` see the kept tokens alone; after `last_drop` kept and dropped
-    tokens are merged in text order (Hou et al., section 3.2; SPEC 3). With kept tokens of its own each
-    layer sees those alone, and the others go around it (random-LTD, Yao et al., 2022, section 3).
+    tokens are merged in text order (Hou et al., section 3.2; docs/method.md 3). A `layerwise` encoder has kept tokens
+    for each of the S dropping layers: a layer sees its own alone, and the others go around it (random-LTD,
+    Yao et al., 2022, section 3).
     """
 
     config: ModelConfig
@@ -131,6 +128,7 @@ class Encoder(nn.Module):
     last_drop: int
     attend: attention.Attend = attention.plain
     remat_layers: bool = False
+    layerwise: bool = False
 
     def setup(self):
         """Embeddings and `layer_0` .. `layer_{L-1}`."""
@@ -144,7 +142,7 @@ class Encoder(nn.Module):
         mask_BN: jax.Array,
         segment_ids_BN: jax.Array | None = None,
         *,
-        kept_BK: Kept | None = None,
+        kept_BK: jax.Array | None = None,
         rows_BR: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -154,13 +152,13 @@ class Encoder(nn.Module):
           input_ids_BN: token ids.
           mask_BN: True at real tokens.
           segment_ids_BN: 0 everywhere if None.
-          kept_BK: positions that dropping keeps, ascending; None runs the plain encoder.
+          kept_BK: positions that dropping keeps, ascending, [S, B, K] if layerwise; None runs the plain encoder.
           rows_BR: the rows of the last layer to compute; None for all.
           deterministic: no dropout; otherwise a `dropout` rng is needed.
 
         Returns:
           output [B, N or R, D], and one state per layer: N rows, K rows in layers first_drop..last_drop
-          when they drop the same tokens, R rows in the last layer.
+          unless layerwise, R rows in the last layer.
         """
         x_BND, prefix = self.prefix(input_ids_BN, mask_BN, segment_ids_BN, deterministic=deterministic)
         output, suffix = self.suffix(x_BND, mask_BN, kept_BK=kept_BK, rows_BR=rows_BR, deterministic=deterministic)
@@ -185,33 +183,35 @@ class Encoder(nn.Module):
         x_BND: jax.Array,
         mask_BN: jax.Array,
         *,
-        kept_BK: Kept | None = None,
+        kept_BK: jax.Array | None = None,
         rows_BR: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """The layers from `first_drop` on, as `__call__`."""
-        last = self.config.num_layers - 1
-        if kept_BK is None:
-            x_BND, states = self._run(range(self.first_drop, last), x_BND, mask_BN, deterministic)
-        elif isinstance(kept_BK, tuple):
-            states = ()
-            for i, layer_kept_BK in enumerate(kept_BK, start=self.first_drop):
-                x_BKD, kept_mask_BK = (token_dropping.gather(x, layer_kept_BK) for x in (x_BND, mask_BN))
-                x_BKD = self.layer[i](x_BKD, kept_mask_BK, None, deterministic)
-                x_BND = token_dropping.merge(x_BND, x_BKD, layer_kept_BK)
-                states = (*states, x_BND)
-            after = range(self.last_drop + 1, last)
-            x_BND, states = self._run(after, x_BND, mask_BN, deterministic, states=states)
-        else:
-            kept_mask_BK = token_dropping.gather(mask_BN, kept_BK)
-            x_BKD = self.layer[self.first_drop](x_BND, mask_BN, kept_BK, deterministic)
-            middle = range(self.first_drop + 1, self.last_drop + 1)
-            x_BKD, states = self._run(middle, x_BKD, kept_mask_BK, deterministic, states=(x_BKD,))
-            x_BND = token_dropping.merge(x_BND, x_BKD, kept_BK)
-            after = range(self.last_drop + 1, last)
-            x_BND, states = self._run(after, x_BND, mask_BN, deterministic, states=states)
+        first, after, last = self.first_drop, self.first_drop, self.config.num_layers - 1
+        states = ()
+        if kept_BK is not None:
+            after = self.last_drop + 1
+            drop = self._drop_layerwise if self.layerwise else self._drop
+            x_BND, states = drop(range(first, after), x_BND, mask_BN, kept_BK, deterministic)
+        x_BND, states = self._run(range(after, last), x_BND, mask_BN, deterministic, states)
         output = self.layer[last](x_BND, mask_BN, rows_BR, deterministic)
         return output, (*states, output)
+
+    def _drop(self, layers: range, x_BND: jax.Array, mask_BN: jax.Array, kept_BK: jax.Array, deterministic: bool):
+        x_BKD = self.layer[layers[0]](x_BND, mask_BN, kept_BK, deterministic)
+        kept_mask_BK = token_dropping.gather(mask_BN, kept_BK)
+        x_BKD, states = self._run(layers[1:], x_BKD, kept_mask_BK, deterministic, (x_BKD,))
+        return token_dropping.merge(x_BND, x_BKD, kept_BK), states
+
+    def _drop_layerwise(self, layers: range, x_BND: jax.Array, mask_BN: jax.Array, kept_SBK, deterministic: bool):
+        states = ()
+        for i, kept_BK in zip(layers, kept_SBK, strict=True):
+            x_BKD, kept_mask_BK = (token_dropping.gather(x, kept_BK) for x in (x_BND, mask_BN))
+            x_BKD = self.layer[i](x_BKD, kept_mask_BK, None, deterministic)
+            x_BND = token_dropping.merge(x_BND, x_BKD, kept_BK)
+            states = (*states, x_BND)
+        return x_BND, states
 
     def _run(
         self, layers: Sequence[int], x: jax.Array, mask: jax.Array, deterministic: bool, states: tuple = ()
@@ -246,10 +246,13 @@ class Bert(nn.Module):
     last_drop: int
     attend: attention.Attend = attention.plain
     remat_layers: bool = False  # keep only each layer's input for the backward pass
+    layerwise: bool = False  # each dropping layer has kept tokens of its own
 
     def setup(self):
         """`encoder` and `mlm_head`."""
-        self.encoder = Encoder(self.config, self.first_drop, self.last_drop, self.attend, self.remat_layers)
+        self.encoder = Encoder(
+            self.config, self.first_drop, self.last_drop, self.attend, self.remat_layers, self.layerwise
+        )
         self.mlm_head = MlmHead(self.config)
 
     def __call__(self, input_ids_BN: jax.Array, mask_BN: jax.Array, **kwargs) -> jax.Array:

@@ -20,7 +20,7 @@ def keep_mask(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
     """
     words_B2 = jax.random.bits(key, (shape[0], 2), jnp.uint32)
     first, second = (words_B2[:, i].reshape(-1, *[1] * (len(shape) - 1)) for i in range(2))
-    # One iota for each axis: of a long one, reshaped, libtpu's compiler makes a slow program or none.
+    # One iota for each axis: libtpu's compiler makes a slow program, or none, of a long one that is reshaped.
     position, stride = jnp.zeros((1, *shape[1:]), jnp.uint32), 1
     for axis in reversed(range(1, len(shape))):
         position += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, position.shape, axis)
@@ -35,7 +35,7 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-    """Each element 0 with probability `rate`, scaled by 1 / (1 - rate) otherwise."""
+    """Array with each element set to 0 with probability `rate`, and scaled by 1 / (1 - rate) otherwise."""
     return jnp.where(keep_mask(key, x.shape, rate), x / (1 - rate), jnp.zeros_like(x))
 
 

@@ -71,6 +71,7 @@ class TaskBert(nn.Module):
             return self.classifier(x_BRD)
         parts = [] if self.marked == "attention" else [jnp.tanh(self.pooler(x_BRD[:, 0]))]
         if self.marked:
+            assert marked_BM2 is not None, "a head that reads spans is given them"
             parts += [self._span(x_BRD, i, marked_BM2[:, i]) for i in range(SPANS)]
         return self.classifier(self.dropout(jnp.concatenate(parts, axis=-1), deterministic))
 

@@ -1,17 +1,19 @@
 """Token dropping as pure functions: scores, kept positions, gather, merge back, importance update.
 
 Shapes: B batch, N sequence length, K kept tokens, P predicted positions, D width, V vocabulary.
-Everything is static-shape, row-local on a batch-sharded array, and knows nothing of the model.
+All shapes are static, all work on a batch-sharded array is row-local, and nothing knows the model.
 
 Sources: token dropping (Hou et al., ACL 2022, section 3) and ScTD (Zhong et al., ACL 2023).
-To try another selector, write a function with the signature of `importance_scores` and add it to
-`SELECTORS`; nothing else in the project has to change.
+A selector is a function of `Candidates` with an entry in `SELECTORS`: the config accepts what stands there.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+
+from sctd_jax.errors import UserError
 
 NEVER_DROP_BONUS = 1e4
 
@@ -23,36 +25,60 @@ def initial_importance(vocab_size: int, value: float, never_drop_ids: Sequence[i
     return table_V.at[pad_id].set(-NEVER_DROP_BONUS)
 
 
-def importance_scores(
-    importance_V: jax.Array, input_ids_BN: jax.Array, mask_BN: jax.Array, keys_B: jax.Array, num_top: int
-) -> jax.Array:
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The tokens to choose from, and what a selector may score them by."""
+
+    importance_V: jax.Array  # f32; never-drop ids have NEVER_DROP_BONUS or more
+    input_ids_BN: jax.Array  # ids after masking
+    mask_BN: jax.Array  # True at real tokens
+    state_BND: jax.Array  # states of the tokens where dropping begins, without a gradient
+    keys_B: jax.Array  # key of each row, for selectors that draw
+    num_top: int  # tokens that 'importance+random' keeps by importance
+
+
+def importance_scores(tokens: Candidates) -> jax.Array:
     """Score f32[B, N] of a token = the running MLM loss of its vocabulary id (Hou et al., eq. 1-2)."""
-    return jnp.take(importance_V, input_ids_BN, mode="clip")
+    return jnp.take(tokens.importance_V, tokens.input_ids_BN, mode="clip")
 
 
-def random_scores(
-    importance_V: jax.Array, input_ids_BN: jax.Array, mask_BN: jax.Array, keys_B: jax.Array, num_top: int
-) -> jax.Array:
+def random_scores(tokens: Candidates) -> jax.Array:
     """Score f32[B, N] uniform per row and step: the random baseline, no special token but [CLS]."""
-    length = input_ids_BN.shape[1]
-    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)
+    length = tokens.mask_BN.shape[1]
+    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(tokens.keys_B)
 
 
-def importance_plus_random_scores(
-    importance_V: jax.Array, input_ids_BN: jax.Array, mask_BN: jax.Array, keys_B: jax.Array, num_top: int
-) -> jax.Array:
+def importance_plus_random_scores(tokens: Candidates) -> jax.Array:
     """The `num_top` most important tokens first, then random ones (Model Garden's SelectTopK)."""
-    importance_BN = importance_scores(importance_V, input_ids_BN, mask_BN, keys_B, num_top)
-    top_BK = keep_highest(importance_BN, mask_BN, num_top)
-    random_BN = random_scores(importance_V, input_ids_BN, mask_BN, keys_B, num_top)
-    return merge(random_BN, jnp.ones(top_BK.shape, jnp.float32), top_BK)
+    top_BK = keep_highest(importance_scores(tokens), tokens.mask_BN, tokens.num_top)
+    return merge(random_scores(tokens), jnp.ones(top_BK.shape, jnp.float32), top_BK)
 
 
-SELECTORS = {
+def norm_scores(tokens: Candidates) -> jax.Array:
+    """Score f32[B, N] = L2 norm of the token's state where dropping begins; never-drop ids keep their importance.
+
+    Vector norms as a token's weight: in attention (Kobayashi et al., 2020, arXiv:2004.10102), of embeddings as the
+    information in a word (Oyama et al., 2023, arXiv:2212.09663), and beside attention in dropping image tokens (Fayyaz
+    et al., 2022, arXiv:2111.15667, value vectors). None of them drops by the state's norm alone. A state is the output
+    of a LayerNorm: until its scale and bias are trained all norms are sqrt(D), and rounding decides.
+    """
+    norm_BN = jnp.linalg.norm(tokens.state_BND.astype(jnp.float32), axis=-1)
+    importance_BN = importance_scores(tokens)
+    return jnp.where(importance_BN >= NEVER_DROP_BONUS, importance_BN, norm_BN)
+
+
+SELECTORS: dict[str, Callable[[Candidates], jax.Array]] = {
     "importance": importance_scores,
     "random": random_scores,
     "importance+random": importance_plus_random_scores,
+    "norm": norm_scores,
 }
+
+
+def check_selector(name: str) -> None:
+    """Raise UserError unless a selector has this name."""
+    if name not in SELECTORS:
+        raise UserError(f"config.dropping.selector must be one of {', '.join(SELECTORS)}; found {name!r}")
 
 
 def keep_highest(score_BN: jax.Array, mask_BN: jax.Array, num_kept: int) -> jax.Array:

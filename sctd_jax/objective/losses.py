@@ -47,7 +47,7 @@ def combine(sums: Sums, num_predictions: jax.Array, num_rows: int, *, consistenc
     Consistency step: 1/2 MLM(drop) + 1/2 MLM(full) + lambda (SC_global + SC_local); otherwise MLM.
 
     Args:
-      sums: of the batch, or of a microbatch: the losses of its microbatches add up to the batch's.
+      sums: sums over the batch, or over a microbatch: the losses of its microbatches add up to the batch's.
       num_predictions: weight of the MLM sums, over the *global* batch.
       num_rows: rows in the *global* batch.
       consistency: whether this is a consistency step.

@@ -4,54 +4,30 @@ Shapes: B batch, N sequence length, P predicted positions, V vocabulary. Everyth
 (key, global row), so masks do not depend on the mesh, the number of hosts or microbatches, or a restart.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-# Each takes the words up to one that does not fit. BERT goes on until none does; in 7,000 rows of words of 1.4 to 50
+from sctd_jax.data.special import SpecialIds
+
+# A pass takes the words up to one that does not fit. BERT goes on until none does; in 7,000 rows of words of 1.4 to 50
 # pieces on average, 8 passes gave the same predictions in every row.
 _GREEDY_PASSES = 8
 
 
 @struct.dataclass
 class MaskedBatch:
-    """What the model reads and what it has to predict."""
+    """Rows that the model reads, and what it has to predict."""
 
-    input_ids_BN: jax.Array  # after masking
+    input_ids_BN: jax.Array  # ids after masking
     mask_BN: jax.Array  # True at real tokens
     positions_BP: jax.Array
     targets_BP: jax.Array  # true ids
     weights_BP: jax.Array  # f32: 1 at predictions, 0 at empty slots
-    mask_id: int = struct.field(pytree_node=False)  # of [MASK] in `input_ids_BN`
-
-
-@dataclasses.dataclass(frozen=True)
-class SpecialIds:
-    """Vocabulary ids that masking and dropping treat apart."""
-
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
-
-    @property
-    def never_drop(self) -> tuple[int, ...]:
-        """Ids that importance always keeps (SPEC 2)."""
-        return (self.cls, self.sep, self.mask, self.unk)
-
-    @property
-    def frozen(self) -> tuple[int, ...]:
-        """Ids whose importance never moves."""
-        return (*self.never_drop, self.pad)
-
-    @property
-    def unmaskable(self) -> tuple[int, ...]:
-        """Ids that are no prediction target; [UNK] stands for a word and is one."""
-        return (self.pad, self.cls, self.sep, self.mask)
+    mask_id: int = struct.field(pytree_node=False)  # id of [MASK] in `input_ids_BN`
 
 
 def row_keys(key: jax.Array, rows_B: jax.Array) -> jax.Array:
@@ -70,20 +46,20 @@ def mask_tokens(
     rate: float,
     mask_share: float,
     random_share: float,
-    word_start_V: jax.Array | None = None,
+    word_start_V: jax.Array | np.ndarray | None = None,
 ) -> MaskedBatch:
     """Choose min(P, rate * tokens in the row) positions and hide them.
 
     Args:
-      key: of the step.
+      key: random key of the step.
       rows_B: global row numbers, unique within the step.
       tokens_BN: packed rows, padded at the end.
       special: ids that are never predicted, and [MASK].
       vocab_size: V.
       num_predicted: P, static.
       rate: share of a row's real tokens to predict (at least one).
-      mask_share: of the predicted positions, shown as [MASK].
-      random_share: of the predicted positions, shown as a random ordinary id; the rest is unchanged.
+      mask_share: share of the predicted positions that is shown as [MASK].
+      random_share: share that is shown as a random ordinary id; the rest is unchanged.
       word_start_V: bool[V], True for ids that begin a word: whole words are chosen (`_whole_words`). None: single
         tokens are chosen.
     """
@@ -130,10 +106,10 @@ def _whole_words(
     that exceed the whole budget, such as those of a script without spaces, fill what is left.
 
     Args:
-      score_BN: uniform numbers, of words by their number in the row, and of single pieces by position.
+      score_BN: uniform numbers: a word has that of its number in the row, a single piece that of its position.
       starts_BN: True where a word begins.
       candidate_BN: True at tokens that may be predicted.
-      budget_B: of predictions.
+      budget_B: predictions that each row may have.
 
     Returns:
       Positions i32[B, N], those to predict first, and their number i32[B].
@@ -164,7 +140,7 @@ def _whole_words(
     return order_BN, jnp.minimum(budget_B, (taken_BN | pieces_BN).sum(1))
 
 
-def _by_score(score_BN: jax.Array, candidate_BN: jax.Array, *others_BN: jax.Array) -> list[jax.Array]:
+def _by_score(score_BN: jax.Array, candidate_BN: jax.Array, *others_BN: jax.Array) -> tuple[jax.Array, ...]:
     """Positions by ascending score, candidates first, and other arrays in that order."""
     position_BN = jax.lax.broadcasted_iota(jnp.int32, score_BN.shape, 1)
     score_BN = jnp.where(candidate_BN, score_BN, 2.0)

@@ -1,15 +1,15 @@
-"""What the vendors' data sheets say of a device, by JAX's `device_kind`. A TPU device is a chip (v3: half of one)."""
+"""Data sheets of devices by JAX's `device_kind`. A TPU device is a chip (v3: half of one)."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One JAX device."""
+    """Data sheet of a JAX device."""
 
     flops: float  # dense bf16 peak, FLOP/s
-    bandwidth: float  # of its memory, bytes/s
-    hbm_gib: float = 0.0  # that a program may use, as libtpu 0.0.42's compiler says; TPUs only
+    bandwidth: float  # memory bandwidth, bytes/s
+    hbm_gib: float = 0.0  # memory that a program may use by libtpu 0.0.42's compiler; TPUs only
 
     @property
     def hbm_bytes(self) -> int:

@@ -17,7 +17,7 @@ from orbax.checkpoint import multihost
 from sctd_jax.errors import TryAgainError, UserError
 
 _HEARTBEAT_SECONDS = 60  # a process that is silent for so long counts as dead, and the others end
-_WAIT_SECONDS = 24 * 3600  # for the first process to prepare the rows
+_WAIT_SECONDS = 24 * 3600  # time for the first process to prepare the rows
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -28,11 +28,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     Args:
       coordinator: host:port of process 0; None for what the environment says: JAX_COORDINATOR_ADDRESS with
         JAX_NUM_PROCESSES and JAX_PROCESS_ID, Slurm, Open MPI or a TPU slice.
-      num_processes: of the run; None as above.
-      process_id: of this one, from 0; None as above.
-
-    Raises:
-      UserError: some of the three are missing, or the environment's are not enough.
+      num_processes: processes of the run; None as above.
+      process_id: number of this process, from 0; None as above.
     """
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None) and "JAX_COORDINATOR_ADDRESS" in os.environ:
@@ -65,7 +62,7 @@ def _launched_as_several() -> bool:
 
 
 def _on_tpu_vm() -> bool:
-    """Which may be one of a slice."""
+    """Whether this machine is a TPU VM, which may be one of a slice."""
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     tpu = os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
     return bool(chips) and tpu and importlib.util.find_spec("libtpu") is not None
@@ -81,13 +78,13 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
-def only_first(log: Callable[[str], None]) -> Callable[[str], None]:
+def on_first(log: Callable[[str], None]) -> Callable[[str], None]:
     """`log` in the first process, nothing in the others."""
     return log if is_first() else lambda line: None
 
 
 @contextlib.contextmanager
-def first_goes_first(name: str) -> Iterator[None]:
+def first_then_others(name: str) -> Iterator[None]:
     """The first process runs the body, then the others: they find what it has written, where storage is shared."""
     if several() and not is_first():
         _barrier(name)
@@ -96,16 +93,16 @@ def first_goes_first(name: str) -> Iterator[None]:
         _barrier(name)
 
 
-def first_only(name: str, action: Callable[[], None]) -> None:
-    """The first process does it; the others go on when it is done."""
+def run_on_first(name: str, action: Callable[[], None]) -> None:
+    """Run `action` in the first process; the others go on when it is done."""
     if is_first():
         action()
     if several():
         _barrier(name)
 
 
-def all_say(yes: bool) -> bool:
-    """Whether every process says so."""
+def all_agree(yes: bool) -> bool:
+    """Whether `yes` is true in every process."""
     return bool(multihost_utils.process_allgather(np.array(yes)).all()) if several() else yes
 
 
@@ -114,11 +111,7 @@ def _barrier(name: str) -> None:
 
 
 def check_same(what: Mapping[str, Any]) -> None:
-    """Check that these values are the same in every process.
-
-    Raises:
-      UserError: one differs, by name.
-    """
+    """Check that these values are the same in every process."""
     if not several():
         return
     digests = [hashlib.sha256(repr(value).encode()).digest()[:8] for value in what.values()]

@@ -16,11 +16,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh over ('data', 'fsdp', 'tensor') of these devices, by default all there are.
-
-    Raises:
-      UserError: other numbers of devices than there are, or sizes of the run that they do not divide.
-    """
+    """Mesh over ('data', 'fsdp', 'tensor') of these devices, by default all there are."""
     devices = jax.devices() if devices is None else devices
     data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
     if data == -1:
@@ -46,11 +42,7 @@ def one_device() -> Mesh:
 
 
 def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices of several TPU slices, or of several GPU nodes, as an array in which only 'data' goes across them.
-
-    Raises:
-      UserError: 'data' cannot be divided among them.
-    """
+    """Devices of several TPU slices, or of several GPU nodes, as an array in which only 'data' goes across them."""
     data, fsdp, tensor = shape
     if data % slices:
         raise UserError(
@@ -97,7 +89,7 @@ def host_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def put_batch(mesh: Mesh, batch_size: int, rows: np.ndarray) -> jax.Array:
-    """This host's `host_rows` of a global batch, [B / hosts, ...] -> the global array [B, ...] on the mesh."""
+    """Global array [B, ...] on the mesh from this host's `host_rows` of a batch, [B / hosts, ...]."""
     mine = host_rows(mesh, batch_size)
 
     def part(index):
@@ -116,14 +108,6 @@ def jit_init(init: Callable, state: Any):
     return jax.jit(init, out_shardings=shardings(state))
 
 
-def jit_train_step(mesh: Mesh, step_fn: Callable, state: Any):
-    """Jitted `(state, tokens) -> (state, metrics)` with explicit shardings; the state is donated."""
-    layout = shardings(state)
-    return jax.jit(
-        step_fn, in_shardings=(layout, batch_sharding(mesh)), out_shardings=(layout, replicated(mesh)), donate_argnums=0
-    )
-
-
 def jit_eval_step(mesh: Mesh, eval_fn: Callable, state: Any):
     """Jitted `(state, tokens, rows, valid) -> sums`."""
     batch = batch_sharding(mesh)
@@ -131,5 +115,5 @@ def jit_eval_step(mesh: Mesh, eval_fn: Callable, state: Any):
 
 
 def describe(mesh: Mesh) -> str:
-    """E.g. `data 8 x fsdp 1 x tensor 1`."""
+    """Sizes of the axes and their product: `data 8 x fsdp 1 x tensor 1 (8)`."""
     return " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()) + f" ({math.prod(mesh.shape.values())})"

@@ -1,4 +1,4 @@
-"""Where every leaf of the training state lives: one table of rules over the mesh axes.
+"""Sharding of every leaf of the training state: one table of rules over the mesh axes.
 
 Parameters and their moments are split along 'fsdp' by width (ZeRO-3) and along 'tensor' by heads, FFN width and
 vocabulary (Megatron). Small leaves are on every device. So is the word embedding along 'fsdp': split by width it

@@ -1,6 +1,9 @@
 """Held-out evaluation: the full model on fixed masks, and for the dropping methods the drop pass beside it."""
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +11,56 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.data.special import SpecialIds
+from sctd_jax.errors import UserError
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import SpecialIds, row_keys
+from sctd_jax.objective.masking import row_keys
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.pretrain.model import initial_state, make_model
+from sctd_jax.pretrain.rows import Data
 from sctd_jax.pretrain.step import loss_rows, mask_batch, select
-from sctd_jax.train.state import TrainState, make_model
+from sctd_jax.train.state import TrainState
+from sctd_jax.train.step import state_shape
 
 # Masks of the evaluation: the same for every run, method and seed, so that curves compare.
 EVAL_SEED = 20230524
 
 
+def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
+    """A function from a state to its held-out metrics, over `train.eval_rows` rows; drop passes with its last step's K.
+
+    It raises a UserError if not one token of these rows can be predicted.
+    """
+    rows = Rows(data.folder, HELD_OUT)
+    chosen = eval_rows(config.train.eval_rows, len(rows))
+    batch_size = config.train.batch_size // config.train.accumulation
+    mine = meshes.host_rows(mesh, batch_size)
+
+    @functools.cache  # one compilation for each K
+    def eval_step(stage: Config) -> Callable:
+        eval_fn = make_eval_step(stage, data.special, data.word_start_V, mesh)
+        return meshes.jit_eval_step(mesh, eval_fn, state_shape(lambda: initial_state(stage, data.special), mesh))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        totals: dict[str, Any] = {}
+        for start in range(0, len(chosen), batch_size):
+            at = start + np.arange(batch_size)[mine]
+            # The last batch is filled up with its own rows, which then do not count.
+            numbers = chosen[np.minimum(at, len(chosen) - 1)]
+            host_batch = (rows.read(numbers), numbers.astype(np.int32), at < len(chosen))
+            on_mesh = (meshes.put_batch(mesh, batch_size, x) for x in host_batch)
+            sums = eval_step(config.after(int(state.step)))(state, *on_mesh)
+            totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
+        if not totals["predictions"]:
+            raise UserError(f"{data.folder}: the held-out rows have no token to predict, expected rows of text")
+        return summarize({name: float(value) for name, value in totals.items()})
+
+    return evaluate
+
+
 def eval_rows(count: int, available: int) -> np.ndarray:
-    """Numbers of at most `count` held-out rows, spread evenly over all: neighbours are of one document."""
+    """Numbers of at most `count` held-out rows, spread evenly over all: neighbours come from one document."""
     count = min(count, available)
     return np.arange(count) * available // count
 
@@ -29,23 +71,22 @@ def selection_keys(rows_B: jax.Array) -> jax.Array:
 
 
 def make_eval_step(
-    config: Config, special: SpecialIds, word_start_V: jax.Array | None = None, mesh: Mesh | None = None
+    config: Config, special: SpecialIds, word_start_V: np.ndarray | None = None, mesh: Mesh | None = None
 ):
     """(state, tokens_BN, rows_B, valid_B) -> sums, for `summarize`.
 
-    The config's K is that of every step: of a `keep_schedule`, take `config.at(step)`.
-    `rows_B` are held-out row numbers (they fix the masks); rows with `valid_B` False count nothing.
+    The drop pass keeps the config's K; under a `keep_schedule`, pass `config.at(step)`. `rows_B` are held-out row
+    numbers, which fix the masks; rows with `valid_B` False do not count.
     """
     model = make_model(config, mesh)
     dropping = config.dropping.method != "full"
 
     def eval_step(state: TrainState, tokens_BN: jax.Array, rows_B: jax.Array, valid_B: jax.Array):
+        importance_V = state.importance_V
+        assert importance_V is not None  # only fine-tuning has no table
         batch = mask_batch(config, special, jax.random.key(EVAL_SEED), tokens_BN, word_start_V, rows_B)
         weights_BP = batch.weights_BP * valid_B[:, None]
         rows_BR = loss_rows(batch)
-        kept_BK = None
-        if dropping:
-            kept_BK = select(config, state.importance_V, batch, selection_keys(rows_B))
 
         def network(bert):
             def branch(kept_BK):
@@ -53,9 +94,12 @@ def make_eval_step(
                 return bert.mlm_logits(output[:, 1:]), [state[:, 0] for state in states[-2:]]
 
             x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)
-            return branch(None), branch(kept_BK) if dropping else None
+            if not dropping:
+                return branch(None), None
+            return branch(None), branch(select(config, importance_V, batch, selection_keys(rows_B), x_BND))
 
-        (logits_BPV, full_cls), drop_pass = model.apply({"params": state.params}, method=network)
+        passes: Any = model.apply({"params": state.params}, method=network)
+        (logits_BPV, full_cls), drop_pass = passes
         correct_BP = jnp.argmax(logits_BPV, axis=-1) == batch.targets_BP
         sums = {
             "predictions": weights_BP.sum(),
@@ -68,7 +112,7 @@ def make_eval_step(
             drop_loss_BP = losses.cross_entropy(drop_logits_BPV, batch.targets_BP)
             sums["drop_loss"] = jnp.sum(drop_loss_BP * weights_BP)
             for name, full_BD, drop_BD in zip(("local", "global"), full_cls, drop_cls, strict=True):
-                sums[f"drift_{name}"] = jnp.sum(cosine(full_BD, drop_BD) * valid_B)
+                sums[f"cosine_{name}"] = jnp.sum(cosine(full_BD, drop_BD) * valid_B)
         return sums
 
     return eval_step
@@ -84,7 +128,7 @@ def cosine(a_BD: jax.Array, b_BD: jax.Array) -> jax.Array:
 def summarize(sums: dict[str, float]) -> dict[str, float]:
     """Sums over all held-out batches -> metrics.
 
-    `drift_local` and `drift_global` are the mean cosine between the full and the drop pass's [CLS] after
+    `cosine_local` and `cosine_global` are the mean cosine between the full and the drop pass's [CLS] after
     layers L-2 and L-1 (1: dropping changes nothing).
     """
     predictions, rows = sums["predictions"], sums["rows"]
@@ -96,6 +140,6 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
     }
     if "drop_loss" in sums:
         metrics["eval/drop_loss"] = sums["drop_loss"] / predictions
-        metrics["eval/drift_local"] = sums["drift_local"] / rows
-        metrics["eval/drift_global"] = sums["drift_global"] / rows
+        metrics["eval/cosine_local"] = sums["cosine_local"] / rows
+        metrics["eval/cosine_global"] = sums["cosine_global"] / rows
     return metrics

@@ -1,18 +1,11 @@
 """FLOPs of a step by formula (matrix products only, a multiply-add is 2).
 
-Letters as in SPEC: N sequence length, K kept tokens, P predicted positions, D width, F FFN width, V vocabulary.
+Letters of docs/method.md: N sequence length, K kept tokens, P predicted positions, D width, F FFN width, V vocabulary.
 """
 
 from sctd_jax.config import Config
+from sctd_jax.model.flops import layer_flops
 from sctd_jax.pretrain.step import Variant, needs_all_rows
-
-
-def layer_flops(config: Config, queries: int, context: int) -> float:
-    """Forward FLOPs of one layer and row with `queries` query rows over `context` keys and values."""
-    width, ffn = config.model.hidden_size, config.model.intermediate_size
-    projections = 2 * width * width * (2 * queries + 2 * context)  # query and output; key and value
-    attention = 2 * 2 * width * queries * context
-    return projections + attention + 2 * 2 * width * ffn * queries
 
 
 def _head(config: Config) -> float:
@@ -21,20 +14,20 @@ def _head(config: Config) -> float:
 
 
 def forward_flops(config: Config, variant: Variant) -> float:
-    """Forward FLOPs of one row in one variant, with the savings of SPEC 5."""
+    """Forward FLOPs of one row in one variant, with the savings of docs/method.md 6."""
     length, kept, last = config.data.seq_len, config.num_kept, config.model.num_layers - 1
     rows = config.num_predicted + 1
     if needs_all_rows(config, variant):
         rows = length
     first_drop, last_drop = config.drop_layers
-    prefix = first_drop * layer_flops(config, length, length)
-    top = layer_flops(config, rows, length) + _head(config)
-    full_middle = (last - first_drop) * layer_flops(config, length, length)
+    prefix = first_drop * layer_flops(config.model, length, length)
+    top = layer_flops(config.model, rows, length) + _head(config)
+    full_middle = (last - first_drop) * layer_flops(config.model, length, length)
     first_context = kept if config.dropping.method == "random_ltd" else length
     drop_middle = (
-        layer_flops(config, kept, first_context)
-        + (last_drop - first_drop) * layer_flops(config, kept, kept)
-        + (last - 1 - last_drop) * layer_flops(config, length, length)
+        layer_flops(config.model, kept, first_context)
+        + (last_drop - first_drop) * layer_flops(config.model, kept, kept)
+        + (last - 1 - last_drop) * layer_flops(config.model, length, length)
     )
     if variant == "full":
         return prefix + full_middle + top
@@ -61,7 +54,7 @@ def mean_step_flops(config: Config) -> float:
 
 
 def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
-    """How many of the steps start .. end - 1 run each variant."""
+    """Number of the steps start .. end - 1 that run each variant."""
     dropping = config.dropping
     if dropping.method == "full":
         return {"full": end - start}
@@ -75,5 +68,5 @@ def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
 
 def plain_step_flops(config: Config) -> float:
     """FLOPs of BERT as published with its head on the P predicted rows: nothing dropped, all rows of the last layer."""
-    length = config.data.seq_len
-    return 3 * config.train.batch_size * (config.model.num_layers * layer_flops(config, length, length) + _head(config))
+    length, layers = config.data.seq_len, config.model.num_layers
+    return 3 * config.train.batch_size * (layers * layer_flops(config.model, length, length) + _head(config))

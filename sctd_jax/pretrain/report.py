@@ -1,26 +1,32 @@
-"""What a person sees: the table at the start, evaluation lines, the summary, fill-mask examples."""
+"""Lines for a person: the table at the start, evaluation lines, the summary, fill-mask examples."""
 
 import functools
 import math
 import shlex
-from pathlib import Path
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
 from sctd_jax.model.attention import choose, platform_of
-from sctd_jax.parallel.mesh import describe, replicated
+from sctd_jax.parallel.mesh import replicated
 from sctd_jax.pretrain.flops import mean_step_flops, plain_step_flops, step_flops
-from sctd_jax.pretrain.setup import Data, matmul_flops_per_second
-from sctd_jax.pretrain.step import steps_needed, variant_at
-from sctd_jax.train.metrics import duration
+from sctd_jax.pretrain.model import make_model
+from sctd_jax.pretrain.rows import Data
+from sctd_jax.pretrain.step import programs_needed, variant_at
+from sctd_jax.train import trainer
+from sctd_jax.train.metrics import duration, read_metrics
 from sctd_jax.train.optimizer import learning_rate
-from sctd_jax.train.state import TrainState, make_model
+from sctd_jax.train.state import TrainState
+from sctd_jax.train.workdir import CHECKPOINTS
 
 _SLOW_STEP_SECONDS = 5.0
 _EXAMPLES, _CANDIDATES, _CONTEXT = 6, 3, 12
@@ -30,11 +36,8 @@ def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> li
     """Lines that say what is about to run."""
     model, dropping, metadata = config.model, config.dropping, data.metadata
     parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
-    devices = mesh.devices.flat
     ratio = mean_step_flops(config) / plain_step_flops(config)
     rows = [
-        ("devices", f"{len(list(devices))} x {jax.devices()[0].device_kind}, {jax.process_count()} host(s)"),
-        ("mesh", describe(mesh)),
         ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}, "
                   f"{parameters / 1e6:,.1f} M parameters"),
         ("attention", choose(config, platform_of(mesh.devices.flat[0])).text),
@@ -52,7 +55,7 @@ def start_table(config: Config, mesh: Mesh, data: Data, state: TrainState) -> li
         kept = f"{counts} of {config.data.seq_len} in {layers}, selector {config.selector}"
         rows.append(("kept tokens", kept))
     rows.append(("FLOPs", f"{mean_step_flops(config):.3g} a step, {ratio:.2f} of plain full-token BERT"))
-    lines = [f"{name:>12}  {text}" for name, text in rows]
+    lines = trainer.start_lines(mesh, rows)
     if not config.data.input and not config.data.rows:
         lines.append(
             "note: this is the embedded trial corpus (US State of the Union addresses, 12 MB), enough to try the "
@@ -76,12 +79,12 @@ def _method(config: Config) -> str:
 
 
 def cpu_warning(config: Config) -> list[str]:
-    """On a CPU: how long a step will take, and where to go if that is long."""
+    """Warning, on a CPU, of how long a step will take if that is long."""
     if jax.default_backend() != "cpu":
         return []
     rate = matmul_flops_per_second()
     # A whole step reaches about half of the rate of one large product.
-    needed = steps_needed(config).items()
+    needed = programs_needed(config).items()
     seconds = {name: step_flops(stage, variant) / (0.5 * rate) for name, (stage, variant) in needed}
     slowest = max(seconds.values())
     if slowest < _SLOW_STEP_SECONDS:
@@ -93,6 +96,19 @@ def cpu_warning(config: Config) -> list[str]:
     ]  # fmt: skip
 
 
+def matmul_flops_per_second() -> float:
+    """Achieved FLOP/s of a plain f32 product on the default device; takes well under a second."""
+    size, repeats = 1024, 5
+    a = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    started = time.monotonic()
+    for _ in range(repeats):
+        a = product(a, a)
+    a.block_until_ready()
+    return repeats * 2 * size**3 / (time.monotonic() - started)
+
+
 def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
     """One line for an evaluation, and one for its drop pass."""
     lines = [
@@ -102,22 +118,21 @@ def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
     if "eval/drop_loss" in metrics:
         lines.append(
             f"  drop pass {metrics['eval/drop_loss']:.3f}, [CLS] cosine of full and drop pass "
-            f"{metrics['eval/drift_local']:.3f} (last layer but one) {metrics['eval/drift_global']:.3f} (last)"
+            f"{metrics['eval/cosine_local']:.3f} (last layer but one) {metrics['eval/cosine_global']:.3f} (last)"
         )
     return lines
 
 
-def summary(
-    config: Config,
-    workdir: Path,
-    evaluations: list[dict[str, Any]],
-    best_step: int | None,
-    state: TrainState,
-    seconds: float,
-) -> list[str]:
+def blank(metrics: Mapping[str, float]) -> str:
+    """Why a step had no prediction; '' if it had."""
+    return "" if metrics["predictions"] else "all tokens of its rows are special tokens"
+
+
+def summary(config: Config, workdir: epath.Path, result: trainer.Result, seconds: float) -> list[str]:
     """Lines for the end of a run."""
-    lines = [f"done: {int(state.step):,} steps, {duration(seconds)} in this run"]
-    if evaluations:
+    state = result.state
+    lines = [f"done: {result.step:,} steps, {duration(seconds)} in this run"]
+    if evaluations := [line for line in read_metrics(workdir) if line.get("eval/loss") is not None]:
         first, last = evaluations[0], evaluations[-1]
         lines.append(
             f"held-out loss {first['eval/loss']:.3f} (step {first['step']}) -> {last['eval/loss']:.3f} "
@@ -125,15 +140,13 @@ def summary(
         )
     if int(state.skipped):
         lines.append(f"{int(state.skipped):,} steps were skipped for non-finite numbers")
-    best = "" if best_step is None else f" (lowest held-out loss: step {best_step})"
-    lines.append(f"checkpoint: {workdir / 'checkpoints' / str(int(state.step))}{best}")
+    best = "" if result.best_step is None else f" (lowest held-out loss: step {result.best_step})"
+    lines.append(f"checkpoint: {workdir / CHECKPOINTS / str(result.step)}{best}")
     lines.append(f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}")
-    if int(state.step) == config.train.steps:
-        lines.append(f"to train longer, with a warm-up of its own: {_longer(config, workdir)}")
-    return lines
+    return [*lines, f"to train longer, with a warm-up of its own: {_longer(config, workdir)}"]
 
 
-def _longer(config: Config, workdir: Path) -> str:
+def _longer(config: Config, workdir: epath.Path) -> str:
     """Why not by more steps in the same workdir: `schedule_lines`."""
     # Rows that were prepared have the tokenizer of the weights.
     tokenizer = "" if config.data.rows else f" --config.data.tokenizer={shlex.quote(str(find(workdir)))}"
@@ -143,14 +156,14 @@ def _longer(config: Config, workdir: Path) -> str:
     )
 
 
-def schedule_lines(config: Config, before: Config, workdir: Path, step: int) -> list[str]:
+def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: int) -> list[str]:
     """Lines that warn of what another length or learning rate changes at once, where a run goes on.
 
     Args:
-      config: that the run goes on with.
-      before: that it had.
-      workdir: of the run.
-      step: updates that it has done, at least one.
+      config: the one that the run goes on with.
+      before: the one that it had.
+      workdir: folder of the run.
+      step: updates that the run has done, at least one.
     """
     if step == config.train.steps:
         return []
@@ -184,18 +197,17 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
     rows = Rows(data.folder, HELD_OUT)
     step = max(len(rows) // _EXAMPLES, 1)
     tokens_BN = rows.read(range(0, min(len(rows), step * _EXAMPLES), step))
-    positions = [_a_word(row, data) for row in tokens_BN]
-    found = [i for i, position in enumerate(positions) if position is not None]
-    if not found:
+    words = {i: position for i, row in enumerate(tokens_BN) if (position := _a_word(row, data)) is not None}
+    if not words:
         return []
-    tokens_BN, positions = tokens_BN[found], np.array([positions[i] for i in found])
+    tokens_BN, positions = tokens_BN[list(words)], np.array(list(words.values()))
     hidden_BN = tokens_BN.copy()
-    hidden_BN[np.arange(len(found)), positions] = data.special.mask
+    hidden_BN[np.arange(len(words)), positions] = data.special.mask
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def predict(params, input_ids_BN, rows_BR):
         model = make_model(config)
-        logits = model.apply({"params": params}, input_ids_BN, input_ids_BN != data.special.pad, rows_BR=rows_BR)
+        logits: Any = model.apply({"params": params}, input_ids_BN, input_ids_BN != data.special.pad, rows_BR=rows_BR)
         return jax.lax.top_k(jax.nn.softmax(logits[:, 0]), _CANDIDATES)
 
     scores, ids = predict(state.params, hidden_BN, positions[:, None])
@@ -203,8 +215,8 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
     for row, position, guesses, chances in zip(tokens_BN, positions, np.asarray(ids), np.asarray(scores), strict=True):
         left = data.tokenizer.decode(row[max(position - _CONTEXT, 1) : position])
         right = data.tokenizer.decode(row[position + 1 : position + 1 + _CONTEXT])
-        words = " | ".join(f"{data.tokenizer.word(i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
-        lines += [f"  ... {left} [MASK] {right} ...", f"      {words}   (was: {data.tokenizer.word(row[position])})"]
+        best = " | ".join(f"{data.tokenizer.word(i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
+        lines += [f"  ... {left} [MASK] {right} ...", f"      {best}   (was: {data.tokenizer.word(row[position])})"]
     return lines
 
 

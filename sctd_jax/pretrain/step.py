@@ -1,35 +1,38 @@
-"""The pure train step in its three variants (full, drop, consistency) and the evaluation step.
+"""The train step in its three variants (full, drop, consistency): which variant when, and its loss.
 
 Shapes: B batch, N sequence length, K kept tokens, P predicted positions, D width, V vocabulary.
-A reader meets, in order: masking -> encoder (-> token_dropping) -> losses -> optimizer -> metrics.
+A reader meets, in order: masking -> encoder (-> token_dropping) -> losses -> update -> metrics.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.model import token_dropping
-from sctd_jax.model.bert import Bert, Kept
+from sctd_jax.model.attention import platform_of, settled
+from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import MaskedBatch, SpecialIds, mask_tokens, row_keys
+from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
+from sctd_jax.pretrain.model import initial_state, make_model
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
-from sctd_jax.train.state import TrainState, make_model
+from sctd_jax.train.state import TrainState
+from sctd_jax.train.step import Metrics, accumulate, compile_ahead, state_shape, update
 
 Variant = Literal["full", "drop", "consistency"]
-Metrics = dict[str, jax.Array]
-_ORDER = ("full", "drop", "consistency")
+_ORDER = get_args(Variant)
 
 # Independent random streams of a step.
 _MASKING, _DROPOUT, _SELECTION = range(3)
 
 
 def variant_at(config: Config, step: int) -> Variant:
-    """Which variant update number `step` (from 0) runs; chosen on the host, so any step can be first."""
+    """Variant that update number `step` (from 0) runs; chosen on the host, so any step can be first."""
     dropping = config.dropping
     full = step < dropping.full_steps_first or step >= config.train.steps - dropping.full_steps_last
     if dropping.method == "full" or full:
@@ -39,21 +42,21 @@ def variant_at(config: Config, step: int) -> Variant:
     return "drop"
 
 
-def step_name(config: Config, step: int) -> str:
-    """Which compiled step update number `step` runs: its variant, and K where a schedule changes it."""
+def program_at(config: Config, step: int) -> str:
+    """Name of the program that update number `step` runs: its variant, and K where a schedule changes it."""
     variant = variant_at(config, step)
     one = variant == "full" or len(config.keep_stages) == 1
     return variant if one else f"{variant} of {config.at(step).num_kept}"
 
 
-def steps_needed(config: Config) -> dict[str, tuple[Config, Variant]]:
-    """By `step_name`, the config and variant of every step that a run may need, without walking its steps."""
+def programs_needed(config: Config) -> dict[str, tuple[Config, Variant]]:
+    """Name -> config and variant of every program that a run may need, without walking its steps."""
     first, last = config.dropping.full_steps_first, config.train.steps - config.dropping.full_steps_last
-    needed = {}
+    needed: dict[str, tuple[Config, Variant]] = {}
     for start, _ in config.keep_stages:
         start = max(start, first)
         probes = {0, config.train.steps - 1, *range(start, min(last, start + config.dropping.sc_interval + 1))}
-        needed |= {step_name(config, step): (config.at(step), variant_at(config, step)) for step in probes}
+        needed |= {program_at(config, step): (config.at(step), variant_at(config, step)) for step in probes}
     return {name: needed[name] for name in sorted(needed, key=lambda name: _ORDER.index(name.split()[0]))}
 
 
@@ -61,22 +64,23 @@ def make_train_step(
     config: Config,
     special: SpecialIds,
     variant: Variant,
-    word_start_V: jax.Array | None = None,
+    word_start_V: np.ndarray | None = None,
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The step (state, tokens_BN) -> (state, metrics) of one variant; pure, for the caller to jit.
 
     Args:
-      config: of the run.
+      config: the run's.
       special: special ids of the tokenizer.
-      variant: which passes and which loss (SPEC 4).
+      variant: name of the passes and the loss (docs/method.md 5).
       word_start_V: bool[V] for whole-word masking, or None.
-      mesh: that it will run on; decides how attention is computed (`make_model`).
+      mesh: devices that will run it; they decide how attention is computed (`make_model`).
     """
     model, optimizer = make_model(config, mesh), make_optimizer(config.optimizer)
 
     def step_fn(state: TrainState, tokens_BN: jax.Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
+        assert state.importance_V is not None  # only fine-tuning has no table
+        importance_V, key = state.importance_V, jax.random.fold_in(state.key, state.step)
         batch = mask_batch(config, special, jax.random.fold_in(key, _MASKING), tokens_BN, word_start_V)
         predictions = batch.weights_BP.sum()
         # A batch without one maskable token has loss 0 / 1, and no gradient, rather than 0 / 0.
@@ -84,7 +88,7 @@ def make_train_step(
 
         def loss_fn(params, microbatch, rows_B, index):
             sums, losses_BP = forward_sums(
-                config, model, params, state.importance_V, microbatch, variant,
+                config, model, params, importance_V, microbatch, variant,
                 dropout_key=jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), index),
                 selection_keys_B=row_keys(jax.random.fold_in(key, _SELECTION), rows_B),
             )  # fmt: skip
@@ -96,14 +100,14 @@ def make_train_step(
             )
             return loss, (sums, importance)
 
-        grads, loss, (sums, importance) = accumulate(loss_fn, state.params, batch, config.microbatches(variant))
+        grads, loss, (sums, (loss_V, count_V)) = accumulate(loss_fn, state.params, batch, config.microbatches(variant))
 
         def moved(importance_V):
             return token_dropping.update_importance(
-                importance_V, *importance, config.dropping.importance_beta, special.frozen
+                importance_V, loss_V, count_V, config.dropping.importance_beta, special.frozen
             )
 
-        new_state, metrics = update(config, optimizer, state, grads, loss, moved)
+        new_state, metrics = update(optimizer, learning_rate(config, state.step), state, grads, loss, moved)
         metrics["mlm_loss"], metrics["predictions"] = sums.mlm / denominators[0], predictions
         if variant == "consistency":
             metrics["mlm_loss_full_pass"] = sums.mlm_full / denominators[0]
@@ -112,6 +116,35 @@ def make_train_step(
         return new_state, metrics
 
     return step_fn
+
+
+def compile_train_step(
+    config: Config,
+    special: SpecialIds,
+    variant: Variant,
+    mesh: Mesh,
+    word_start_V: np.ndarray | None = None,
+    options: dict[str, str | bool] | None = None,
+) -> jax.stages.Compiled:
+    """`make_train_step` as an executable `(state, tokens_BN) -> (state, metrics)`; the state is donated.
+
+    `options` are the compiler's, by name.
+    """
+    state = state_shape(lambda: initial_state(config, special), mesh)
+    tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), jnp.int32)
+    step_fn = make_train_step(config, special, variant, word_start_V, mesh)
+    return compile_ahead(step_fn, state, tokens, mesh, options)
+
+
+def compile_programs(
+    config: Config, special: SpecialIds, mesh: Mesh, word_start_V: np.ndarray | None = None
+) -> dict[str, jax.stages.Compiled]:
+    """Every program that a run needs, by name: nothing compiles in the middle of it."""
+    config = settled(config, platform_of(mesh.devices.flat[0]))
+    return {
+        name: compile_train_step(stage, special, variant, mesh, word_start_V)
+        for name, (stage, variant) in programs_needed(config).items()
+    }
 
 
 def mask_batch(
@@ -132,30 +165,41 @@ def mask_batch(
     )
 
 
-def select(config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array) -> Kept:
-    """Positions i32[B, K] that dropping keeps, by the config's selector on the masked input.
+def select(
+    config: Config, importance_V: jax.Array, batch: MaskedBatch, keys_B: jax.Array, state_BND: jax.Array
+) -> jax.Array:
+    """Positions i32[B, K] that dropping keeps, by the config's selector; no gradient flows through the choice.
 
-    For random-LTD one such array for each dropping layer, drawn by itself.
+    For random-LTD i32[S, B, K]: each dropping layer draws its own.
+
+    Args:
+      config: config at the step.
+      importance_V: importance table.
+      batch: masked rows.
+      keys_B: a key per row, for selectors that draw.
+      state_BND: output of `Encoder.prefix`, the tokens' state where dropping begins.
     """
     selector = token_dropping.SELECTORS[config.selector]
     # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
     # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
     importance_V = importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
+    state_BND = jax.lax.stop_gradient(state_BND)
 
     def positions(keys_B):
-        score_BN = selector(importance_V, batch.input_ids_BN, batch.mask_BN, keys_B, config.num_top)
-        return token_dropping.keep_highest(score_BN, batch.mask_BN, config.num_kept)
+        tokens = token_dropping.Candidates(
+            importance_V, batch.input_ids_BN, batch.mask_BN, state_BND, keys_B, config.num_top
+        )
+        return token_dropping.keep_highest(selector(tokens), batch.mask_BN, config.num_kept)
 
     if config.dropping.method != "random_ltd":
         return positions(keys_B)
     first, last = config.drop_layers
-    return tuple(
-        positions(jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B)) for i in range(first, last + 1)
-    )
+    draws = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B) for i in range(first, last + 1)]
+    return jnp.stack([positions(draw_B) for draw_B in draws])
 
 
 def loss_rows(batch: MaskedBatch) -> jax.Array:
-    """Rows i32[B, P + 1] at which the loss reads the last layer: [CLS], then the predicted positions (SPEC 5)."""
+    """Rows i32[B, P + 1] at which the loss reads the last layer: [CLS], then predicted positions (docs/method.md 6)."""
     cls_B1 = jnp.zeros_like(batch.positions_BP[:, :1])
     return jnp.concatenate([cls_B1, batch.positions_BP], axis=1)
 
@@ -179,9 +223,9 @@ def forward_sums(
     """Loss sums of one (micro)batch, and the MLM loss [B, P] that moves the importance table.
 
     Args:
-      config: of the run.
-      model: from `make_model(config)`.
-      params: of the model.
+      config: the run's.
+      model: result of `make_model(config)`.
+      params: the model's.
       importance_V: scores the tokens; no gradient flows into it.
       batch: masked rows.
       variant: full, drop or consistency.
@@ -190,7 +234,6 @@ def forward_sums(
     """
     rows_BR = loss_rows(batch)
     all_rows = needs_all_rows(config, variant)
-    kept_BK = None if variant == "full" else select(config, importance_V, batch, selection_keys_B)
 
     def network(bert: Bert):
         encoder, deterministic = bert.encoder, dropout_key is None
@@ -207,21 +250,24 @@ def forward_sums(
             loss_BP = losses.cross_entropy(bert.mlm_logits(predicted), batch.targets_BP)
             return loss_BP, states[-2:]
 
-        x_BND = prefix()
+        x_BND, kept_BK = prefix(), None
+        if variant != "full":  # the state of the pass that drops counts, where a consistency step has two prefixes
+            kept_BK = select(config, importance_V, batch, selection_keys_B, x_BND)
         trained = branch(x_BND, kept_BK)
         if variant != "consistency":
-            return trained, None
-        return trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
+            return kept_BK, trained, None
+        return kept_BK, trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
 
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
-    (loss_BP, drop_states), full_pass = model.apply({"params": params}, rngs=rngs, method=network)
+    passes: Any = model.apply({"params": params}, rngs=rngs, method=network)
+    kept_BK, (loss_BP, drop_states), full_pass = passes
     zero = jnp.zeros(())
     sums = losses.Sums(jnp.sum(loss_BP * batch.weights_BP), zero, zero, zero)
     if full_pass is not None:
         full_loss_BP, full_states = full_pass
         sc_local, sc_global = _consistency(config, batch, kept_BK, full_states, drop_states)
         mlm_full = jnp.sum(full_loss_BP * batch.weights_BP)
-        sums = sums.replace(mlm_full=mlm_full, sc_global=sc_global, sc_local=sc_local)
+        sums = losses.Sums(sums.mlm, mlm_full, sc_global, sc_local)
     return sums, jax.lax.stop_gradient(loss_BP)
 
 
@@ -235,68 +281,3 @@ def _consistency(config: Config, batch: MaskedBatch, kept_BK: jax.Array, full_st
         if config.dropping.sc_stop_gradient:
             full_BD = jax.lax.stop_gradient(full_BD)
         yield losses.consistency_kl(full_BD, losses.pool(drop, drop_mask, pool))
-
-
-def accumulate(loss_fn: Callable, params: Any, batch: Any, microbatches: int):
-    """Gradient, loss and sums of a batch, added up over microbatches.
-
-    Args:
-      loss_fn: (params, microbatch, its row numbers, its number) -> (loss, sums), by the whole batch's denominator.
-      params: of the model.
-      batch: tree of arrays whose first axis is rows.
-      microbatches: how many; they divide the rows.
-    """
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    rows_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
-    if microbatches == 1:
-        (loss, aux), grads = value_and_grad(params, batch, rows_B, 0)
-        return grads, loss, aux
-
-    def split(x):
-        # Strided, so that every microbatch has its share of each device's rows and nothing moves.
-        return x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
-
-    def body(total, inputs):
-        (loss, aux), grads = value_and_grad(params, *inputs)
-        return jax.tree.map(jnp.add, total, (grads, loss, aux)), None
-
-    inputs = (*jax.tree.map(split, (batch, rows_B)), jnp.arange(microbatches))
-    shapes = jax.eval_shape(value_and_grad, params, *jax.tree.map(lambda x: x[0], inputs))
-    (loss, aux), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (grads, loss, aux), _ = jax.lax.scan(body, (grads, loss, aux), inputs)
-    return grads, loss, aux
-
-
-def update(
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    grads: Any,
-    loss: jax.Array,
-    moved: Callable[[jax.Array], jax.Array] = lambda importance_V: importance_V,
-) -> tuple[TrainState, Metrics]:
-    """Next state and the metrics of any step; `moved` gives the next importance table.
-
-    A non-finite loss or gradient leaves parameters, moments and importance as they were.
-    """
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    rate = learning_rate(config, state.step)
-
-    def updated(params, opt_state, importance_V):
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        return params, opt_state, moved(importance_V)
-
-    # A branch, not a choice between old and new leaf by leaf: that one copies both moments of every parameter.
-    old = (state.params, state.opt_state, state.importance_V)
-    params, opt_state, importance_V = jax.lax.cond(finite, updated, lambda *kept: kept, *old)
-    skipped = (~finite).astype(jnp.int32)
-    new_state = state.replace(
-        step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        importance_V=importance_V,
-        skipped=state.skipped + skipped,
-    )
-    return new_state, {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate, "skipped": skipped}

@@ -5,16 +5,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from sctd_jax.plot import look, put_legend
+from sctd_jax.plot import look, save
 
 _MOST_TICKS = 13
 
@@ -111,10 +108,6 @@ def _label(axis: Axes, x: str, y: str) -> None:
 def _picture(panels: int, draw: Callable[[Sequence[Axes]], dict[str, Artist]]) -> bytes:
     """The picture that `draw` makes on so many axes; it returns the legend's entries."""
     figure, axes = plt.subplots(1, panels, figsize=(6.5 * panels, 4.2), layout="constrained", squeeze=False)
-    try:
-        put_legend(figure, draw(axes[0]))
-        content = io.BytesIO()
-        figure.savefig(content, dpi=120, format="png")
-    finally:
-        plt.close(figure)
+    content = io.BytesIO()
+    save(figure, draw(axes[0]), content, "png")
     return content.getvalue()

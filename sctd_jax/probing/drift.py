@@ -1,4 +1,4 @@
-"""How much token dropping moves the sentence vectors: over the training of a run, and by layer.
+"""How far token dropping moves the sentence vectors, over the training of a run and by layer.
 
 Shapes: B rows, N sequence length, D width, S layers from the first dropping one on.
 """
@@ -15,22 +15,23 @@ from etils import epath
 from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.model import token_dropping
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.plot import curve, names
-from sctd_jax.pretrain import setup
 from sctd_jax.pretrain.evaluation import EVAL_SEED, cosine, eval_rows, selection_keys
+from sctd_jax.pretrain.model import make_model
+from sctd_jax.pretrain.rows import open_data
 from sctd_jax.pretrain.step import mask_batch, select
+from sctd_jax.pretrain.workdir import check_rows
 from sctd_jax.probing.models import check_pretrained, full_precision
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.run import load_run
-from sctd_jax.train.state import make_model
-from sctd_jax.train.workdir import check_rows, read_config
+from sctd_jax.train.workdir import read_config
 
 POOLINGS = ("cls", "mean")
-_CURVES = {"local": "eval/drift_local", "global": "eval/drift_global"}
+_CURVES = {"local": "eval/cosine_local", "global": "eval/cosine_global"}
 _BATCH = 16
 NOTE = (
     "Between the full and the drop pass over held-out rows. The cosine is 1 where dropping changes nothing; the KL is "
@@ -43,22 +44,19 @@ NOTE = (
 class Settings:
     """How it is measured."""
 
-    rows: int  # held-out rows for the layers, at most, as the run's evaluation takes them; 0: only the curve
+    rows: int  # largest number of held-out rows for the layers, chosen as the run's evaluation does; 0: only the curve
 
 
 def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
-    """The drift of runs over their training, and of their newest checkpoints by layer.
+    """Drift of runs over their training, and by layer of their newest checkpoints.
 
     Args:
-      paths: workdirs of runs that drop tokens.
+      paths: workdirs of runs that drop tokens and were evaluated.
       settings: how it is measured.
       log: receives a line for each run.
 
     Returns:
-      What `drift.json` holds. A run whose rows or checkpoints are gone has `layers` null and `layers_missing`.
-
-    Raises:
-      UserError: not such a run, or it was never evaluated.
+      Content of `drift.json`. A run whose rows or checkpoints are gone has `layers` null and `layers_missing`.
     """
     called, curves = names(paths), [_curves(path) for path in paths]
     found = []
@@ -93,18 +91,15 @@ def _curves(path: str) -> dict[str, Any]:
 
 
 def by_layer(workdir: epath.Path, count: int, log: Callable[[str], None]) -> dict[str, Any]:
-    """Means over held-out rows, with the masks of the run's evaluation, of its newest checkpoint.
+    """Means over held-out rows, masked as in the run's evaluation, by its newest checkpoint.
 
     Args:
-      workdir: of a run that drops tokens.
-      count: of rows, at most.
+      workdir: a run that drops tokens.
+      count: largest number of rows.
       log: told if the rows must be prepared again.
-
-    Raises:
-      UserError: its checkpoints or its rows are not there.
     """
     run = load_run(workdir, None, log)
-    data = setup.open_data(run.config, log, run.metadata)
+    data = open_data(run.config, log, run.metadata)
     check_rows(workdir, data.folder)
     rows = Rows(data.folder, HELD_OUT)
     chosen = eval_rows(count, len(rows))
@@ -136,11 +131,12 @@ def jit_compare(config: Config, special: SpecialIds, word_start_V: np.ndarray | 
     def compare(params: Any, importance_V: jax.Array, tokens_BN: jax.Array, rows_B: jax.Array) -> jax.Array:
         key = jax.random.key(EVAL_SEED)  # so that the newest point of a curve is found again
         batch = mask_batch(config, special, key, tokens_BN, word_start_V, rows_B)
-        kept_BK = select(config, importance_V, batch, selection_keys(rows_B))
 
         def both(bert):
             x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)
-            return [bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept)[1] for kept in (None, kept_BK)]
+            kept_BK = select(config, importance_V, batch, selection_keys(rows_B), x_BND)
+            states = [bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept)[1] for kept in (None, kept_BK)]
+            return kept_BK, states
 
         def pooled(x_BRD: jax.Array, pooling: str) -> jax.Array:
             whole = x_BRD.shape[1] == batch.mask_BN.shape[1]
@@ -148,9 +144,10 @@ def jit_compare(config: Config, special: SpecialIds, word_start_V: np.ndarray | 
                 x_BRD, batch.mask_BN if whole else token_dropping.gather(batch.mask_BN, kept_BK), pooling
             )
 
+        kept_BK, states = model.apply({"params": params}, method=both)
         pairs = [
             [(pooled(full, pooling), pooled(drop, pooling)) for pooling in POOLINGS]
-            for full, drop in zip(*model.apply({"params": params}, method=both), strict=True)
+            for full, drop in zip(*states, strict=True)
         ]
         return jnp.stack([jnp.stack([jnp.stack([f(*two) for two in row]) for row in pairs]) for f in (cosine, _kl)])
 
@@ -163,7 +160,7 @@ def _kl(full_BD: jax.Array, drop_BD: jax.Array) -> jax.Array:
 
 def _line(found: dict[str, Any]) -> str:
     ends = "; ".join(
-        f"{name} drift (cosine) {found[name]['cosine'][0]:.4f} at step {found[name]['step'][0]}, "
+        f"{name} cosine {found[name]['cosine'][0]:.4f} at step {found[name]['step'][0]}, "
         f"{found[name]['cosine'][-1]:.4f} at step {found[name]['step'][-1]}"
         for name in _CURVES
     )

@@ -27,9 +27,9 @@ from sctd_jax.parallel.mesh import one_device
 from sctd_jax.plot import names
 from sctd_jax.probing.models import check_pretrained, full_precision
 from sctd_jax.tasks import scoring
-from sctd_jax.tasks.examples import Example
-from sctd_jax.tasks.reading import FileSettings, TaskData, open_task
-from sctd_jax.tasks.tasks import TASKS
+from sctd_jax.tasks.examples import Example, FileSettings
+from sctd_jax.tasks.splits import TaskData, open_task
+from sctd_jax.tasks.table import TASKS
 
 POOLINGS = ("cls", "mean")  # [CLS], and the mean over a row's real tokens, [CLS] and [SEP] among them
 _HEADS = ("classification", "regression")
@@ -42,7 +42,7 @@ _ROUNDING = 1e-5  # relative: features that differ by less are constant
 class Settings:
     """What is probed for, and how."""
 
-    task: str  # a key of tasks.TASKS
+    task: str  # a key of `tasks.table.TASKS`
     data_dir: str  # as in fine-tuning
     examples: int  # of the training set, at most: a seeded sample
     max_length: int  # N, tokens of a row at most; 0: the task's
@@ -71,7 +71,7 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
     called = names(paths)
     for path in paths:
         check_pretrained(path)
-    data = open_task(settings.task, settings.data_dir, settings.files)
+    data = open_task(TASKS[settings.task], settings.data_dir, settings.files)
     for note in data.notes:
         log(note)
     train = _sample(data.train, settings)
@@ -120,11 +120,12 @@ def _floor(name: str, data: TaskData) -> float:
 
 def _score(name: str, data: TaskData, logits: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
     """The task's metrics and 'score', from the logits of every dev set's examples."""
+    task = TASKS[name]
     measured = {
-        split: scoring.measure(name, examples, scoring.predict(name, examples, (), logits[split]))
+        split: scoring.measure(task, examples, scoring.predict(task, examples, logits[split]))
         for split, examples in data.dev.items()
     }
-    return {key.removeprefix("eval/"): float(value) for key, value in scoring.summarize(name, measured).items()}
+    return {key.removeprefix("eval/"): float(value) for key, value in scoring.summarize(task, measured).items()}
 
 
 def _probe(
@@ -136,7 +137,7 @@ def _probe(
     max_length = min(settings.max_length or task.max_length, config.max_positions)
     params = pretrained.params(one_device())["encoder"]
     states = jit_pooled_states(config)
-    pad_id = pretrained.tokenizer.special["pad"]
+    pad_id = pretrained.tokenizer.special.pad
 
     def read(split: str, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         def say(line: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from sctd_jax.config import ModelConfig
 from sctd_jax.data.decoding import open_utf8
 from sctd_jax.data.rows import HELD_OUT, Rows, read_metadata
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches
@@ -23,11 +24,10 @@ from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.plot import names
-from sctd_jax.pretrain import setup
+from sctd_jax.pretrain.rows import open_data
+from sctd_jax.pretrain.workdir import check_rows
 from sctd_jax.probing.models import MaskedLm, full_precision, open_masked_lm
-from sctd_jax.train.workdir import check_rows
 
 NOTE = (
     "PPPL is per token: never compare it between models with different tokenizers. Bits per character may be compared "
@@ -83,7 +83,7 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
 
 
 def _score(name: str, model: MaskedLm, text: _Texts, settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
-    special = SpecialIds(**model.tokenizer.special)
+    special = model.tokenizer.special
     scored = [row[_scored(row, special)] for row in text.rows]
     tokens, unknown = sum(len(ids) for ids in scored), sum(int((ids == special.unk).sum()) for ids in scored)
     log(f"{name}: {tokens} tokens of {text.source}, a forward pass for each")
@@ -177,7 +177,7 @@ def _texts(
         raise UserError(f"{path} has no held-out rows of its own: give --text FILE, with a text on each line")
     else:
         texts = _held_out(model, settings.rows, log)
-    special = SpecialIds(**model.tokenizer.special)
+    special = model.tokenizer.special
     if not any(_scored(ids, special).any() for ids in texts.rows):
         raise UserError(f"{texts.source}: no token to score")
     return texts
@@ -212,12 +212,12 @@ def _rows(model: MaskedLm, lines: Sequence[str]) -> Iterator[np.ndarray]:
     room, special = model.config.data.seq_len - 2, model.tokenizer.special
     for ids in model.tokenizer.encode(lines):
         for start in range(0, len(ids), room):
-            yield np.array([special["cls"], *ids[start : start + room], special["sep"]], np.int32)
+            yield np.array([special.cls, *ids[start : start + room], special.sep], np.int32)
 
 
 def _held_out(model: MaskedLm, count: int, log: Callable[[str], None]) -> _Texts:
     """Rows from all over the held-out split: neighbours are of one document."""
-    data = setup.open_data(model.config, log, read_metadata(model.workdir))
+    data = open_data(model.config, log, read_metadata(model.workdir))
     check_rows(model.workdir, data.folder)
     rows = Rows(data.folder, HELD_OUT)
     count = min(count, len(rows))

@@ -1,22 +1,24 @@
-"""One labelled row of a task, whatever file it came from. Slots, for ReCoRD has a million of them."""
+"""Labelled row of a task, whatever file it came from, and functions that build it."""
 
 import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
-Label = int | float | None
+from sctd_jax.errors import UserError, printable
+from sctd_jax.tasks.files import Note, Record
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # slots, for ReCoRD has a million of them
 class Example:
-    """Text as it stands in the file, and what is known of it."""
+    """Texts as they stand in the file, and what is known of them."""
 
-    id: str | int | tuple[int, ...]  # as the submission names it; MultiRC: (paragraph, question, answer)
+    id: str | int | tuple[int, ...]  # name of the row in the submission; MultiRC: (paragraph, question, answer)
     first: str
-    second: str = ""  # of a pair; SQuAD: the passage
-    label: Label = None  # index into Task.labels, number of the right choice, or a score; None where it is hidden
+    second: str = ""  # second text of a pair; SQuAD: the passage
+    label: int | float | None = None  # index into Task.labels, number of the right choice, or a score; None if hidden
     choices: tuple[str, ...] = ()  # multiple choice: each is the second text of a row of its own
     marked: tuple["Span", ...] = ()  # WiC, WSC
-    group: str = ""  # MultiRC, ReCoRD: rows of one question
+    group: str = ""  # MultiRC, ReCoRD: the question that rows share
     candidate: str = ""  # ReCoRD: the entity that this row tries
     answers: tuple["Answer", ...] = ()  # SQuAD, ReCoRD: the accepted ones; none: SQuAD 2.0's no answer, or hidden
 
@@ -36,3 +38,77 @@ class Answer:
 
     text: str
     start: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSettings:
+    """Settings of files of the user's own."""
+
+    text_field: str = "text"
+    pair_field: str = ""  # '' for single texts
+    label_field: str = "label"
+    heldout_share: float = 0.1  # share of a single file that becomes the dev set
+    seed: int = 0  # chooses that share
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Facts that hold for all records of a split."""
+
+    where: str  # the file, for messages
+    split: str  # train, dev... or test...
+    labels: tuple[str, ...]
+    settings: FileSettings
+    note: Note
+
+    @property
+    def hidden(self) -> bool:
+        """Whether this is a test split: its labels are not read, and none of its rows may be left out."""
+        return self.split.startswith("test")
+
+    def text(self, record: Record, field: str) -> str:
+        """A text; where a row counts even without one, a space keeps the pair a pair."""
+        return record.text(field, empty=self.hidden) or " "
+
+    def label(self, record: Record, field: str = "label") -> int | None:
+        """The class that a label names; None where labels are hidden."""
+        if self.hidden:
+            return None
+        found, labels = record.label(field), self.labels
+        if [label.lower() for label in labels] == ["false", "true"]:  # copies of the data write them in either way
+            found, labels = found.lower(), ("false", "true")
+        if found not in labels:
+            raise UserError(
+                f"{record.place}: unknown label {found!r}, expected one of {printable(', '.join(self.labels))}"
+                + ("; leave out the rows on which the judges disagreed" if found == "-" else "")
+            )
+        return labels.index(found)
+
+    def choice(self, record: Record, count: int) -> int | None:
+        """The number of the right choice among `count`; None where labels are hidden."""
+        found = None if self.hidden else record.integer("label")
+        if found is not None and not 0 <= found < count:
+            raise UserError(f"{record.place}: unknown label {found}, expected 0 to {count - 1}")
+        return found
+
+
+Builder = Callable[[Record, Context], Iterable[Example]]
+
+
+def classify(*fields: str, label: str = "label", some_empty: bool = False) -> Builder:
+    """A builder of rows that classify a text or a pair, which one or two `fields` hold.
+
+    With `some_empty`, training rows without one of the texts are left out and noted; else they are an error.
+    """
+
+    def build(record: Record, context: Context) -> Iterator[Example]:
+        if some_empty:
+            texts = [record.text(field, empty=True).strip() or " " for field in fields]
+            if context.split == "train" and " " in texts:
+                context.note("rows without a text left out", record.place)
+                return
+        else:
+            texts = [context.text(record, field) for field in fields]
+        yield Example(record.id, *texts, label=context.label(record, label))
+
+    return build

@@ -1,95 +1,40 @@
-"""The metrics of the tasks, as shares from 0 to 1 or correlations from -1 to 1.
+"""The metrics of tasks with one label for each example, as shares from 0 to 1 or correlations from -1 to 1.
 
 Where one is not defined (a correlation with something constant, an F1 of a class that nobody names) it is 0.0, without
-a warning. Predictions that are not numbers make a correlation nan.
+a warning. Predictions that are not numbers make a correlation nan. Other metrics stand with their tasks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.stats
 import sklearn.metrics
 
-from sctd_jax.tasks import squad
-
 _Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
-def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Share of predictions that are right."""
-    return float(sklearn.metrics.accuracy_score(labels, predictions))
+def _share(metric: Callable, **settings: Any) -> _Metric:
+    return lambda labels, predictions: float(metric(labels, predictions, **settings))
 
 
-def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """F1 of class 1; there are no classes but 0 and 1."""
-    return float(sklearn.metrics.f1_score(labels, predictions, zero_division=0.0))
+def _correlation(metric: Callable) -> _Metric:
+    def unless_constant(labels: np.ndarray, predictions: np.ndarray) -> float:
+        # float64, for scipy warns of what is constant up to rounding in the type that it is given.
+        labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
+        if any(np.ptp(values) <= 1e-9 * np.abs(values).max() for values in (labels, predictions)):
+            return 0.0
+        return float(metric(labels, predictions))
+
+    return unless_constant
 
 
-def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Unweighted mean of the F1 of each class; a class that is neither a label nor predicted does not count."""
-    return float(sklearn.metrics.f1_score(labels, predictions, average="macro", zero_division=0.0))
-
-
-def mcc(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Matthews correlation coefficient."""
-    return _unless_constant(sklearn.metrics.matthews_corrcoef, labels, predictions)
-
-
-def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Pearson's correlation."""
-    return _unless_constant(lambda x, y: scipy.stats.pearsonr(x, y).statistic, labels, predictions)
-
-
-def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Spearman's rank correlation."""
-    return _unless_constant(lambda x, y: scipy.stats.spearmanr(x, y).statistic, labels, predictions)
-
-
-# Of a task with one prediction for each example: (labels, predictions) -> value.
-METRICS: dict[str, _Metric] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "macro_f1": macro_f1,
-    "mcc": mcc,
-    "pearson": pearson,
-    "spearman": spearman,
+METRICS: dict[str, _Metric] = {  # (labels, predictions) -> value
+    "accuracy": _share(sklearn.metrics.accuracy_score),
+    "f1": _share(sklearn.metrics.f1_score, zero_division=0.0),  # F1 of class 1; there are no classes but 0 and 1
+    # Unweighted mean of the F1 of each class; a class that is neither a label nor predicted does not count.
+    "macro_f1": _share(sklearn.metrics.f1_score, average="macro", zero_division=0.0),
+    "mcc": _correlation(sklearn.metrics.matthews_corrcoef),  # Matthews correlation coefficient
+    "pearson": _correlation(lambda x, y: scipy.stats.pearsonr(x, y).statistic),
+    "spearman": _correlation(lambda x, y: scipy.stats.spearmanr(x, y).statistic),
 }
-
-
-def multirc(groups: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """SuperGLUE's metrics of MultiRC.
-
-    Args:
-      groups: the question of each answer option.
-      labels: 0 or 1 for each.
-      predictions: likewise.
-
-    Returns:
-      `f1a`, the F1 over all options, and `em`, the share of questions whose options are all right.
-    """
-    right: dict[str, bool] = {}
-    for question, label, prediction in zip(groups, labels, predictions, strict=True):
-        right[question] = right.get(question, True) and bool(label == prediction)
-    return {"f1a": f1(labels, predictions), "em": sum(right.values()) / len(right)}
-
-
-def best_candidates(groups: Sequence[str], candidates: Sequence[str], probabilities: Sequence[float]) -> dict[str, str]:
-    """ReCoRD's answer to each query: the entity of the row that is most probable, the first one on ties."""
-    best: dict[str, tuple[float, str]] = {}
-    for query, candidate, probability in zip(groups, candidates, probabilities, strict=True):
-        if query not in best or probability > best[query][0]:
-            best[query] = (probability, candidate)
-    return {query: candidate for query, (_, candidate) in best.items()}
-
-
-def record(answers_by_group: Mapping[str, Sequence[str]], predictions: Mapping[str, str]) -> dict[str, float]:
-    """ReCoRD's `em` and `f1`: its script has SQuAD 1.1's rules. A query without a prediction counts 0."""
-    return squad.evaluate(answers_by_group, predictions, null_answer=False)
-
-
-def _unless_constant(metric: _Metric, labels: np.ndarray, predictions: np.ndarray) -> float:
-    # In float64, as scipy warns of what is constant up to rounding in the type that it is given.
-    labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
-    if any(np.ptp(values) <= 1e-9 * np.abs(values).max() for values in (labels, predictions)):
-        return 0.0
-    return float(metric(labels, predictions))

@@ -1,16 +1,23 @@
-"""SQuAD: its metrics, and the answer to a question from the logits of the windows over its passage.
+"""SQuAD: its files, its metrics, and the answer to a question from the logits of the windows over its passage.
 
-Shapes: N tokens of a window, S and E candidate starts and ends. Rules of the metrics: evaluate-v1.1.py and
-evaluate-v2.0.py (Rajpurkar et al.); of the extraction: run_squad.py (Devlin et al., 2019).
+Shapes: N tokens of a window, S and E candidate starts and ends. Sources: evaluate-v1.1.py and evaluate-v2.0.py
+(Rajpurkar et al.) for the metrics; run_squad.py (Devlin et al., 2019) for extraction and hyperparameters.
 """
 
 import dataclasses
+import json
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from sctd_jax.errors import UserError, printable
+from sctd_jax.tasks.examples import Answer, Context, Example
+from sctd_jax.tasks.files import Note, Record, read_json
+from sctd_jax.tasks.task import SplitNames, Task
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII only, as in the official scripts
@@ -40,8 +47,8 @@ def evaluate(
     A question without a prediction counts 0 (evaluate-v1.1's rule; v2.0's leaves it out of the mean).
 
     Args:
-      answers: the accepted ones of every question, by its id.
-      predictions: by id; "" says that there is no answer.
+      answers: the accepted ones of every question, by the question's id.
+      predictions: answers by the question's id; "" says that there is none.
       null_answer: score as evaluate-v2.0 does. Answers that normalise to nothing ("A") are dropped; a question that has
         none (left) gets 1 for a prediction that normalises to nothing, else 0. Without it, as evaluate-v1.1 does: such
         answers can be matched exactly, with F1 0, and every question needs an answer.
@@ -50,24 +57,19 @@ def evaluate(
       ValueError: a question without answers, and no `null_answer`.
     """
 
-    def mean(credit: Callable[[str, str], float]) -> float:
-        given = ((predictions[key], accepted) for key, accepted in answers.items() if key in predictions)
-        return sum(_best(credit, prediction, accepted, null_answer) for prediction, accepted in given) / len(answers)
-
-    return {"em": mean(exact_match), "f1": mean(f1)}
-
-
-def _best(credit: Callable[[str, str], float], prediction: str, answers: Sequence[str], null_answer: bool) -> float:
-    if null_answer:
-        answers = [answer for answer in answers if normalize(answer)]
-        if not answers:
+    def best(credit: Callable[[str, str], float], prediction: str, accepted: Sequence[str]) -> float:
+        if null_answer and not (accepted := [answer for answer in accepted if normalize(answer)]):
             return float(not normalize(prediction))
-    return float(max(credit(prediction, answer) for answer in answers))
+        return float(max(credit(prediction, answer) for answer in accepted))
+
+    given = [(predictions[key], accepted) for key, accepted in answers.items() if key in predictions]
+    credits = {"em": exact_match, "f1": f1}
+    return {name: sum(best(credit, *pair) for pair in given) / len(answers) for name, credit in credits.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """What the network says of one window over the passage of a question; token 0 is [CLS]."""
+    """Outputs of the network for one window over the passage of a question; token 0 is [CLS]."""
 
     start_N: np.ndarray  # logits
     end_N: np.ndarray  # logits
@@ -76,12 +78,7 @@ class Window:
 
 
 def extract(
-    windows: Sequence[Window],
-    passage: str,
-    *,
-    null_answer: bool,
-    n_best: int = 20,
-    max_answer_tokens: int = 30,
+    windows: Sequence[Window], passage: str, *, null_answer: bool, n_best: int = 20, max_answer_tokens: int = 30
 ) -> tuple[str, float]:
     """The answer to one question, and by how much "no answer" beats it.
 
@@ -89,11 +86,11 @@ def extract(
     the highest wins, the first one on ties. "No answer" scores those of [CLS], in the window where they are lowest.
 
     Args:
-      windows: of this question, at least one.
+      windows: windows of this question, at least one.
       passage: the text that the windows' spans count in.
       null_answer: whether there may be no answer (SQuAD 2.0): "" if that scores higher.
       n_best: starts and ends of a window that are tried.
-      max_answer_tokens: of an answer.
+      max_answer_tokens: longest answer.
 
     Returns:
       A piece of the passage as it stands there, or "", also where no span is possible; and the score of "no answer"
@@ -124,7 +121,7 @@ def _best_span(window: Window, n_best: int, max_answer_tokens: int) -> tuple[flo
 
 
 def max_context(window_starts: Sequence[int], window_lengths: Sequence[int]) -> list[np.ndarray]:
-    """For each window of passage tokens, bool[length]: whether it is the one in which a token has most context.
+    """bool[length] for each window of passage tokens: whether it is the one in which a token has most context.
 
     That is the smaller of the numbers of tokens to its left and right, plus a hundredth of the window's length; the
     first window wins ties.
@@ -136,3 +133,91 @@ def max_context(window_starts: Sequence[int], window_lengths: Sequence[int]) -> 
         row[start : start + length] = np.minimum(left, left[::-1]) + 0.01 * length
     winner = context.argmax(axis=0)
     return [winner[start : start + length] == number for number, (start, length) in enumerate(windows)]
+
+
+def _read(path: str, split: str, note: Note) -> Iterator[Record]:
+    """The questions of SQuAD's JSON as TFDS has them: with `context`, and `answers` as an object of two lists."""
+    number = 0
+    for article in read_json(path).children("data", "article"):
+        for paragraph in article.children("paragraphs", "paragraph"):
+            if not paragraph.items("qas"):
+                note("paragraphs without a question", paragraph.place)
+            for question in paragraph.children("qas", "question"):
+                answers = list(question.children("answers", "answer"))
+                fields = {
+                    **question.fields,
+                    "context": paragraph.value("context"),
+                    "answers": {name: [answer.value(name) for answer in answers] for name in ("text", "answer_start")},
+                }
+                yield Record(f"{question.place} ({printable(question.text('id'))})", number, fields)
+                number += 1
+
+
+def _build(record: Record, context: Context) -> Iterator[Example]:
+    passage, given, impossible = record.text("context"), record.child("answers"), _impossible(record)
+    pairs = zip(given.items("text"), given.items("answer_start"), strict=True)
+    answers = tuple(_answer(record, text, start, passage) for text, start in pairs)
+    if impossible and answers:
+        raise UserError(f"{record.place}: is_impossible is true, but there are {len(answers)} answers")
+    if not (impossible or answers):
+        raise UserError(f"{record.place}: no answer; SQuAD 2.0 says of such a question is_impossible: true")
+    yield Example(record.text("id"), record.text("question"), passage, answers=answers)
+
+
+def _build_squad1(record: Record, context: Context) -> Iterator[Example]:
+    if _impossible(record):
+        raise UserError(f"{record.place}: a question without an answer; SQuAD 2.0 is the task squad2")
+    yield from _build(record, context)
+
+
+def _impossible(record: Record) -> bool:
+    return "is_impossible" in record.fields and record.flag("is_impossible")
+
+
+def _answer(record: Record, text: str, start: int, passage: str) -> Answer:
+    answer = Record(record.place, 0, {"text": text, "answer_start": start})
+    text, start = answer.text("text"), answer.integer("answer_start")
+    if start < 0 or not passage.startswith(text, start):
+        found = passage[max(start, 0) :][: len(text)]
+        raise UserError(f"{record.place}: the answer {text!r} does not stand at character {start}, found {found!r}")
+    return Answer(text, start)
+
+
+def _submit(examples: Sequence[Example], predictions: Sequence[str], labels: Sequence[str]) -> str:
+    return json.dumps(dict(zip((e.id for e in examples), predictions, strict=True))) + "\n"
+
+
+def _squad(name: str, version: str, null_answer: bool, **other: Any) -> Task:
+    def predict(example: Example, windows: Sequence[Window]) -> str:
+        return extract(windows, example.second, null_answer=null_answer)[0]
+
+    def measure(examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
+        golds = {e.id: [answer.text for answer in e.answers] for e in examples}
+        texts = {e.id: text for e, text in zip(examples, predictions, strict=True)}
+        return evaluate(golds, texts, null_answer=null_answer)
+
+    return Task(
+        name=name,
+        head="span",
+        learning_rate=5e-5,
+        max_length=384,
+        home="https://rajpurkar.github.io/SQuAD-explorer",
+        files=SplitNames(f"train-v{version}.json", {"dev": f"dev-v{version}.json"}),
+        read=_read,
+        grouped=True,
+        metrics=("em", "f1"),
+        score=("f1",),
+        predict=predict,
+        measure=measure,
+        submission=_submit,
+        suffix=".json",
+        **other,
+    )
+
+
+SQUAD = (
+    _squad("squad1", "1.1", False, folder="SQuAD", hub=("rajpurkar/squad", ""), build=_build_squad1),
+    _squad(
+        "squad2", "2.0", True, folder="SQuAD2", hub=("rajpurkar/squad_v2", ""), build=_build, batch_size=48, epochs=2
+    ),
+)

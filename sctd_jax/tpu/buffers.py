@@ -1,4 +1,4 @@
-"""What a train step takes in HBM, as soon as the compiler knows it.
+"""HBM that a train step takes, as soon as the compiler knows it.
 
 Four fifths of a compilation for a TPU generate code after the buffers have been placed, and whether a step fits is
 known by then: this leaves the rest out.
@@ -17,7 +17,7 @@ from sctd_jax.parallel.mesh import make_mesh
 from sctd_jax.pretrain.step import Variant
 from sctd_jax.tpu.compile import DoesNotFitError, compile_step, hbm_bytes, topology_devices
 
-_REPORT = "*after_optimizations-memory-usage-report.txt"  # of libtpu, written when the buffers are placed
+_REPORT = "*after_optimizations-memory-usage-report.txt"  # file of libtpu, written when the buffers are placed
 _HBM = re.compile(r"Memory Space: default .*\nTotal bytes: (\d+) ")
 _POLL_SECONDS = 0.5
 
@@ -29,15 +29,14 @@ def buffer_bytes(config: Config, variant: Variant, topology: str) -> int:
     otherwise.
 
     Raises:
-      DoesNotFitError: they are more than a chip has.
-      UserError: no libtpu, no such slice, a config that its devices do not divide, or the compiler failed.
+      DoesNotFitError: the buffers are more than a chip has.
     """
     spawn = multiprocessing.get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         process = spawn.Process(target=_compile, args=(config, variant, topology, folder, sender), daemon=True)
         process.start()
-        sender.close()  # so that the receiver notices when the process ends
+        sender.close()  # lets the receiver notice when the process ends
         try:
             while not receiver.poll(_POLL_SECONDS):
                 placed = _placed(Path(folder))
@@ -64,8 +63,8 @@ def _placed(folder: Path) -> int | None:
 
 
 def _compile(config: Config, variant: Variant, topology: str, folder: str, sender: Connection) -> None:
-    """In the process of its own, to the end if no report is written."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the other process ends this one
+    """Compile in a process of its own, to the end if no report is written."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process ends this one on Ctrl-C
     try:
         mesh = make_mesh(config, topology_devices(topology))
         sender.send(hbm_bytes(compile_step(config, variant, mesh, "train", {"xla_dump_to": folder})))

@@ -17,15 +17,16 @@ import numpy as np
 from jax.experimental import topologies
 
 from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.model.attention import choose, settled
-from sctd_jax.objective.masking import SpecialIds
+from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
 from sctd_jax.parallel.mesh import describe, make_mesh
-from sctd_jax.pretrain.compiling import compile_train_step, peak_bytes
 from sctd_jax.pretrain.flops import mean_step_flops, step_flops
-from sctd_jax.pretrain.step import Variant, steps_needed
+from sctd_jax.pretrain.step import Variant, compile_train_step, programs_needed
+from sctd_jax.train.step import peak_bytes
 
 _SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 GIB = 2**30
@@ -37,9 +38,9 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, 
 class Program:
     """One train step as compiled for one chip of a slice. Sizes in bytes."""
 
-    seconds: float  # that compiling took
-    needed: int  # of HBM
-    state: int  # of these, parameters, moments, importance table and batch
+    seconds: float  # time that compiling took
+    needed: int  # HBM that it needs
+    state: int  # part of it for parameters, moments, importance table and batch
     flops: float  # a step and chip, by formula
     traffic: float  # bytes that its operations read and write, by XLA's count
     # Kind -> (how many, bytes of their results on one chip); those in the loop over microbatches count once.
@@ -54,20 +55,17 @@ def compile_for(config: Config, topology: str, log: Callable[[str], None], mfu: 
     """Compile every train step that a config needs for a slice such as 'v5e:2x4' and print what it takes.
 
     Args:
-      config: of the run.
+      config: config of the run.
       topology: the slice.
       log: receives the lines.
       mfu: model FLOP utilisation to reckon the run's length with, between 0 and 1.
 
     Returns:
       Whether all of them fit.
-
-    Raises:
-      UserError: no libtpu, no such slice, or a config that its devices do not divide.
     """
     config, mesh, chip = open_slice(config, topology, log)
     fits, hours = True, chip_hours(config, chip, mfu)
-    for name, (stage, variant) in steps_needed(config).items():
+    for name, (stage, variant) in programs_needed(config).items():
         try:
             program = compile_program(stage, variant, mesh, name)
             enough = program.needed <= chip.hbm_bytes
@@ -90,11 +88,8 @@ def chip_hours(config: Config, chip: Chip, mfu: float) -> float:
 
 
 def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tuple[Config, jax.sharding.Mesh, Chip]:
-    """A config as it would run on a slice, the slice's mesh and what its chips are; says so.
-
-    Raises:
-      UserError: no libtpu, no such slice, or a config that its devices do not divide.
-    """
+    """A config as it would run on a slice, the slice's mesh and what its chips are; says so."""
+    check_selector(config.dropping.selector)
     devices = topology_devices(topology)
     mesh = make_mesh(config, devices)
     chip = chips.find(devices[0].device_kind)
@@ -107,11 +102,7 @@ def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tup
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
-    """The chips of a slice that is not here.
-
-    Raises:
-      UserError: no libtpu, or no such slice.
-    """
+    """The chips of a slice that is not here."""
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UserError(f"compiling for a TPU needs libtpu: pip install 'jax[tpu]=={jax.__version__}'")
     # A v4 chip's two cores are one device, as on the machines that are lent out; the others have no choice.
@@ -131,8 +122,7 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
     """One train step for the chips of a mesh.
 
     Raises:
-      DoesNotFitError: it needs more HBM than a chip has.
-      UserError: the compiler failed for another reason.
+      DoesNotFitError: the program needs more HBM than a chip has.
     """
     began = time.monotonic()
     compiled = compile_step(config, variant, mesh, name)
@@ -153,8 +143,7 @@ def compile_step(
     """One train step for the chips of a mesh, with options of the compiler.
 
     Raises:
-      DoesNotFitError: it needs more HBM than a chip has.
-      UserError: the compiler failed for another reason.
+      DoesNotFitError: the program needs more HBM than a chip has.
     """
     word_start_V = np.ones(config.model.vocab_size, bool) if config.masking.whole_word else None
     try:
@@ -167,12 +156,12 @@ def compile_step(
 
 
 def hbm_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a program and its buffers take of a chip's HBM."""
+    """HBM of a chip that a program and its buffers take."""
     return peak_bytes(compiled) + compiled.memory_analysis().generated_code_size_in_bytes
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    """By kind, how many collectives an optimised program has, and the bytes of their results on one device."""
+    """Collectives of an optimised program by kind: their number, and the bytes of their results on one device."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for kind, size in _collectives(hlo):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 
 from sctd_jax.config import Config
-from sctd_jax.pretrain.step import Variant, steps_needed
+from sctd_jax.pretrain.step import Variant, programs_needed
 from sctd_jax.tpu.buffers import buffer_bytes
 from sctd_jax.tpu.compile import GIB, DoesNotFitError, compile_program, open_slice
 
@@ -31,13 +31,10 @@ def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
 
     Returns:
       Whether all of them fit with any batch.
-
-    Raises:
-      UserError: as `compile_for`.
     """
     config, mesh, chip = open_slice(config, topology, log)
     fits = True
-    for name, (stage, variant) in steps_needed(config).items():
+    for name, (stage, variant) in programs_needed(config).items():
         log(name)
         try:
             fit = largest_batch(stage, variant, topology, mesh, chip.hbm_bytes)
@@ -50,17 +47,17 @@ def fit_for(config: Config, topology: str, log: Callable[[str], None]) -> bool:
 
 
 def largest_batch(config: Config, variant: Variant, topology: str, mesh: Mesh, limit: int) -> Fit:
-    """How many rows of one train step fit on a chip, of those in SIZES.
+    """Largest of SIZES, the rows of a chip, with which a train step fits.
 
     Args:
-      config: its batch size is the first guess.
-      variant: of the step.
+      config: config of the run; its batch size is the first guess.
+      variant: variant of the step.
       topology: the slice.
-      mesh: of its chips.
+      mesh: mesh of the chips.
       limit: bytes of HBM that a program may use on a chip.
 
     Raises:
-      DoesNotFitError: not even 8 rows do.
+      DoesNotFitError: not even 8 rows fit.
     """
 
     def needed(rows: int) -> int | None:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -18,11 +18,14 @@ import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging as absl_logging
 from etils import epath
+from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
 from sctd_jax import storage
 from sctd_jax.errors import TryAgainError, UserError, say
 from sctd_jax.parallel import hosts
+from sctd_jax.parallel.sharding import shard
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.workdir import CHECKPOINTS
 
@@ -106,7 +109,7 @@ class Checkpoints:
 
         `log` is told of those whose metrics are damaged.
         """
-        values = {}
+        values: dict[int, float] = {}
         for step in reversed(self.steps()):
             try:
                 if (value := self._value(step)) is not None:
@@ -114,7 +117,7 @@ class Checkpoints:
             except DamagedError as error:
                 log(f"warning: checkpoint {self._folder / str(step)} may be the best and is passed over: {error}")
         choose = min if self._best.mode == "min" else max
-        return choose(values, key=values.get) if values else None
+        return choose(values, key=values.__getitem__) if values else None
 
     def _value(self, step: int) -> float | None:
         """The metric of a checkpoint; None if it was saved without. Raises DamagedError."""
@@ -139,12 +142,13 @@ class Checkpoints:
           UserError: it is damaged.
         """
         try:
-            return f"step {step}, digest {self._expected_digest(step)}"
+            return f"step {step}, digest {self._check(step)['digest']}"
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"checkpoint {self._folder / str(step)} is damaged: {_first_line(error)}") from error
 
-    def _expected_digest(self, step: int) -> int:
-        return json.loads((self._folder / str(step) / "check" / "metadata").read_text())["digest"]
+    def _check(self, step: int) -> dict[str, Any]:
+        """`digest` of the whole state and, unless earlier code saved it, `parts`: the digest of each of its fields."""
+        return json.loads((self._folder / str(step) / "check" / "metadata").read_text())
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start saving `state` under its step, unless that step is there already.
@@ -158,8 +162,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self.check()
-        digest = {"digest": int(_digest(state))}
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), check=ocp.args.JsonSave(digest))
+        parts = {name: int(total) for name, total in _digests(state).items()}
+        digests = {"digest": sum(parts.values()) % 2**32, "parts": parts}
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), check=ocp.args.JsonSave(digests))
         if metrics is not None and not math.isfinite(self._best(metrics)):
             metrics = None
 
@@ -195,38 +200,80 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none can be read.
         """
-        candidates = self.steps() if step is None else [step]
-        for candidate in reversed(candidates):
+
+        def attempt(candidate: int) -> tuple[str | None, Any]:
             # The first host reads it through beforehand: Orbax leaves a failed restore's other reads behind, which
             # then fill the terminal with tracebacks.
-            problem = self._problem(candidate) if hosts.is_first() else None
-            if hosts.all_say(problem is None):
+            problem = self._read(candidate)[0] if hosts.is_first() else None
+            if hosts.all_agree(problem is None):
                 arguments = ocp.args.Composite(state=ocp.args.StandardRestore(shape))
                 try:
-                    restored = self._manager.restore(candidate, args=arguments)["state"]
+                    return None, self._manager.restore(candidate, args=arguments)["state"]
                 except Exception as error:  # Orbax raises many kinds, even Exception itself
                     problem = _first_line(error)
-                if hosts.all_say(problem is None):
-                    return restored
+            return problem, None
+
+        found = self._newest_whole(step, attempt, log)
+        return found and found[1]
+
+    def restore_parts(
+        self, names: Sequence[str], mesh: Mesh, log: Callable[[str], None], step: int | None = None
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Step and some fields of a `TrainState`; the others are not read.
+
+        Orbax's partial restore would read a file twice, for the digest and for itself, and keep about a third more
+        memory: one pass over TensorStore's arrays gives both here.
+
+        Args:
+          names: fields to read, such as `params`; their shapes are the checkpoint's own.
+          mesh: where to place them, by the rules of `parallel.sharding`.
+          log: told of every checkpoint that is damaged and passed over.
+          step: read this one and no other; by default the newest that is whole.
+        """
+
+        def place(name: str, numbers: np.ndarray) -> jax.Array:
+            layout = shard(mesh, {name: numbers})[name].sharding
+            return jax.make_array_from_callback(numbers.shape, layout, lambda index: numbers[index])
+
+        return self._newest_whole(step, lambda candidate: self._read(candidate, names, place), log)
+
+    def _newest_whole(
+        self, step: int | None, attempt: Callable[[int], tuple[str | None, Any]], log: Callable[[str], None]
+    ) -> tuple[int, Any] | None:
+        """The first checkpoint, newest first, that `attempt` finds no problem with, and what it found."""
+        candidates = self.steps() if step is None else [step]
+        for candidate in reversed(candidates):
+            problem, found = attempt(candidate)
+            if hosts.all_agree(problem is None):
+                return candidate, found
             log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
         if candidates:
             raise UserError(f"no checkpoint in {self._folder} can be read (tried {candidates})")
         return None
 
-    def _problem(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, or None. A bucket that does not answer is no damage."""
-        folder = self._folder / str(step)
+    def _read(
+        self, step: int, names: Sequence[str] = (), place: Callable[[str, np.ndarray], Any] = lambda *_: None
+    ) -> tuple[str | None, dict[str, Any]]:
+        """What is wrong with a checkpoint, or None, and fields of it, leaf by leaf as `place` returns them.
+
+        Only these fields are read and checked, or all if `names` is empty or the checkpoint has no digest of each. A
+        bucket that does not answer is no damage.
+        """
+        folder, found = self._folder / str(step), {}
         try:
-            expected = self._expected_digest(step)
-            found = _stored_digest(folder / "state")
+            check = self._check(step)
+            alone = names if "parts" in check else ()
+            expected = sum(check["parts"][name] for name in alone) % 2**32 if alone else check["digest"]
+            digest, leaves = _read_arrays(folder / "state", alone, names, place)
+            found = unflatten_dict(leaves, sep="/")
             self._value(step)
         except DamagedError as error:
-            return _first_line(error)
+            return _first_line(error), {}
         except (OSError, ValueError, KeyError, TypeError) as error:  # TensorStore's are ValueErrors
             if storage.is_remote(folder) and _OUTAGE.search(str(error)):
                 raise TryAgainError(f"{folder} cannot be read now: {_first_line(error)}") from error
-            return _first_line(error)
-        return None if found == expected else "its numbers do not add up to what was saved"
+            return _first_line(error), {}
+        return None if digest == expected else "its numbers do not add up to what was saved", found
 
     def set_aside(self, after_step: int, log: Callable[[str], None] = say) -> None:
         """Move checkpoints newer than `after_step` out of the way, which are damaged, so that they can be saved again.
@@ -242,7 +289,7 @@ class Checkpoints:
                     continue
                 (self._folder / str(step)).rename(self._folder.with_name(f"damaged-{step}-{time.time_ns()}"))
 
-        hosts.first_only("damaged checkpoints", move)
+        hosts.run_on_first("damaged checkpoints", move)
         self.close()
         self._manager, self._writes = self._open_to_read(), False
 
@@ -270,28 +317,43 @@ def _first_line(error: Exception) -> str:
 
 
 @jax.jit
-def _digest(state: TrainState) -> jax.Array:
-    """Wrapping sum of all bits: TensorStore checks lengths, not contents, and the sum is the same on any mesh."""
-    state = state.replace(key=jax.random.key_data(state.key))
+def _digests(state: TrainState) -> dict[str, jax.Array]:
+    """Wrapping sum of all bits u32[] of each field, the same on any mesh: TensorStore checks lengths, not contents."""
 
     def bits(x: jax.Array) -> jax.Array:
         unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
 
-    return sum(jax.tree.leaves(jax.tree.map(bits, state)), jnp.uint32(0))
+    fields = vars(dataclasses.replace(state, key=jax.random.key_data(state.key)))
+    return {name: sum(map(bits, jax.tree.leaves(field)), jnp.uint32(0)) for name, field in fields.items()}
 
 
-def _stored_digest(folder: epath.Path) -> int:
-    """`_digest` of a state that was saved, a few arrays at a time. Raises ValueError if one cannot be read."""
+def _read_arrays(
+    folder: epath.Path, read: Sequence[str], keep: Sequence[str], place: Callable[[str, np.ndarray], Any]
+) -> tuple[int, dict[str, Any]]:
+    """The sum of `_digests` of the fields `read` of a saved state (all if empty), and the leaves of the fields `keep`.
+
+    Leaves are what `place` makes of path (`params/encoder/...`) and numbers. A few arrays are held at a time. Raises
+    ValueError if one cannot be read.
+    """
     store = {"driver": "ocdbt", "base": storage.tensorstore_spec(folder)}
     context = tensorstore.Context()  # shared, so that the index is read once
     keys = tensorstore.KvStore.open(store, context=context).result().list().result()
+    arrays = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
 
-    def total(name: str) -> int:
-        array = tensorstore.open({"driver": "zarr", "kvstore": {**store, "path": name}}, context=context).result()
-        numbers = np.asarray(array.read().result())
-        return int(numbers.view(f"u{numbers.dtype.itemsize}").sum(dtype=np.uint64))
+    def one(array: str) -> tuple[int, Any]:
+        spec = {"driver": "zarr", "kvstore": {**store, "path": f"{array}/"}}
+        numbers = np.asarray(tensorstore.open(spec, context=context).result().read().result())
+        digest = int(numbers.view(f"u{numbers.dtype.itemsize}").sum(dtype=np.uint64))
+        return digest, place(array.replace(".", "/"), numbers) if _field(array) in keep else None
 
-    names = [key.decode().removesuffix(".zarray") for key in keys if key.endswith(b"/.zarray")]
+    chosen = [array for array in arrays if not read or _field(array) in read]
     with ThreadPoolExecutor(_READERS) as pool:
-        return sum(pool.map(total, names)) % 2**32
+        found = dict(zip(chosen, pool.map(one, chosen), strict=True))
+    leaves = {array.replace(".", "/"): leaf for array, (_, leaf) in found.items() if _field(array) in keep}
+    return sum(digest for digest, _ in found.values()) % 2**32, leaves
+
+
+def _field(array: str) -> str:
+    """The field of `TrainState` that an array, by its name in a checkpoint, belongs to."""
+    return array.partition(".")[0]

@@ -14,10 +14,15 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from sctd_jax import storage
+from sctd_jax import storage, stored
 from sctd_jax.errors import UserError, say, shown
 
 METRICS_FILE = "metrics.jsonl"
+Track = Callable[[int, dict[str, float]], None]  # (updates done, values by name)
+
+
+def ignore(step: int, values: dict[str, float]) -> None:
+    """Track nothing."""
 
 
 class Writer:
@@ -28,10 +33,11 @@ class Writer:
     are written to a temporary folder, which `upload` copies.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       start: step at which it goes on.
-      log: told of lines that are cut off.
-      check: raises before anything is copied to a bucket where that is no longer this process's.
+      log: receives a line for lines that are cut off.
+      check: raises before anything is copied to a bucket that is no longer this process's.
+      track: called with all that `write` records, too.
     """
 
     def __init__(
@@ -40,8 +46,9 @@ class Writer:
         start: int,
         log: Callable[[str], None] = say,
         check: Callable[[], None] = lambda: None,
+        track: Track = ignore,
     ):
-        self._workdir, self._folder, self._check = workdir, Path(workdir), check
+        self._workdir, self._folder, self._check, self._track = workdir, Path(workdir), check, track
         if storage.is_remote(workdir):
             self._folder = Path(tempfile.mkdtemp(prefix="sctd_jax-metrics-"))
             with storage.reaching(workdir):
@@ -71,6 +78,7 @@ class Writer:
         self._jsonl.write(json.dumps({"step": step, "seconds": seconds, **finite}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
+        self._track(step, values)
 
     def upload(self) -> None:
         """Copy what was written to a workdir in a bucket; on a disk it is there already."""
@@ -93,7 +101,7 @@ class Writer:
 
 
 class Silent:
-    """In the place of `Writer` and `Console` in all processes but the first."""
+    """Stand-in for `Writer` and `Console` in all processes but the first."""
 
     def __getattr__(self, name: str):
         """Any of their methods, doing nothing."""
@@ -104,11 +112,8 @@ def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -
     """Lines of a run's metrics file, by step; of a step that was trained twice the last ones.
 
     Args:
-      workdir: of the run.
-      log: told how many lines are damaged and left out, but for a last one that a kill cut short.
-
-    Raises:
-      UserError: the file cannot be read.
+      workdir: folder of the run.
+      log: receives how many lines are damaged and left out, but for a last one that a kill cut short.
     """
     with storage.reaching(workdir):
         lines, damaged = _read(workdir / METRICS_FILE)
@@ -118,18 +123,19 @@ def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -
 
 
 def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines as they stand there, and how many are damaged."""
+    """The lines as they stand there, by today's names, and how many are damaged."""
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    lines, damaged = [], 0
+    lines: list[dict[str, Any]] = []
+    damaged = 0
     *whole, last = content.split(b"\n")
     for raw in (*whole, last):
-        text = raw.strip(b"\0 \r")  # two writers at once, or a crash of the machine, leave holes
+        text = raw.strip(b"\0 \r")  # holes of two writers at once, or of a crash of the machine
         damaged += len(text) < len(raw.strip())
         try:
-            line = json.loads(text)
+            line: dict[str, Any] = json.loads(text)
             if not (isinstance(line, dict) and type(line.get("step")) is int):
                 raise ValueError(line)
             if line["seconds"] is None or not all(type(value) in (int, float, type(None)) for value in line.values()):
@@ -137,12 +143,12 @@ def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, KeyError, RecursionError):
             damaged += bool(text) and raw is not last
         else:
-            lines.append(line)
+            lines.append({stored.METRICS.get(name, name): value for name, value in line.items()})
     return lines, damaged
 
 
 def _last_of_each(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One line of training and one of evaluation for each step: a resumed run trained what followed again."""
+    """Keep one line of training and one of evaluation for each step: a resumed run trained what followed again."""
     kept: list[dict[str, Any]] = []
     for line in lines:
         while kept and kept[-1]["step"] > line["step"]:

@@ -19,7 +19,7 @@ _DECAYED = {
 }
 
 
-def learning_rate(config: Config, step: jax.Array) -> jax.Array:
+def learning_rate(config: Config, step: jax.Array | int) -> jax.Array:
     """Rate of update number `step` (from 0): linear warm-up to the peak, then linear or cosine to 0.
 
     The first update has 1/warmup of the peak, the last one a rate just above 0.
@@ -87,7 +87,7 @@ def _scale_by_trust_ratio(config: OptimizerConfig) -> optax.GradientTransformati
 
     Biases, which start at 0, and LayerNorms would hardly move otherwise.
     """
-    # Not `optax.masked`: with it the state would be another tree than that of older runs.
+    # `optax.masked` would make the state another tree than that of older runs.
     adapted = optax.scale_by_trust_ratio()
 
     def update(updates, state, params=None):

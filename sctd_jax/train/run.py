@@ -11,11 +11,11 @@ from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
 from sctd_jax.errors import UserError
-from sctd_jax.objective.masking import SpecialIds
 from sctd_jax.parallel.mesh import one_device
-from sctd_jax.pretrain.compiling import state_shape
+from sctd_jax.pretrain.model import initial_state
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.step import state_shape
 from sctd_jax.train.workdir import TASK_FILE, is_trained, read_command, read_config
 
 # Of the model, by a run that starts from another one's parameters.
@@ -56,9 +56,10 @@ def load_run(workdir: str | os.PathLike, step: int | None, log: Callable[[str], 
         if not steps or step not in (None, *steps):
             raise UserError(f"{workdir} has no checkpoint{'' if step is None else f' of step {step}'}, found {steps}")
         mesh = mesh or one_device()
-        state = checkpoints.restore(state_shape(config, SpecialIds(**pieces.special), mesh), log, step)
+        state = checkpoints.restore(state_shape(lambda: initial_state(config, pieces.special), mesh), log, step)
     finally:
         checkpoints.close()
+    assert state is not None  # there are checkpoints
     metadata = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
     if metadata is None and is_trained(workdir):
         log(f"warning: {workdir / METADATA_FILE} is missing, which says what rows this run is trained on")

@@ -21,14 +21,14 @@ class StopRequest:
 
     def __call__(self, signum: int, frame) -> None:
         """Python's signal handler."""
-        if self.signum is not None:  # asked twice: the person wants out now
+        if self.signum is not None:  # the second signal: the person wants out now
             raise KeyboardInterrupt
         self.signum = signum
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """While inside, SIGTERM and SIGINT set `signum` instead of killing; a second one interrupts.
+    """Let SIGTERM and SIGINT set `signum` instead of killing inside of the context; a second one interrupts.
 
     Outside the main thread (a notebook's worker) Python delivers no signals, and none is handled. With several
     processes SIGTERM is left to JAX, which tells the others, and Ctrl-C ends this one without saving.

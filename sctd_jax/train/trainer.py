@@ -1,9 +1,10 @@
-"""The loop that pretraining and fine-tuning share."""
+"""The engine of pretraining and fine-tuning: `fit` trains a `Job` in a workdir."""
 
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -11,52 +12,90 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from sctd_jax.config import Config
+from sctd_jax.config import TrainConfig
 from sctd_jax.data.loader import prefetch
-from sctd_jax.errors import TryAgainError, UserError
+from sctd_jax.errors import DivergedError, TryAgainError, UserError
 from sctd_jax.parallel import chips, hosts
-from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.metrics import Console, Silent, Speed, Writer, read_metrics
-from sctd_jax.train.signals import StopRequest
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
+from sctd_jax.train.metrics import Console, Silent, Speed, Track, Writer, ignore, read_metrics
+from sctd_jax.train.signals import StopRequest, stop_requests
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.step import state_shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is done at each step. Steps are numbered from 0; a step may have programs of several kinds, by name."""
+    """Functions that say what is trained. Steps are numbered from 0, and each runs one of the compiled programs."""
 
-    config: Config  # its train section is the loop's
+    config: TrainConfig
     mesh: Mesh
-    compile: Callable[[], Mapping[str, Callable]]  # every program (state, batch) -> (state, metrics), by name
-    program: Callable[[int], str]  # of a step
-    batch: Callable[[int], Any]  # of a step, on the mesh
-    work: Callable[[int], tuple[int, float]]  # tokens and FLOPs of a step
+    init: Callable[[], TrainState]  # the state before the first step; pure
+    describe: Callable[[TrainState], list[str]]  # lines that tell a person what is about to run
+    claim: Callable[[], None]  # makes the workdir this run's
+    compile: Callable[[], Mapping[str, Callable]]  # name -> program (state, batch) -> (state, metrics)
+    program: Callable[[int], str]  # step -> name of its program
+    batch: Callable[[int], Any]  # step -> its batch, on the mesh
+    cost: Callable[[int], tuple[int, float]]  # step -> its tokens and FLOPs
     evaluate: Callable[[TrainState], dict[str, float]]
     evaluation_lines: Callable[[int, dict[str, float]], list[str]]
-    advice: str  # to a person whose run diverged
-    evaluate_first: bool = True  # before the first step
-    # Where an evaluation decides which checkpoint is the best, none may be saved without it; where the machine is
+    advice: str  # advice to a person whose run diverged
+    start: Callable[[TrainState], TrainState] = lambda state: state  # the first state with parameters trained before
+    best: Best = LOWEST_LOSS  # rule for the checkpoint that is kept beside the last ones
+    blank: Callable[[Mapping[str, float]], str] = lambda metrics: ""  # why a step had no prediction, '' if it had
+    evaluate_first: bool = True  # whether to evaluate before the first step
+    # No checkpoint may be saved without an evaluation where that decides which is the best; where the machine is
     # about to be taken, saving comes first.
     evaluate_when_stopping: bool = False
+    on_step: Callable[[int], None] = lambda step: None  # called when a step has been dispatched; for tests
+    track: Track = ignore  # called with what is written to `metrics.jsonl`
 
 
 _BLANK_STEPS = 10  # a run that begins with so many steps without a prediction learns nothing
 
 
-class DivergedError(UserError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended."""
+    """End of a run."""
 
     step: int
     stopped_by: int | None  # a signal number, or None
     state: TrainState
+    best_step: int | None = None  # the best of the checkpoints that are kept
 
 
-def run(
+def fit(job: Job, workdir: epath.Path, check: Callable[[], None], log: Callable[[str], None]) -> Result:
+    """Train up to `train.steps`, from the workdir's newest checkpoint or from the job's first state.
+
+    Args:
+      job: functions that say what is trained.
+      workdir: held by this process.
+      check: raises where the workdir is no longer this process's.
+      log: receives the lines.
+    """
+    with closing(Checkpoints(workdir, job.config.keep_checkpoints, best=job.best, check=check)) as checkpoints:
+        layout = state_shape(job.init, job.mesh)
+        state = checkpoints.restore(layout, log)
+        if state is None:
+            state = job.start(meshes.jit_init(job.init, layout)())
+        else:
+            step = int(state.step)
+            checkpoints.set_aside(after_step=step, log=log)
+            if step > job.config.steps:
+                raise UserError(f"config.train.steps is {job.config.steps}, but the workdir has trained {step} already")
+            log(f"resuming at step {step}")
+        for line in job.describe(state):
+            log(line)
+        job.claim()
+        with stop_requests() as stop:
+            result = train(job, workdir, checkpoints, state, stop, log)
+        if result.stopped_by is not None:
+            log(f"stopped by signal {result.stopped_by} after step {result.step}; saved in {workdir}. "
+                "Run the same command to resume")  # fmt: skip
+        return dataclasses.replace(result, best_step=checkpoints.best_step())
+
+
+def train(
     job: Job,
     workdir: epath.Path,
     checkpoints: Checkpoints,
@@ -68,12 +107,11 @@ def run(
 
     Raises:
       DivergedError: `train.max_bad_steps` steps in a row were not finite, or not one step of the run was.
-      UserError: none of the first steps had a prediction.
       TryAgainError: another process or the storage failed.
     """
-    config, start, steps = job.config, int(state.step), job.config.train.steps
+    config, start, steps = job.config, int(state.step), job.config.steps
     if start == steps:
-        # Of checkpoints that are damaged or were not finished.
+        # Lines of checkpoints that are damaged or were not finished go.
         if hosts.is_first() and any(line["step"] > start for line in read_metrics(workdir, log)):
             Writer(workdir, start, log, checkpoints.check).close()
         _check_trained(state, 0)
@@ -84,37 +122,44 @@ def run(
     log(f"compiled {', '.join(programs)} in {time.monotonic() - began:.0f} s")
 
     batches = prefetch(job.batch, start, steps)
-    writer, console = Silent(), Silent()
+    writer: Writer | Silent = Silent()
+    console: Console | Silent = Silent()
     try:
         if hosts.is_first():
-            writer, console = Writer(workdir, start, log, checkpoints.check), Console(start, steps)
-        train = _TrainMetrics(job, writer, console)
+            writer, console = Writer(workdir, start, log, checkpoints.check, job.track), Console(start, steps)
+        metrics = StepMetrics(job, writer, console)
         for step in range(start, steps + 1):
             # The order is fixed: eval -> checkpoint -> next batch -> dispatch -> metrics of the step before.
             stopping, last = stop.at(step), step == steps
             evaluated = None
             if (
-                (step % config.train.eval_every == 0 or last)
+                (step % config.eval_every == 0 or last)
                 and (step > start or (step == 0 and job.evaluate_first))
                 and (job.evaluate_when_stopping or not stopping)
             ):
-                train.flush()
+                metrics.flush()
                 evaluated = job.evaluate(state)
                 writer.write(step, evaluated)
                 for line in job.evaluation_lines(step, evaluated):
                     console.log(line)
-            if stopping or ((step % config.train.checkpoint_every == 0 or last) and step > start):
-                train.flush()
+            if stopping or ((step % config.checkpoint_every == 0 or last) and step > start):
+                metrics.flush()
                 checkpoints.save(state, evaluated)
                 writer.upload()
             if last or stopping:
-                train.flush()
+                metrics.flush()
                 break
             batch = next(batches)
-            state, metrics = programs[job.program(step)](state, batch)
-            train.take(step, metrics)
-            if train.bad_streak >= config.train.max_bad_steps:
-                _give_up(job, checkpoints, state, train.bad_streak)
+            state, of_step = programs[job.program(step)](state, batch)
+            metrics.take(step, of_step)
+            job.on_step(step)
+            if metrics.bad_streak >= config.max_bad_steps:
+                checkpoints.save(state, None)
+                checkpoints.wait()
+                raise DivergedError(
+                    f"{metrics.bad_streak} steps in a row had a non-finite loss or gradient; their updates were left "
+                    f"out, and the last good parameters are saved as step {int(state.step)}. {job.advice}"
+                )
         checkpoints.wait()
         if step == steps:
             _check_trained(state, start)
@@ -136,6 +181,12 @@ def run(
         writer.close()
 
 
+def start_lines(mesh: Mesh, rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines that say what is about to run: the devices, then a job's own rows of name and text."""
+    devices = f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} host(s)"
+    return [f"{name:>12}  {text}" for name, text in (("devices", devices), ("mesh", meshes.describe(mesh)), *rows)]
+
+
 def _check_trained(state: TrainState, start: int) -> None:
     if int(state.skipped) >= int(state.step):
         raise DivergedError(
@@ -145,13 +196,13 @@ def _check_trained(state: TrainState, start: int) -> None:
         )
 
 
-class _TrainMetrics:
+class StepMetrics:
     """Reads the metrics of a step after the next one is dispatched, so that the device never waits."""
 
-    def __init__(self, job: Job, writer: Writer, console: Console):
+    def __init__(self, job: Job, writer: Writer | Silent, console: Console | Silent):
         chip = chips.find(jax.devices()[0].device_kind)
-        self._config, self._work, self._writer, self._console = job.config, job.work, writer, console
-        self._speed = Speed(chip and chip.flops * job.mesh.size)
+        self._job, self._writer, self._console = job, writer, console
+        self._speed = Speed(chip.flops * job.mesh.size if chip else None)
         self._unread: tuple[int, Mapping[str, jax.Array]] | None = None
         self._window: dict[str, list[float]] = {}
         self.bad_streak = 0
@@ -172,42 +223,30 @@ class _TrainMetrics:
 
     def _read(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        self._speed.step(*self._work(step))
+        done, steps = step + 1, self._job.config.steps
+        self._speed.step(*self._job.cost(step))
         skipped = values["skipped"] > 0
         self.bad_streak = self.bad_streak + 1 if skipped else 0
         if skipped:
-            self._console.log(f"warning: step {step + 1} had a non-finite loss or gradient and was skipped")
+            self._console.log(f"warning: step {done} had a non-finite loss or gradient and was skipped")
         self._steps += 1
-        if values.get("predictions") == 0:  # of pretraining
+        if cause := self._job.blank(values):
             self._blank += 1
-            cause = "all tokens of its rows are special tokens"
             if self._blank == 1:
-                self._console.log(f"warning: step {step + 1} had no prediction ({cause}); later ones are not announced")
-            if self._blank == self._steps == min(_BLANK_STEPS, self._config.train.steps):
-                raise UserError(f"the first {self._steps} steps had no prediction: {cause}; expected rows of text")
+                self._console.log(f"warning: step {done} had no prediction ({cause}); later ones are not announced")
+            if self._blank == self._steps == min(_BLANK_STEPS, steps):
+                raise UserError(f"the first {self._steps} steps had no prediction: {cause}; expected rows that have")
         for name, value in values.items():
             if np.isfinite(value):
                 self._window.setdefault(f"train/{name}", []).append(value)
-        done = step + 1
         self._console.advance(done)
-        if done % self._config.train.log_every == 0 or done == self._config.train.steps or step == 0:
-            self._report(done)
-
-    def _report(self, done: int) -> None:
+        if done % self._job.config.log_every and done != steps and step > 0:
+            return
         # Means over the window, but the rate as it is now and the skipped steps as their number.
         reduce: dict[str, Callable] = {"train/skipped": sum, "train/learning_rate": lambda values: values[-1]}
         means = {name: float(reduce.get(name, np.mean)(values)) for name, values in self._window.items()}
-        means |= self._speed.report(self._config.train.steps - done)
+        means |= self._speed.report(steps - done)
         self._writer.write(done, means)
         if "train/loss" in means:
             self._console.progress(done, means)
         self._window.clear()
-
-
-def _give_up(job: Job, checkpoints: Checkpoints, state: TrainState, streak: int) -> None:
-    checkpoints.save(state, None)
-    checkpoints.wait()
-    raise DivergedError(
-        f"{streak} steps in a row had a non-finite loss or gradient; their updates were left out, and the last good "
-        f"parameters are saved as step {int(state.step)}. {job.advice}"
-    )

@@ -10,44 +10,35 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
 from sctd_jax import lease, storage, stored
-from sctd_jax.config import Config, fill, from_dict
+from sctd_jax.config import Config, fill, from_dict, rerun_fields
 from sctd_jax.data import tokenizer
-from sctd_jax.data.fingerprint import fingerprint
-from sctd_jax.data.rows import METADATA_FILE, read_metadata
-from sctd_jax.errors import UserError, printable, say
+from sctd_jax.data.rows import METADATA_FILE
+from sctd_jax.errors import UserError, printable
 from sctd_jax.parallel import hosts
 from sctd_jax.train.metrics import METRICS_FILE
 
 CONFIG_FILE, COMMAND_FILE, CHECKPOINTS = "config.json", "command.txt", "checkpoints"
-TASK_FILE = "task.json"  # what a fine-tuned model has besides
+TASK_FILE = "task.json"  # file that a fine-tuned model has besides
 ROWS_FILE = "rows.json"  # the fingerprint of the rows
-# What a rerun may change without being another run. A longer run needs other `steps`, one that diverged another
-# learning rate, and what a run started from may have been moved since.
-_MAY_CHANGE = {
-    "train.steps", "train.eval_every", "train.eval_rows", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.log_every", "train.max_bad_steps", "train.accumulation",
-    "train.consistency_accumulation", "optimizer.learning_rate",
-    "optimizer.warmup_steps", "data.rows", "data.prepared_dir", "data.input", "data.tokenizer", "data.text_field",
-    "data.documents", "data.allow_unknown", "mesh.data", "mesh.fsdp", "mesh.tensor",
-    "train.init",
-    "model.attention", "model.remat",
+# Files that `claim` writes before there is a config.
+_LEFT_BY_A_KILL = {
+    tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, CHECKPOINTS, ROWS_FILE,
+    lease.LEASE_FILE,
 }  # fmt: skip
+MAY_CHANGE = rerun_fields(Config)
 
 _said: set[str] = set()  # notes on old configs
 
 
 @contextlib.contextmanager
 def held(workdir: epath.Path, what: str, log: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """The first host keeps other runs out of `workdir`; gives what raises where another one has taken it over.
-
-    Raises:
-      UserError: another process is at work there.
-    """
+    """The first host keeps other runs out of `workdir`; gives what raises where another one has taken it over."""
     if not hosts.is_first():
         yield lambda: None
         return
@@ -55,49 +46,19 @@ def held(workdir: epath.Path, what: str, log: Callable[[str], None]) -> Iterator
         yield mine.check
 
 
-def check_workdir(workdir: epath.Path, config: Config) -> None:
-    """Check before any long work that `workdir` is new or this config's.
-
-    Raises:
-      UserError: it belongs to another config, to an imported model or to something else, or cannot be written.
-    """
+def check(workdir: epath.Path, same_run: Callable[[], None]) -> None:
+    """Check before any long work that `workdir` is new, or one of which `same_run` finds nothing to say."""
     try:
         with storage.reaching(workdir):
             if (workdir / CONFIG_FILE).exists():
-                if (workdir / TASK_FILE).exists():
-                    raise UserError(f"workdir {workdir} holds a fine-tuned model: pretrain in another --workdir")
-                if not (workdir / METADATA_FILE).exists():
-                    check_metadata(workdir)
-                    raise UserError(
-                        f"workdir {workdir} holds an imported model, which stays as it is: train in another --workdir, "
-                        f"starting from this one: --config=configs/continued.py:{workdir}"
-                    )
-                same_config(workdir, dataclasses.asdict(config))
-            else:
-                check_new(workdir)
+                same_run()
+                return
+            there = [path.name for path in workdir.iterdir()] if workdir.exists() else []
+            if any(name not in _LEFT_BY_A_KILL and not name.startswith(".claim-") for name in there):
+                raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
+            workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"workdir {workdir}: {error}") from error
-
-
-def check_new(workdir: epath.Path) -> None:
-    """Check that a folder without a config may become a workdir, and make it.
-
-    Raises:
-      UserError: something else is in it.
-      OSError: it cannot be written.
-    """
-    if workdir.exists() and [path for path in workdir.iterdir() if not _ours(path)]:
-        raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-
-
-def _ours(path: epath.Path) -> bool:
-    """What a kill inside `claim_workdir` can leave."""
-    names = (
-        tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE, METADATA_FILE, COMMAND_FILE, TASK_FILE, CHECKPOINTS,
-        ROWS_FILE, lease.LEASE_FILE,
-    )  # fmt: skip
-    return path.name in names or path.name.startswith(".claim-")
 
 
 def has_checkpoints(workdir: epath.Path) -> bool:
@@ -112,62 +73,32 @@ def is_trained(workdir: epath.Path) -> bool:
 
 
 def check_metadata(workdir: epath.Path) -> None:
-    """Check that nothing but an imported model has no `prepared.json`.
-
-    Raises:
-      UserError: the file is missing.
-    """
+    """Check that nothing but an imported model has no `prepared.json`."""
     if not (workdir / METADATA_FILE).is_file() and is_trained(workdir):
         raise UserError(f"{workdir / METADATA_FILE} is missing, which says what rows this run is trained on: copy it "
                         "from the folder of the rows")  # fmt: skip
 
 
-def check_rows(workdir: epath.Path, rows: epath.Path) -> None:
-    """Check that rows can be read, and that the steps in `workdir` were trained on these.
+def claim(workdir: epath.Path, config: Config, files: Callable[[], Iterable[tuple[str, bytes]]]) -> None:
+    """Write files, command and config, the last one last: it says that the workdir is a run's.
 
-    Raises:
-      UserError: they cannot, or the steps were trained on others.
+    Args:
+      workdir: folder of the run.
+      config: the run's, written as `config.json`.
+      files: gives name and content of each; called in the first process alone, which writes.
     """
-    mine = fingerprint(rows)
-    if not (workdir / CONFIG_FILE).exists():
-        return
-    there, now = read_metadata(workdir), read_metadata(rows)
-    pairs = {field: (getattr(there, field), getattr(now, field)) for field in ("tokenizer_sha256", "rows", "tokens")}
-    if (workdir / ROWS_FILE).exists():
-        digests = storage.read_json(workdir / ROWS_FILE, "remove it to go on with the rows at hand")
-        pairs |= {split: (digests.get(split), found) for split, found in mine.items()}
-    for what, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise UserError(f"workdir {workdir} was trained on other rows than {rows}: {what} is {theirs} there and "
-                            f"{ours} here; give it those, or choose another --workdir")  # fmt: skip
 
+    def write_all():
+        try:
+            for name, content in files():
+                write(workdir / name, content)
+            write_config(workdir, config)
+        except OSError as error:
+            raise UserError(f"workdir {workdir}: {error}") from error
 
-def claim_workdir(workdir: epath.Path, config: Config, rows: epath.Path, log: Callable[[str], None] = say) -> None:
-    """Write tokenizer, row metadata, command and config, the last one last: it says that the workdir is a run's.
-
-    With several hosts the first one writes.
-
-    Raises:
-      UserError: it cannot be written, or another host does not see it.
-    """
-    hosts.first_only("claim", lambda: _claim(workdir, config, rows, log))
-    if not hosts.all_say((workdir / CONFIG_FILE).exists()):
+    hosts.run_on_first("claim", write_all)
+    if not hosts.all_agree((workdir / CONFIG_FILE).exists()):
         raise UserError(f"workdir {workdir} must be on storage that all hosts of the run share")
-
-
-def _claim(workdir: epath.Path, config: Config, rows: epath.Path, log: Callable[[str], None]) -> None:
-    try:
-        if not (workdir / CONFIG_FILE).exists():
-            for path in (tokenizer.find(rows), rows / METADATA_FILE):
-                write(workdir / path.name, path.read_bytes())
-        elif not (workdir / ROWS_FILE).exists():
-            log(f"{workdir} has no {ROWS_FILE}, which earlier code did not write: from now on it remembers the rows in "
-                f"{rows} by it")  # fmt: skip
-        if not (workdir / ROWS_FILE).exists() or not (workdir / CONFIG_FILE).exists():
-            write(workdir / ROWS_FILE, json.dumps(fingerprint(rows), indent=2).encode())
-        write_config(workdir, config)
-    except OSError as error:
-        raise UserError(f"workdir {workdir}: {error}") from error
 
 
 def write_config(workdir: epath.Path, config: Config) -> None:
@@ -198,11 +129,8 @@ def read_config(workdir: epath.Path, log: Callable[[str], None] = lambda line: N
     """The config of a run, as this code has it.
 
     Args:
-      workdir: of the run.
-      log: told of what earlier code had otherwise.
-
-    Raises:
-      UserError: not a run's workdir, or its config is damaged or a newer version's.
+      workdir: folder of the run.
+      log: receives what earlier code had otherwise.
     """
     path = workdir / CONFIG_FILE
     with storage.reaching(workdir):
@@ -220,41 +148,50 @@ def read_config(workdir: epath.Path, log: Callable[[str], None] = lambda line: N
         raise UserError(f"{path} is damaged: {printable(error)}") from error
 
 
-def followed(workdir: epath.Path, config: Config, log: Callable[[str], None]) -> Config:
-    """The config with which a workdir is gone on with: fields that its run began without stay as they were then.
+def follow(
+    path: epath.Path,
+    mine: Mapping[str, Any],
+    changes: Sequence[stored.Change],
+    may_change: Collection[str],
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """The fields with which a workdir is gone on with: those that its run began without stay as they were then.
 
-    Raises:
-      UserError: the workdir's config is damaged or a newer version's.
+    Args:
+      path: `config.json` or `task.json` of the workdir.
+      mine: the recipe's fields, by sections where they have them.
+      changes: history of that file's fields.
+      may_change: fields that a rerun may have otherwise.
+      log: receives what earlier code had otherwise.
     """
-    path = workdir / CONFIG_FILE
-    with storage.reaching(workdir):
-        there = path.is_file()
+    with storage.reaching(path.parent):
+        there = path.is_file() and path.with_name(CONFIG_FILE).is_file()
     if not there:
-        return config
-    found = stored.read(path, stored.CONFIG)
-    values, notes = stored.follow(dataclasses.asdict(config), found, stored.CONFIG, _MAY_CHANGE)
+        return dict(mine)
+    found = stored.read(path, changes)
+    values, notes = stored.follow(mine, found, changes, may_change)
     for note in (*found.notes, *notes):
         log(note)
-    return from_dict(values)
+    return values
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str]) -> str:
+    """Fields of a run in which a rerun differs and may not, as `field (x there, y now)`; '' if there are none."""
+    return ", ".join(
+        f"{field} ({there.get(field)!r} there, {value!r} now)"
+        for field, value in now.items()
+        if field not in may_change and there.get(field) != value
+    )
 
 
 def same_config(workdir: epath.Path, mine: dict) -> None:
-    """Check that a workdir's config is this one, but for what a rerun may change.
-
-    Raises:
-      UserError: it is another one, or damaged.
-    """
+    """Check that a workdir's config is this one, but for what a rerun may change."""
     path = workdir / CONFIG_FILE
     try:
         theirs = dataclasses.asdict(fill("config", Config, stored.read(path, stored.CONFIG).values))
     except UserError as error:
         said = str(error) if str(path) in str(error) else f"{path} is damaged: {printable(error)}"
         raise UserError(f"{said}; choose another --workdir") from error
-    other = [
-        f"{section}.{field} ({theirs[section][field]!r} there, {value!r} now)"
-        for section, fields in mine.items()
-        for field, value in fields.items()
-        if f"{section}.{field}" not in _MAY_CHANGE and theirs[section][field] != value
-    ]
+    other = differences(dict(stored.flat(theirs)), dict(stored.flat(mine)), MAY_CHANGE)
     if other:
-        raise UserError(f"workdir {workdir} belongs to another config: {', '.join(other)}; choose another --workdir")
+        raise UserError(f"workdir {workdir} belongs to another config: {other}; choose another --workdir")

@@ -1,0 +1,105 @@
+"""Bytes that an export reads and the memory that it needs, for a run as large as BERT-base.
+
+python benchmarks/export.py [--workdir RUN] [--out DIR]
+
+Without --workdir a run of BERT-base with random weights is made in a temporary folder, from an import of such a model.
+Bytes are those of the process's read calls (`rchar` of /proc/self/io), memory is its resident set; both without what
+Python and its libraries took before. Neither depends on what else runs.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+sys.path.insert(0, os.environ.get("SCTD_JAX", str(Path(__file__).parents[1])))
+
+import jax
+import numpy as np
+from etils import epath
+from safetensors.numpy import save_file
+
+from configs import base
+from sctd_jax.arguments import CommandParser
+from sctd_jax.config import from_dict
+from sctd_jax.hf import config_json, names
+from sctd_jax.interop.exporting import export
+from sctd_jax.interop.importing import import_model
+from sctd_jax.model.bert import Bert
+from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.optimizer import make_optimizer
+from sctd_jax.train.state import TrainState
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = CommandParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", default="", help="of a run; default: one of BERT-base is made")
+    parser.add_argument("--out", help="keep the export there")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = args.workdir
+        if not workdir:
+            workdir = f"{folder}/run"
+            child = multiprocessing.get_context("spawn").Process(target=make_run, args=(Path(folder), Path(workdir)))
+            child.start()
+            child.join()
+        jax.devices()
+        before, read_before = memory("VmRSS"), read_bytes()
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        export(epath.Path(workdir), Path(args.out or f"{folder}/out"), step=None, force=False, log=print)
+        size = sum(x.stat().st_size for x in Path(workdir, "checkpoints").rglob("*") if x.is_file())
+        rows = {
+            "checkpoint": size,
+            "read": read_bytes() - read_before,
+            "peak memory": memory("VmHWM") - before,
+            "memory before": before,
+        }
+    for name, value in rows.items():
+        print(f"{name:15s} {value / 2**20:8,.0f} MiB")
+
+
+def make_run(folder: Path, workdir: Path) -> None:
+    """Import a BERT-base with random weights and words."""
+    base_config = from_dict(base.get_config().to_dict())
+    model = base_config.model
+    source = folder / "bert"
+    source.mkdir()
+    bert, ids = Bert(model, 0, 0), np.zeros((1, 8), np.int32)
+    params = jax.jit(bert.init)(jax.random.key(0), ids, ids == 0)["params"]
+    save_file(names.to_bert(model, params), source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps(config_json.to_json(model, 0)))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*special, *(f"w{number}" for number in range(model.vocab_size - len(special)))]
+    (source / "vocab.txt").write_text("\n".join(pieces))
+    import_model(source, workdir, tokenizer_file=None, recipe=base.get_config().to_dict(), log=lambda line: None)
+    # Zeros take no room in a checkpoint, and the moments of a run that has trained are none.
+    shutil.rmtree(workdir / "checkpoints")
+    moments = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(x.size), x.shape) if x.ndim else x,
+        make_optimizer(base_config.optimizer).init(params),
+    )
+    zero = jax.numpy.int32(0)
+    importance_V = jax.numpy.zeros(model.vocab_size)
+    with closing(Checkpoints(epath.Path(workdir))) as checkpoints:
+        checkpoints.save(TrainState(zero, params, moments, importance_V, jax.random.key(0), zero), None)
+        checkpoints.wait()
+
+
+def memory(name: str) -> int:
+    """VmRSS or VmHWM of this process in bytes."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def read_bytes() -> int:
+    """Bytes that this process has read so far, from files and pipes."""
+    return int(Path("/proc/self/io").read_text().split("\n")[0].removeprefix("rchar: "))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The network that is pretrained, and its state before the first step."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
+from sctd_jax.model.attention import attention_options
+from sctd_jax.model.bert import Bert
+from sctd_jax.model.token_dropping import initial_importance
+from sctd_jax.train.state import TrainState, first_state
+
+
+def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
+    """The network of a config, computed as its devices need it; without a mesh by plain attention."""
+    layerwise = config.dropping.method == "random_ltd"
+    return Bert(config.model, *config.drop_layers, layerwise=layerwise, **attention_options(config, mesh))
+
+
+def initial_state(config: Config, special: SpecialIds) -> TrainState:
+    """State before the first step; a pure function of `config.train.seed`."""
+    init_key, run_key = jax.random.split(jax.random.key(config.train.seed))
+    tokens_BN = jnp.zeros((1, config.data.seq_len), jnp.int32)
+    params = make_model(config).init(init_key, tokens_BN, jnp.ones(tokens_BN.shape, bool))["params"]
+    importance_V = initial_importance(
+        config.model.vocab_size, config.dropping.importance_init, special.never_drop, special.pad
+    )
+    return first_state(params, config.optimizer, run_key, importance_V)

@@ -1,0 +1,80 @@
+"""The workdir of a pretraining run: its rows are its own, and whose it is is checked before any long work."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from etils import epath
+
+from sctd_jax import storage, stored
+from sctd_jax.config import Config, from_dict
+from sctd_jax.data import tokenizer
+from sctd_jax.data.fingerprint import fingerprint
+from sctd_jax.data.rows import METADATA_FILE, read_metadata
+from sctd_jax.errors import UserError, say
+from sctd_jax.train.workdir import (
+    CONFIG_FILE,
+    MAY_CHANGE,
+    ROWS_FILE,
+    TASK_FILE,
+    check,
+    check_metadata,
+    claim,
+    follow,
+    same_config,
+)
+
+
+def followed(workdir: epath.Path, config: Config, log: Callable[[str], None]) -> Config:
+    """The config with which a workdir is gone on with: fields that its run began without stay as they were then."""
+    return from_dict(follow(workdir / CONFIG_FILE, dataclasses.asdict(config), stored.CONFIG, MAY_CHANGE, log))
+
+
+def check_workdir(workdir: epath.Path, config: Config) -> None:
+    """Check before any long work that `workdir` is new or this config's."""
+
+    def same_run():
+        if (workdir / TASK_FILE).exists():
+            raise UserError(f"workdir {workdir} holds a fine-tuned model: pretrain in another --workdir")
+        if not (workdir / METADATA_FILE).exists():
+            check_metadata(workdir)
+            raise UserError(
+                f"workdir {workdir} holds an imported model, which stays as it is: train in another --workdir, "
+                f"starting from this one: --config=configs/continued.py:{workdir}"
+            )
+        same_config(workdir, dataclasses.asdict(config))
+
+    check(workdir, same_run)
+
+
+def check_rows(workdir: epath.Path, rows: Path) -> None:
+    """Check that rows can be read, and that the steps in `workdir` were trained on these."""
+    mine = fingerprint(rows)
+    if not (workdir / CONFIG_FILE).exists():
+        return
+    there, now = read_metadata(workdir), read_metadata(rows)
+    pairs = {field: (getattr(there, field), getattr(now, field)) for field in ("tokenizer_sha256", "rows", "tokens")}
+    if (workdir / ROWS_FILE).exists():
+        digests = storage.read_json(workdir / ROWS_FILE, "remove it to go on with the rows at hand")
+        pairs |= {split: (digests.get(split), found) for split, found in mine.items()}
+    for what, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UserError(f"workdir {workdir} was trained on other rows than {rows}: {what} is {theirs} there and "
+                            f"{ours} here; give it those, or choose another --workdir")  # fmt: skip
+
+
+def claim_workdir(workdir: epath.Path, config: Config, rows: Path, log: Callable[[str], None] = say) -> None:
+    """Make `workdir` this run's: tokenizer, metadata and fingerprint of its rows, command and config."""
+
+    def files():
+        new = not (workdir / CONFIG_FILE).exists()
+        if new:
+            yield from ((path.name, path.read_bytes()) for path in (tokenizer.find(rows), rows / METADATA_FILE))
+        elif not (workdir / ROWS_FILE).exists():
+            log(f"{workdir} has no {ROWS_FILE}, which earlier code did not write: from now on it remembers the rows in "
+                f"{rows} by it")  # fmt: skip
+        if new or not (workdir / ROWS_FILE).exists():
+            yield ROWS_FILE, json.dumps(fingerprint(rows), indent=2).encode()
+
+    claim(workdir, config, files)

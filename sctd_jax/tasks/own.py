@@ -1,0 +1,169 @@
+"""Files of the user's: the tasks `classification`, whose labels are those of its training file, and `regression`."""
+
+import dataclasses
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from sctd_jax.errors import UserError, printable
+from sctd_jax.tasks.examples import Builder, Context, Example, FileSettings
+from sctd_jax.tasks.files import Note, Record, read_file, read_tsv
+from sctd_jax.tasks.splits import Notes, Split, class_names, open_tfds, tfds_splits
+from sctd_jax.tasks.task import Task
+
+_SUFFIXES = (".csv", ".tsv", ".jsonl")
+
+
+def _field(record: Record, setting: str, context: Context) -> str:
+    """The user's field of a setting."""
+    field = getattr(context.settings, setting)
+    if field not in record.fields:
+        raise UserError(
+            f"{record.place}: no field {field!r} (config.{setting}); found {printable(', '.join(record.fields))}"
+        )
+    return field
+
+
+def _builder(read: Callable[[Context, Record, str], int | float | None]) -> Builder:
+    """A builder whose labels `read` finds in the user's field."""
+
+    def build(record: Record, context: Context) -> Iterator[Example]:
+        label = None if context.hidden else read(context, record, _field(record, "label_field", context))
+        settings = ["text_field", "pair_field"] if context.settings.pair_field else ["text_field"]
+        texts = [context.text(record, _field(record, setting, context)) for setting in settings]
+        yield Example(record.number, *texts, label=label)
+
+    return build
+
+
+def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """The splits of the user's files or dataset, and their labels."""
+    if data_dir.startswith("tfds:"):
+        builder, label = open_tfds(data_dir), settings.label_field
+        names = task.tfds_splits
+        if "validation" not in builder.info.splits:
+            names = dataclasses.replace(names, dev={})
+        splits = tfds_splits(builder, names, label, class_names(builder, label), {})
+    else:
+        paths = {"train": data_dir} if os.path.isfile(data_dir) else _files(task.name, data_dir, notes)
+        splits = {split: Split(path, _read(path, split, notes.of(path))) for split, path in paths.items()}
+    where, rows = splits["train"].where, list(splits["train"].records)
+    context = Context(where, "train", (), settings, notes.of(where))
+    labels = _labels(rows, context) if task.head == "classification" else ()
+    read = {settings.text_field, settings.pair_field, settings.label_field}
+    if unread := [field for field in (rows[0].fields if rows else ()) if field not in read]:
+        notes.remarks.append(f"{where}: {len(unread)} fields are not read: {printable(', '.join(unread))}")
+    splits["train"] = Split(where, rows)
+    return splits if "dev" in splits else {**splits, **_held_out(where, rows, settings)}, labels
+
+
+def _files(name: str, folder: str, notes: Notes) -> dict[str, str]:
+    if not os.path.isdir(folder):
+        raise UserError(f"{name}: no file or folder {folder} (config.data_dir)")
+    kinds = ", ".join(_SUFFIXES)
+    found = {}
+    for split in ("train", "dev", "test"):
+        paths = [path for suffix in _SUFFIXES if os.path.isfile(path := os.path.join(folder, split + suffix))]
+        if len(paths) > 1:
+            raise UserError(f"{name}: {' and '.join(paths)} are both there, expected one of them")
+        if not paths and split != "test":
+            raise UserError(f"{name}: no {split} file in {folder}; expected train and dev, and maybe test ({kinds})")
+        if paths:
+            found[split] = paths[0]
+    others = sorted(path for path in os.listdir(folder) if os.path.join(folder, path) not in found.values())
+    if others := [path for path in others if not path.startswith(".")]:
+        shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        notes.remarks.append(f"{folder}: {len(others)} other files or folders are not read: {printable(shown)}")
+    return found
+
+
+def _read(path: str, split: str, note: Note) -> Iterator[Record]:
+    if not path.endswith(_SUFFIXES):
+        raise UserError(f"{path}: unknown kind of file, expected {', '.join(_SUFFIXES)}")
+    tsv = path.endswith(".tsv")
+    for record in read_tsv(path, exact=True, note=note) if tsv else read_file(path, split, note):
+        if tsv and any(len(value) > 1 and value[0] == value[-1] == '"' for value in record.fields.values()):
+            what = "rows with a field in double quotes, which are kept as text; in a .csv they would be quotes"
+            note(what, record.place)
+        yield record
+
+
+def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
+    """The labels of the training rows. Two spellings of one, which would be two classes, are an error.
+
+    Spellings differ in case, white space or Unicode's form only, or as 1 and 1.0 do.
+    """
+    firsts: dict[str, str] = {}  # first place of each label
+    types: dict[str, type] = {}
+    spelled: dict[str, str] = {}
+    for row in rows:
+        field = _field(row, "label_field", context)
+        label, kind = row.label(field), type(row.value(field))
+        firsts.setdefault(label, row.place)
+        if types.setdefault(label, kind) is not kind:
+            context.note("labels of another JSON type than the same label before, taken as one", row.place)
+    for label, place in firsts.items():
+        plain = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+        other = spelled.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", plain), label)
+        if other != label:
+            raise UserError(
+                f"{place}: the label {label!r} is also written {other!r} ({firsts[other]}); these would be two "
+                "classes: write it in one way"
+            )
+    labels = tuple(sorted(firsts))
+    if len(labels) < 2:
+        raise UserError(
+            f"{context.where}: {len(labels)} different labels in the field {context.settings.label_field!r} "
+            f"({printable(', '.join(labels))}), expected at least 2"
+        )
+    return labels
+
+
+def _held_out(where: str, rows: Sequence[Record], settings: FileSettings) -> dict[str, Split]:
+    """A seeded share of the rows as dev, the others as train, both in the order of the file."""
+    share = settings.heldout_share
+    count = round(len(rows) * share)
+    if not 0 < count < len(rows):
+        raise UserError(
+            f"{where}: config.heldout_share = {share} of {len(rows)} rows leaves {len(rows) - count} rows for "
+            f"training and {count} for the dev set, expected at least 1 of each"
+        )
+    chosen = set(np.random.default_rng(settings.seed).permutation(len(rows))[:count].tolist())
+    return {
+        "train": Split(where, [row for number, row in enumerate(rows) if number not in chosen]),
+        "dev": Split(where, [row for number, row in enumerate(rows) if number in chosen]),
+    }
+
+
+def _review(where: str, labels: Sequence[str], train: Sequence[Example], dev: Sequence[Example]) -> Iterator[str]:
+    """Oddities of the rows as a whole."""
+    unseen = sorted(set(labels) - {labels[e.label] for e in train}) if labels else []
+    if unseen:
+        yield f"{where}: {len(unseen)} labels without a training row: {printable(', '.join(unseen))}"
+    known = {(e.first, e.second) for e in train}
+    if copies := sum((e.first, e.second) in known for e in dev):
+        yield f"{where}: {copies:,} of {len(dev):,} dev rows stand in the training rows too: the score is too good"
+
+
+OWN = (
+    Task(
+        name="classification",
+        head="classification",
+        build=_builder(Context.label),
+        find=_find,
+        review=_review,
+        metrics=("accuracy", "macro_f1"),
+        score=("accuracy",),
+    ),
+    Task(
+        name="regression",
+        head="regression",
+        build=_builder(lambda context, record, field: record.real(field)),
+        find=_find,
+        review=_review,
+        metrics=("pearson", "spearman"),
+    ),
+)

@@ -1,0 +1,103 @@
+"""The engine trains what is no BERT: a straight line, stopped, resumed and finished."""
+
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from sctd_jax.errors import UserError
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train.checkpoint import Best
+from sctd_jax.train.metrics import read_metrics
+from sctd_jax.train.optimizer import make_optimizer
+from sctd_jax.train.state import first_state
+from sctd_jax.train.step import accumulate, compile_ahead, state_shape, update
+from sctd_jax.train.trainer import Job, fit
+from tests import helpers
+
+ROWS = 8
+
+
+def line(steps, **functions):
+    """A job that fits y = 2 x + 1."""
+    config = helpers.config(train__steps=steps, train__eval_every=2, train__checkpoint_every=2, mesh__data=1)
+    mesh, optimizer = meshes.make_mesh(config), make_optimizer(config.optimizer)
+    inputs = jax.ShapeDtypeStruct((ROWS, 1), jnp.float32)
+
+    def init():
+        params = {"classifier": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}
+        return first_state(params, config.optimizer, jax.random.key(0))
+
+    def step_fn(state, x_B1):
+        def loss_fn(params, x_B1, rows_B, index):
+            y_B1 = x_B1 @ params["classifier"]["kernel"] + params["classifier"]["bias"][None]
+            return jnp.square(y_B1 - 2 * x_B1 - 1).mean(), ()
+
+        grads, loss, _ = accumulate(loss_fn, state.params, x_B1, 1)
+        return update(optimizer, jnp.float32(0.1), state, grads, loss)
+
+    def batch(step):
+        rows = np.random.default_rng(step).standard_normal((ROWS, 1)).astype(np.float32)
+        return meshes.put_batch(mesh, ROWS, rows)
+
+    def programs():
+        return {"line": compile_ahead(step_fn, state_shape(init, mesh), inputs, mesh)}
+
+    job = {
+        "config": config.train, "mesh": mesh, "init": init, "describe": lambda state: [f"from step {int(state.step)}"],
+        "claim": lambda: None, "compile": programs, "program": lambda step: "line", "batch": batch,
+        "cost": lambda step: (ROWS, 2.0 * ROWS),
+        "evaluate": lambda state: {"eval/slope": float(state.params["classifier"]["kernel"][0, 0])},
+        "evaluation_lines": lambda step, found: [], "advice": "", "best": Best("eval/slope", "max"),
+    }  # fmt: skip
+    return Job(**job | functions)
+
+
+def run(workdir, job):
+    """(result, what it said)."""
+    lines = []
+    workdir.mkdir(exist_ok=True)
+    return fit(job, epath.Path(workdir), lambda: None, lines.append), lines
+
+
+def numbers(result):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((result.state.params, result.state.opt_state))]
+
+
+def test_a_job_is_stopped_resumed_and_finished_with_the_same_bits(tmp_path):
+    whole, lines = run(tmp_path / "whole", line(6))
+    assert (whole.step, whole.stopped_by, whole.best_step) == (6, None, 6)  # the slope grows towards 2
+    assert lines[0] == "from step 0"
+    lines = read_metrics(tmp_path / "whole")
+    evaluated = [(found["step"], found["eval/slope"]) for found in lines if "eval/slope" in found]
+    assert [step for step, _ in evaluated] == [0, 2, 4, 6]
+    assert evaluated == sorted(evaluated, key=lambda pair: pair[1])
+
+    def stopping(step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped, lines = run(tmp_path / "cut", line(6, on_step=stopping))
+    assert (stopped.step, stopped.stopped_by) == (3, signal.SIGTERM)
+    assert lines[-1].startswith("stopped by signal 15 after step 3; saved in")
+    resumed, lines = run(tmp_path / "cut", line(6))
+    assert lines[:2] == ["resuming at step 3", "from step 3"]
+    assert numbers(resumed) == numbers(whole)
+    with pytest.raises(UserError, match=r"config.train.steps is 4, but the workdir has trained 6 already"):
+        run(tmp_path / "cut", line(4))
+
+
+def test_a_job_may_start_from_parameters_trained_before_and_claims_its_workdir_before_it_trains(tmp_path):
+    happened = []
+    trained = {"classifier": {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.ones(1)}}
+    job = line(
+        2, start=lambda state: state.replace(params=trained), claim=lambda: happened.append("claimed"),
+        on_step=happened.append,
+    )  # fmt: skip
+    run(tmp_path, job)
+    assert happened == ["claimed", 0, 1]
+    assert read_metrics(tmp_path)[0]["eval/slope"] == 2.0
