@@ -7,6 +7,7 @@ Bytes are those of the process's read calls (`rchar` of /proc/self/io), memory i
 Python and its libraries took before. Neither depends on what else runs.
 """
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -21,12 +22,11 @@ sys.path.insert(0, os.environ.get("SCTD_JAX", str(Path(__file__).parents[1])))
 import jax
 import numpy as np
 from etils import epath
-from safetensors.numpy import save_file
 
-from configs import base
 from sctd_jax.arguments import CommandParser
-from sctd_jax.config import from_dict
+from sctd_jax.config import Config
 from sctd_jax.hf import config_json, names
+from sctd_jax.hf.write import write_weights
 from sctd_jax.interop.exporting import export
 from sctd_jax.interop.importing import import_model
 from sctd_jax.model.bert import Bert
@@ -65,23 +65,23 @@ def main() -> None:
 
 def make_run(folder: Path, workdir: Path) -> None:
     """Import a BERT-base with random weights and words."""
-    base_config = from_dict(base.get_config().to_dict())
-    model = base_config.model
+    config = Config()
+    model = config.model
     source = folder / "bert"
     source.mkdir()
     bert, ids = Bert(model, 0, 0), np.zeros((1, 8), np.int32)
     params = jax.jit(bert.init)(jax.random.key(0), ids, ids == 0)["params"]
-    save_file(names.to_bert(model, params), source / "model.safetensors")
+    write_weights(source / "model.safetensors", model, params, names.names(model))
     (source / "config.json").write_text(json.dumps(config_json.to_json(model, 0)))
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = [*special, *(f"w{number}" for number in range(model.vocab_size - len(special)))]
     (source / "vocab.txt").write_text("\n".join(pieces))
-    import_model(source, workdir, tokenizer_file=None, recipe=base.get_config().to_dict(), log=lambda line: None)
+    import_model(source, workdir, tokenizer_file=None, recipe=dataclasses.asdict(Config()), log=lambda line: None)
     # Zeros take no room in a checkpoint, and the moments of a run that has trained are none.
     shutil.rmtree(workdir / "checkpoints")
     moments = jax.tree.map(
         lambda x: jax.random.normal(jax.random.key(x.size), x.shape) if x.ndim else x,
-        make_optimizer(base_config.optimizer).init(params),
+        make_optimizer(config.optimizer).init(params),
     )
     zero = jax.numpy.int32(0)
     importance_V = jax.numpy.zeros(model.vocab_size)

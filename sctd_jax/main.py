@@ -8,7 +8,6 @@ python -m sctd_jax.main --mode=sweep --config=configs/sweep.py --config.tasks=co
     --config.data_dir=glue_data
 """
 
-import dataclasses
 import itertools
 import os
 import re
@@ -36,7 +35,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sctd_jax import recipes
-from sctd_jax.config import Config, from_dict
+from sctd_jax.config import from_dict
 from sctd_jax.errors import UserError, printable, run_command, say
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
@@ -115,7 +114,7 @@ def _finetune() -> int:
 
     _join_hosts()
     workdir = _WORKDIR.value or Path("runs", f"finetune-{config.task}")
-    return _status(finetune(config, workdir, dataclasses.asdict(Config()), say).stopped_by)
+    return _status(finetune(config, workdir, say).stopped_by)
 
 
 def _sweep() -> int:
@@ -123,7 +122,7 @@ def _sweep() -> int:
 
     cells = sweep.from_dict(_CONFIG.value.to_dict())
     _join_hosts()
-    return _status(sweep.run_sweep(cells, _WORKDIR.value or "runs/sweep", dataclasses.asdict(Config()), say))
+    return _status(sweep.run_sweep(cells, _WORKDIR.value or "runs/sweep", say))
 
 
 def _compile() -> int:

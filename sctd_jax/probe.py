@@ -8,7 +8,6 @@ All of it is computed in float32, on the first device.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import os
@@ -21,7 +20,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import logging
 
 from sctd_jax.arguments import CommandParser, local_path, number
-from sctd_jax.config import Config
 from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.probing import drawing, drift, layers, perplexity
 from sctd_jax.tasks.examples import FileSettings
@@ -38,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {args.out}: {error.strerror}") from error
-        result = _COMMANDS[args.command](args, say)
-        picture = getattr(drawing, args.command)(result)
+        measure, draw = _COMMANDS[args.command]
+        result = measure(args, say)
+        picture = draw(result)
         content = json.dumps(_plain(result), indent=1, allow_nan=False) + "\n"
         for suffix, part in ((".json", content.encode()), (".png", picture)):
             path = args.out / (args.command + suffix)
@@ -58,7 +57,7 @@ def _layers(args: argparse.Namespace, log) -> dict[str, Any]:
     settings = layers.Settings(
         args.task, args.data_dir, args.examples, args.max_length, args.batch_size, args.seed, files
     )
-    return layers.measure(args.models, settings, _recipe(), log)
+    return layers.measure(args.models, settings, log)
 
 
 def _drift(args: argparse.Namespace, log) -> dict[str, Any]:
@@ -67,15 +66,14 @@ def _drift(args: argparse.Namespace, log) -> dict[str, Any]:
 
 def _perplexity(args: argparse.Namespace, log) -> dict[str, Any]:
     settings = perplexity.Settings(args.text, args.rows, args.every_checkpoint, args.batch_size)
-    return perplexity.measure(args.models, settings, _recipe(), log)
+    return perplexity.measure(args.models, settings, log)
 
 
-_COMMANDS = {"layers": _layers, "drift": _drift, "perplexity": _perplexity}
-
-
-def _recipe() -> dict:
-    """What a folder of transformers does not say."""
-    return dataclasses.asdict(Config())
+_COMMANDS = {
+    "layers": (_layers, drawing.layers),
+    "drift": (_drift, drawing.drift),
+    "perplexity": (_perplexity, drawing.perplexity),
+}
 
 
 def _parser() -> CommandParser:

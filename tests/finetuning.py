@@ -1,6 +1,5 @@
 """Fine-tuning of a tiny model, for several tests; see the fixtures `pretrained` and `folders` in conftest."""
 
-from configs import base
 from configs import finetune as recipe
 from sctd_jax.data import tokenizer
 from sctd_jax.finetune import config as finetune_settings
@@ -47,4 +46,4 @@ def run(pretrained, workdir, name, folder, on_step=lambda step: None, **override
     """(result, what it printed)."""
     lines = []
     config = settings(pretrained, name, folder, **overrides)
-    return finetune(config, workdir, base.get_config().to_dict(), lines.append, on_step), lines
+    return finetune(config, workdir, lines.append, on_step), lines

@@ -15,9 +15,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from sctd_jax.config import Config, DataConfig, from_dict
 from sctd_jax.data.special import SpecialIds
+from sctd_jax.hf import names
 from sctd_jax.model.token_dropping import Candidates
 from sctd_jax.pretrain.model import initial_state, settle
 from sctd_jax.train.state import TrainState
@@ -85,6 +87,12 @@ def moved(params, scale: float, seed: int = 5):
     """Parameters plus normal noise, so that biases are not 0 and gradients not tiny; without a compilation."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: p + scale * rng.standard_normal(p.shape).astype(np.float32), params)
+
+
+def bert_tensors(model, params) -> dict[str, np.ndarray]:
+    """Parameters by the names of `BertForMaskedLM`, those of them that there are."""
+    leaves = flatten_dict(params)
+    return {name: names.to_bert(model, at, leaves[at]) for name, at in names.names(model).items() if at in leaves}
 
 
 def candidates(importance_V, ids, mask=None, *, keys_B=None, num_top=0, state_BND=None) -> Candidates:

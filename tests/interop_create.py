@@ -24,7 +24,7 @@ import transformers
 
 sys.path.append(str(Path(__file__).parents[1]))
 from sctd_jax import errors
-from sctd_jax.interop import convert
+from sctd_jax.hf import convert
 
 _SPECIAL = ("[MASK]", "[SEP]", "[UNK]", "[PAD]", "[CLS]")
 _LENGTHS = (48, 37, 20, 9)

@@ -15,15 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import DivergedError, UserError
-from sctd_jax.finetune.finetuned import load_finetuned
 from sctd_jax.interop.exporting import export
+from sctd_jax.models import check_init, open_run
 from sctd_jax.parallel.mesh import make_mesh
 from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.run import load_run
 from sctd_jax.train.step import state_shape
 from tests import helpers, task_files
 from tests.finetuning import CONFIG, run, settings
@@ -104,7 +103,7 @@ def test_it_starts_from_a_fine_tuned_model_too(pretrained, folders, tmp_path):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-7)
     with pytest.raises(UserError, match="holds a fine-tuned model; expected the workdir of a pretraining run"):
-        load_run(tmp_path / "mnli", None, print)
+        check_init(helpers.config(train__init=str(tmp_path / "mnli")))
 
 
 def params_of(result):
@@ -218,13 +217,13 @@ def test_a_workdir_can_be_read_whatever_the_pretraining_was(pretrained, folders,
     config["dropping"]["full_steps_last"], config["train"]["steps"] = 500, 1000
     (start / "config.json").write_text(json.dumps(config))
     run(start, tmp_path / "run", "rte", folders["rte"], epochs=1)
-    assert load_finetuned(epath.Path(tmp_path / "run"), None, print).task["task"] == "rte"
+    assert open_run(epath.Path(tmp_path / "run"), print).task["task"] == "rte"
 
 
 def test_dropout_is_the_recipes(pretrained, folders, tmp_path):
     """The tiny model was pretrained without."""
     run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=1)
-    model = load_finetuned(epath.Path(tmp_path / "run"), None, print).config.model
+    model = open_run(epath.Path(tmp_path / "run"), print).config.model
     assert (model.hidden_dropout, model.attention_dropout) == (0.1, 0.1)
 
 

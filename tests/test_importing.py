@@ -15,12 +15,12 @@ from safetensors.numpy import load_file, save_file
 
 from sctd_jax.data import prepare, tokenizer
 from sctd_jax.errors import UserError
-from sctd_jax.finetune import pretrained
 from sctd_jax.hf import config_json as bert_config
+from sctd_jax.hf import convert, read
 from sctd_jax.hf import names as weights
-from sctd_jax.interop import convert, huggingface, importing
+from sctd_jax.interop import huggingface, importing
+from sctd_jax.models import open_model, open_run
 from sctd_jax.pretrain.pretraining import train_and_evaluate
-from sctd_jax.train.run import load_run
 from tests import helpers, small
 
 PIECES = ["[PAD]", *(f"[unused{i}]" for i in range(20)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -39,7 +39,7 @@ def params():
 @pytest.fixture(scope="module")
 def original(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
-    save_file(weights.to_bert(CONFIG.model, params), folder / WEIGHTS)
+    save_file(helpers.bert_tensors(CONFIG.model, params), folder / WEIGHTS)
     (folder / "config.json").write_text(json.dumps(bert_config.to_json(CONFIG.model, 0)))
     (folder / "vocab.txt").write_text("\n".join(PIECES))
     return folder
@@ -67,7 +67,7 @@ def imported(source, **kwargs):
         kwargs.pop("path", source), workdir, tokenizer_file=None, recipe=recipe, log=said.append, **kwargs
     )
     assert sorted(path.name for path in source.parent.iterdir()) == [source.name, "run"]
-    return jax.tree.map(np.asarray, load_run(workdir, None, print).state.params), "\n".join(said)
+    return jax.tree.map(np.asarray, open_run(workdir, print).params()), "\n".join(said)
 
 
 def refused(source, match, **kwargs):
@@ -79,10 +79,10 @@ def refused(source, match, **kwargs):
     return str(caught.value)
 
 
-def unreadable(source, params, match):
-    """`refused` without the time that initial parameters take."""
+def unreadable(source, match):
+    """`refused` without the time that the rest takes."""
     with pytest.raises(UserError, match=match) as caught:
-        importing._read_tensors(source / WEIGHTS, CONFIG, len(PIECES), params)
+        read.check_tensors(source / WEIGHTS, CONFIG.model, len(PIECES))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -99,7 +99,7 @@ def test_a_masked_lm_comes_in_bit_for_bit(source, params):
     assert_same(found, params)
     assert "imported 74 tensors" in said
     assert "head" not in said
-    run = load_run(source.parent / "run", None, print)
+    run = open_run(source.parent / "run", print)
     assert run.tokenizer.pieces == tuple(PIECES)
     assert dataclass_fields(run.config.model) == dataclass_fields(CONFIG.model)
 
@@ -183,15 +183,15 @@ def test_every_misfit_is_listed_in_one_message(source):
 def test_a_decoder_of_its_own_is_refused(source, params):
     tensors = load_file(source / WEIGHTS)
     change(source, tensors | {"cls.predictions.decoder.weight": tensors[WORD] + 1})
-    unreadable(source, params, f"cls.predictions.decoder.weight differs from {WORD}, but this network ties the two")
+    unreadable(source, f"cls.predictions.decoder.weight differs from {WORD}, but this network ties the two")
     change(source, tensors | {"cls.predictions.decoder.bias": tensors["cls.predictions.bias"] + 1})
-    unreadable(source, params, "cls.predictions.decoder.bias differs from cls.predictions.bias")
+    unreadable(source, "cls.predictions.decoder.bias differs from cls.predictions.bias")
 
 
 def test_a_tensor_under_two_names_is_refused(source, params):
     tensors = load_file(source / WEIGHTS)
     change(source, tensors | {"bert.embeddings.LayerNorm.gamma": np.ones(32, np.float32)})
-    unreadable(source, params, r"holds bert.embeddings.LayerNorm.weight twice, as bert.* and as bert")
+    unreadable(source, r"holds bert.embeddings.LayerNorm.weight twice, as bert.* and as bert")
 
 
 @pytest.mark.parametrize(
@@ -205,16 +205,16 @@ def test_numbers_that_are_not_finite_are_found_in_every_tensor(source, params, n
     tensors["cls.seq_relationship.bias"] = np.ones(2)
     tensors[name].flat[1] = 1e300 if name == "bert.pooler.dense.bias" else np.nan
     change(source, tensors)
-    unreadable(source, params, rf"not finite in {name}; take another copy")
+    unreadable(source, rf"not finite in {name}; take another copy")
 
 
 def test_a_pooler_that_does_not_fit_is_refused(source, params):
     """Fine-tuning would start from random numbers in its place."""
     tensors = load_file(source / WEIGHTS) | {"bert.pooler.dense.weight": np.ones((32, 8), np.float32)}
     change(source, tensors)
-    unreadable(source, params, "has half a pooler: bert.pooler.dense.weight alone")
+    unreadable(source, "has half a pooler: bert.pooler.dense.weight alone")
     change(source, tensors | {"bert.pooler.dense.bias": np.ones(32, np.float32)})
-    unreadable(source, params, r"the pooler is \(32, 8\) and \(32,\), expected \(32, 32\) and \(32,\)")
+    unreadable(source, r"the pooler is \(32, 8\) and \(32,\), expected \(32, 32\) and \(32,\)")
 
 
 def test_other_networks_are_refused_with_every_reason(source):
@@ -378,7 +378,7 @@ def test_a_name_of_the_hub_gets_the_line_that_downloads_it(name, repository, tmp
     assert (f"hf download {repository} " in line) if repository else "hf download" not in line
     if name == "bert-base-uncased":  # for fine-tuning, too
         with pytest.raises(UserError, match=f"hf download {repository} "):
-            pretrained.open_pretrained(name, {}, print)
+            open_model(name, print)
 
 
 def test_paths_of_a_bucket_do_not_become_folders_called_gs(tmp_path, capsys, monkeypatch):
@@ -397,7 +397,7 @@ def test_paths_of_a_bucket_do_not_become_folders_called_gs(tmp_path, capsys, mon
 
 
 def plainly(names):
-    found, cut = importing._present_names("file", names)
+    found, cut = read._present_names("file", names)
     return list(found), cut
 
 
@@ -425,30 +425,26 @@ def test_what_wrappers_put_in_front_of_names_is_cut_and_said(front, cut):
     assert plainly(["bert._orig_mod." + name for name in bare]) == (encoder, ["_orig_mod."])
 
 
-def test_fine_tuning_says_how_a_folder_was_read(original, monkeypatch):
-    found = SimpleNamespace(
-        config=CONFIG, state=SimpleNamespace(params={"encoder": {}}), pooler=None, digest="",
-        tokenizer_file=original / "vocab.txt", notes=("names were cut",),
-    )  # fmt: skip
-    monkeypatch.setattr(pretrained, "read_model", lambda *args, **kwargs: found)
+def test_who_opens_a_folder_is_told_how_it_was_read(source):
+    change(source, {f"module.{name}": x for name, x in load_file(source / WEIGHTS).items()})
     said = []
-    pretrained.open_pretrained(str(original), {}, said.append)
-    assert said == ["names were cut"]
+    open_model(str(source), said.append)
+    assert said == ["read without what a wrapper put into the tensors' names: module."]
 
 
 def test_two_encoders_in_one_file_are_refused(source, params):
     tensors = load_file(source / WEIGHTS)
     change(source, {f"{name}.{key}": x for key, x in tensors.items() for name in ("question", "context")})
-    unreadable(source, params, r"holds 2 encoders \(context.bert., question.bert.\), and one is expected")
+    unreadable(source, r"holds 2 encoders \(context.bert., question.bert.\), and one is expected")
 
 
 def test_names_of_a_file_are_printed_escaped(source, params):
     tensors = load_file(source / WEIGHTS)
     forged = "bert.x\nerror: all is well\x1b[2J"
     change(source, tensors | {forged: np.ones(1)})
-    assert r"unknown: bert.x\nerror: all is well\x1b[2J" in unreadable(source, params, "does not fit")
+    assert r"unknown: bert.x\nerror: all is well\x1b[2J" in unreadable(source, "does not fit")
     change(source, tensors | {f"classifier.{forged}": np.full(1, np.nan)})
-    assert r"classifier.bert.x\nerror: all is well\x1b[2J" in unreadable(source, params, "not finite")
+    assert r"classifier.bert.x\nerror: all is well\x1b[2J" in unreadable(source, "not finite")
 
 
 def test_files_that_are_not_there_or_damaged(source):

@@ -23,11 +23,12 @@ from safetensors.numpy import load_file
 from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
+from sctd_jax.hf.read import find_tokenizer
 from sctd_jax.interop import exported as exported_module
 from sctd_jax.interop import exporting, importing
+from sctd_jax.models import open_run
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.run import load_run
 from tests import helpers, small
 
 # Made by .ci/run or `make interop`; a Python that has torch and transformers.
@@ -85,7 +86,7 @@ def test_the_folder_holds_what_transformers_reads(exported, workdir):
 
 
 def test_the_tensors_are_the_parameters_bit_for_bit(exported, workdir):
-    params = load_run(workdir, None, print).state.params
+    params = open_run(workdir, print).params()
     tensors = load_file(exported / "model.safetensors")
     layer = params["encoder"]["layer_2"]
     expected = {
@@ -137,7 +138,7 @@ def test_an_older_step(exported, workdir, tmp_path):
     export(workdir, tmp_path / "older", "--step=15")
     assert "Steps: 15 of 8 rows" in (tmp_path / "older" / "README.md").read_text()
     older, newer = (load_file(folder / "model.safetensors") for folder in (tmp_path / "older", exported))
-    params = load_run(workdir, 15, print).state.params
+    params = open_run(workdir, print).params(15)
     np.testing.assert_array_equal(older["cls.predictions.bias"], params["mlm_head"]["bias"])
     assert (older["cls.predictions.bias"] != newer["cls.predictions.bias"]).any()
 
@@ -187,7 +188,7 @@ def mlm_logits(run, ids, mask, segments):
         def logits(bert):
             return bert.mlm_logits(bert.encoder(ids, mask, segments)[0])
 
-        return make_model(run.config).apply({"params": run.state.params}, method=logits)
+        return make_model(run.config).apply({"params": run.params()}, method=logits)
 
     return network(*map(jnp.asarray, (ids, mask, segments)))
 
@@ -204,7 +205,7 @@ def fill_mask_prompt(run):
 
 def expectations(workdir, path):
     """Answers of our side for real lines, a padded batch with two segments, and a prompt."""
-    run = load_run(workdir, None, print)
+    run = open_run(workdir, print)
     texts = real_lines(2000)
     ids = run.tokenizer.encode(texts)
     special = run.tokenizer.special
@@ -247,8 +248,8 @@ def test_an_export_comes_back_bit_for_bit(exported, workdir, tmp_path):
     recipe = small.get_config().to_dict()
     again = tmp_path / "again"
     importing.import_model(exported, again, tokenizer_file=None, recipe=recipe, log=print)
-    before, after = load_run(workdir, None, print), load_run(again, None, print)
-    jax.tree.map(np.testing.assert_array_equal, after.state.params, before.state.params)
+    before, after = open_run(workdir, print), open_run(again, print)
+    jax.tree.map(np.testing.assert_array_equal, after.params(), before.params())
     assert after.config.model == before.config.model
     assert after.tokenizer.pieces == before.tokenizer.pieces
     assert tokenizer.digest(tokenizer.find(again)) == tokenizer.digest(tokenizer.find(workdir))
@@ -350,7 +351,7 @@ def test_tokenizers_have_the_ids_of_transformers_whatever_lies_beside_them(creat
     texts = json.loads((created / "tokenizers.json").read_text())
     for folder in sorted((created / "tokenizers").iterdir()):
         expected, size = json.loads((folder / "expected.json").read_text())
-        loaded = tokenizer.load(importing._find_tokenizer(folder))
+        loaded = tokenizer.load(find_tokenizer(folder))
         assert len(loaded.pieces) == size, folder.name
         for text, ids, theirs in zip(texts, loaded.encode(texts), expected, strict=True):
             assert ids.tolist() == theirs, (folder.name, text)
@@ -362,7 +363,7 @@ def test_models_of_transformers_come_in(created, name, tmp_path):
     source = (created / "minilm.txt").read_text() if name == "minilm" else created / name
     recipe = small.get_config().to_dict()
     importing.import_model(Path(source), tmp_path / "run", tokenizer_file=None, recipe=recipe, log=print)
-    run = load_run(tmp_path / "run", None, print)
+    run = open_run(tmp_path / "run", print)
     expected = np.load(created / ("minilm.npz" if name == "minilm" else "masked_lm.npz"), allow_pickle=False)
     ids = run.tokenizer.encode((created / "lines.txt").read_text().splitlines())
     assert [len(line) for line in ids] == expected["line_lengths"].tolist()
@@ -376,7 +377,7 @@ def test_models_of_transformers_come_in(created, name, tmp_path):
             output, states = bert.encoder(ids, mask, segments)
             return jnp.stack([embedded, *states]), bert.mlm_logits(output)
 
-        return make_model(run.config).apply({"params": run.state.params}, method=states_and_logits)
+        return make_model(run.config).apply({"params": run.params()}, method=states_and_logits)
 
     mask = expected["mask"]
     hidden, logits = network(*(jnp.asarray(expected[key]) for key in ("ids", "mask", "segments")))

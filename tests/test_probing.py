@@ -12,20 +12,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sctd_jax import plot, probe, storage
+from sctd_jax import plot, probe
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.hf import config_json as bert_config
-from sctd_jax.hf import names as weights
-from sctd_jax.interop.importing import read_model
+from sctd_jax.hf.read import read_folder
 from sctd_jax.model.bert import Bert
+from sctd_jax.models import open_run
 from sctd_jax.pretrain.evaluation import EVAL_SEED, selection_keys
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.pretrain.step import mask_batch, select
 from sctd_jax.probing import drift, layers, perplexity
-from sctd_jax.train.run import load_run
 from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE
 from tests import helpers, task_files
 
@@ -53,7 +52,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf") / "letters"
     folder.mkdir()
     params = jax.tree.map(np.asarray, helpers.moved(helpers.initial(HF).params, 0.2))
-    save_file(weights.to_bert(HF.model, params), folder / "model.safetensors")
+    save_file(helpers.bert_tensors(HF.model, params), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(bert_config.to_json(HF.model, 0)))
     (folder / "vocab.txt").write_text("\n".join(PIECES))
     return folder
@@ -194,13 +193,13 @@ def test_perplexity_of_every_checkpoint(run, rows, tmp_path, capsys):
     assert [point["step"] for point in points] == [1, 2]
     assert model["text"] == f"held-out rows in {rows}"
     assert points[1]["loss"] != points[0]["loss"]
-    loaded, held_out = load_run(run, 1, print), Rows(rows, HELD_OUT)
+    loaded, held_out = open_run(run, print), Rows(rows, HELD_OUT)
     ids = held_out.read([0, len(held_out) // 2])
     assert model["texts"] == 2
     assert model["tokens"] == (ids > 4).sum() + (ids == 1).sum()
     text = [loaded.tokenizer.decode(part[part > 3]) for row in ids for part in np.split(row, np.flatnonzero(row == 3))]
     assert model["characters"] == sum(map(len, text))
-    losses = np.concatenate([hidden_one_by_one(loaded.state.params, loaded.config.model, row[row > 0]) for row in ids])
+    losses = np.concatenate([hidden_one_by_one(loaded.params(1), loaded.config.model, row[row > 0]) for row in ids])
     assert points[0]["loss"] == pytest.approx(losses.mean(), rel=1e-5)
     assert points[0]["pppl"] == pytest.approx(math.exp(losses.mean()), rel=1e-4)
     bits = losses.sum() / math.log(2) / model["characters"]
@@ -258,7 +257,7 @@ def test_drift_by_layer_is_of_the_k_of_its_step_and_of_rows_from_all_over(run, r
         return compare
 
     monkeypatch.setattr(drift, "jit_compare", measured)
-    assert drift.by_layer(storage.as_path(workdir), 20, print)["rows"] == 20
+    assert drift.by_layer(open_run(workdir, print), 20, print)["rows"] == 20
     held_out = len(Rows(rows, HELD_OUT))
     assert [kept for kept, _ in seen] == [24, 24]
     np.testing.assert_array_equal(np.concatenate([rows_B for _, rows_B in seen])[:20], np.arange(20) * held_out // 20)
@@ -377,8 +376,7 @@ def test_models_that_cannot_be_probed(run, folder, tmp_path, capsys):
     assert "expected the workdir of a run or a folder" in refused(capsys, "perplexity", tmp_path, *out)
     assert "has no held-out rows of its own: give --text" in refused(capsys, "perplexity", folder, *out)
     headless = shutil.copytree(folder, tmp_path / "headless")
-    encoder = read_model(folder, tokenizer_file=None, recipe=probe._recipe()).state.params
-    tensors = {n: x for n, x in weights.to_bert(HF.model, jax.tree.map(np.asarray, encoder)).items() if "cls." not in n}
+    tensors = helpers.bert_tensors(HF.model, {"encoder": read_folder(folder).params()["encoder"]})
     save_file(tensors, headless / "model.safetensors")
     assert "headless has no MLM head" in refused(capsys, "perplexity", headless, "--text", text, *out)
     tuned = shutil.copytree(run, tmp_path / "tuned")

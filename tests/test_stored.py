@@ -1,4 +1,4 @@
-"""Runs of earlier code: `fixtures/da051c2.tar.xz` is what its users have."""
+"""Runs of earlier code: `fixtures/*.tar.xz` are what its users have."""
 
 import dataclasses
 import json
@@ -18,33 +18,46 @@ from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune import config as finetune_settings
 from sctd_jax.finetune import finetuning as finetune_loop
 from sctd_jax.finetune import workdir as finetune_workdir
-from sctd_jax.finetune.pretrained import open_pretrained
 from sctd_jax.interop.exporting import export
+from sctd_jax.models import open_model
 from sctd_jax.pretrain import evaluation
 from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
 from sctd_jax.pretrain.workdir import followed
 from sctd_jax.stored import Added, Mended, Removed, Renamed
 from sctd_jax.train import workdir as workdirs
 
-ARCHIVE = Path(__file__).parent / "fixtures" / "da051c2.tar.xz"
+# The first commit whose runs must open, and the last one before one model on disk and one engine.
+COMMITS = ("da051c2", "3fd73b5")
 
 
-def unpack(folder):
-    with tarfile.open(ARCHIVE) as archive:
+def unpack(folder, commit):
+    with tarfile.open(Path(__file__).parent / "fixtures" / f"{commit}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return folder
 
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
-    """A folder with `rows`, `run` and `tuned`, which the tests leave as they are."""
-    return unpack(tmp_path_factory.mktemp("old"))
+    """A folder with `rows`, `run` and `tuned` of the first commit, which the tests leave as they are."""
+    return unpack(tmp_path_factory.mktemp("old"), COMMITS[0])
+
+
+@pytest.fixture(scope="module", params=COMMITS)
+def earlier(request, tmp_path_factory):
+    """The same of each commit."""
+    return unpack(tmp_path_factory.mktemp("earlier"), request.param)
+
+
+def begun(folder):
+    """The version of the configuration with which the run began."""
+    return json.loads((folder / "run" / "config.json").read_text()).get("begun", 1)
 
 
 def recipe(old, **train):
     """Today's recipe of the run: base.py with the fields that `old.py` set."""
     values, theirs = base.get_config().to_dict(), json.loads((old / "run" / "config.json").read_text())
-    for section, fields in theirs.items():
+    for section in values:
+        fields = theirs[section]
         values[section] |= {name: value for name, value in fields.items() if name in values[section]}
     values["data"]["rows"] = str(old / "rows")
     values["train"] |= train
@@ -70,45 +83,48 @@ def test_every_field_that_the_old_run_does_not_have_has_a_line_in_the_table(old)
     assert workdirs.read_config(epath.Path(old / "run")).train.steps == 4
 
 
-def test_an_old_run_evaluates_to_what_it_said_then(old, monkeypatch):
-    lines = []
-    monkeypatch.setattr(evaluation, "eval_rows", lambda count, available: np.arange(min(count, available)))  # as it was
-    metrics = evaluate_workdir(recipe(old), old / "run", lines.append)
-    then = json.loads((old / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+def test_an_old_run_evaluates_to_what_it_said_then(earlier, monkeypatch):
+    lines, first = [], begun(earlier) == 1
+    if first:  # as it was
+        monkeypatch.setattr(evaluation, "eval_rows", lambda count, available: np.arange(min(count, available)))
+    metrics = evaluate_workdir(recipe(earlier), earlier / "run", lines.append)
+    then = json.loads((earlier / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert metrics["eval/loss"] == pytest.approx(then["eval/loss"], abs=1e-4)
     assert not any("damaged" in line for line in lines)
-    assert any("otherwise than there: held-out rows are taken from all over" in line for line in lines)
+    assert any("otherwise than there: held-out rows are taken from all over" in line for line in lines) == first
 
 
-def test_an_old_run_goes_on(tmp_path):
-    folder, lines = unpack(tmp_path), []
+@pytest.mark.parametrize("commit", COMMITS)
+def test_an_old_run_goes_on(tmp_path, commit):
+    folder, lines = unpack(tmp_path, commit), []
+    before = begun(folder)
     result = train_and_evaluate(recipe(folder, steps=6), folder / "run", lines.append)
     assert result.step == 6
     assert "resuming at step 4" in lines
-    assert json.loads((folder / "run" / "config.json").read_text())["begun"] == 1
+    assert json.loads((folder / "run" / "config.json").read_text())["begun"] == before
 
 
-def test_old_runs_are_exported(old, tmp_path):
+def test_old_runs_are_exported(earlier, tmp_path):
     for name, architecture in (("run", "BertForMaskedLM"), ("tuned", "BertForSequenceClassification")):
-        export(epath.Path(old / name), tmp_path / name, step=None, force=False, log=lambda line: None)
+        export(epath.Path(earlier / name), tmp_path / name, step=None, force=False, log=lambda line: None)
         assert architecture in (tmp_path / name / "config.json").read_text()
 
 
-def test_an_old_run_is_fine_tuned_and_an_old_fine_tuning_goes_on(old, tmp_path):
+def test_an_old_run_is_fine_tuned_and_an_old_fine_tuning_goes_on(earlier, tmp_path):
     values = finetune.get_config().to_dict() | {
-        "task": "classification", "init": str(old / "run"), "data_dir": str(old / "labels.jsonl"), "max_length": 16,
-        "batch_size": 8, "epochs": 1, "learning_rate": 1e-3,
+        "task": "classification", "init": str(earlier / "run"), "data_dir": str(earlier / "labels.jsonl"),
+        "max_length": 16, "batch_size": 8, "epochs": 1, "learning_rate": 1e-3,
     }  # fmt: skip
-    settings, there = finetune_settings.from_dict(values), base.get_config().to_dict()
-    made = finetune_loop.prepare(settings, epath.Path(old / "tuned"), there, lambda line: None)
-    assert set(made.pretrained.params(made.mesh)) == {"encoder"}
-    assert finetune_loop.finetune(settings, tmp_path / "new", there, lambda line: None).step > 1
-    tuned = shutil.copytree(old / "tuned", tmp_path / "tuned")
+    settings = finetune_settings.from_dict(values)
+    made = finetune_loop.prepare(settings, epath.Path(earlier / "tuned"), lambda line: None)
+    assert set(made.pretrained.params(made.step, made.mesh)) == {"encoder", "mlm_head"}
+    assert finetune_loop.finetune(settings, tmp_path / "new", lambda line: None).step > 1
+    tuned = shutil.copytree(earlier / "tuned", tmp_path / "tuned")
     (tuned / "result.json").unlink()  # its end is evaluated and told again
-    assert finetune_loop.finetune(settings, tuned, there, lambda line: None).step > 1
+    assert finetune_loop.finetune(settings, tuned, lambda line: None).step > 1
     assert (tuned / "result.json").is_file()
-    again = open_pretrained(str(old / "tuned"), there, lambda line: None)
-    assert set(again.params(made.mesh)) == {"encoder", "pooler"}
+    again = open_model(str(earlier / "tuned"), lambda line: None)
+    assert set(again.params(None, made.mesh)) == {"encoder", "pooler", "classifier"}
 
 
 # Changes of fields, on the old run's files.

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from configs import base
 from configs import sweep as recipe
 from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.finetune import sweep, sweep_report
@@ -61,7 +60,7 @@ def test_a_bad_field_is_named(change, message):
 def go(pretrained, folders, workdir, **overrides):
     lines = []
     found = cells(inits=str(pretrained), data_dir=str(folders["rte"].parent), **{"learning_rates": "1e-3", **overrides})
-    assert sweep.run_sweep(found, workdir, base.get_config().to_dict(), lines.append) is None
+    assert sweep.run_sweep(found, workdir, lines.append) is None
     return lines
 
 
@@ -151,7 +150,7 @@ def test_a_pair_that_cannot_run_is_said_before_the_first_cell(pretrained, folder
 def test_every_task_is_looked_at_before_the_first_cell(pretrained, folders, tmp_path):
     found = cells(inits=str(pretrained), tasks="rte,cola", data_dir=str(folders["rte"]))
     with pytest.raises(UserError, match="line 1: unknown label 'sentence1'"):
-        sweep.run_sweep(found, tmp_path, base.get_config().to_dict(), print)
+        sweep.run_sweep(found, tmp_path, print)
     assert not list(tmp_path.rglob("config.json"))
 
 

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 
 import jax
@@ -19,8 +19,6 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches, report
 from sctd_jax.finetune.config import FinetuneConfig, check_length, run_config
 from sctd_jax.finetune.encode import Feature, by_example, encode
-from sctd_jax.finetune.finetuned import HIGHEST_SCORE
-from sctd_jax.finetune.pretrained import Pretrained, open_pretrained
 from sctd_jax.finetune.step import (
     Shape,
     compile_programs,
@@ -32,6 +30,7 @@ from sctd_jax.finetune.step import (
 )
 from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, followed
 from sctd_jax.model.attention import choose, platform_of
+from sctd_jax.models import HIGHEST_SCORE, Model, open_model
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.tasks import scoring, submission
@@ -65,7 +64,8 @@ class Prepared:
     settled: Config  # with the choice of attention, for the programs
     shape: Shape
     mesh: Mesh
-    pretrained: Pretrained
+    pretrained: Model
+    step: int | None  # the checkpoint of `pretrained` to start from; None for a folder of transformers
     data: TaskData
     train: batches.TrainBatches
     dev: dict[str, Split]
@@ -77,7 +77,6 @@ class Prepared:
 def finetune(
     settings: FinetuneConfig,
     workdir: str | os.PathLike,
-    recipe: Mapping,
     log: Callable[[str], None] = print,
     on_step: Callable[[int], None] = lambda step: None,
     track: Track = ignore,
@@ -90,14 +89,13 @@ def finetune(
     Args:
       settings: the run.
       workdir: its own; not the pretraining run's.
-      recipe: sections of a config, for what a folder of transformers does not say.
       log: receives the lines.
       on_step: called with the number of each step that was dispatched.
       track: called with each line of `metrics.jsonl`: the number of updates done, and values by name.
     """
     workdir, log = storage.as_path(workdir), hosts.on_first(log)
     with held(workdir, "fine-tuning", log) as check:
-        made = prepare(settings, workdir, recipe, log)
+        made = prepare(settings, workdir, log)
         settings, config, mesh, shape, data, train = (
             made.settings, made.config, made.mesh, made.shape, made.data, made.train
         )  # fmt: skip
@@ -105,7 +103,7 @@ def finetune(
         def start(state: TrainState) -> TrainState:
             if settings.random_init:
                 return state
-            found = made.pretrained.params(mesh)
+            found = made.pretrained.params(made.step, mesh)
             # Where the head has one, and the pretrained model too: BERT's own has, token dropping trains none.
             taken = {name: found[name] for name in ("encoder", "pooler") if name in found and name in state.params}
             random = ", ".join(sorted(state.params.keys() - taken))
@@ -161,11 +159,12 @@ def finetune(
         return dataclasses.replace(result, state=state)
 
 
-def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log: Callable[[str], None]) -> Prepared:
+def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], None]) -> Prepared:
     """Check and read all that a fine-tuning needs, each check before the longer work that follows it."""
     settings = followed(workdir, settings, log)
     task = TASKS[settings.task]
-    pretrained = open_pretrained(settings.init, recipe, log)
+    pretrained = open_model(settings.init, log, "config.init")
+    step = pretrained.chosen_step()
     check_length(settings, pretrained.config.model)
     # Its own seed: what is held out of a single file must not depend on that of the training.
     files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
@@ -179,7 +178,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     digest = hashlib.sha256(repr(data.labels).encode())
     for example in itertools.chain(data.train, *data.dev.values()):
         digest.update(repr(example).encode())
-    origin = Origin(data.labels, digest.hexdigest(), pretrained.identity)
+    origin = Origin(data.labels, digest.hexdigest(), pretrained.identity(step))
     check_workdir(workdir, settings, config, origin)
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
 
@@ -207,7 +206,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, recipe: Mapping, log:
     settled = dataclasses.replace(config, model=choice.model)
     shape = shape_of(task, data.labels, len(train.features[0].rows))
     logits = jit_logits(settled, shape, mesh)
-    return Prepared(settings, config, settled, shape, mesh, pretrained, data, ordered, dev, test, origin, logits)
+    return Prepared(settings, config, settled, shape, mesh, pretrained, step, data, ordered, dev, test, origin, logits)
 
 
 def _put(made: Prepared, features: list[Feature], group: batches.Group) -> batches.TaskBatch:

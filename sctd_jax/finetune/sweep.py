@@ -74,7 +74,7 @@ def _listed(field: str, names: str) -> list[str]:
     return found
 
 
-def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], None]) -> int | None:
+def run_sweep(sweep: Sweep, workdir: str, log: Callable[[str], None]) -> int | None:
     """Run what is not finished, and write the report after every cell; returns the signal that stopped it, or None.
 
     The report covers all cells in `workdir`, those of earlier sweeps too, which must have the same settings and data.
@@ -82,12 +82,12 @@ def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], 
     """
     folder, say = storage.as_path(workdir), hosts.on_first(log)
     with held(folder, "a sweep", say):
-        left = _look_at_all(sweep, folder, recipe, say)
+        left = _look_at_all(sweep, folder, say)
         say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} finished before")
         for number, cell in enumerate(left, start=1):
             say(f"cell {number} of {len(left)}: {cell.name}")
             try:
-                result = finetune(cell.settings, folder / cell.name, recipe, log)
+                result = finetune(cell.settings, folder / cell.name, log)
             except DivergedError as error:
                 say(f"warning: {error}; it counts as score 0")
                 zero = {name: getattr(cell.settings, name) for name in ("task", "init", "learning_rate", "seed")}
@@ -107,13 +107,13 @@ def run_sweep(sweep: Sweep, workdir: str, recipe: Mapping, log: Callable[[str], 
     return None
 
 
-def _look_at_all(sweep: Sweep, folder: epath.Path, recipe: Mapping, say: Callable[[str], None]) -> list[Cell]:
+def _look_at_all(sweep: Sweep, folder: epath.Path, say: Callable[[str], None]) -> list[Cell]:
     """The cells that are not finished, once every checkpoint with every task is known to be able to run."""
     left = []
     for _, group in itertools.groupby(sweep.cells, key=lambda cell: (cell.settings.init, cell.settings.task)):
         cells = list(group)
         first = next((cell for cell in cells if not (folder / cell.name / CONFIG_FILE).exists()), cells[0])
-        origin = prepare(first.settings, folder / first.name, recipe, say).origin
+        origin = prepare(first.settings, folder / first.name, say).origin
         # Nothing but checkpoint, rate and seed may set a task's finished cells apart from those of this sweep.
         checkpoint, task, _ = first.name.split("/")
         for result in folder.glob(f"*/{task}/*/{RESULT_FILE}"):

@@ -1,56 +1,48 @@
 """Our parameter tree <-> the names and layouts of `transformers`' BertForMaskedLM."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sctd_jax.config import ModelConfig
+from sctd_jax.model.bert import Bert
 
 WORD_EMBEDDINGS, OUTPUT_BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
 _HEAD = "cls.predictions."
 
 
-def to_bert(
-    config: ModelConfig, params: Mapping, table: Mapping[str, tuple[str, ...]] | None = None
-) -> dict[str, np.ndarray]:
-    """Tensors f32 by name, as `BertForMaskedLM` has them; the tied decoder is left to `transformers`.
-
-    Args:
-      config: config of the model.
-      params: parameters of the model.
-      table: `task_names` for a model with a task's head.
-    """
-    tensors = {}
-    for name, path in (table or names(config)).items():
-        leaf = np.asarray(_leaf(params, path), np.float32)
-        shape = shape_in_bert(config, path, leaf.shape)
-        # Torch keeps (out, in); attention's [D, H, d] and [H, d, D] are flattened.
-        tensors[name] = np.ascontiguousarray(
-            leaf.reshape(shape[::-1]).T if path[-1] == "kernel" else leaf.reshape(shape)
-        )
-    return tensors
+def to_bert(config: ModelConfig, path: tuple[str, ...], leaf: Any) -> np.ndarray:
+    """Our leaf as `transformers` has it, f32: torch keeps (out, in), attention's [D, H, d] and [H, d, D] flattened."""
+    leaf = np.asarray(leaf, np.float32)
+    shape = shape_in_bert(config, path, leaf.shape)
+    return np.ascontiguousarray(leaf.reshape(shape[::-1]).T if path[-1] == "kernel" else leaf.reshape(shape))
 
 
-def from_bert(config: ModelConfig, tensors: Mapping[str, np.ndarray], initial: Mapping) -> dict:
-    """The inverse of `to_bert`.
-
-    Args:
-      config: config of the model.
-      tensors: tensors by name, in the shapes that `shape_in_bert` gives; the MLM head's may be missing.
-      initial: a parameter tree that gives shapes, and the MLM head where `tensors` has none.
-    """
-    paths = {path: name for name, path in names(config).items()}
-
-    def leaf(key_path, value):
-        path = tuple(key.key for key in key_path)
-        if (tensor := tensors.get(paths[path])) is None:
-            return value
+def from_bert(config: ModelConfig, tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:
+    """Our parameters f32, those of the tensors that are given by name: the inverse of `to_bert`."""
+    table, expected = names(config) | POOLER, shapes(config)
+    found = {}
+    for name, tensor in tensors:
+        path = table[name]
         tensor = np.asarray(tensor, np.float32)
-        return (tensor.T if path[-1] == "kernel" else tensor).reshape(value.shape)
+        found[path] = (tensor.T if path[-1] == "kernel" else tensor).reshape(expected[path].shape)
+    return unflatten_dict(found)
 
-    return jax.tree_util.tree_map_with_path(leaf, initial)
+
+def shapes(config: ModelConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """Shape of each leaf of encoder, MLM head and pooler by its path."""
+
+    def init() -> Any:
+        row_BN = jnp.zeros((1, 1), jnp.int32)
+        params = Bert(config, 0, 0).init(jax.random.key(0), row_BN, row_BN == 0)["params"]
+        width = config.hidden_size
+        return params | {"pooler": {"kernel": jnp.zeros((width, width)), "bias": jnp.zeros(width)}}
+
+    return flatten_dict(jax.eval_shape(init))
 
 
 def is_head(name: str) -> bool:
@@ -95,7 +87,7 @@ def task_names(config: ModelConfig, each_token: bool) -> dict[str, tuple[str, ..
     table = {name: path for name, path in names(config).items() if not is_head(name)}
     if each_token:
         return table | _dense("qa_outputs", "classifier")
-    return table | _dense("bert.pooler.dense", "pooler") | _dense("classifier", "classifier")
+    return table | POOLER | _dense("classifier", "classifier")
 
 
 def _dense(name: str, *path: str) -> dict[str, tuple[str, ...]]:
@@ -106,7 +98,5 @@ def _norm(name: str, *path: str) -> dict[str, tuple[str, ...]]:
     return {f"{name}.weight": (*path, "scale"), f"{name}.bias": (*path, "bias")}
 
 
-def _leaf(params: Mapping, path: tuple[str, ...]) -> Any:
-    for key in path:
-        params = params[key]
-    return params
+# A fine-tuned model's, and BERT's own; pretraining here has none.
+POOLER = _dense("bert.pooler.dense", "pooler")

@@ -8,11 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import yaml
 
 from sctd_jax.config import ModelConfig
-from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError, printable
 
 _FORMS = {
@@ -99,12 +97,12 @@ class Card:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model as `transformers` has it."""
+    """A model as `transformers` will have it."""
 
     config: ModelConfig
-    tokenizer: Tokenizer
-    tensors: Mapping[str, np.ndarray]
-    settings: Mapping[str, Any]  # of config.json, other than those of BertForMaskedLM
+    params: Mapping[str, Any]
+    table: Mapping[str, tuple[str, ...]]  # paths in `params` by the names of the tensors
+    settings: Mapping[str, Any]  # fields of config.json that differ from BertForMaskedLM's
     card: Card
     step: int
 

@@ -1,32 +1,25 @@
 """A run -> a folder for Hugging Face `transformers`; needs neither torch nor transformers."""
 
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from etils import epath
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
+from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
+from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
 from sctd_jax.errors import UserError
-from sctd_jax.hf import config_json as bert_config
-from sctd_jax.hf import names as weights
-from sctd_jax.hf import tokenizer_json
+from sctd_jax.hf import names, write
 from sctd_jax.interop.exported import Card, Model, Result, Said, render
 from sctd_jax.interop.exporting_task import task_model
+from sctd_jax.models import open_run
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.run import Run, load_run
-from sctd_jax.train.workdir import TASK_FILE, check_metadata, read_config
+from sctd_jax.train.workdir import TASK_FILE, check_metadata, read_command, read_config
 
-_CARD, _WEIGHTS, _CONFIG = "README.md", "model.safetensors", "config.json"
-_TOKENS, _TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
+_CARD = "README.md"
 # What a method is called on the hub.
 _TAGS = {"drop": ("token-dropping",), "sctd": ("token-dropping", "sctd"), "random_ltd": ("random-ltd",)}
-_WRITTEN = {
-    _CARD, _WEIGHTS, _CONFIG, _TOKENS, _TOKENIZER_CONFIG, tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE,
-}  # fmt: skip
 _FILL_MASK = """from transformers import pipeline
 
 model = "."  # this folder, or the model's name on the hub
@@ -65,7 +58,11 @@ def export(
     if out.exists():
         if not force:
             raise UserError(f"{out} exists already; --force replaces it")
-        if not out.is_dir() or {path.name for path in out.iterdir()} - _WRITTEN or not (out / _CARD).is_file():
+        if (
+            not out.is_dir()
+            or {path.name for path in out.iterdir()} - {_CARD, *write.FILES}
+            or not (out / _CARD).is_file()
+        ):
             raise UserError(f"{out} exists already and is not just an export, so that --force does not replace it")
     model = (task_model if (workdir / TASK_FILE).is_file() else _pretrained)(workdir, step, log)
     try:
@@ -73,12 +70,14 @@ def export(
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.incomplete-", dir=out.parent) as temporary:
             ready = Path(temporary, "export")
             ready.mkdir()
-            _write(ready, workdir, model)
+            write.write_folder(
+                ready, model.config, model.params, tokenizer.find(workdir), table=model.table, settings=model.settings
+            )
             (ready / _CARD).write_text(render(model, said or Said()), encoding="utf-8")
             if out.exists():
                 out.rename(Path(temporary, "replaced"))
             ready.rename(out)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"cannot write {out}: {error}") from error
     log(f"exported step {model.step} of {workdir} to {out}")
     if missing := (said or Said()).missing():
@@ -88,79 +87,43 @@ def export(
 def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None]) -> Model:
     read_config(workdir)  # or it is no run
     check_metadata(workdir)  # the card would call it untrained
-    run = load_run(workdir, step, log)
-    trained, method = run.metadata is not None, run.config.dropping.method
-    by_us = [f"Rows of training had {run.metadata.seq_len} tokens."] if trained else []
-    losses = _held_out_losses(workdir, int(run.state.step)) if trained else []
-    there = [line for line in losses if line["step"] == int(run.state.step)]
+    run = open_run(workdir, log)
+    step, found = run.read(step)
+    config, method = run.config, run.config.dropping.method
+    metadata = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
+    by_us = [f"Rows of training had {metadata.seq_len} tokens."] if metadata else []
+    losses = _held_out_losses(workdir, step) if metadata else []
+    there = [line for line in losses if line["step"] == step]
     name, data = "MLM loss of the full model, nats for each predicted token", "held-out rows of the training text"
     mask = run.tokenizer.pieces[run.tokenizer.special.mask]
+    facts = _training_facts(config, metadata, step, losses) if metadata else ["Training: none by sctd_jax"]
+    is_trial = not (config.data.input or config.data.rows or config.train.init)
     return Model(
-        config=run.config.model,
-        tokenizer=run.tokenizer,
-        tensors=weights.to_bert(run.config.model, run.state.params),
+        config=config.model,
+        params=found["params"],
+        table=names.names(config.model),
         settings={},
         card=Card(
             title=workdir.name,
             pipeline="fill-mask",
-            how=f"{'pretrained with' if trained else 'imported into'} sctd_jax",
-            facts=[*(_training_facts(run, losses) if trained else ["Training: none by sctd_jax"]),
-                   f"Command: `{run.command}`"],
+            how=f"{'pretrained with' if metadata else 'imported into'} sctd_jax",
+            facts=[*facts, f"Command: `{read_command(workdir)}`"],
             use=_FILL_MASK.format(text=f"the {mask} of the United States"),
-            limits=[f"It reads at most {run.config.model.max_positions} tokens at once.", *by_us, *_LIMITS],
-            tags=["bert", "sctd_jax", *(_TAGS.get(method, ()) if trained else ())],
-            language=["en"] if trained and _is_trial(run) else [],
+            limits=[f"It reads at most {config.model.max_positions} tokens at once.", *by_us, *_LIMITS],
+            tags=["bert", "sctd_jax", *(_TAGS.get(method, ()) if metadata else ())],
+            language=["en"] if metadata and is_trial else [],
             results=[Result({"type": "unknown", "name": data}, "loss", name, line["eval/loss"]) for line in there[-1:]],
             scored=False,
         ),
-        step=int(run.state.step),
-    )  # fmt: skip
-
-
-def _write(folder: Path, workdir: epath.Path, model: Model) -> None:
-    special = model.tokenizer.special
-    names = {role: model.tokenizer.pieces[i] for role, i in special._asdict().items()}
-    tokens = {f"{role}_token": name for role, name in names.items()}
-    save_file(model.tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-    (folder / _WEIGHTS).chmod(0o644)
-    name, content = tokenizer.canonical(tokenizer.find(workdir), kept=True)
-    if name == tokenizer.SENTENCEPIECE_FILE:
-        tokenizer.check_exportable(content, workdir / name)
-        (folder / name).write_bytes(content)
-        fast = tokenizer_json.convert(content, special)
-    else:
-        fast = tokenizer_json.completed(content, names, special)
-    fast = tokenizer_json.with_pairs(fast, names, special, model.config.type_vocab_size)
-    more = [str(t) for t in fast.get_added_tokens_decoder().values() if t.special and str(t) not in names.values()]
-    (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
-    _write_json(folder / _CONFIG, bert_config.to_json(model.config, special.pad) | model.settings)
-    _write_json(folder / _TOKENS, tokens)
-    # Without the class transformers 5 builds a BertTokenizer from the model type, and gets every sentence wrong.
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model.config.max_positions,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        "clean_up_tokenization_spaces": False,
-        **tokens,
-        **({"additional_special_tokens": more} if more else {}),
-    }
-    _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        step=step,
+    )
 
 
 def _held_out_losses(workdir: epath.Path, step: int) -> list[dict]:
     return [line for line in read_metrics(workdir) if line.get("eval/loss") is not None and line["step"] <= step]
 
 
-def _is_trial(run: Run) -> bool:
-    return not (run.config.data.input or run.config.data.rows or run.config.train.init)
-
-
-def _training_facts(run: Run, losses: list[dict]) -> list[str]:
-    config, metadata, step = run.config, run.metadata, int(run.state.step)
+def _training_facts(config: Config, metadata: Metadata, step: int, losses: list[dict]) -> list[str]:
     held_out = (
         f"{losses[0]['eval/loss']:.3f} (step {losses[0]['step']}) to {losses[-1]['eval/loss']:.3f} "
         f"(step {losses[-1]['step']})"

@@ -7,13 +7,14 @@ from typing import Any
 from etils import epath
 
 from sctd_jax.errors import UserError
-from sctd_jax.finetune.finetuned import load_finetuned
 from sctd_jax.finetune.workdir import read_task
 from sctd_jax.hf import names as weights
 from sctd_jax.interop.exported import Card, Model, Result
+from sctd_jax.models import open_run
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.tasks.task import Task
 from sctd_jax.train.metrics import read_metrics
+from sctd_jax.train.workdir import read_command
 
 # Head -> the class in transformers and the pipeline that runs it.
 _CLASSES = {
@@ -64,33 +65,37 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
     Raises:
       UserError: no such checkpoint, or a head that transformers has not.
     """
-    name = read_task(workdir)["task"]
+    settings = read_task(workdir, log)
+    name = settings["task"]
     task = TASKS[name]
     if task.marked:
         raise UserError(f"{workdir}: the classifier of {name} reads the marked words; transformers has no such class")
-    found = load_finetuned(workdir, step, log)
-    settings, config = found.task, found.config
+    run = open_run(workdir, log)
+    reached, found = run.read(step)
     architecture, pipeline = _CLASSES[task.head]
-    table = weights.task_names(config.model, task.head == "span")
     started = "random weights" if settings["random_init"] else settings["init"]
-    reached = int(found.state.step)
     limits = [
-        f"It reads at most {config.model.max_positions} tokens at once; rows of fine-tuning had at most "
+        f"It reads at most {run.config.model.max_positions} tokens at once; rows of fine-tuning had at most "
         f"{settings['max_length']}.",
         "Its scores are of the development set, by which checkpoints are chosen: of other text expect less.",
         "Whatever is one-sided or wrong in the texts of its training may be so in the model; nobody has measured it.",
     ]
     dataset, _ = task.hub
     return Model(
-        config=config.model,
-        tokenizer=found.tokenizer,
-        tensors=weights.to_bert(config.model, found.state.params, table),
+        config=run.config.model,
+        params=found["params"],
+        table=weights.task_names(run.config.model, task.head == "span"),
         settings={"architectures": [architecture], **_labels(task, task.names or settings["labels"])},
         card=Card(
             title=workdir.name,
             pipeline=pipeline,
             how=f"fine-tuned on {name} with sctd_jax",
-            facts=[f"Task: `{name}`", f"Started from: {started}", f"Step: {reached:,}", f"Command: `{found.command}`"],
+            facts=[
+                f"Task: `{name}`",
+                f"Started from: {started}",
+                f"Step: {reached:,}",
+                f"Command: `{read_command(workdir)}`",
+            ],
             use=_USES.get(task.head) or _classify(task, settings),
             limits=limits,
             tags=["bert", "sctd_jax", name],

@@ -16,6 +16,7 @@ from sctd_jax.data.rows import METADATA_FILE, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.model.attention import platform_of
 from sctd_jax.model.token_dropping import check_selector
+from sctd_jax.models import check_init, open_run
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import report
@@ -27,7 +28,6 @@ from sctd_jax.pretrain.step import compile_programs, program_at, variant_at
 from sctd_jax.pretrain.workdir import check_rows, check_workdir, claim_workdir, followed
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import Track, ignore
-from sctd_jax.train.run import check_init, load_run
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape
 from sctd_jax.train.trainer import Job, Result, fit
@@ -60,9 +60,9 @@ def train_and_evaluate(
         def start(state: TrainState) -> TrainState:
             if not train.init:
                 return state
-            run = load_run(train.init, None, log, mesh)
-            log(f"starting from the parameters of {train.init} at step {int(run.state.step)}")
-            return dataclasses.replace(state, params=run.state.params)
+            step, found = open_run(storage.as_path(train.init), log).read(None, mesh)
+            log(f"starting from the parameters of {train.init} at step {step}")
+            return dataclasses.replace(state, params=found["params"])
 
         def describe(state: TrainState) -> list[str]:
             step, lines = int(state.step), report.start_table(config, attention, mesh, data, state)

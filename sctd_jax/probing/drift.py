@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
-from sctd_jax import storage
 from sctd_jax.config import Config
-from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, Rows, read_metadata
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.model import token_dropping
+from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import curve, names
 from sctd_jax.pretrain.evaluation import EVAL_SEED, cosine, eval_rows, selection_keys
@@ -25,10 +24,8 @@ from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.rows import open_data
 from sctd_jax.pretrain.step import mask_batch, select
 from sctd_jax.pretrain.workdir import check_rows
-from sctd_jax.probing.models import check_pretrained, full_precision
+from sctd_jax.probing.models import full_precision, open_pretrained
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.run import load_run
-from sctd_jax.train.workdir import read_config
 
 POOLINGS = ("cls", "mean")
 _CURVES = {"local": "eval/cosine_local", "global": "eval/cosine_global"}
@@ -58,13 +55,14 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
     Returns:
       Content of `drift.json`. A run whose rows or checkpoints are gone has `layers` null and `layers_missing`.
     """
-    called, curves = names(paths), [_curves(path) for path in paths]
+    called, runs = names(paths), [open_pretrained(path, log) for path in paths]
+    curves = [_curves(run) for run in runs]
     found = []
-    for name, path, values in zip(called, paths, curves, strict=True):
+    for name, path, run, values in zip(called, paths, runs, curves, strict=True):
         layers, missing = None, "left out by --rows 0"
         if settings.rows:
             try:
-                layers, missing = by_layer(storage.as_path(path), settings.rows, log), None
+                layers, missing = by_layer(run, settings.rows, log), None
             except UserError as error:  # the curve is there all the same
                 missing = str(error)
                 log(f"{name}: no layers: {missing}")
@@ -73,48 +71,47 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
     return {"settings": dataclasses.asdict(settings), "note": NOTE, "models": found}
 
 
-def _curves(path: str) -> dict[str, Any]:
-    check_pretrained(path)
-    workdir = storage.as_path(path)
-    method = read_config(workdir).dropping.method
+def _curves(run: Model) -> dict[str, Any]:
+    method = run.config.dropping.method
     if method == "full":
-        raise UserError(f"{path} drops no tokens (dropping.method = full): there is no drift")
-    lines = read_metrics(workdir)
+        raise UserError(f"{run.path} drops no tokens (dropping.method = full): there is no drift")
+    lines = read_metrics(run.path)
     points = {name: [(step, value) for step, _, value in curve(lines, metric)] for name, metric in _CURVES.items()}
     missing = [_CURVES[name] for name, found in points.items() if not found]
     if missing:
-        raise UserError(f"{path}: no {', '.join(missing)} in its metrics; was it evaluated?")
+        raise UserError(f"{run.path}: no {', '.join(missing)} in its metrics; was it evaluated?")
     return {
         "method": method,
         **{name: {"step": [s for s, _ in found], "cosine": [v for _, v in found]} for name, found in points.items()},
     }
 
 
-def by_layer(workdir: epath.Path, count: int, log: Callable[[str], None]) -> dict[str, Any]:
+def by_layer(run: Model, count: int, log: Callable[[str], None]) -> dict[str, Any]:
     """Means over held-out rows, masked as in the run's evaluation, by its newest checkpoint.
 
     Args:
-      workdir: a run that drops tokens.
+      run: a run that drops tokens.
       count: largest number of rows.
       log: told if the rows must be prepared again.
     """
-    run = load_run(workdir, None, log)
-    data = open_data(run.config, log, run.metadata)
-    check_rows(workdir, data.folder)
+    step, state = run.read(names=("params", "importance_V"))
+    began = read_metadata(run.path) if (run.path / METADATA_FILE).is_file() else None
+    data = open_data(run.config, log, began)
+    check_rows(run.path, data.folder)
     rows = Rows(data.folder, HELD_OUT)
     chosen = eval_rows(count, len(rows))
-    compare = jit_compare(run.config.after(int(run.state.step)), data.special, data.word_start_V)
+    compare = jit_compare(run.config.after(step), data.special, data.word_start_V)
     parts = []
     for start in range(0, len(chosen), _BATCH):
         # The last batch is filled up with its own rows, which then do not count.
         numbers = chosen[np.minimum(start + np.arange(_BATCH), len(chosen) - 1)]
         tokens_BN = rows.read(numbers)
-        values = compare(run.state.params, run.state.importance_V, tokens_BN, numbers.astype(np.int32))
+        values = compare(state["params"], state["importance_V"], tokens_BN, numbers.astype(np.int32))
         parts.append(np.asarray(values, np.float64)[..., : len(chosen) - start])
     means = np.concatenate(parts, axis=-1).mean(axis=-1)
     first, layers = run.config.drop_layers[0], run.config.model.num_layers
     return {
-        "step": int(run.state.step),
+        "step": step,
         "rows": len(chosen),
         "layer": list(range(first, layers)),
         **{

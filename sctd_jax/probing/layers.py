@@ -20,12 +20,11 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.finetune.encode import Feature, encode
-from sctd_jax.finetune.pretrained import Pretrained, open_pretrained
 from sctd_jax.model.bert import Encoder
+from sctd_jax.models import Model
 from sctd_jax.objective import losses
-from sctd_jax.parallel.mesh import one_device
 from sctd_jax.plot import names
-from sctd_jax.probing.models import check_pretrained, full_precision
+from sctd_jax.probing.models import full_precision, open_pretrained
 from sctd_jax.tasks import scoring
 from sctd_jax.tasks.examples import Example, FileSettings
 from sctd_jax.tasks.splits import TaskData, open_task
@@ -51,13 +50,12 @@ class Settings:
     files: FileSettings  # of the user's tasks
 
 
-def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Callable[[str], None]) -> dict[str, Any]:
+def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
     """The dev score of a linear probe by model, pooling and layer.
 
     Args:
       paths: workdirs of runs and folders of transformers.
       settings: of the probes.
-      recipe: sections of a config, for what a folder of transformers does not say.
       log: receives a line for each model.
 
     Returns:
@@ -68,17 +66,14 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
       UserError: a task without such a head, its files are not there or malformed, or a path is no model.
     """
     _check_task(settings.task)
-    called = names(paths)
-    for path in paths:
-        check_pretrained(path)
+    called, opened = names(paths), [open_pretrained(path, log) for path in paths]
     data = open_task(TASKS[settings.task], settings.data_dir, settings.files)
     for note in data.notes:
         log(note)
     train = _sample(data.train, settings)
     floor = _floor(settings.task, data)
     found = []
-    for name, path in zip(called, paths, strict=True):
-        pretrained = open_pretrained(path, recipe, log)
+    for name, path, pretrained in zip(called, paths, opened, strict=True):
         values = _probe(name, pretrained, train, data, settings, log)
         found.append({"model": name, "path": path, **values})
         log(_line(name, values, floor))
@@ -129,13 +124,13 @@ def _score(name: str, data: TaskData, logits: Mapping[str, Sequence[np.ndarray]]
 
 
 def _probe(
-    name: str, pretrained: Pretrained, train: Sequence[Example], data: TaskData, settings: Settings,
+    name: str, pretrained: Model, train: Sequence[Example], data: TaskData, settings: Settings,
     log: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Fit all probes of a model and score them. Dev states are not kept: of a large task they do not fit in memory."""
     task, config = TASKS[settings.task], pretrained.config.model
     max_length = min(settings.max_length or task.max_length, config.max_positions)
-    params = pretrained.params(one_device())["encoder"]
+    params = pretrained.params(pretrained.chosen_step())["encoder"]
     states = jit_pooled_states(config)
     pad_id = pretrained.tokenizer.special.pad
 

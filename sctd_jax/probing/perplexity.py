@@ -6,7 +6,7 @@ Shapes: B rows, N sequence length, V vocabulary, T scored tokens of one row.
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,11 +23,12 @@ from sctd_jax.finetune import batches
 from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
+from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import names
 from sctd_jax.pretrain.rows import open_data
 from sctd_jax.pretrain.workdir import check_rows
-from sctd_jax.probing.models import MaskedLm, full_precision, open_masked_lm
+from sctd_jax.probing.models import full_precision, open_pretrained
 
 NOTE = (
     "PPPL is per token: never compare it between models with different tokenizers. Bits per character may be compared "
@@ -55,13 +56,12 @@ class _Texts:
     rows: list[np.ndarray]  # i32[n], [CLS] ... [SEP]
 
 
-def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Callable[[str], None]) -> dict[str, Any]:
+def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
     """Pseudo-perplexity and bits per character of the full models.
 
     Args:
       paths: workdirs of runs and folders of transformers.
       settings: what is scored.
-      recipe: sections of a config, for what a folder of transformers does not say.
       log: receives a line for each model and checkpoint.
 
     Returns:
@@ -72,7 +72,11 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
     """
     called = names(paths)
     lines = _read_lines(settings.text, settings.rows) if settings.text else None
-    opened = [open_masked_lm(path, recipe, log) for path in paths]
+    opened = [open_pretrained(path, log) for path in paths]
+    for path, model in zip(paths, opened, strict=True):
+        model.chosen_step()  # or it has none
+        if model.folder and not model.folder.has_head:
+            raise UserError(f"{path} has no MLM head, which predicts the masked tokens: only its layers can be probed")
     texts = [_texts(path, model, lines, settings, log) for path, model in zip(paths, opened, strict=True)]
     found = []
     for name, path, model, text in zip(called, paths, opened, texts, strict=True):
@@ -82,13 +86,13 @@ def measure(paths: Sequence[str], settings: Settings, recipe: Mapping, log: Call
     return {"settings": dataclasses.asdict(settings), "note": NOTE, "models": found}
 
 
-def _score(name: str, model: MaskedLm, text: _Texts, settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
+def _score(name: str, model: Model, text: _Texts, settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
     special = model.tokenizer.special
     scored = [row[_scored(row, special)] for row in text.rows]
     tokens, unknown = sum(len(ids) for ids in scored), sum(int((ids == special.unk).sum()) for ids in scored)
     log(f"{name}: {tokens} tokens of {text.source}, a forward pass for each")
     score, points = jit_token_losses(model.config.model, special.mask), []
-    for step in model.steps if settings.every_checkpoint else model.steps[-1:]:
+    for step in model.steps if settings.every_checkpoint and model.steps else [model.chosen_step()]:
         params = model.params(step)
         losses_of_rows = token_losses(
             lambda *batch, params=params: score(params, *batch), text.rows, special, settings.batch_size,
@@ -169,11 +173,11 @@ def _scored(ids_N: np.ndarray, special: SpecialIds) -> np.ndarray:
 
 
 def _texts(
-    path: str, model: MaskedLm, lines: Sequence[str] | None, settings: Settings, log: Callable[[str], None]
+    path: str, model: Model, lines: Sequence[str] | None, settings: Settings, log: Callable[[str], None]
 ) -> _Texts:
     if lines is not None:
         texts = _Texts(settings.text, len(lines), sum(map(len, lines)), list(_rows(model, lines)))
-    elif model.workdir is None:
+    elif model.folder:
         raise UserError(f"{path} has no held-out rows of its own: give --text FILE, with a text on each line")
     else:
         texts = _held_out(model, settings.rows, log)
@@ -207,7 +211,7 @@ def _read_lines(path: str, count: int) -> list[str]:
     return lines[:count]
 
 
-def _rows(model: MaskedLm, lines: Sequence[str]) -> Iterator[np.ndarray]:
+def _rows(model: Model, lines: Sequence[str]) -> Iterator[np.ndarray]:
     """A text that is longer than the model's rows becomes several, so that every model scores all of it."""
     room, special = model.config.data.seq_len - 2, model.tokenizer.special
     for ids in model.tokenizer.encode(lines):
@@ -215,10 +219,10 @@ def _rows(model: MaskedLm, lines: Sequence[str]) -> Iterator[np.ndarray]:
             yield np.array([special.cls, *ids[start : start + room], special.sep], np.int32)
 
 
-def _held_out(model: MaskedLm, count: int, log: Callable[[str], None]) -> _Texts:
+def _held_out(model: Model, count: int, log: Callable[[str], None]) -> _Texts:
     """Rows from all over the held-out split: neighbours are of one document."""
-    data = open_data(model.config, log, read_metadata(model.workdir))
-    check_rows(model.workdir, data.folder)
+    data = open_data(model.config, log, read_metadata(model.path))
+    check_rows(model.path, data.folder)
     rows = Rows(data.folder, HELD_OUT)
     count = min(count, len(rows))
     found = rows.read(np.arange(count) * len(rows) // count)

@@ -1,0 +1,93 @@
+"""A model as a folder that `transformers`' `AutoTokenizer` and `AutoModel` classes load."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from sctd_jax.config import ModelConfig
+from sctd_jax.data import tokenizer
+from sctd_jax.hf import config_json, names, tokenizer_json
+from sctd_jax.hf.convert import WEIGHTS_FILE
+
+_CONFIG, _TOKENS, _TOKENIZER_CONFIG = "config.json", "special_tokens_map.json", "tokenizer_config.json"
+FILES = {WEIGHTS_FILE, _CONFIG, _TOKENS, _TOKENIZER_CONFIG, tokenizer.SENTENCEPIECE_FILE, tokenizer.JSON_FILE}
+
+
+def write_folder(
+    folder: Path,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    tokenizer_file: epath.Path,
+    *,
+    table: Mapping[str, tuple[str, ...]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write weights, `config.json` and the tokenizer's files into a folder that exists.
+
+    Args:
+      folder: where to write.
+      config: the network.
+      params: its parameters.
+      tokenizer_file: the one of a run's workdir.
+      table: paths of parameters by the names of their tensors, `names.names` or `names.task_names`.
+      settings: fields of `config.json` that differ from BertForMaskedLM's.
+    """
+    pieces = tokenizer.load(tokenizer_file, kept=True)
+    special = pieces.special
+    names_of_special = {role: pieces.pieces[i] for role, i in special._asdict().items()}
+    tokens = {f"{role}_token": name for role, name in names_of_special.items()}
+    write_weights(folder / WEIGHTS_FILE, config, params, table)
+    name, content = tokenizer.canonical(tokenizer_file, kept=True)
+    if name == tokenizer.SENTENCEPIECE_FILE:
+        tokenizer.check_exportable(content, tokenizer_file)
+        (folder / name).write_bytes(content)
+        fast = tokenizer_json.convert(content, special)
+    else:
+        fast = tokenizer_json.completed(content, names_of_special, special)
+    fast = tokenizer_json.with_pairs(fast, names_of_special, special, config.type_vocab_size)
+    added = fast.get_added_tokens_decoder().values()
+    more = [str(token) for token in added if token.special and str(token) not in names_of_special.values()]
+    (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
+    _write_json(folder / _CONFIG, config_json.to_json(config, special.pad) | dict(settings))
+    _write_json(folder / _TOKENS, tokens)
+    # Without the class transformers 5 builds a BertTokenizer from the model type, and gets every sentence wrong.
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_positions,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        **tokens,
+        **({"additional_special_tokens": more} if more else {}),
+    }
+    _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
+
+
+def write_weights(
+    path: Path, config: ModelConfig, params: Mapping[str, Any], table: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Write parameters as safetensors, one by one: `safetensors.numpy` wants all of them at once, in torch's layout.
+
+    The format is that of github.com/huggingface/safetensors: the header's length u64, the header, the numbers.
+    """
+    leaves = flatten_dict(params)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, at in table.items():
+        shape = names.shape_in_bert(config, at, leaves[at].shape)
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for at in table.values():
+            file.write(names.to_bert(config, at, leaves[at]).astype("<f4", copy=False).data)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,149 @@
+"""A model on disk: the workdir of a pretraining or of a fine-tuning, or a folder of `transformers`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from sctd_jax import storage, stored
+from sctd_jax.config import Config
+from sctd_jax.data import tokenizer
+from sctd_jax.data.rows import METADATA_FILE
+from sctd_jax.errors import UserError
+from sctd_jax.hf.convert import download_hint
+from sctd_jax.hf.read import Folder, read_folder
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.parallel.sharding import shard
+from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
+from sctd_jax.train.workdir import CHECKPOINTS, COMMAND_FILE, CONFIG_FILE, TASK_FILE, is_trained, read_config
+
+HIGHEST_SCORE = Best("eval/score", "max")  # the best checkpoint of a fine-tuning
+# What a run that starts from another one's parameters may have otherwise in its network.
+_FREE_TO_CHANGE = ("hidden_dropout", "attention_dropout", "initializer_range", "dtype", "attention", "remat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is known of a model before its parameters are read."""
+
+    path: epath.Path
+    config: Config  # the run's; of a folder of transformers, the defaults around its network
+    tokenizer: tokenizer.Tokenizer
+    tokenizer_file: epath.Path
+    task: Mapping[str, Any] | None  # `task.json` of a fine-tuned model
+    folder: Folder | None  # a folder of transformers
+    steps: tuple[int, ...]  # those that have a checkpoint, ascending; none in a folder of transformers
+    log: Callable[[str], None]  # told of damaged checkpoints
+
+    def chosen_step(self) -> int | None:
+        """The newest step, of a fine-tuned model the best one; None in a folder of transformers."""
+        if self.folder:
+            return None
+        if not self.steps:
+            advice = " (finished cells of a sweep keep theirs only with config.keep_weights)"
+            raise UserError(f"{self.path} has no checkpoint{'' if self.task is None else advice}")
+        with closing(self._checkpoints()) as checkpoints:
+            best = None if self.task is None else checkpoints.best_step(self.log)
+        return self.steps[-1] if best is None else best
+
+    def identity(self, step: int | None) -> str:
+        """A text that changes with the parameters."""
+        if self.folder:
+            return self.folder.digest
+        with closing(self._checkpoints()) as checkpoints:
+            return checkpoints.identity(step)
+
+    def read(
+        self, step: int | None = None, mesh: Mesh | None = None, names: Sequence[str] = ("params",)
+    ) -> tuple[int | None, dict[str, Any]]:
+        """Fields of a checkpoint's `TrainState`, and its step; nothing else of it is read.
+
+        Args:
+          step: checkpoint to read; None for the newest that is whole, or the best one of a fine-tuned model.
+          mesh: where to place them; None for the first device.
+          names: fields to read; a folder of transformers has only `params`.
+        """
+        mesh = mesh or meshes.one_device()
+        if self.folder:
+            found = {"params": self.folder.params()}
+            return None, jax.device_put(found, meshes.shardings(shard(mesh, found)))
+        if step not in (None, *self.steps):
+            raise UserError(f"{self.path} has no checkpoint of step {step}, found {list(self.steps)}")
+        chosen = self.chosen_step()
+        with closing(self._checkpoints()) as checkpoints:
+            return checkpoints.restore_parts(
+                names, mesh, self.log, step if step is not None or self.task is None else chosen
+            )
+
+    def params(self, step: int | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
+        """Parameters by `read`: `encoder`, and `mlm_head`, `pooler` and a task's head where they are."""
+        return self.read(step, mesh)[1]["params"]
+
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path, best=LOWEST_LOSS if self.task is None else HIGHEST_SCORE, read_only=True)
+
+
+def open_model(path: str, log: Callable[[str], None], field: str = "") -> Model:
+    """Look at what a path names, a workdir or a folder of `transformers`.
+
+    Args:
+      path: as the user gave it.
+      log: told of damaged checkpoints, and of what is unusual in a folder of `transformers`.
+      field: what names the path, for the message that it is neither.
+    """
+    place = storage.as_path(path)
+    with storage.reaching(place):
+        ours = (place / COMMAND_FILE).is_file() or (place / CHECKPOINTS).is_dir()
+        there = (place / CONFIG_FILE).is_file()
+    if ours:
+        return open_run(place, log)
+    if not there:
+        raise UserError(
+            f"{f'{field} ' if field else ''}{path}: expected the workdir of a run or a folder of transformers' BERT "
+            f"(no {CONFIG_FILE}){download_hint(path)}"
+        )
+    folder = read_folder(Path(place))
+    for note in folder.notes:
+        log(note)
+    return Model(place, folder.config, folder.tokenizer, epath.Path(folder.tokenizer_file), None, folder, (), log)
+
+
+def open_run(workdir: epath.Path, log: Callable[[str], None]) -> Model:
+    """Look at the workdir of a run; arguments as in `open_model`."""
+    config, task = read_config(workdir, log), None
+    if (workdir / TASK_FILE).is_file():
+        task = stored.read(workdir / TASK_FILE, stored.TASK).values
+    elif not (workdir / METADATA_FILE).is_file() and is_trained(workdir):
+        log(f"warning: {workdir / METADATA_FILE} is missing, which says what rows this run is trained on")
+    file = tokenizer.find(workdir)
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        steps = tuple(checkpoints.steps())
+    return Model(workdir, config, tokenizer.load(file, kept=True), file, task, None, steps, log)
+
+
+def check_init(config: Config) -> None:
+    """Check before any long work that a config can start from its `train.init`."""
+    init = open_run(storage.as_path(config.train.init), lambda line: None)
+    if init.task is not None:
+        raise UserError(f"{init.path} holds a fine-tuned model; expected the workdir of a pretraining run")
+    theirs = dataclasses.asdict(init.config.model)
+    other = [
+        f"model.{field} ({theirs[field]!r} there, {value!r} now)"
+        for field, value in dataclasses.asdict(config.model).items()
+        if field not in _FREE_TO_CHANGE and theirs[field] != value
+    ]
+    if other:
+        raise UserError(f"config.train.init {init.path} is another network: {', '.join(other)}")
+    rows = config.data.rows
+    path = tokenizer.find(storage.as_path(rows)) if rows else config.data.tokenizer
+    # The pieces, not the file: a vocab.txt and a tokenizer.json of one model give the same ids.
+    if not path or tokenizer.load(path, kept=bool(rows)).pieces != init.tokenizer.pieces:
+        raise UserError(
+            f"config.data.{f'rows {rows} were' if rows else 'input would be'} prepared with another tokenizer than "
+            f"that of config.train.init: use --config.data.tokenizer={init.tokenizer_file}"
+        )
