@@ -23,13 +23,13 @@ from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
 from sctd_jax.train.workdir import CHECKPOINTS, COMMAND_FILE, CONFIG_FILE, TASK_FILE, is_trained, read_config
 
 HIGHEST_SCORE = Best("eval/score", "max")  # the best checkpoint of a fine-tuning
-# What a run that starts from another one's parameters may have otherwise in its network.
+# Fields of the network that a run may have otherwise than the one whose parameters it starts from.
 _FREE_TO_CHANGE = ("hidden_dropout", "attention_dropout", "initializer_range", "dtype", "attention", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is known of a model before its parameters are read."""
+    """A model that was looked at; its parameters are read when they are asked for."""
 
     path: epath.Path
     config: Config  # the run's; of a folder of transformers, the defaults around its network
@@ -65,7 +65,7 @@ class Model:
 
         Args:
           step: checkpoint to read; None for the newest that is whole, or the best one of a fine-tuned model.
-          mesh: where to place them; None for the first device.
+          mesh: devices to place them on; None for the first one.
           names: fields to read; a folder of transformers has only `params`.
         """
         mesh = mesh or meshes.one_device()
@@ -74,11 +74,11 @@ class Model:
             return None, jax.device_put(found, meshes.shardings(shard(mesh, found)))
         if step not in (None, *self.steps):
             raise UserError(f"{self.path} has no checkpoint of step {step}, found {list(self.steps)}")
-        chosen = self.chosen_step()
+        newest_or_best = self.chosen_step()
+        if step is None and self.task is not None:
+            step = newest_or_best
         with closing(self._checkpoints()) as checkpoints:
-            return checkpoints.restore_parts(
-                names, mesh, self.log, step if step is not None or self.task is None else chosen
-            )
+            return checkpoints.restore_parts(names, mesh, self.log, step)
 
     def params(self, step: int | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
         """Parameters by `read`: `encoder`, and `mlm_head`, `pooler` and a task's head where they are."""
@@ -92,9 +92,9 @@ def open_model(path: str, log: Callable[[str], None], field: str = "") -> Model:
     """Look at what a path names, a workdir or a folder of `transformers`.
 
     Args:
-      path: as the user gave it.
+      path: name that the user gave.
       log: told of damaged checkpoints, and of what is unusual in a folder of `transformers`.
-      field: what names the path, for the message that it is neither.
+      field: name of the setting that has the path, for the message that it is neither.
     """
     place = storage.as_path(path)
     with storage.reaching(place):

@@ -1,4 +1,4 @@
-"""What pretrained models know without fine-tuning, as JSON and as a picture.
+"""Probes of what pretrained models know without fine-tuning, as JSON and as a picture.
 
 python -m sctd_jax.probe layers RUN_OR_HF_DIR [MORE ...] --task sst2 --data-dir GLUE [--out probes]
 python -m sctd_jax.probe drift RUN [MORE ...] [--out probes]

@@ -82,11 +82,6 @@ def test_what_the_documented_commands_write_is_ignored_at_the_root_and_nothing_o
     assert subprocess.run(ignored, cwd=helpers.ROOT, capture_output=True, text=True).stdout == ""
 
 
-# Files that are being rewritten on another branch: each that is merged leaves the list.
-UNREAD = (
-    "interop/", "probing/", "probe.py", "finetune/finetuned.py", "finetune/pretrained.py", "finetune/sweep.py",
-    "finetune/finetuning.py", "train/run.py", "train/checkpoint.py",
-)  # fmt: skip
 NO_BEGINNING = re.compile(r"(of|that|which|whose|what|where|when|how|as|by|at|in|on|to|from|with|for|if|so)\b", re.I)
 
 
@@ -107,8 +102,6 @@ def test_comments_and_docstrings_begin_with_a_noun_or_a_verb():
     found = []
     package = helpers.ROOT / "sctd_jax"
     for path in sorted(package.rglob("*.py")):
-        if str(path.relative_to(package)).startswith(UNREAD):
-            continue
         source = path.read_text()
         found += [f"{path}:{line}: {text}" for line, text in beginnings(source) if NO_BEGINNING.match(text)]
         # The head of errors.py says once that every function may raise UserError.

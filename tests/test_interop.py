@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
+from sctd_jax.hf import write
 from sctd_jax.hf.read import find_tokenizer
 from sctd_jax.interop import exported as exported_module
 from sctd_jax.interop import exporting, importing
@@ -159,7 +160,7 @@ def test_an_export_that_fails_midway_leaves_the_old_one(exported, workdir, tmp_p
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporting, "_write_json", full)
+    monkeypatch.setattr(write, "_write_json", full)
     for folder in (out, tmp_path / "new"):
         with pytest.raises(UserError, match=r"cannot write .* No space left"):
             exporting.export(workdir, folder, step=None, force=True, log=print)

@@ -57,7 +57,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What a fine-tuning needs, checked and read."""
+    """All that a fine-tuning needs, checked and read."""
 
     settings: FinetuneConfig
     config: Config
@@ -104,7 +104,7 @@ def finetune(
             if settings.random_init:
                 return state
             found = made.pretrained.params(made.step, mesh)
-            # Where the head has one, and the pretrained model too: BERT's own has, token dropping trains none.
+            # The pooler, if both have one: BERT's own has, token dropping trains none.
             taken = {name: found[name] for name in ("encoder", "pooler") if name in found and name in state.params}
             random = ", ".join(sorted(state.params.keys() - taken))
             log(f"taken from {settings.init}: {' and '.join(taken)}; random: {random}")

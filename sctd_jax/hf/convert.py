@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from sctd_jax.errors import UserError, printable
 
 WEIGHTS_FILE = "model.safetensors"
-_PARTS = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")  # of one TensorFlow checkpoint
+_PARTS = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")  # parts of one TensorFlow checkpoint
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Names of Flax, Keras and TensorFlow -> torch's, in this order.
 _NAMES = (
@@ -36,11 +36,7 @@ _HUB_NAME = re.compile(
 
 
 def torch_names(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Tensors of Flax, Keras or TensorFlow by their names in torch, where kernels are (out, in).
-
-    Raises:
-      UserError: two different ones get one name.
-    """
+    """Tensors of Flax, Keras or TensorFlow by their names in torch, where kernels are (out, in)."""
     found = {}
     for theirs, array in arrays:
         name = theirs
@@ -62,7 +58,7 @@ def _read_pickles(files: list[Path]) -> Mapping[str, np.ndarray]:
 
     found: dict[str, Any] = {}
     for file in files:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)  # which builds tensors and runs nothing else
+        loaded = torch.load(file, map_location="cpu", weights_only=True)  # builds tensors and runs nothing else
         found |= loaded.get("state_dict", loaded)  # Lightning's
     tensors = {name: tensor for name, tensor in found.items() if torch.is_tensor(tensor)}
     if len(tensors) < len(found):
@@ -116,11 +112,7 @@ _FORMATS = (
 
 
 def find_weights(source: Path) -> Path:
-    """The safetensors file of a folder, or the file itself.
-
-    Raises:
-      UserError: there is none; the message has the command that makes one of what is there.
-    """
+    """The safetensors file of a folder, or the file itself; an error has the command that makes one of others."""
     found, files = _look(source)
     if not found:
         return files[0]
@@ -142,11 +134,11 @@ def _look(source: Path) -> tuple[_Format | None, list[Path]]:
         names = [f"{source.name}.index"]  # TensorFlow's users name what its files have in common
         if not (folder / names[0]).is_file():
             raise UserError(f"{printable(source)}: no such file or folder{download_hint(str(source))}")
-    elif source.suffix in _PICKLES:  # in a folder most of them are other things
+    elif source.suffix in _PICKLES:  # most of them are other things where a folder is named
         return _PICKLE, [source]
     for form in _FORMATS:
         if any(re.search(form.pattern, name) for name in names):
-            # As they lie in the folder: an index that names shards could name any path.
+            # Names as they lie in the folder: an index that names shards could name any path.
             every = names if form.needs else sorted(path.name for path in folder.iterdir())
             return form, [folder / name for name in every if re.search(form.pattern, name)]
     if source.is_file():
@@ -160,9 +152,6 @@ def convert(source: Path) -> Path:
     """Write `model.safetensors` beside the weights that `source`, a file or folder, has in another format.
 
     Of TensorFlow's `bert_config.json` a `config.json` is made where there is none.
-
-    Raises:
-      UserError: the file cannot be read, its library is missing, or there is one already.
     """
     found, files = _look(source)
     to = files[0].with_name(WEIGHTS_FILE)
@@ -174,7 +163,7 @@ def convert(source: Path) -> Path:
         raise UserError(f"{printable(files[0])} {found.what}; pip install {found.needs} here: {error}") from error
     except UserError as error:
         raise UserError(f"{printable(files[0])}: {error}") from error
-    except Exception as error:  # of whichever library
+    except Exception as error:  # each library has its own
         reason = printable((str(error) or repr(error)).splitlines()[0])
         raise UserError(
             f"{printable(files[0])} cannot be read with {found.needs or 'safetensors'}: {reason}"
@@ -198,7 +187,7 @@ def convert(source: Path) -> Path:
 
 
 def download_hint(name: str) -> str:
-    """How a name that is no folder is downloaded from the Hugging Face hub; '' if it cannot be a model there."""
+    """Advice to download a name that is no folder from the Hugging Face hub; '' if it cannot be a model there."""
     if not (found := _HUB_NAME.fullmatch(name)):
         return ""
     repository = f"google-bert/{found[1]}" if re.match(r"bert-(base|large)-", found[1]) else found[1]

@@ -23,7 +23,7 @@ _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.txt")
 # Parts of names that torch's wrappers leave (DataParallel, compile, FSDP), and the name by which a BERT is found.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _LANDMARK = "embeddings.word_embeddings.weight"
-# In BERT checkpoints, but not in this network: tasks' heads, and an index that is always 0, 1, 2 ...
+# Tensors of BERT checkpoints that are not in this network: tasks' heads, and an index that is always 0, 1, 2 ...
 _LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids", "classifier.", "qa_outputs.")
 _DECODER_BIAS = "cls.predictions.decoder.bias"
 # Saved a second time by some versions, and what they are tied to.
@@ -35,7 +35,7 @@ _LISTED = 12
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What a folder says of its model."""
+    """A folder of `transformers`, looked at."""
 
     network: Mapping[str, Any]  # the fields of `config.model` that it decides
     config: Config  # defaults around them
@@ -45,7 +45,7 @@ class Folder:
     has_head: bool  # whether it can predict masked tokens
     digest: str  # SHA-256 of the weights
     left_out: tuple[str, ...]  # tensors that pretraining has not; a pooler is among them
-    notes: tuple[str, ...]  # how it was read
+    notes: tuple[str, ...]  # remarks on how it was read
     params: Callable[[], dict[str, Any]]  # f32 arrays: `encoder`, and `mlm_head` and `pooler` where they are
 
 
@@ -119,7 +119,7 @@ def find_tokenizer(folder: Path) -> Path:
     found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     if not found:
         raise UserError(f"{folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); name one with --tokenizer")
-    # Of two, `transformers` reads the JSON, to which tokens may have been added since.
+    # `transformers` reads the JSON of two, to which tokens may have been added since.
     if [file.name for file in found[:2]] == list(_TOKENIZER_FILES[:2]):
         pieces = tokenizer.load(found[0], kept=True).pieces
         if [piece.strip() for piece in tokenizer.load(found[1]).pieces] != [piece.strip() for piece in pieces]:

@@ -30,8 +30,8 @@ def write_folder(
     """Write weights, `config.json` and the tokenizer's files into a folder that exists.
 
     Args:
-      folder: where to write.
-      config: the network.
+      folder: folder to write into.
+      config: the network's.
       params: its parameters.
       tokenizer_file: the one of a run's workdir.
       table: paths of parameters by the names of their tensors, `names.names` or `names.task_names`.

@@ -1,1 +1,1 @@
-"""To and from other libraries' checkpoints."""
+"""Import from and export to other libraries' checkpoints."""

@@ -1,4 +1,4 @@
-"""What an export holds, of a pretrained or of a fine-tuned model, and its model card.
+"""Content of an export, of a pretrained or of a fine-tuned model, and its model card.
 
 The card's metadata are those of huggingface/hub-docs, modelcard.md. What is not known is left out.
 """
@@ -43,19 +43,15 @@ _PAPERS = """@inproceedings{hou-etal-2022-token,
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """What only the user knows of a model; '' and () where nothing was said."""
+    """Facts that only the user knows of a model; '' and () where nothing was said."""
 
     license: str = ""
     language: tuple[str, ...] = ()
-    base_model: tuple[str, ...] = ()  # of the hub
-    dataset: tuple[str, ...] = ()  # of the hub
+    base_model: tuple[str, ...] = ()  # names on the hub
+    dataset: tuple[str, ...] = ()  # names on the hub
 
     def __post_init__(self):
-        """Check what the hub would refuse.
-
-        Raises:
-          UserError: a value has not the form of its field.
-        """
+        """Check what the hub would refuse."""
         for field, values in dataclasses.asdict(self).items():
             name = field.replace("_", "-")
             for value in (values,) if isinstance(values, str) else values:
@@ -72,25 +68,25 @@ class Result:
     """One score, as the hub's model-index has it."""
 
     dataset: Mapping[str, str]  # `type` (a dataset of the hub or "unknown"), `name`, and perhaps `config`, `split`
-    metric: str  # of the hub
+    metric: str  # names on the hub
     name: str
     value: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What is known of a model without asking."""
+    """Facts that are known of a model without asking."""
 
     title: str
-    pipeline: str  # of the hub
+    pipeline: str  # names on the hub
     how: str  # the model was made: "pretrained with sctd_jax"
     facts: Sequence[str]  # about its training
     use: str  # Python that runs where the folder is the working directory
     limits: Sequence[str]
     tags: Sequence[str]
     language: Sequence[str] = ()
-    base_model: Sequence[str] = ()  # of the hub
-    dataset: Sequence[str] = ()  # of the hub
+    base_model: Sequence[str] = ()  # names on the hub
+    dataset: Sequence[str] = ()  # names on the hub
     results: Sequence[Result] = ()
     scored: bool = True  # whether the hub knows the metrics of the results
 
@@ -118,7 +114,7 @@ def render(model: Model, said: Said) -> str:
         results[-1]["metrics"].append(metric)
     metadata = {
         "language": list(said.language or card.language),
-        "license": said.license or "unknown",  # which is an id of the hub
+        "license": said.license or "unknown",  # an id of the hub
         "library_name": "transformers",
         "pipeline_tag": card.pipeline,
         "tags": list(card.tags),

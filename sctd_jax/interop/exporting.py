@@ -18,7 +18,7 @@ from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.workdir import TASK_FILE, check_metadata, read_command, read_config
 
 _CARD = "README.md"
-# What a method is called on the hub.
+# Tags of the hub for a method.
 _TAGS = {"drop": ("token-dropping",), "sctd": ("token-dropping", "sctd"), "random_ltd": ("random-ltd",)}
 _FILL_MASK = """from transformers import pipeline
 
@@ -45,15 +45,12 @@ def export(
     It appears only when complete.
 
     Args:
-      workdir: of a pretraining or a fine-tuning.
+      workdir: a pretraining's or a fine-tuning's.
       out: a folder that does not exist, unless `force`.
-      step: of the checkpoint; None for the newest, of a fine-tuning for the best.
+      step: checkpoint to export; None for the newest, or the best of a fine-tuning.
       force: replace `out` if it is an export.
       log: receives progress lines.
-      said: what the model card shall say besides.
-
-    Raises:
-      UserError: no such checkpoint, or `out` exists or cannot be written.
+      said: facts for the model card.
     """
     if out.exists():
         if not force:

@@ -58,12 +58,9 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
     """The model of a fine-tuning's workdir.
 
     Args:
-      workdir: of the fine-tuning.
-      step: of the checkpoint; None for the best one by the task's metric.
+      workdir: the fine-tuning's.
+      step: checkpoint to export; None for the best one by the task's metric.
       log: told of damaged checkpoints.
-
-    Raises:
-      UserError: no such checkpoint, or a head that transformers has not.
     """
     settings = read_task(workdir, log)
     name = settings["task"]
@@ -116,7 +113,7 @@ def _classify(task: Task, settings: Mapping[str, Any]) -> str:
 
 
 def _results(workdir: epath.Path, task: Task, settings: Mapping[str, Any], step: int) -> list[Result]:
-    """What the exported step reached on the development set."""
+    """Scores of the exported step on the development set."""
     lines = [line for line in read_metrics(workdir) if line["step"] == step and line.get("eval/score") is not None]
     known, config = task.hub
 

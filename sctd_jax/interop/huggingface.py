@@ -1,4 +1,4 @@
-"""To and from Hugging Face `transformers`; needs neither torch nor transformers.
+"""Import from and export to Hugging Face `transformers`; needs neither torch nor transformers.
 
 python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR [--step N] [--force] [--license ID ...]
 python -m sctd_jax.interop.huggingface import --from DIR_OR_FILE --workdir RUN [--tokenizer FILE]

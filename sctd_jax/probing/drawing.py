@@ -1,4 +1,4 @@
-"""What the probes found, as pictures: bytes of a PNG each."""
+"""Results of the probes as pictures: bytes of a PNG each."""
 
 import io
 import math

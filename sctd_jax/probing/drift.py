@@ -1,4 +1,4 @@
-"""How far token dropping moves the sentence vectors, over the training of a run and by layer.
+"""Distance by which token dropping moves the sentence vectors, over the training of a run and by layer.
 
 Shapes: B rows, N sequence length, D width, S layers from the first dropping one on.
 """
@@ -39,7 +39,7 @@ NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How it is measured."""
+    """Settings of the measurement."""
 
     rows: int  # largest number of held-out rows for the layers, chosen as the run's evaluation does; 0: only the curve
 
@@ -49,7 +49,7 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
 
     Args:
       paths: workdirs of runs that drop tokens and were evaluated.
-      settings: how it is measured.
+      settings: number of rows.
       log: receives a line for each run.
 
     Returns:
@@ -126,7 +126,7 @@ def jit_compare(config: Config, special: SpecialIds, word_start_V: np.ndarray | 
     model = make_model(dataclasses.replace(config, model=full_precision(config.model)))
 
     def compare(params: Any, importance_V: jax.Array, tokens_BN: jax.Array, rows_B: jax.Array) -> jax.Array:
-        key = jax.random.key(EVAL_SEED)  # so that the newest point of a curve is found again
+        key = jax.random.key(EVAL_SEED)  # the newest point of a curve is found again
         batch = mask_batch(config, special, key, tokens_BN, word_start_V, rows_B)
 
         def both(bert):

@@ -39,15 +39,15 @@ _ROUNDING = 1e-5  # relative: features that differ by less are constant
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is probed for, and how."""
+    """Settings of the probes."""
 
     task: str  # a key of `tasks.table.TASKS`
-    data_dir: str  # as in fine-tuning
-    examples: int  # of the training set, at most: a seeded sample
+    data_dir: str  # folder or tfds: name, as in fine-tuning
+    examples: int  # size of a seeded sample of the training set, at most
     max_length: int  # N, tokens of a row at most; 0: the task's
     batch_size: int
     seed: int
-    files: FileSettings  # of the user's tasks
+    files: FileSettings  # fields in files of the user's tasks
 
 
 def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
@@ -55,15 +55,12 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
 
     Args:
       paths: workdirs of runs and folders of transformers.
-      settings: of the probes.
+      settings: task, sample and sizes.
       log: receives a line for each model.
 
     Returns:
       What `layers.json` holds. For each model and pooling, lists over the S states by metric; 'score' is the task's,
       and 'after' names the states.
-
-    Raises:
-      UserError: a task without such a head, its files are not there or malformed, or a path is no model.
     """
     _check_task(settings.task)
     called, opened = names(paths), [open_pretrained(path, log) for path in paths]
@@ -212,7 +209,7 @@ def fit(x_ED: np.ndarray, labels_E: np.ndarray, head: str, classes: int) -> Call
     Args:
       x_ED: sentence vectors.
       labels_E: classes or scores.
-      head: of the task, 'classification' or 'regression'.
+      head: the task's, 'classification' or 'regression'.
       classes: C.
 
     Returns:

@@ -9,7 +9,7 @@ from sctd_jax.models import Model, open_model
 
 
 def open_pretrained(path: str, log: Callable[[str], None]) -> Model:
-    """As `models.open_model`; a fine-tuned model is refused."""
+    """`models.open_model` of a model that is not fine-tuned."""
     model = open_model(path, log)
     if model.task is not None:
         raise UserError(f"{path} is a fine-tuned model; expected the pretrained one")

@@ -38,11 +38,11 @@ NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is scored."""
+    """Texts and sizes of the measurement."""
 
     text: str  # a file with a text on each line; '': the held-out rows of each run
     rows: int  # texts, at most
-    every_checkpoint: bool  # of the runs; otherwise the newest
+    every_checkpoint: bool  # every one of a run; otherwise the newest
     batch_size: int
 
 
@@ -61,14 +61,11 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
 
     Args:
       paths: workdirs of runs and folders of transformers.
-      settings: what is scored.
+      settings: texts and sizes.
       log: receives a line for each model and checkpoint.
 
     Returns:
       What `perplexity.json` holds; each model has one point, or one for each of its checkpoints.
-
-    Raises:
-      UserError: a path is no model with an MLM head, or there is no text for it.
     """
     called = names(paths)
     lines = _read_lines(settings.text, settings.rows) if settings.text else None
@@ -232,6 +229,6 @@ def _held_out(model: Model, count: int, log: Callable[[str], None]) -> _Texts:
 
 
 def _characters(pieces: Tokenizer, special: SpecialIds, ids_N: np.ndarray) -> int:
-    """Of a row's text; documents are closed by [SEP]."""
+    """Count of a row's text; documents are closed by [SEP]."""
     parts = np.split(ids_N, np.flatnonzero(~_scored(ids_N, special)))
     return sum(len(pieces.decode(part[_scored(part, special)])) for part in parts)

@@ -29,14 +29,14 @@ from sctd_jax.parallel.sharding import shard
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.workdir import CHECKPOINTS
 
-# How TensorStore and gcsfs say that it is not the data.
+# Words of TensorStore and gcsfs for an outage: the data may be whole.
 _OUTAGE = re.compile("UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|DEADLINE_EXCEEDED|ABORTED|Forbidden|Cannot connect")
 _READERS = 8  # arrays that are checked at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """By which metric one checkpoint is the best."""
+    """The metric by which one checkpoint is the best."""
 
     metric: str
     mode: Literal["min", "max"]
@@ -136,11 +136,7 @@ class Checkpoints:
         return value
 
     def identity(self, step: int) -> str:
-        """Changes with the parameters of a checkpoint.
-
-        Raises:
-          UserError: it is damaged.
-        """
+        """Text that changes with the parameters of a checkpoint."""
         try:
             return f"step {step}, digest {self._check(step)['digest']}"
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -153,10 +149,8 @@ class Checkpoints:
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Start saving `state` under its step, unless that step is there already.
 
-        A checkpoint without `metrics`, or whose metric is not finite, is never the best.
-
-        Raises:
-          UserError: this or the save before it failed (a full disk, say); older checkpoints are untouched.
+        A checkpoint without `metrics`, or whose metric is not finite, is never the best. An error may be that of the
+        save before (a full disk, say); older checkpoints are untouched.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -175,11 +169,7 @@ class Checkpoints:
         self._guard(step, save)
 
     def wait(self) -> None:
-        """Return when the last save is on disk.
-
-        Raises:
-          UserError: it failed.
-        """
+        """Return when the last save is on disk."""
         self._guard(None, self._manager.wait_until_finished)
 
     def close(self) -> None:
@@ -196,9 +186,6 @@ class Checkpoints:
           shape: tree of `jax.ShapeDtypeStruct` with shardings.
           log: told of every checkpoint that is damaged and passed over.
           step: restore this one and no other.
-
-        Raises:
-          UserError: there are checkpoints, but none can be read.
         """
 
         def attempt(candidate: int) -> tuple[str | None, Any]:
@@ -226,7 +213,7 @@ class Checkpoints:
 
         Args:
           names: fields to read, such as `params`; their shapes are the checkpoint's own.
-          mesh: where to place them, by the rules of `parallel.sharding`.
+          mesh: devices to place them on, by the rules of `parallel.sharding`.
           log: told of every checkpoint that is damaged and passed over.
           step: read this one and no other; by default the newest that is whole.
         """
@@ -254,7 +241,7 @@ class Checkpoints:
     def _read(
         self, step: int, names: Sequence[str] = (), place: Callable[[str, np.ndarray], Any] = lambda *_: None
     ) -> tuple[str | None, dict[str, Any]]:
-        """What is wrong with a checkpoint, or None, and fields of it, leaf by leaf as `place` returns them.
+        """Problem of a checkpoint, or None, and fields of it, leaf by leaf as `place` returns them.
 
         Only these fields are read and checked, or all if `names` is empty or the checkpoint has no digest of each. A
         bucket that does not answer is no damage.
