@@ -118,11 +118,13 @@ def _finetune() -> int:
 
 
 def _sweep() -> int:
-    from sctd_jax.finetune import sweep
+    from sctd_jax.finetune.config import sweep_from_dict
 
-    cells = sweep.from_dict(_CONFIG.value.to_dict())
+    sweep = sweep_from_dict(_CONFIG.value.to_dict())
+    from sctd_jax.finetune.sweep import run_sweep
+
     _join_hosts()
-    return _status(sweep.run_sweep(cells, _WORKDIR.value or "runs/sweep", say))
+    return _status(run_sweep(sweep, _WORKDIR.value or "runs/sweep", say))
 
 
 def _compile() -> int:

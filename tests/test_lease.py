@@ -145,8 +145,8 @@ def test_training_fine_tuning_and_sweeps_refuse_a_workdir_in_use_before_they_rea
     with lease.hold(epath.Path(tmp_path), "training"):
         for command in (
             lambda: train_and_evaluate(helpers.config(), tmp_path, quiet),
-            lambda: finetune(settings, tmp_path, {}, quiet),
-            lambda: sweep.run_sweep(sweep.Sweep((), False), str(tmp_path), {}, quiet),
+            lambda: finetune(settings, tmp_path, quiet),
+            lambda: sweep.run_sweep(sweep.Sweep((), False), str(tmp_path), quiet),
         ):
             with pytest.raises(UserError, match=rf"{tmp_path} is in use by process {os.getpid()} on .* \(training"):
                 command()

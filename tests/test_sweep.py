@@ -9,6 +9,7 @@ import pytest
 from configs import sweep as recipe
 from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.finetune import sweep, sweep_report
+from sctd_jax.finetune.config import sweep_from_dict
 from sctd_jax.tasks.table import TASKS
 from tests import finetuning, helpers, task_files
 
@@ -18,7 +19,7 @@ def cells(**overrides):
         "tasks": "rte,stsb", "inits": "runs/a", "learning_rates": "1e-3,3e-3", "seeds": 2, "data_dir": "glue",
         "max_length": 32, "batch_size": 8, "epochs": 1,
     }  # fmt: skip
-    return sweep.from_dict(values | overrides)
+    return sweep_from_dict(values | overrides)
 
 
 def test_cells_are_checkpoints_tasks_seeds_and_rates():

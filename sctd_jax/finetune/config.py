@@ -1,9 +1,11 @@
 """The configuration of fine-tuning and of sweeps, and the Config of a run that follows from it."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from sctd_jax import storage
 from sctd_jax.config import (
     BELOW_ONE,
     NOT_NEGATIVE,
@@ -18,6 +20,7 @@ from sctd_jax.config import (
     require,
 )
 from sctd_jax.config import from_dict as config_from_dict
+from sctd_jax.errors import UserError
 from sctd_jax.tasks.table import TASKS
 
 _GIVEN = Bounds(bool, "is missing", found="")
@@ -80,6 +83,57 @@ def from_dict(values: Mapping[str, Any]) -> FinetuneConfig:
         "batch_size",
         f"({found.batch_size}) must be divisible by config.accumulation ({found.accumulation})",
     )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One fine-tuning of a sweep."""
+
+    name: str  # CHECKPOINT/TASK/RATE-SEED: its folder
+    settings: FinetuneConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """All cells, in the order in which they run."""
+
+    cells: tuple[Cell, ...]
+    keep_weights: bool
+
+
+def sweep_from_dict(values: Mapping[str, Any]) -> Sweep:
+    """The cells of `configs/sweep.py`: seeds first, so that every rate has a first number early.
+
+    In `data_dir` each task's name takes the place of `{task}`.
+    """
+    fields = {field.name for field in dataclasses.fields(SweepConfig)}
+    own = fill("config", SweepConfig, {name: value for name, value in values.items() if name in fields})
+    common = {name: value for name, value in values.items() if name not in fields}
+    tasks, inits = _listed("tasks", own.tasks), _listed("inits", own.inits)
+    names = [storage.as_path(init).name for init in inits]
+    require(len(set(names)) == len(names), "inits", f"must end in different folder names, found {', '.join(names)}")
+    try:
+        rates = [float(rate) for rate in _listed("learning_rates", own.learning_rates)]
+    except ValueError as error:
+        raise UserError(f"config.learning_rates must be numbers separated by commas: {error}") from error
+    require(all(rate > 0 for rate in rates), "learning_rates", f"must be positive, found {own.learning_rates}")
+    require(len(set(rates)) == len(rates), "learning_rates", f"names one twice: {own.learning_rates}")
+    found = []
+    for (init, name), task, seed, rate in itertools.product(
+        zip(inits, names, strict=True), tasks, range(own.seeds), rates
+    ):
+        data_dir = common["data_dir"].replace("{task}", task)
+        cell = {"task": task, "data_dir": data_dir, "init": init, "learning_rate": rate, "seed": seed}
+        one = from_dict({**common, **cell})
+        found.append(Cell(f"{name}/{task}/{rate:g}-seed{seed}", one))
+    return Sweep(tuple(found), own.keep_weights)
+
+
+def _listed(field: str, names: str) -> list[str]:
+    found = [part.strip() for part in names.split(",") if part.strip()]
+    require(bool(found), field, "is missing: names separated by commas")
+    require(len(set(found)) == len(found), field, f"names one twice: {names}")
     return found
 
 

@@ -61,7 +61,7 @@ class Prepared:
 
     settings: FinetuneConfig
     config: Config
-    settled: Config  # with the choice of attention, for the programs
+    settled: Config  # config with the choice of attention, which the programs compute
     shape: Shape
     mesh: Mesh
     pretrained: Model

@@ -1,77 +1,22 @@
 """Checkpoints x tasks x learning rates x seeds, each cell a fine-tuning in a workdir of its own."""
 
-import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from etils import epath
 
 from sctd_jax import storage
-from sctd_jax.config import fill, require
-from sctd_jax.errors import DivergedError, UserError
-from sctd_jax.finetune import config as settings
+from sctd_jax.errors import DivergedError
 from sctd_jax.finetune import sweep_report
-from sctd_jax.finetune.config import FinetuneConfig, SweepConfig
+from sctd_jax.finetune.config import Cell, Sweep
 from sctd_jax.finetune.finetuning import RESULT_FILE, finetune, prepare
 from sctd_jax.finetune.workdir import check_task
 from sctd_jax.parallel import hosts
 from sctd_jax.train.workdir import CONFIG_FILE, held, write
-
-_OWN = tuple(field.name for field in dataclasses.fields(SweepConfig))
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One fine-tuning of a sweep."""
-
-    name: str  # CHECKPOINT/TASK/RATE-SEED: its folder
-    settings: FinetuneConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """All cells, in the order in which they run."""
-
-    cells: tuple[Cell, ...]
-    keep_weights: bool
-
-
-def from_dict(values: Mapping[str, Any]) -> Sweep:
-    """The cells of `configs/sweep.py`: seeds first, so that every rate has a first number early.
-
-    In `data_dir` each task's name takes the place of `{task}`.
-    """
-    own = fill("config", SweepConfig, {name: values[name] for name in _OWN if name in values})
-    common = {name: value for name, value in values.items() if name not in _OWN}
-    tasks, inits = _listed("tasks", own.tasks), _listed("inits", own.inits)
-    names = [storage.as_path(init).name for init in inits]
-    require(len(set(names)) == len(names), "inits", f"must end in different folder names, found {', '.join(names)}")
-    try:
-        rates = [float(rate) for rate in _listed("learning_rates", own.learning_rates)]
-    except ValueError as error:
-        raise UserError(f"config.learning_rates must be numbers separated by commas: {error}") from error
-    require(all(rate > 0 for rate in rates), "learning_rates", f"must be positive, found {own.learning_rates}")
-    require(len(set(rates)) == len(rates), "learning_rates", f"names one twice: {own.learning_rates}")
-    found = []
-    for (init, name), task, seed, rate in itertools.product(
-        zip(inits, names, strict=True), tasks, range(own.seeds), rates
-    ):
-        data_dir = common["data_dir"].replace("{task}", task)
-        cell = {"task": task, "data_dir": data_dir, "init": init, "learning_rate": rate, "seed": seed}
-        one = settings.from_dict({**common, **cell})
-        found.append(Cell(f"{name}/{task}/{rate:g}-seed{seed}", one))
-    return Sweep(tuple(found), own.keep_weights)
-
-
-def _listed(field: str, names: str) -> list[str]:
-    found = [part.strip() for part in names.split(",") if part.strip()]
-    require(bool(found), field, "is missing: names separated by commas")
-    require(len(set(found)) == len(found), field, f"names one twice: {names}")
-    return found
 
 
 def run_sweep(sweep: Sweep, workdir: str, log: Callable[[str], None]) -> int | None:
