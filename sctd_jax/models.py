@@ -20,11 +20,22 @@ from sctd_jax.hf.read import Folder, read_folder
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel.sharding import shard
 from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
-from sctd_jax.train.workdir import CHECKPOINTS, COMMAND_FILE, CONFIG_FILE, TASK_FILE, is_trained, read_config
+from sctd_jax.train.workdir import (
+    CHECKPOINTS,
+    COMMAND_FILE,
+    CONFIG_FILE,
+    TASK_FILE,
+    differences,
+    is_trained,
+    read_config,
+)
 
 HIGHEST_SCORE = Best("eval/score", "max")  # the best checkpoint of a fine-tuning
 # Fields of the network that a run may have otherwise than the one whose parameters it starts from.
-_FREE_TO_CHANGE = ("hidden_dropout", "attention_dropout", "initializer_range", "dtype", "attention", "remat")
+_FREE_TO_CHANGE = (
+    "model.hidden_dropout", "model.attention_dropout", "model.initializer_range", "model.dtype", "model.attention",
+    "model.remat",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +83,11 @@ class Model:
         if self.folder:
             found = {"params": self.folder.params()}
             return None, jax.device_put(found, meshes.shardings(shard(mesh, found)))
-        if step not in (None, *self.steps):
+        if step is None:
+            chosen = self.chosen_step()
+            step = None if self.task is None else chosen
+        elif step not in self.steps:
             raise UserError(f"{self.path} has no checkpoint of step {step}, found {list(self.steps)}")
-        newest_or_best = self.chosen_step()
-        if step is None and self.task is not None:
-            step = newest_or_best
         with closing(self._checkpoints()) as checkpoints:
             return checkpoints.restore_parts(names, mesh, self.log, step)
 
@@ -131,14 +142,9 @@ def check_init(config: Config) -> None:
     init = open_run(storage.as_path(config.train.init), lambda line: None)
     if init.task is not None:
         raise UserError(f"{init.path} holds a fine-tuned model; expected the workdir of a pretraining run")
-    theirs = dataclasses.asdict(init.config.model)
-    other = [
-        f"model.{field} ({theirs[field]!r} there, {value!r} now)"
-        for field, value in dataclasses.asdict(config.model).items()
-        if field not in _FREE_TO_CHANGE and theirs[field] != value
-    ]
-    if other:
-        raise UserError(f"config.train.init {init.path} is another network: {', '.join(other)}")
+    there, now = (dict(stored.flat({"model": dataclasses.asdict(it.model)})) for it in (init.config, config))
+    if other := differences(there, now, _FREE_TO_CHANGE):
+        raise UserError(f"config.train.init {init.path} is another network: {other}")
     rows = config.data.rows
     path = tokenizer.find(storage.as_path(rows)) if rows else config.data.tokenizer
     # The pieces, not the file: a vocab.txt and a tokenizer.json of one model give the same ids.

@@ -17,11 +17,10 @@ from sctd_jax.errors import UserError
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.pretrain.model import initial_state, make_model
+from sctd_jax.pretrain.model import make_model, state_layout
 from sctd_jax.pretrain.rows import Data
 from sctd_jax.pretrain.step import loss_rows, mask_batch, select
 from sctd_jax.train.state import TrainState
-from sctd_jax.train.step import state_shape
 
 # Masks of the evaluation: the same for every run, method and seed, so that curves compare.
 EVAL_SEED = 20230524
@@ -40,9 +39,10 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
     @functools.cache  # one compilation for each K
     def eval_step(stage: Config) -> Callable:
         eval_fn = make_eval_step(stage, data.special, data.word_start_V, mesh)
-        return meshes.jit_eval_step(mesh, eval_fn, state_shape(lambda: initial_state(stage, data.special), mesh))
+        return meshes.jit_eval_step(mesh, eval_fn, state_layout(stage, data.special, mesh))
 
     def evaluate(state: TrainState) -> dict[str, float]:
+        step_fn = eval_step(config.after(int(state.step)))
         totals: dict[str, Any] = {}
         for start in range(0, len(chosen), batch_size):
             at = start + np.arange(batch_size)[mine]
@@ -50,7 +50,7 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
             numbers = chosen[np.minimum(at, len(chosen) - 1)]
             host_batch = (rows.read(numbers), numbers.astype(np.int32), at < len(chosen))
             on_mesh = (meshes.put_batch(mesh, batch_size, x) for x in host_batch)
-            sums = eval_step(config.after(int(state.step)))(state, *on_mesh)
+            sums = step_fn(state, *on_mesh)
             totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
         if not totals["predictions"]:
             raise UserError(f"{data.folder}: the held-out rows have no token to predict, expected rows of text")

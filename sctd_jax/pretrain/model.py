@@ -1,6 +1,7 @@
 """The network that is pretrained, and its state before the first step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from sctd_jax.model.attention import attention_options, choose
 from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import initial_importance
 from sctd_jax.train.state import TrainState, first_state
+from sctd_jax.train.step import state_shape
 
 
 def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
@@ -35,3 +37,9 @@ def initial_state(config: Config, special: SpecialIds) -> TrainState:
         config.model.vocab_size, config.dropping.importance_init, special.never_drop, special.pad
     )
     return first_state(params, config.optimizer, run_key, importance_V)
+
+
+@functools.cache  # traced once, and asked for by every program of a run
+def state_layout(config: Config, special: SpecialIds, mesh: Mesh) -> TrainState:
+    """Shapes of `initial_state`, with its shardings on a mesh."""
+    return state_shape(lambda: initial_state(config, special), mesh)

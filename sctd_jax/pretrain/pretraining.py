@@ -22,14 +22,13 @@ from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import report
 from sctd_jax.pretrain.evaluation import make_evaluate
 from sctd_jax.pretrain.flops import step_flops
-from sctd_jax.pretrain.model import initial_state, settle
+from sctd_jax.pretrain.model import initial_state, settle, state_layout
 from sctd_jax.pretrain.rows import Data, open_data
 from sctd_jax.pretrain.step import compile_programs, program_at, variant_at
 from sctd_jax.pretrain.workdir import check_rows, check_workdir, claim_workdir, followed
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import Track, ignore
 from sctd_jax.train.state import TrainState
-from sctd_jax.train.step import state_shape
 from sctd_jax.train.trainer import Job, Result, fit
 from sctd_jax.train.workdir import CHECKPOINTS, has_checkpoints, held, read_config
 
@@ -127,7 +126,7 @@ def evaluate_workdir(
     if storage.exists(folder / CHECKPOINTS):
         _, config, _, mesh, data = _open(config, folder, log)
         with closing(Checkpoints(folder, read_only=True)) as checkpoints:
-            state = checkpoints.restore(state_shape(lambda: initial_state(config, data.special), mesh), log)
+            state = checkpoints.restore(state_layout(config, data.special, mesh), log)
     if state is None:
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
     metrics = make_evaluate(config, data, mesh)(state)

@@ -18,10 +18,10 @@ from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
-from sctd_jax.pretrain.model import initial_state, make_model
+from sctd_jax.pretrain.model import make_model, state_layout
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState
-from sctd_jax.train.step import Metrics, accumulate, compile_ahead, state_shape, update
+from sctd_jax.train.step import Metrics, accumulate, compile_ahead, update
 
 Variant = Literal["full", "drop", "consistency"]
 _ORDER = get_args(Variant)
@@ -131,7 +131,7 @@ def compile_train_step(
 
     `options` are the compiler's, by name.
     """
-    state = state_shape(lambda: initial_state(config, special), mesh)
+    state = state_layout(config, special, mesh)
     tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), jnp.int32)
     step_fn = make_train_step(config, special, variant, word_start_V, mesh)
     return compile_ahead(step_fn, state, tokens, mesh, options)

@@ -39,17 +39,23 @@ class Notes:
     """Remarks on the files for the user: how often each kind and where first, and remarks on the whole."""
 
     def __init__(self):
-        self._places: dict[tuple[str, str], list[str]] = collections.defaultdict(list)  # places by file and kind
+        self._counts: collections.Counter[tuple[str, str]] = collections.Counter()  # counts by file and kind
+        self._first: dict[tuple[str, str], str] = {}  # first places by the same
         self.remarks: list[str] = []
 
     def of(self, where: str) -> Note:
         """Function for a reader of this file to call."""
-        return lambda what, place: self._places[where, what].append(place)
+
+        def note(what: str, place: str) -> None:
+            self._counts[where, what] += 1
+            self._first.setdefault((where, what), place)
+
+        return note
 
     def lines(self) -> Iterator[str]:
         """One for each kind and file, then the remarks."""
-        for (where, what), places in self._places.items():
-            yield f"{where}: {len(places):,} {what} (first: {_inside(places[0], where)})"
+        for (where, what), count in self._counts.items():
+            yield f"{where}: {count:,} {what} (first: {_inside(self._first[where, what], where)})"
         yield from self.remarks
 
 
