@@ -17,7 +17,7 @@ CLASSES = step.Shape("classification", 3)
 
 
 def finetune_config(**overrides):
-    return helpers.config(dropping__method="full", **overrides)
+    return helpers.config(dropping__method="full", model__num_layers=2, **overrides)
 
 
 def features(count, rows=1, marked=0, seed=0):
@@ -173,5 +173,9 @@ def test_any_mesh_and_accumulation_give_one_devices_numbers(mesh, accumulation):
     (program,) = step.compile_programs(helpers.settled(config), shape, devices, [32]).values()
     found, other = program(state, jax.tree.map(lambda x: meshes.put_batch(devices, 8, x), host))
     np.testing.assert_allclose(other["loss"], metrics["loss"], rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found.params), jax.tree.leaves(expected.params), strict=True
+    ):
+        # A bias that all choices share moves no loss: its gradient is rounding, which Adam makes a step of.
+        if jax.tree_util.keystr(path) != "['classifier']['bias']":
+            np.testing.assert_allclose(a, b, atol=1e-5, err_msg=jax.tree_util.keystr(path))

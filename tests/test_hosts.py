@@ -48,10 +48,11 @@ def one(workdir, rows, **overrides):
     return train_and_evaluate(helpers.config(data__rows=str(rows), **sizes), workdir, lambda line: None)
 
 
-def assert_same_state(a, b, tolerance):
+def assert_same_state(a, b):
+    """As exactly as a mesh and one device agree: Adam's first steps divide a gradient of rounding's size by itself."""
     states = (jax.tree.map(np.asarray, (s.step, s.params, s.opt_state, s.importance_V)) for s in (a, b))
     for x, y in zip(*(jax.tree.leaves(state) for state in states), strict=True):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def stored(workdir):
 def test_two_processes_do_what_one_does_and_the_first_speaks_for_both(alone, pair):
     workdir, statuses, (first, second) = pair
     assert statuses == [0, 0], first + second
-    assert_same_state(stored(workdir), alone[1], 1e-6)
+    assert_same_state(stored(workdir), alone[1])
     assert "--process_id=0" in (workdir / "command.txt").read_text()
     for words in ("process 0 of 2, 2 devices", "4 x cpu, 2 host(s)", "data 2 x fsdp 1 x tensor 2", "done: 6 steps"):
         assert words in first
@@ -92,7 +93,7 @@ def test_a_run_moves_from_two_processes_to_one_with_more_devices(alone, pair, ro
     shutil.copytree(pair[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
     moved = one(tmp_path / "run", rows, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
-    assert_same_state(moved.state, alone[1], 1e-6)
+    assert_same_state(moved.state, alone[1])
 
 
 def test_a_run_moves_from_one_process_to_two_on_another_mesh_past_a_damaged_checkpoint(alone, rows, tmp_path):
@@ -104,7 +105,7 @@ def test_a_run_moves_from_one_process_to_two_on_another_mesh_past_a_damaged_chec
     assert "is damaged and passed over" in first
     assert "Traceback" not in first + second
     assert "resuming at step 3" in first
-    assert_same_state(stored(tmp_path / "run"), alone[1], 1e-6)
+    assert_same_state(stored(tmp_path / "run"), alone[1])
 
 
 # The command, but a silent process counts as dead after a sixth of the time.

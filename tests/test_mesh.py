@@ -24,7 +24,7 @@ SHAPES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "2x2x2": (
 # Every other step of ScTD is token dropping's; its selector takes the most important tokens and random ones. A compiler
 # takes twice as long over ScTD's two passes with dropout, which one mesh has with the plain selector.
 METHODS = {
-    "full": {"dropping__method": "full"},
+    "full": {"dropping__method": "full", "model__num_layers": 2},
     "random_ltd": {"dropping__method": "random_ltd", **helpers.DROPOUT},
     "sctd": {
         "dropping__method": "sctd", "dropping__sc_interval": 2, "dropping__selector": "importance+random",
@@ -39,10 +39,10 @@ def config_on(shape, **overrides):
     return helpers.config(model__num_heads=8, model__intermediate_size=64, **sizes, **overrides)
 
 
-@jax.jit
-def start():
+@functools.partial(jax.jit, static_argnums=0)
+def start(layers):
     """Every mesh and method starts alike."""
-    return initial_state(config_on((1, 1, 1)), helpers.SPECIAL)
+    return initial_state(config_on((1, 1, 1), dropping__method="full", model__num_layers=layers), helpers.SPECIAL)
 
 
 def shape_on(config):
@@ -58,7 +58,7 @@ def compiled(config):
 
 def run(config, steps=5, scale=0.0):
     """State and metrics after some steps on the config's mesh, from parameters that are moved by `scale`."""
-    mesh, fns, state = meshes.make_mesh(config.mesh), compiled(config), start()
+    mesh, fns, state = meshes.make_mesh(config.mesh), compiled(config), start(config.model.num_layers)
     state = state.replace(params=helpers.moved(state.params, scale))
     state = jax.device_put(state, meshes.shardings(shape_on(config)))
     history = []

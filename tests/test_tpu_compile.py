@@ -116,7 +116,7 @@ def test_the_largest_batch_is_found_without_generating_code():
     result = compile_mode(
         "--topology=v5e:2x2", "--largest_batch", "--config.dropping.method=full", "--config.model.num_layers=1",
         "--config.data.seq_len=512", "--config.model.max_positions=512", "--config.model.attention=plain",
-        "--config.train.batch_size=2048",
+        "--config.train.batch_size=32768",
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     rows, needed, too_many = re.search(
