@@ -7,13 +7,11 @@ python -m sctd_jax.probe perplexity RUN_OR_HF_DIR [MORE ...] [--text FILE] [--ev
 All of it is computed in float32, on the first device.
 """
 
-import argparse
 import json
-import math
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -36,10 +34,14 @@ def main(argv: list[str] | None = None) -> int:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {args.out}: {error.strerror}") from error
-        measure, draw = _COMMANDS[args.command]
-        result = measure(args, say)
+        probe, draw = _PROBES[args.command]
+        if args.command == "layers":
+            args.files = FileSettings.of(args)
+        settings = probe.Settings(**{field.name: getattr(args, field.name) for field in fields(probe.Settings)})
+        result = probe.measure(args.models, settings, say)
         picture = draw(result)
-        content = json.dumps(_plain(result), indent=1, allow_nan=False) + "\n"
+        plain = json.loads(json.dumps(result), parse_constant=lambda name: None)  # JSON knows no NaN and no infinity
+        content = json.dumps(plain, indent=1, allow_nan=False) + "\n"
         for suffix, part in ((".json", content.encode()), (".png", picture)):
             path = args.out / (args.command + suffix)
             try:
@@ -52,27 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(command)
 
 
-def _layers(args: argparse.Namespace, log) -> dict[str, Any]:
-    files = FileSettings(args.text_field, args.pair_field, args.label_field, args.heldout_share)
-    settings = layers.Settings(
-        args.task, args.data_dir, args.examples, args.max_length, args.batch_size, args.seed, files
-    )
-    return layers.measure(args.models, settings, log)
-
-
-def _drift(args: argparse.Namespace, log) -> dict[str, Any]:
-    return drift.measure(args.models, drift.Settings(args.rows), log)
-
-
-def _perplexity(args: argparse.Namespace, log) -> dict[str, Any]:
-    settings = perplexity.Settings(args.text, args.rows, args.every_checkpoint, args.batch_size)
-    return perplexity.measure(args.models, settings, log)
-
-
-_COMMANDS = {
-    "layers": (_layers, drawing.layers),
-    "drift": (_drift, drawing.drift),
-    "perplexity": (_perplexity, drawing.perplexity),
+# The options of each have the names of its Settings' fields.
+_PROBES = {
+    "layers": (layers, drawing.layers),
+    "drift": (drift, drawing.drift),
+    "perplexity": (perplexity, drawing.perplexity),
 }
 
 
@@ -108,15 +94,6 @@ def _command(commands, name: str, purpose: str, models: str):
     command.add_argument("models", nargs="+", metavar=models)
     command.add_argument("--out", type=local_path, default=Path("probes"), help="folder to write; default %(default)s")
     return command.add_argument
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN and no infinity."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

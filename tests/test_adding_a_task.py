@@ -81,9 +81,8 @@ def finish(folder, task, data, logits):
         split: scoring.predict(task, examples, np.array(logits[split], np.float32))
         for split, examples in (data.dev | data.test).items()
     }
-    measured = {split: scoring.measure(task, examples, predictions[split]) for split, examples in data.dev.items()}
     path = submission.write(task, "test", data.test["test"], predictions["test"], folder / "predictions", data.labels)
-    return scoring.summarize(task, measured), path.name, path.read_text()
+    return scoring.measure(task, data.dev, predictions), path.name, path.read_text()
 
 
 def test_a_task_of_few_lines_has_all_that_a_head_usually_has(add):

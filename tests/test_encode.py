@@ -138,14 +138,12 @@ def test_squad_windows_overlap_and_map_back(monkeypatch):
     assert [f.rows[0].second for f in features] == [4, 4, 4]
     # Answers that are not whole in the first window; tokens 6, 7 of the second and 4, 5 of the third.
     assert [f.answer for f in features] == [(0, 0), (6, 7), (4, 5)]
-    start, end = features[1].passage.spans[6][0], features[1].passage.spans[7][1]
+    start, end = features[1].spans[6][0], features[1].spans[7][1]
     assert passage[start:end] == "p4 p5"
-    assert features[1].passage.spans[3].tolist() == [-1, -1]
+    assert features[1].spans[3].tolist() == [-1, -1]
     assert [f.example for f in features] == [0, 0, 0]
     # Every token of the passage has one best window.
-    shown = [
-        passage[s:e] for f in features for (s, e), best in zip(f.passage.spans, f.passage.best, strict=True) if best
-    ]
+    shown = [passage[s:e] for f in features for (s, e), best in zip(f.spans, f.best, strict=True) if best]
     assert sorted(shown) == passage.split()
 
 

@@ -91,11 +91,17 @@ class TrainBatches:
         order, pool = rng.permutation(len(self.features)), _POOL * self._batch_size
         chunks = [order[start : start + pool] for start in range(0, len(order), pool)]
         sorted_order = np.concatenate([chunk[np.argsort(self._lengths[chunk], kind="stable")] for chunk in chunks])
-        groups = group(self.features, sorted_order, self._batch_size, self._max_length)
+        groups = _in_order(self.features, sorted_order, self._batch_size, self._max_length)
         return [groups[i] for i in rng.permutation(len(groups))]
 
 
-def group(features: Sequence[Feature], order: np.ndarray, batch_size: int, max_length: int) -> list[Group]:
+def by_length(features: Sequence[Feature], batch_size: int, max_length: int) -> list[Group]:
+    """Batches of all features, short ones first."""
+    order = np.argsort([feature.length for feature in features], kind="stable")
+    return _in_order(features, order, batch_size, max_length)
+
+
+def _in_order(features: Sequence[Feature], order: np.ndarray, batch_size: int, max_length: int) -> list[Group]:
     """Consecutive batches of features in this order; the last one is filled up with its own members."""
     groups = []
     for start in range(0, len(order), batch_size):

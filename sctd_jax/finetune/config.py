@@ -13,7 +13,6 @@ from sctd_jax.config import (
     Bounds,
     Config,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
     field,
     fill,
@@ -135,15 +134,6 @@ def _listed(field: str, names: str) -> list[str]:
     require(bool(found), field, "is missing: names separated by commas")
     require(len(set(found)) == len(found), field, f"names one twice: {names}")
     return found
-
-
-def check_length(settings: FinetuneConfig, model: ModelConfig) -> None:
-    """Check that a model has positions enough."""
-    require(
-        settings.max_length <= model.max_positions,
-        "max_length",
-        f"({settings.max_length}) must not exceed the {model.max_positions} positions of {settings.init}",
-    )
 
 
 def run_config(settings: FinetuneConfig, pretrained: Config, steps_per_epoch: int) -> Config:

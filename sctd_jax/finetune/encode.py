@@ -24,13 +24,6 @@ class Row(NamedTuple):
     second: int  # position at which segment 1 begins; n for a single text
 
 
-class Passage(NamedTuple):
-    """Part of SQuAD's passage that a window shows, as in `squad.Window`."""
-
-    spans: np.ndarray  # i32[n, 2], characters of each token in the passage; (-1, -1) outside of it
-    best: np.ndarray  # bool[n], whether no other window gives the token more context
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Feature:
     """Rows of an example that the network sees at once. SQuAD has one for each window of the passage."""
@@ -40,7 +33,8 @@ class Feature:
     label: float = 0.0  # class, number of the right choice, or score
     marked: tuple[tuple[int, int], ...] = ()  # first and last token of each marked span
     answer: tuple[int, int] = (0, 0)  # first and last token; [CLS] if it is not in this window
-    passage: Passage | None = None
+    spans: np.ndarray | None = None  # SQuAD: those of `squad.Window`, with n tokens
+    best: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -66,11 +60,9 @@ def encode(
     counts = {len(example.choices) for example in examples}
     if len(counts) > 1:
         raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
-    if head == "span":
-        windows = (_windows(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples))
-        features = [feature for of_example in windows for feature in of_example]
-    else:
-        features = [_feature(tokenizer, number, e, pieces, max_length, lost) for number, e in enumerate(examples)]
+    build = _windows if head == "span" else _rows
+    built = (build(tokenizer, number, example, pieces, max_length, lost) for number, example in enumerate(examples))
+    features = list(itertools.chain.from_iterable(built))
     for what, count in lost.items():
         if count:
             say(f"{count:,} of {len(examples):,} {what}")
@@ -84,9 +76,9 @@ def encode(
     return features
 
 
-def _feature(
+def _rows(
     tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, lost: Counter
-) -> Feature:
+) -> Iterable[Feature]:
     first = pieces[example.first].ids_n
     rows, lengths, cut = [], (0, 0), False
     for text in example.choices or (example.second,):
@@ -99,7 +91,7 @@ def _feature(
     texts = (example.first, example.second, *example.choices)
     lost["rows have a text without any token"] += any(text.strip() and not len(pieces[text].ids_n) for text in texts)
     marked = tuple(_marked(example, span, pieces, lengths) for span in example.marked)
-    return Feature(number, tuple(rows), 0.0 if example.label is None else float(example.label), marked)
+    yield Feature(number, tuple(rows), 0.0 if example.label is None else float(example.label), marked)
 
 
 def _row(tokenizer: Tokenizer, *texts: np.ndarray) -> Row:
@@ -158,7 +150,7 @@ def _windows(
         spans_n2 = np.pad(passage.spans_n2[start : start + size], (around, (0, 0)), constant_values=-1)
         inside = answer is not None and start <= answer[0] and answer[1] < start + size
         at = (answer[0] - start + row.second, answer[1] - start + row.second) if inside else (0, 0)
-        yield Feature(number, (row,), answer=at, passage=Passage(spans_n2, np.pad(best, around)))
+        yield Feature(number, (row,), answer=at, spans=spans_n2, best=np.pad(best, around))
 
 
 def by_example(head: str, features: Sequence[Feature], logits: Sequence[np.ndarray]) -> list[Any]:
@@ -166,4 +158,4 @@ def by_example(head: str, features: Sequence[Feature], logits: Sequence[np.ndarr
     if head != "span":
         return list(logits)
     pairs = itertools.groupby(zip(features, logits, strict=True), key=lambda pair: pair[0].example)
-    return [[Window(*row_n2.T, *f.passage) for f, row_n2 in windows] for _, windows in pairs]
+    return [[Window(*row_n2.T, f.spans, f.best) for f, row_n2 in windows] for _, windows in pairs]

@@ -5,8 +5,9 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,22 +15,15 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax import storage
-from sctd_jax.config import Config
+from sctd_jax.config import Config, require
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches, report
-from sctd_jax.finetune.config import FinetuneConfig, check_length, run_config
+from sctd_jax.finetune.config import FinetuneConfig, run_config
 from sctd_jax.finetune.encode import Feature, by_example, encode
-from sctd_jax.finetune.step import (
-    Shape,
-    compile_programs,
-    initial_state,
-    jit_logits,
-    program_name,
-    shape_of,
-    step_flops,
-)
+from sctd_jax.finetune.step import Shape, compile_programs, initial_state, jit_logits, program_name, shape_of
 from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, followed
 from sctd_jax.model.attention import choose, platform_of
+from sctd_jax.model.flops import layer_flops
 from sctd_jax.models import HIGHEST_SCORE, Model, open_model
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
@@ -48,14 +42,6 @@ RESULT_FILE = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
-    """Examples and their features."""
-
-    examples: tuple[Example, ...]
-    features: list[Feature]
-
-
-@dataclasses.dataclass(frozen=True)
 class Prepared:
     """All that a fine-tuning needs, checked and read."""
 
@@ -67,9 +53,8 @@ class Prepared:
     pretrained: Model
     step: int | None  # the checkpoint of `pretrained` to start from; None for a folder of transformers
     data: TaskData
+    features: dict[str, list[Feature]]  # those of each split, 'train' among them
     train: batches.TrainBatches
-    dev: dict[str, Split]
-    test: dict[str, Split]
     origin: Origin
     logits: Callable  # (params, batch) -> the network's outputs
 
@@ -84,14 +69,10 @@ def finetune(
     """Fine-tune a pretrained encoder on a task, resuming from the workdir's newest checkpoint.
 
     At the end, predictions of the best checkpoint (by the task's metric on its dev set) are in `predictions/`, in the
-    official submission format, and what it reached in `result.json`.
+    official submission format, and what it reached in `result.json`. `workdir` is its own, not the pretraining run's.
 
-    Args:
-      settings: the run.
-      workdir: its own; not the pretraining run's.
-      log: receives the lines.
-      on_step: called with the number of each step that was dispatched.
-      track: called with each line of `metrics.jsonl`: the number of updates done, and values by name.
+    `on_step` is called with the number of each step that was dispatched, `track` with each line of `metrics.jsonl`: the
+    number of updates done, and values by name.
     """
     workdir, log = storage.as_path(workdir), hosts.on_first(log)
     with held(workdir, "fine-tuning", log) as check:
@@ -99,6 +80,7 @@ def finetune(
         settings, config, mesh, shape, data, train = (
             made.settings, made.config, made.mesh, made.shape, made.data, made.train
         )  # fmt: skip
+        task = TASKS[settings.task]
 
         def start(state: TrainState) -> TrainState:
             if settings.random_init:
@@ -113,7 +95,8 @@ def finetune(
 
         def cost(step: int) -> tuple[int, float]:
             rows, length = settings.batch_size * shape.rows, train.group(step).length
-            return rows * length, step_flops(config, rows, length)
+            # FLOPs by formula; the head's are left out.
+            return rows * length, 3 * rows * config.model.num_layers * layer_flops(config.model, length, length)
 
         job = Job(
             config=config.train,
@@ -126,7 +109,7 @@ def finetune(
             program=lambda step: program_name(train.group(step).length),
             batch=lambda step: _put(made, train.features, train.group(step)),
             cost=cost,
-            evaluate=lambda state: _measure(made, _predict(made, state, made.dev)),
+            evaluate=lambda state: scoring.measure(task, data.dev, _predict(made, state, data.dev)),
             evaluation_lines=report.evaluation_lines,
             advice="Fine-tune with a lower config.learning_rate, in another --workdir",
             best=HIGHEST_SCORE,
@@ -141,17 +124,15 @@ def finetune(
 
         with closing(Checkpoints(workdir, best=HIGHEST_SCORE, read_only=True)) as checkpoints:
             state = checkpoints.restore(state_shape(job.init, mesh), log, result.best_step)
-        splits = made.dev | made.test
+        splits = data.dev | data.test
         predictions = _predict(made, state, splits)
-        metrics = _measure(made, predictions)
         if hosts.is_first():
             for split, found in predictions.items():
-                folder = workdir / "predictions"
-                submission.write(TASKS[settings.task], split, splits[split].examples, found, folder, data.labels)
+                submission.write(task, split, splits[split], found, workdir / "predictions", data.labels)
             reached = {
                 "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate,
                 "seed": settings.seed, "step": int(state.step), "seconds": read_metrics(workdir)[-1]["seconds"],
-                **metrics,
+                **scoring.measure(task, data.dev, predictions),
             }  # fmt: skip
             write(workdir / RESULT_FILE, (json.dumps(reached, indent=1) + "\n").encode())
             for line in report.summary(workdir, settings, data, reached, config.train.steps):
@@ -165,10 +146,10 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     task = TASKS[settings.task]
     pretrained = open_model(settings.init, log, "config.init")
     step = pretrained.chosen_step()
-    check_length(settings, pretrained.config.model)
-    # Its own seed: what is held out of a single file must not depend on that of the training.
-    files = FileSettings(settings.text_field, settings.pair_field, settings.label_field, settings.heldout_share)
-    data = open_task(task, settings.data_dir, files)
+    positions, length = pretrained.config.model.max_positions, settings.max_length
+    too_long = f"({length}) must not exceed the {positions} positions of {settings.init}"
+    require(length <= positions, "max_length", too_long)
+    data = open_task(task, settings.data_dir, FileSettings.of(settings))
     for note in data.notes:
         log(note)
     per_epoch = -(-len(data.train) // settings.batch_size)
@@ -182,31 +163,26 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     check_workdir(workdir, settings, config, origin)
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
 
-    def split(name: str, examples: tuple[Example, ...]) -> Split:
-        def say(line: str) -> None:
-            log(f"{name}: {line}")
-
+    def encoded(name: str, examples: tuple[Example, ...]) -> list[Feature]:
         try:
-            return Split(examples, encode(pretrained.tokenizer, examples, task.head, settings.max_length, say))
+            return encode(pretrained.tokenizer, examples, task.head, length, lambda line: log(f"{name}: {line}"))
         except UserError as error:
             raise UserError(f"{settings.data_dir}, {name}: {error}") from error
 
-    train = split("train", data.train)
-    dev, test = ({name: split(name, examples) for name, examples in part.items()} for part in (data.dev, data.test))
-    counts = {len(part.features[0].rows) for part in (train, *dev.values(), *test.values())}
+    features = {name: encoded(name, part) for name, part in ({"train": data.train} | data.dev | data.test).items()}
+    counts = {len(part[0].rows) for part in features.values()}
     if len(counts) > 1:
         raise UserError(f"the splits of {settings.task} have different numbers of choices: {sorted(counts)}")
-    ordered = batches.TrainBatches(
-        train.features, batch_size=settings.batch_size, seed=settings.seed, max_length=settings.max_length
+    train = batches.TrainBatches(
+        features["train"], batch_size=settings.batch_size, seed=settings.seed, max_length=length
     )
     # Windows make more features than examples; the schedule's length follows from them.
-    config = run_config(settings, pretrained.config, ordered.per_epoch)
-    lengths = [("config.max_length", settings.max_length)]
-    choice = choose(config.model, lengths, platform_of(mesh.devices.flat[0]))
+    config = run_config(settings, pretrained.config, train.per_epoch)
+    choice = choose(config.model, [("config.max_length", length)], platform_of(mesh.devices.flat[0]))
     settled = dataclasses.replace(config, model=choice.model)
-    shape = shape_of(task, data.labels, len(train.features[0].rows))
+    shape = shape_of(task, data.labels, *counts)
     logits = jit_logits(settled, shape, mesh)
-    return Prepared(settings, config, settled, shape, mesh, pretrained, step, data, ordered, dev, test, origin, logits)
+    return Prepared(settings, config, settled, shape, mesh, pretrained, step, data, features, train, origin, logits)
 
 
 def _put(made: Prepared, features: list[Feature], group: batches.Group) -> batches.TaskBatch:
@@ -219,28 +195,15 @@ def _put(made: Prepared, features: list[Feature], group: batches.Group) -> batch
     return jax.tree.map(lambda rows: meshes.put_batch(mesh, count, rows), host_batch)
 
 
-def _predict(made: Prepared, state: TrainState, splits: dict[str, Split]) -> dict[str, list]:
+def _predict(made: Prepared, state: TrainState, splits: Mapping[str, Sequence[Example]]) -> dict[str, list]:
     """Predictions for the examples of each split, in batches of the training's size."""
-
-    def outputs(features: list[Feature]) -> list[np.ndarray]:
-        order = np.argsort([feature.length for feature in features], kind="stable")
-        found: dict[int, np.ndarray] = {}
-        for group in batches.group(features, order, made.settings.batch_size, made.settings.max_length):
+    task, predictions = TASKS[made.settings.task], {}
+    for split, examples in splits.items():
+        features = made.features[split]
+        outputs: list[Any] = [None] * len(features)
+        for group in batches.by_length(features, made.settings.batch_size, made.settings.max_length):
             rows = np.asarray(made.logits(state.params, _put(made, features, group)))
             for i, row in zip(group.members[: group.count], rows, strict=False):
-                found[int(i)] = row[: features[i].length] if made.shape.head == "span" else row
-        return [found[i] for i in range(len(features))]
-
-    task = TASKS[made.settings.task]
-    return {
-        split: scoring.predict(task, part.examples, by_example(task.head, part.features, outputs(part.features)))
-        for split, part in splits.items()
-    }
-
-
-def _measure(made: Prepared, predictions: dict[str, list]) -> dict[str, float]:
-    """The task's metrics from the predictions of its dev splits."""
-    task, dev = TASKS[made.settings.task], made.dev
-    return scoring.summarize(
-        task, {split: scoring.measure(task, part.examples, predictions[split]) for split, part in dev.items()}
-    )
+                outputs[i] = row[: features[i].length] if task.head == "span" else row
+        predictions[split] = scoring.predict(task, examples, by_example(task.head, features, outputs))
+    return predictions

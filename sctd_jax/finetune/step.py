@@ -4,6 +4,7 @@ Shapes: B examples, C rows of one example (1, or the choices), N length, K class
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.model.attention import attention_options
-from sctd_jax.model.flops import layer_flops
 from sctd_jax.model.heads import SPANS, TaskBert
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.tasks.task import Task
@@ -106,15 +106,14 @@ def compile_programs(config: Config, shape: Shape, mesh: Mesh, lengths: Sequence
     def array(dtype, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((count, *sizes), dtype)
 
-    programs = {}
+    programs, step_fn = {}, make_train_step(config, shape, mesh)
     for length in lengths:
-        one = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=length))
         text, spans = (shape.rows, length), SPANS if shape.marked else 0
         batch = TaskBatch(
             array(jnp.int32, *text), array(jnp.bool_, *text), array(jnp.int32, *text), array(jnp.int32, spans, 2),
             array(jnp.float32), array(jnp.int32, 2), array(jnp.float32),
         )  # fmt: skip
-        programs[program_name(length)] = compile_ahead(make_train_step(one, shape, mesh), state, batch, mesh)
+        programs[program_name(length)] = compile_ahead(step_fn, state, batch, mesh)
     return programs
 
 
@@ -126,15 +125,5 @@ def program_name(length: int) -> str:
 def jit_logits(config: Config, shape: Shape, mesh: Mesh) -> Callable[[Any, TaskBatch], jax.Array]:
     """Jitted (params, batch) -> `logits` on every device."""
     params = meshes.shardings(state_shape(lambda: initial_state(config, shape), mesh).params)
-
-    def forward(params, batch: TaskBatch) -> jax.Array:
-        one = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len=batch.mask_BCN.shape[-1]))
-        return logits(make_model(one, shape, mesh), params, batch)
-
-    inputs = (params, meshes.batch_sharding(mesh))
+    inputs, forward = (params, meshes.batch_sharding(mesh)), functools.partial(logits, make_model(config, shape, mesh))
     return jax.jit(forward, in_shardings=inputs, out_shardings=meshes.replicated(mesh))
-
-
-def step_flops(config: Config, batch_rows: int, length: int) -> float:
-    """FLOPs of one training step by formula; the head's are left out."""
-    return 3 * batch_rows * config.model.num_layers * layer_flops(config.model, length, length)

@@ -62,7 +62,7 @@ def _look_at_all(sweep: Sweep, folder: epath.Path, say: Callable[[str], None]) -
         # Nothing but checkpoint, rate and seed may set a task's finished cells apart from those of this sweep.
         checkpoint, task, _ = first.name.split("/")
         for result in folder.glob(f"*/{task}/*/{RESULT_FILE}"):
-            same = _checkpoint(result) == checkpoint
+            same = result.parts[-4] == checkpoint
             check_task(result.parent, first.settings, origin, but_for=("learning_rate", "seed"), same_start=same)
         for cell in cells:
             if (folder / cell.name / RESULT_FILE).exists():
@@ -86,11 +86,6 @@ def _finish(folder: epath.Path, cell: Cell, keep_weights: bool) -> None:
 
 def read_results(folder: epath.Path) -> list[dict[str, Any]]:
     """Every finished cell in a sweep's workdir: its `result.json`, and `checkpoint`, `learning_rate`, `seed`."""
-    found = [
-        {**storage.read_json(path), "checkpoint": _checkpoint(path)} for path in folder.glob(f"*/*/*/{RESULT_FILE}")
-    ]
+    paths = folder.glob(f"*/*/*/{RESULT_FILE}")
+    found = [{**storage.read_json(path), "checkpoint": path.parts[-4]} for path in paths]
     return sorted(found, key=lambda r: (r["checkpoint"], r["task"], r["learning_rate"], r["seed"]))
-
-
-def _checkpoint(result: epath.Path) -> str:
-    return result.parent.parent.parent.name

@@ -45,14 +45,9 @@ def check_task(
     but_for: Collection[str] = (),
     same_start: bool = True,
 ) -> None:
-    """Check that a workdir's fine-tuning is this one, but for what a rerun may change.
+    """Check that a workdir's fine-tuning is this one, but for what a rerun may change and the settings `but_for`.
 
-    Args:
-      workdir: folder of a fine-tuning.
-      settings: settings of this run.
-      origin: origin of this run.
-      but_for: more settings that may be others.
-      same_start: whether it must have started from the same parameters.
+    Without `same_start` it may also have started from other parameters.
     """
     theirs = read_task(workdir)
     if other := differences(theirs, dataclasses.asdict(settings), (*_MAY_CHANGE, *but_for)):
@@ -67,12 +62,7 @@ def check_task(
 
 
 def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """`task.json`: the settings and the origin, as this code has them.
-
-    Args:
-      workdir: folder of a fine-tuning.
-      log: receives what earlier code had otherwise.
-    """
+    """`task.json`: the settings and the origin, as this code has them; `log` receives what was otherwise then."""
     found = stored.read(workdir / TASK_FILE, stored.TASK)
     for note in found.notes:
         log(note)

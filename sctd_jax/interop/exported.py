@@ -4,6 +4,7 @@ The card's metadata are those of huggingface/hub-docs, modelcard.md. What is not
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -106,12 +107,10 @@ class Model:
 def render(model: Model, said: Said) -> str:
     """The README.md of an export."""
     card, network = model.card, model.config
-    results: list[dict] = []
-    for result in card.results:
-        if not results or results[-1]["dataset"] != result.dataset:
-            results.append({"task": {"type": card.pipeline}, "dataset": dict(result.dataset), "metrics": []})
-        metric = {"type": result.metric, "value": round(result.value, 6), "name": result.name}
-        results[-1]["metrics"].append(metric)
+    results = []
+    for dataset, group in itertools.groupby(card.results, key=lambda result: result.dataset):
+        metrics = [{"type": one.metric, "value": round(one.value, 6), "name": one.name} for one in group]
+        results.append({"task": {"type": card.pipeline}, "dataset": dict(dataset), "metrics": metrics})
     metadata = {
         "language": list(said.language or card.language),
         "license": said.license or "unknown",  # an id of the hub

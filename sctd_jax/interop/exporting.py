@@ -42,24 +42,13 @@ def export(
 ) -> None:
     """Write `out` with what `AutoTokenizer` and `AutoModelForMaskedLM`, or the task's class, load.
 
-    It appears only when complete.
-
-    Args:
-      workdir: a pretraining's or a fine-tuning's.
-      out: a folder that does not exist, unless `force`.
-      step: checkpoint to export; None for the newest, or the best of a fine-tuning.
-      force: replace `out` if it is an export.
-      log: receives progress lines.
-      said: facts for the model card.
+    It appears only when complete; with `force` it takes the place of an export. Without a step the newest one of a
+    pretraining is written, the best one of a fine-tuning. `said` has facts for the model card.
     """
     if out.exists():
         if not force:
             raise UserError(f"{out} exists already; --force replaces it")
-        if (
-            not out.is_dir()
-            or {path.name for path in out.iterdir()} - {_CARD, *write.FILES}
-            or not (out / _CARD).is_file()
-        ):
+        if not (out / _CARD).is_file() or {path.name for path in out.iterdir()} - {_CARD, *write.FILES}:
             raise UserError(f"{out} exists already and is not just an export, so that --force does not replace it")
     model = (task_model if (workdir / TASK_FILE).is_file() else _pretrained)(workdir, step, log)
     try:
@@ -89,7 +78,8 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
     config, method = run.config, run.config.dropping.method
     metadata = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
     by_us = [f"Rows of training had {metadata.seq_len} tokens."] if metadata else []
-    losses = _held_out_losses(workdir, step) if metadata else []
+    lines = read_metrics(workdir) if metadata else []
+    losses = [line for line in lines if line.get("eval/loss") is not None and line["step"] <= step]
     there = [line for line in losses if line["step"] == step]
     name, data = "MLM loss of the full model, nats for each predicted token", "held-out rows of the training text"
     mask = run.tokenizer.pieces[run.tokenizer.special.mask]
@@ -114,10 +104,6 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
         ),
         step=step,
     )
-
-
-def _held_out_losses(workdir: epath.Path, step: int) -> list[dict]:
-    return [line for line in read_metrics(workdir) if line.get("eval/loss") is not None and line["step"] <= step]
 
 
 def _training_facts(config: Config, metadata: Metadata, step: int, losses: list[dict]) -> list[str]:

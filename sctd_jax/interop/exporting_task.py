@@ -55,13 +55,7 @@ _USES = {
 
 
 def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]) -> Model:
-    """The model of a fine-tuning's workdir.
-
-    Args:
-      workdir: the fine-tuning's.
-      step: checkpoint to export; None for the best one by the task's metric.
-      log: told of damaged checkpoints.
-    """
+    """The model of a fine-tuning at a step, None for the best by its task's metric; `log` hears of damaged steps."""
     settings = read_task(workdir, log)
     name = settings["task"]
     task = TASKS[name]

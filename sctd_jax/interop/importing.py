@@ -26,12 +26,10 @@ def import_model(
 ) -> None:
     """Make `workdir` a run at step 0 with the parameters of a `BertForMaskedLM` or `BertModel` checkpoint.
 
-    Args:
-      source: a folder with `model.safetensors`, `config.json` and a tokenizer, or the safetensors file in it.
-      workdir: a folder that does not exist yet; it appears only when complete.
-      tokenizer_file: instead of the one beside the weights.
-      recipe: sections of a config; its network is replaced.
-      log: receives what was left out or initialised, and the next command.
+    `source` is a folder with `model.safetensors`, `config.json` and a tokenizer, or the safetensors file in it; a
+    `tokenizer_file` stands for the one beside the weights. The folder `workdir`, which must not exist yet, appears only
+    when complete; its config has the sections of `recipe`, but for the network. `log` receives what was left out or
+    initialised, and the next command.
     """
     if workdir.exists():
         raise UserError(f"{workdir} exists already; choose another --workdir")

@@ -12,22 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from sctd_jax.config import Config
-from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, Rows, read_metadata
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.model import token_dropping
 from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import curve, names
-from sctd_jax.pretrain.evaluation import EVAL_SEED, cosine, eval_rows, selection_keys
+from sctd_jax.pretrain.evaluation import EVAL_SEED, cosine, selection_keys
 from sctd_jax.pretrain.model import make_model
-from sctd_jax.pretrain.rows import open_data
 from sctd_jax.pretrain.step import mask_batch, select
-from sctd_jax.pretrain.workdir import check_rows
-from sctd_jax.probing.models import full_precision, open_pretrained
+from sctd_jax.probing.models import POOLINGS, full_precision, held_out, open_pretrained
 from sctd_jax.train.metrics import read_metrics
 
-POOLINGS = ("cls", "mean")
 _CURVES = {"local": "eval/cosine_local", "global": "eval/cosine_global"}
 _BATCH = 16
 NOTE = (
@@ -45,15 +41,10 @@ class Settings:
 
 
 def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
-    """Drift of runs over their training, and by layer of their newest checkpoints.
+    """Drift of runs over their training, and by layer of their newest checkpoints: what `drift.json` holds.
 
-    Args:
-      paths: workdirs of runs that drop tokens and were evaluated.
-      settings: number of rows.
-      log: receives a line for each run.
-
-    Returns:
-      Content of `drift.json`. A run whose rows or checkpoints are gone has `layers` null and `layers_missing`.
+    The paths are workdirs of runs that drop tokens and were evaluated. A run whose rows or checkpoints are gone has
+    `layers` null and `layers_missing`.
     """
     called, runs = names(paths), [open_pretrained(path, log) for path in paths]
     curves = [_curves(run) for run in runs]
@@ -87,19 +78,9 @@ def _curves(run: Model) -> dict[str, Any]:
 
 
 def by_layer(run: Model, count: int, log: Callable[[str], None]) -> dict[str, Any]:
-    """Means over held-out rows, masked as in the run's evaluation, by its newest checkpoint.
-
-    Args:
-      run: a run that drops tokens.
-      count: largest number of rows.
-      log: told if the rows must be prepared again.
-    """
+    """Means over at most `count` held-out rows, masked as in the run's evaluation, by its newest checkpoint."""
     step, state = run.read(names=("params", "importance_V"))
-    began = read_metadata(run.path) if (run.path / METADATA_FILE).is_file() else None
-    data = open_data(run.config, log, began)
-    check_rows(run.path, data.folder)
-    rows = Rows(data.folder, HELD_OUT)
-    chosen = eval_rows(count, len(rows))
+    data, rows, chosen = held_out(run, count, log)
     compare = jit_compare(run.config.after(step), data.special, data.word_start_V)
     parts = []
     for start in range(0, len(chosen), _BATCH):

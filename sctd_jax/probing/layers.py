@@ -19,18 +19,18 @@ from sctd_jax.config import ModelConfig
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.batches import TaskBatch
-from sctd_jax.finetune.encode import Feature, encode
+from sctd_jax.finetune.encode import encode
 from sctd_jax.model.bert import Encoder
 from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import names
-from sctd_jax.probing.models import full_precision, open_pretrained
+from sctd_jax.probing.models import POOLINGS, full_precision, open_pretrained
 from sctd_jax.tasks import scoring
 from sctd_jax.tasks.examples import Example, FileSettings
 from sctd_jax.tasks.splits import TaskData, open_task
 from sctd_jax.tasks.table import TASKS
+from sctd_jax.tasks.task import Task
 
-POOLINGS = ("cls", "mean")  # [CLS], and the mean over a row's real tokens, [CLS] and [SEP] among them
 _HEADS = ("classification", "regression")
 _STRENGTH = 0.1  # C of the logistic regression and 1 / alpha of the ridge, on features of unit variance
 _ITERATIONS = 10_000  # far more than L-BFGS takes
@@ -51,24 +51,20 @@ class Settings:
 
 
 def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
-    """The dev score of a linear probe by model, pooling and layer.
+    """The dev score of a linear probe by model, pooling and layer: what `layers.json` holds.
 
-    Args:
-      paths: workdirs of runs and folders of transformers.
-      settings: task, sample and sizes.
-      log: receives a line for each model.
-
-    Returns:
-      What `layers.json` holds. For each model and pooling, lists over the S states by metric; 'score' is the task's,
-      and 'after' names the states.
+    The paths are workdirs of runs and folders of transformers. For each model and pooling there are lists over the S
+    states by metric; 'score' is the task's, and 'after' names the states.
     """
-    _check_task(settings.task)
+    task = _probed_task(settings.task)
     called, opened = names(paths), [open_pretrained(path, log) for path in paths]
-    data = open_task(TASKS[settings.task], settings.data_dir, settings.files)
+    data = open_task(task, settings.data_dir, settings.files)
     for note in data.notes:
         log(note)
-    train = _sample(data.train, settings)
-    floor = _floor(settings.task, data)
+    chosen = np.random.default_rng(settings.seed).permutation(len(data.train))[: settings.examples]
+    train = [data.train[i] for i in np.sort(chosen)]
+    constant = {split: [_constant(task, examples)] * len(examples) for split, examples in data.dev.items()}
+    floor = scoring.measure(task, data.dev, constant)["eval/score"]
     found = []
     for name, path, pretrained in zip(called, paths, opened, strict=True):
         values = _probe(name, pretrained, train, data, settings, log)
@@ -76,7 +72,7 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
         log(_line(name, values, floor))
     return {
         "settings": dataclasses.asdict(settings),
-        "metrics": list(TASKS[settings.task].score or TASKS[settings.task].metrics),
+        "metrics": list(task.score or task.metrics),
         "training_examples": len(train),
         "dev_examples": {split: len(examples) for split, examples in data.dev.items()},
         "majority": floor,
@@ -84,40 +80,19 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
     }
 
 
-def _check_task(name: str) -> None:
+def _probed_task(name: str) -> Task:
     usable = [key for key, task in TASKS.items() if task.head in _HEADS and not task.marked]
     if name not in TASKS:
         raise UserError(f"--task must be one of {', '.join(usable)}; found {name!r}")
     if name not in usable:
         what = "marked words" if TASKS[name].marked else f"a {TASKS[name].head} head"
         raise UserError(f"--task {name} has {what}; a vector of the whole row can be probed for {', '.join(usable)}")
+    return TASKS[name]
 
 
-def _sample(examples: Sequence[Example], settings: Settings) -> list[Example]:
-    chosen = np.random.default_rng(settings.seed).permutation(len(examples))[: settings.examples]
-    return [examples[i] for i in np.sort(chosen)]
-
-
-def _floor(name: str, data: TaskData) -> float:
-    """The score of always saying a dev set's most frequent label; of a score of always saying the same."""
-
-    def constant(examples: Sequence[Example]) -> list[np.ndarray]:
-        if TASKS[name].head == "regression":
-            return [np.zeros(1)] * len(examples)
-        counts = np.bincount([e.label for e in examples], minlength=len(data.labels))
-        return [counts / counts.sum()] * len(examples)
-
-    return _score(name, data, {split: constant(examples) for split, examples in data.dev.items()})["score"]
-
-
-def _score(name: str, data: TaskData, logits: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float]:
-    """The task's metrics and 'score', from the logits of every dev set's examples."""
-    task = TASKS[name]
-    measured = {
-        split: scoring.measure(task, examples, scoring.predict(task, examples, logits[split]))
-        for split, examples in data.dev.items()
-    }
-    return {key.removeprefix("eval/"): float(value) for key, value in scoring.summarize(task, measured).items()}
+def _constant(task: Task, examples: Sequence[Example]) -> float:
+    """Prediction of a probe that sees nothing: a dev set's most frequent label, or always the same score."""
+    return 0.0 if task.head == "regression" else int(np.bincount([e.label for e in examples]).argmax())
 
 
 def _probe(
@@ -128,37 +103,45 @@ def _probe(
     task, config = TASKS[settings.task], pretrained.config.model
     max_length = min(settings.max_length or task.max_length, config.max_positions)
     params = pretrained.params(pretrained.chosen_step())["encoder"]
-    states = jit_pooled_states(config)
-    pad_id = pretrained.tokenizer.special.pad
+    pooled_states = jit_pooled_states(config)
 
     def read(split: str, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        def say(line: str) -> None:
-            log(f"{name}, {split}: {line}")
-
-        features = encode(pretrained.tokenizer, examples, task.head, max_length, say)
-        for members, found in _run(lambda batch: states(params, batch), features, settings, max_length, pad_id):
+        tokenizer = pretrained.tokenizer
+        features = encode(tokenizer, examples, task.head, max_length, lambda line: log(f"{name}, {split}: {line}"))
+        for group in batches.by_length(features, settings.batch_size, max_length):
+            members, weights = [features[i] for i in group.members], np.ones(settings.batch_size)
+            batch = batches.assemble(members, weights, group.length, tokenizer.special.pad)
+            found = np.asarray(pooled_states(params, batch))[:, :, : group.count]
             if not np.isfinite(found).all():
                 raise UserError(f"{name}: numbers that are not finite among its states")
-            yield members, found
+            yield group.members[: group.count], found
 
     labels_E = np.array([e.label for e in train], np.float64)
     if task.head == "classification" and len(np.unique(labels_E)) < 2:
         raise UserError(f"--examples {settings.examples}: all {len(train)} training examples have the same label")
-    fitted = _fit_all(_gather(read("train", train), len(train)), labels_E, task.head, len(data.labels))
-    logits = [[{split: [None] * len(part) for split, part in data.dev.items()} for _ in POOLINGS] for _ in fitted]
+    states = np.empty((config.num_layers + 1, len(POOLINGS), len(train), config.hidden_size), np.float32)
+    for members, found in read("train", train):
+        states[:, :, members] = found
+    # Keys are (layer, pooling).
+    fitted = {at: fit(states[at], labels_E, task.head, len(data.labels)) for at in np.ndindex(states.shape[:2])}
+    predictions: dict[tuple[int, ...], dict[str, list]] = {at: {} for at in fitted}
     for split, examples in data.dev.items():
+        logits = np.empty((*states.shape[:2], len(examples), len(data.labels) or 1))
         for members, found in read(split, examples):
-            for layer, row in enumerate(fitted):
-                for pooling, probe in enumerate(row):
-                    for i, one in zip(members, probe(found[layer, pooling]), strict=True):
-                        logits[layer][pooling][split][i] = one
-    scores = [[_score(settings.task, data, one) for one in row] for row in logits]
+            for at, probe in fitted.items():
+                logits[at][members] = probe(found[at])
+        for at in fitted:
+            predictions[at][split] = scoring.predict(task, examples, logits[at])
+    scores = {at: scoring.measure(task, data.dev, one) for at, one in predictions.items()}
     return {
         "layers": config.num_layers,
         "after": ["embeddings", *(f"layer {number}" for number in range(config.num_layers))],
         "max_length": max_length,
         **{
-            pooling: {metric: [row[i][metric] for row in scores] for metric in scores[0][i]}
+            pooling: {
+                metric.removeprefix("eval/"): [scores[layer, i][metric] for layer in range(len(states))]
+                for metric in scores[0, i]
+            }
             for i, pooling in enumerate(POOLINGS)
         },
     }
@@ -177,43 +160,10 @@ def jit_pooled_states(config: ModelConfig) -> Callable[[Any, TaskBatch], jax.Arr
     return jax.jit(lambda params, batch: encoder.apply({"params": params}, batch, method=states))
 
 
-def _run(
-    states: Callable[[TaskBatch], jax.Array], features: Sequence[Feature], settings: Settings, max_length: int,
-    pad_id: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """(numbers of examples, their states f32[S, 2, n, D]), short examples first."""
-    order = np.argsort([feature.length for feature in features], kind="stable")
-    for group in batches.group(features, order, settings.batch_size, max_length):
-        members = [features[i] for i in group.members]
-        batch = batches.assemble(members, np.ones(len(members)), group.length, pad_id)
-        yield group.members[: group.count], np.asarray(states(batch))[:, :, : group.count]
-
-
-def _gather(parts: Iterator[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray:
-    """States f32[S, 2, E, D] in the order of the examples."""
-    gathered = np.empty(0)
-    for members, found in parts:
-        if not gathered.size:
-            gathered = np.empty((*found.shape[:2], count, found.shape[3]), np.float32)
-        gathered[:, :, members] = found
-    return gathered
-
-
-def _fit_all(states: np.ndarray, labels_E: np.ndarray, head: str, classes: int) -> list[list[Callable]]:
-    return [[fit(x_ED, labels_E, head, classes) for x_ED in poolings] for poolings in states]
-
-
 def fit(x_ED: np.ndarray, labels_E: np.ndarray, head: str, classes: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A linear probe on standardised features.
+    """A linear probe on standardised features: a function from vectors [n, D] to logits [n, C], or to scores [n, 1].
 
-    Args:
-      x_ED: sentence vectors.
-      labels_E: classes or scores.
-      head: the task's, 'classification' or 'regression'.
-      classes: C.
-
-    Returns:
-      A function from vectors [n, D] to logits [n, C], or to scores [n, 1].
+    The labels are classes, or scores where the task's head is 'regression'.
     """
     # [CLS] after the embeddings is the same in all examples but for rounding, which must not become unit variance.
     varies_D = np.ptp(x_ED, axis=0) > _ROUNDING * np.abs(x_ED).max()

@@ -1,11 +1,19 @@
-"""The models that a command of `sctd_jax.probe` names."""
+"""The models that a command of `sctd_jax.probe` names, and what their probes have in common."""
 
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
+
 from sctd_jax.config import ModelConfig
+from sctd_jax.data.rows import HELD_OUT, Rows, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.models import Model, open_model
+from sctd_jax.pretrain.evaluation import eval_rows
+from sctd_jax.pretrain.rows import Data, open_data
+from sctd_jax.pretrain.workdir import check_rows
+
+POOLINGS = ("cls", "mean")  # [CLS], and the mean over a row's real tokens, [CLS] and [SEP] among them
 
 
 def open_pretrained(path: str, log: Callable[[str], None]) -> Model:
@@ -14,6 +22,17 @@ def open_pretrained(path: str, log: Callable[[str], None]) -> Model:
     if model.task is not None:
         raise UserError(f"{path} is a fine-tuned model; expected the pretrained one")
     return model
+
+
+def held_out(run: Model, count: int, log: Callable[[str], None]) -> tuple[Data, Rows, np.ndarray]:
+    """The data of a run, its held-out rows, and the numbers of at most `count` of them, from all over the split.
+
+    `log` is told if the rows must be prepared again.
+    """
+    data = open_data(run.config, log, read_metadata(run.path))
+    check_rows(run.path, data.folder)
+    rows = Rows(data.folder, HELD_OUT)
+    return data, rows, eval_rows(count, len(rows))
 
 
 def full_precision(model: ModelConfig) -> ModelConfig:

@@ -4,9 +4,10 @@ Shapes: B rows, N sequence length, V vocabulary, T scored tokens of one row.
 """
 
 import dataclasses
+import functools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ import numpy as np
 
 from sctd_jax.config import ModelConfig
 from sctd_jax.data.decoding import open_utf8
-from sctd_jax.data.rows import HELD_OUT, Rows, read_metadata
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError
@@ -26,9 +26,7 @@ from sctd_jax.model.bert import Bert
 from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import names
-from sctd_jax.pretrain.rows import open_data
-from sctd_jax.pretrain.workdir import check_rows
-from sctd_jax.probing.models import full_precision, open_pretrained
+from sctd_jax.probing.models import full_precision, held_out, open_pretrained
 
 NOTE = (
     "PPPL is per token: never compare it between models with different tokenizers. Bits per character may be compared "
@@ -57,15 +55,10 @@ class _Texts:
 
 
 def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
-    """Pseudo-perplexity and bits per character of the full models.
+    """Pseudo-perplexity and bits per character of the full models: what `perplexity.json` holds.
 
-    Args:
-      paths: workdirs of runs and folders of transformers.
-      settings: texts and sizes.
-      log: receives a line for each model and checkpoint.
-
-    Returns:
-      What `perplexity.json` holds; each model has one point, or one for each of its checkpoints.
+    The paths are workdirs of runs and folders of transformers. Each model has one point, or one for each of its
+    checkpoints.
     """
     called = names(paths)
     lines = _read_lines(settings.text, settings.rows) if settings.text else None
@@ -75,10 +68,10 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
         if model.folder and not model.folder.has_head:
             raise UserError(f"{path} has no MLM head, which predicts the masked tokens: only its layers can be probed")
     texts = [_texts(path, model, lines, settings, log) for path, model in zip(paths, opened, strict=True)]
-    found = []
-    for name, path, model, text in zip(called, paths, opened, texts, strict=True):
-        values = _score(name, model, text, settings, log)
-        found.append({"model": name, "path": path, **values})
+    found = [
+        {"model": name, "path": path, **_score(name, model, text, settings, log)}
+        for name, path, model, text in zip(called, paths, opened, texts, strict=True)
+    ]
     log(NOTE)
     return {"settings": dataclasses.asdict(settings), "note": NOTE, "models": found}
 
@@ -91,10 +84,8 @@ def _score(name: str, model: Model, text: _Texts, settings: Settings, log: Calla
     score, points = jit_token_losses(model.config.model, special.mask), []
     for step in model.steps if settings.every_checkpoint and model.steps else [model.chosen_step()]:
         params = model.params(step)
-        losses_of_rows = token_losses(
-            lambda *batch, params=params: score(params, *batch), text.rows, special, settings.batch_size,
-            model.config.data.seq_len,
-        )  # fmt: skip
+        of_model = functools.partial(score, params)
+        losses_of_rows = token_losses(of_model, text.rows, special, settings.batch_size, model.config.data.seq_len)
         total = float(sum(found.sum(dtype=np.float64) for found in losses_of_rows))
         if not math.isfinite(total):
             raise UserError(f"{name}: the loss is not finite")
@@ -138,31 +129,20 @@ def token_losses(
 ) -> list[np.ndarray]:
     """-log p f32[T] of the tokens of each row, [CLS], [SEP], [MASK] and [PAD] left out.
 
-    Args:
-      score: (ids_BN, mask_BN, at_B) -> f32[B].
-      rows: i32[n] each, of at most `max_length` tokens.
-      special: ids of the tokenizer.
-      batch_size: B, rows with one hidden token each.
-      max_length: N of the longest batches; those of short rows are shorter.
+    `score` is (ids_BN, mask_BN, at_B) -> f32[B], with one hidden token in each of the B rows. The rows i32[n] have at
+    most `max_length` tokens, N of the longest batches; those of short rows are shorter.
     """
     features = [Feature(number, (Row(ids, len(ids)),)) for number, ids in enumerate(rows)]
-    found = [np.empty(int(_scored(ids, special).sum()), np.float32) for ids in rows]
-    places = [  # (row, which of its scored tokens, where that is)
-        (number, i, at)
-        for number in sorted(range(len(rows)), key=lambda number: len(rows[number]))
-        for i, at in enumerate(np.flatnonzero(_scored(rows[number], special)))
-    ]
-    copies = [features[number] for number, _, _ in places]
-    for group in batches.group(copies, np.arange(len(copies)), batch_size, max_length):
-        members = [places[i] for i in group.members]
-        batch = batches.assemble(
-            [features[number] for number, _, _ in members], np.ones(batch_size), group.length, special.pad
-        )
-        at_B = np.array([at for _, _, at in members], np.int32)
-        values = np.asarray(score(batch.input_ids_BCN[:, 0], batch.mask_BCN[:, 0], at_B))
-        for (number, i, _), value in zip(members[: group.count], values, strict=False):
-            found[number][i] = value
-    return found
+    counts = [int(_scored(ids, special).sum()) for ids in rows]
+    copies = [feature for feature, count in zip(features, counts, strict=True) for _ in range(count)]
+    places = np.concatenate([np.flatnonzero(_scored(ids, special)) for ids in rows]).astype(np.int32)
+    found = np.empty(len(copies), np.float32)
+    for group in batches.by_length(copies, batch_size, max_length):
+        members = [copies[i] for i in group.members]
+        batch = batches.assemble(members, np.ones(batch_size), group.length, special.pad)
+        values = score(batch.input_ids_BCN[:, 0], batch.mask_BCN[:, 0], places[group.members])
+        found[group.members[: group.count]] = np.asarray(values)[: group.count]
+    return np.split(found, np.cumsum(counts)[:-1])
 
 
 def _scored(ids_N: np.ndarray, special: SpecialIds) -> np.ndarray:
@@ -172,16 +152,23 @@ def _scored(ids_N: np.ndarray, special: SpecialIds) -> np.ndarray:
 def _texts(
     path: str, model: Model, lines: Sequence[str] | None, settings: Settings, log: Callable[[str], None]
 ) -> _Texts:
+    special = model.tokenizer.special
     if lines is not None:
-        texts = _Texts(settings.text, len(lines), sum(map(len, lines)), list(_rows(model, lines)))
+        source, count, characters = settings.text, len(lines), sum(map(len, lines))
+        room = model.config.data.seq_len - 2
+        # A text that is longer than the model's rows becomes several, so that every model scores all of it.
+        parts = (ids[i : i + room] for ids in model.tokenizer.encode(lines) for i in range(0, len(ids), room))
+        rows = [np.array([special.cls, *part, special.sep], np.int32) for part in parts]
     elif model.folder:
         raise UserError(f"{path} has no held-out rows of its own: give --text FILE, with a text on each line")
     else:
-        texts = _held_out(model, settings.rows, log)
-    special = model.tokenizer.special
-    if not any(_scored(ids, special).any() for ids in texts.rows):
-        raise UserError(f"{texts.source}: no token to score")
-    return texts
+        data, held, chosen = held_out(model, settings.rows, log)
+        source, count, whole = f"held-out rows in {data.folder}", len(chosen), held.read(chosen)
+        characters = sum(_characters(data.tokenizer, ids_N) for ids_N in whole)
+        rows = [ids_N[ids_N != special.pad] for ids_N in whole]
+    if not any(_scored(ids, special).any() for ids in rows):
+        raise UserError(f"{source}: no token to score")
+    return _Texts(source, count, characters, rows)
 
 
 def _read_lines(path: str, count: int) -> list[str]:
@@ -208,27 +195,7 @@ def _read_lines(path: str, count: int) -> list[str]:
     return lines[:count]
 
 
-def _rows(model: Model, lines: Sequence[str]) -> Iterator[np.ndarray]:
-    """A text that is longer than the model's rows becomes several, so that every model scores all of it."""
-    room, special = model.config.data.seq_len - 2, model.tokenizer.special
-    for ids in model.tokenizer.encode(lines):
-        for start in range(0, len(ids), room):
-            yield np.array([special.cls, *ids[start : start + room], special.sep], np.int32)
-
-
-def _held_out(model: Model, count: int, log: Callable[[str], None]) -> _Texts:
-    """Rows from all over the held-out split: neighbours are of one document."""
-    data = open_data(model.config, log, read_metadata(model.path))
-    check_rows(model.path, data.folder)
-    rows = Rows(data.folder, HELD_OUT)
-    count = min(count, len(rows))
-    found = rows.read(np.arange(count) * len(rows) // count)
-    characters = sum(_characters(data.tokenizer, data.special, ids_N) for ids_N in found)
-    whole = [ids_N[ids_N != data.special.pad] for ids_N in found]
-    return _Texts(f"held-out rows in {data.folder}", count, characters, whole)
-
-
-def _characters(tokenizer: Tokenizer, special: SpecialIds, ids_N: np.ndarray) -> int:
+def _characters(tokenizer: Tokenizer, ids_N: np.ndarray) -> int:
     """Count of a row's text; documents are closed by [SEP]."""
-    parts = np.split(ids_N, np.flatnonzero(~_scored(ids_N, special)))
-    return sum(len(tokenizer.decode(part[_scored(part, special)])) for part in parts)
+    parts = np.split(ids_N, np.flatnonzero(~_scored(ids_N, tokenizer.special)))
+    return sum(len(tokenizer.decode(part[_scored(part, tokenizer.special)])) for part in parts)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from sctd_jax.errors import UserError, printable
 from sctd_jax.tasks.files import Note, Record
@@ -49,6 +49,12 @@ class FileSettings:
     label_field: str = "label"
     heldout_share: float = 0.1  # share of a single file that becomes the dev set
     seed: int = 0  # chooses that share
+
+    @classmethod
+    def of(cls, source: Any) -> "FileSettings":
+        """Those of a configuration or of a command's options, but for a training's seed, which must not choose dev."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "seed"]
+        return cls(**{name: getattr(source, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)

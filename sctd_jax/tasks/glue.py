@@ -4,23 +4,13 @@ from collections.abc import Iterator, Sequence
 
 from sctd_jax.errors import UserError
 from sctd_jax.tasks.examples import Builder, Context, Example, classify
-from sctd_jax.tasks.files import Note, Record, read_tsv
+from sctd_jax.tasks.files import Record, read_tsv
 from sctd_jax.tasks.submission import tsv
 from sctd_jax.tasks.task import Part, SplitNames, Task
 
 _NOT_ENTAILED = ("entailment", "not_entailment")
 _PARTS = ("matched", "mismatched")  # MNLI's two dev and test sets
 _COLA_COLUMNS = ("source", "label", "star", "sentence")
-
-
-def _read_cola(path: str, split: str, note: Note) -> Iterator[Record]:
-    """Read CoLA's files, of which train.tsv and dev.tsv have no header."""
-    return read_tsv(path, columns=() if split == "test" else _COLA_COLUMNS, note=note)
-
-
-def _read_qqp(path: str, split: str, note: Note) -> Iterator[Record]:
-    """Some questions hold a newline, which breaks their rows."""
-    return read_tsv(path, broken=split != "test", note=note)
 
 
 def _build_stsb(record: Record, context: Context) -> Iterator[Example]:
@@ -50,7 +40,8 @@ def _glue(name: str, folder: str, metrics: tuple[str, ...], build: Builder, **ot
 
 GLUE = (
     _glue("cola", "CoLA", ("mcc",), classify("sentence"), names=("unacceptable", "acceptable"), single=True,
-          read=_read_cola),
+          # train.tsv and dev.tsv have no header.
+          read=lambda path, split, note: read_tsv(path, columns=() if split == "test" else _COLA_COLUMNS, note=note)),
     _glue("sst2", "SST-2", ("accuracy",), classify("sentence"), names=("negative", "positive"), single=True),
     _glue("mrpc", "MRPC", ("accuracy", "f1"), classify("#1 String", "#2 String", label="Quality"),
           names=("not_equivalent", "equivalent"),
@@ -59,7 +50,9 @@ GLUE = (
           tfds_fields={"label": "score"}, submission=_submit_stsb),
     # Official files of these two hold a few empty questions and hypotheses.
     _glue("qqp", "QQP", ("accuracy", "f1"), classify("question1", "question2", label="is_duplicate", some_empty=True),
-          names=("not_duplicate", "duplicate"), read=_read_qqp, tfds_fields={"label": "is_duplicate"}),
+          names=("not_duplicate", "duplicate"), tfds_fields={"label": "is_duplicate"},
+          # Some questions hold a newline, which breaks their rows.
+          read=lambda path, split, note: read_tsv(path, broken=split != "test", note=note)),
     _glue("mnli", "MNLI", ("accuracy", "accuracy_mm"),
           classify("sentence1", "sentence2", label="gold_label", some_empty=True),
           labels=("entailment", "neutral", "contradiction"),

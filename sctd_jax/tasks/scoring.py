@@ -36,19 +36,21 @@ def predict(task: Task, examples: Sequence[Example], outputs: Sequence[Any]) -> 
     return [float(row[0]) if task.head == "regression" else int(np.argmax(row)) for row in outputs]
 
 
-def measure(task: Task, examples: Sequence[Example], predictions: Sequence[Any]) -> dict[str, float]:
-    """The task's metrics of one split, as shares (correlations as they are)."""
-    if task.measure:
-        return task.measure(examples, predictions)
-    labels, predictions = np.array([e.label for e in examples]), np.array(predictions)
-    # Names with the suffix of a part are for `summarize`.
-    return {name: METRICS[name](labels, predictions) for name in task.metrics if name in METRICS}
+def measure(
+    task: Task, dev: Mapping[str, Sequence[Example]], predictions: Mapping[str, Sequence[Any]]
+) -> dict[str, float]:
+    """The task's metrics as shares (correlations as they are) under 'eval/', and their 'eval/score'.
 
-
-def summarize(task: Task, by_split: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Metrics of all dev splits under 'eval/', those of MNLI's mismatched one with '_mm', and their 'eval/score'."""
+    Those of MNLI's mismatched split end in '_mm'.
+    """
     found = {}
-    for split, values in by_split.items():
+    for split, examples in dev.items():
+        if task.measure:
+            values = task.measure(examples, predictions[split])
+        else:
+            pair = np.array([e.label for e in examples]), np.array(predictions[split])
+            # A name with the suffix of a part is no metric of its own.
+            values = {name: METRICS[name](*pair) for name in task.metrics if name in METRICS}
         part = task.parts.get(split.partition("_")[2], Part())
         found |= {f"{metric}{part.metric}": value for metric, value in values.items()}
     score = float(np.mean([found[metric] for metric in task.score or task.metrics]))

@@ -5,6 +5,7 @@ Shapes: N tokens of a window, S and E candidate starts and ends. Sources: evalua
 """
 
 import dataclasses
+import functools
 import json
 import re
 import string
@@ -153,8 +154,11 @@ def _read(path: str, split: str, note: Note) -> Iterator[Record]:
                 number += 1
 
 
-def _build(record: Record, context: Context) -> Iterator[Example]:
-    passage, given, impossible = record.text("context"), record.child("answers"), _impossible(record)
+def _build(record: Record, context: Context, null_answer: bool) -> Iterator[Example]:
+    impossible = "is_impossible" in record.fields and record.flag("is_impossible")
+    if impossible and not null_answer:
+        raise UserError(f"{record.place}: a question without an answer; SQuAD 2.0 is the task squad2")
+    passage, given = record.text("context"), record.child("answers")
     pairs = zip(given.items("text"), given.items("answer_start"), strict=True)
     answers = tuple(_answer(record, text, start, passage) for text, start in pairs)
     if impossible and answers:
@@ -162,16 +166,6 @@ def _build(record: Record, context: Context) -> Iterator[Example]:
     if not (impossible or answers):
         raise UserError(f"{record.place}: no answer; SQuAD 2.0 says of such a question is_impossible: true")
     yield Example(record.text("id"), record.text("question"), passage, answers=answers)
-
-
-def _build_squad1(record: Record, context: Context) -> Iterator[Example]:
-    if _impossible(record):
-        raise UserError(f"{record.place}: a question without an answer; SQuAD 2.0 is the task squad2")
-    yield from _build(record, context)
-
-
-def _impossible(record: Record) -> bool:
-    return "is_impossible" in record.fields and record.flag("is_impossible")
 
 
 def _answer(record: Record, text: str, start: int, passage: str) -> Answer:
@@ -204,6 +198,7 @@ def _squad(name: str, version: str, null_answer: bool, **other: Any) -> Task:
         home="https://rajpurkar.github.io/SQuAD-explorer",
         files=SplitNames(f"train-v{version}.json", {"dev": f"dev-v{version}.json"}),
         read=_read,
+        build=functools.partial(_build, null_answer=null_answer),
         grouped=True,
         metrics=("em", "f1"),
         score=("f1",),
@@ -216,8 +211,6 @@ def _squad(name: str, version: str, null_answer: bool, **other: Any) -> Task:
 
 
 SQUAD = (
-    _squad("squad1", "1.1", False, folder="SQuAD", hub=("rajpurkar/squad", ""), build=_build_squad1),
-    _squad(
-        "squad2", "2.0", True, folder="SQuAD2", hub=("rajpurkar/squad_v2", ""), build=_build, batch_size=48, epochs=2
-    ),
+    _squad("squad1", "1.1", False, folder="SQuAD", hub=("rajpurkar/squad", "")),
+    _squad("squad2", "2.0", True, folder="SQuAD2", hub=("rajpurkar/squad_v2", ""), batch_size=48, epochs=2),
 )

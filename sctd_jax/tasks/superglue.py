@@ -4,7 +4,7 @@ Those train for at most 10 epochs, which are taken. wsc and copa are read as in 
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ _COPA_QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happe
 _PLACEHOLDER = "@placeholder"
 
 
-def _flattened(flatten: Callable[[Record], Iterator[Record]]) -> Callable[[str, str, Note], Iterator[Record]]:
+def _flattened(flatten: Callable[[Record], Iterable[Record]]) -> Callable[[str, str, Note], Iterator[Record]]:
     """A reader of files whose rows hold several of the records that TFDS has; `flatten` gives those of a row."""
 
     def read(path: str, split: str, note: Note) -> Iterator[Record]:
@@ -143,11 +143,6 @@ def _build_queries(record: Record, context: Context) -> Iterator[Example]:
         )
 
 
-def _chance(example: Example, logits: np.ndarray) -> float:
-    """The probability that the entity of a row is the answer."""
-    return float(1 / (1 + np.exp(logits[0] - logits[1])))
-
-
 def best_candidates(examples: Sequence[Example], chances: Sequence[float]) -> dict[str, str]:
     """The answer to each query: the entity of the row that is most probable, the first one on ties."""
     best: dict[str, tuple[float, str]] = {}
@@ -182,10 +177,6 @@ def _build_wic(record: Record, context: Context) -> Iterator[Example]:
             context.note("marked words that begin or end inside of a word", record.place)
         spans.append(Span(number, start, end))
     yield Example(record.id, *texts, label=context.label(record), marked=tuple(spans))
-
-
-def _flat_wsc(row: Record) -> Iterator[Record]:
-    yield Record(row.place, row.number, {**row.fields, **row.child("target").fields})
 
 
 def _build_wsc(record: Record, context: Context) -> Iterator[Example]:
@@ -246,11 +237,13 @@ SUPERGLUE = (
                read=_flattened(_flat_multirc), grouped=True, numbered=_numbered_multirc,
                measure=measure_multirc, submission=_submit_multirc),
     _superglue("record", "ReCoRD", ("f1", "em"), _build_queries, labels=("0", "1"), names=("false", "true"),
-               batch_size=8, read=_flattened(_flat_queries), grouped=True, predict=_chance,
+               batch_size=8, read=_flattened(_flat_queries), grouped=True,
+               # The probability that the entity of a row is the answer.
+               predict=lambda example, logits: float(1 / (1 + np.exp(logits[0] - logits[1]))),
                measure=measure_record, submission=_submit_queries),
     _superglue("superglue_rte", "RTE", ("accuracy",), classify("premise", "hypothesis"),
                labels=("entailment", "not_entailment")),
     _superglue("wic", "WiC", ("accuracy",), _build_wic, labels=("false", "true"), marked="mean"),
     _superglue("wsc", "WSC", ("accuracy",), _build_wsc, labels=("False", "True"), marked="attention",
-               read=_flattened(_flat_wsc)),
+               read=_flattened(lambda row: [Record(row.place, row.number, row.fields | row.child("target").fields)])),
 )  # fmt: skip
