@@ -100,7 +100,7 @@ def by_layer(run: Model, count: int, log: Callable[[str], None]) -> dict[str, An
     check_rows(run.path, data.folder)
     rows = Rows(data.folder, HELD_OUT)
     chosen = eval_rows(count, len(rows))
-    compare = jit_compare(run.config.after(step), data.special, data.word_start_V)
+    compare = jit_compare(run.config.after(step), data.tokenizer.special, data.word_start_V)
     parts = []
     for start in range(0, len(chosen), _BATCH):
         # The last batch is filled up with its own rows, which then do not count.

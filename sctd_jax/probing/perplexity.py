@@ -223,8 +223,8 @@ def _held_out(model: Model, count: int, log: Callable[[str], None]) -> _Texts:
     rows = Rows(data.folder, HELD_OUT)
     count = min(count, len(rows))
     found = rows.read(np.arange(count) * len(rows) // count)
-    characters = sum(_characters(data.tokenizer, data.special, ids_N) for ids_N in found)
-    whole = [ids_N[ids_N != data.special.pad] for ids_N in found]
+    characters = sum(_characters(data.tokenizer, data.tokenizer.special, ids_N) for ids_N in found)
+    whole = [ids_N[ids_N != data.tokenizer.special.pad] for ids_N in found]
     return _Texts(f"held-out rows in {data.folder}", count, characters, whole)
 
 
