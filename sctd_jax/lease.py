@@ -29,6 +29,10 @@ from sctd_jax.errors import UserError, printable, say
 class HeldError(UserError):
     """Another process, which the message names, works in the folder."""
 
+    def __init__(self, folder: epath.Path, record: dict | None):
+        owner = _owner(record or {})
+        super().__init__(f"{folder} is in use by {owner}; wait for its end, stop it or choose another folder")
+
 
 LEASE_FILE = ".lease"
 RENEW, STALE, SETTLE = 20.0, 120.0, 1.0  # seconds
@@ -43,8 +47,12 @@ def _machine() -> str:
         return ""
 
 
-def _parsed(content: bytes) -> dict:
-    """A record; {} for one that is empty or damaged, whose owner may live."""
+def _record(read: Callable[[], bytes]) -> dict | None:
+    """A record; None where there is none, {} for one that is empty or damaged, whose owner may live."""
+    try:
+        content = read()
+    except FileNotFoundError:
+        return None
     try:
         record = json.loads(content)
         return record if isinstance(record, dict) else {}
@@ -97,10 +105,7 @@ class _OnDisk:
         return self._locks and bool(record.get("machine")) and record["machine"].split()[0] == _machine().split()[0]
 
     def read(self) -> dict | None:
-        try:
-            return _parsed(self._path.read_bytes())
-        except FileNotFoundError:
-            return None
+        return _record(self._path.read_bytes)
 
     def write(self, record: dict) -> None:
         # Written in place, for the lock is the file's.
@@ -153,10 +158,7 @@ class _Object:
         return False
 
     def read(self) -> dict | None:
-        try:
-            return _parsed(self._files.cat_file(self._path))
-        except FileNotFoundError:
-            return None
+        return _record(lambda: self._files.cat_file(self._path))
 
     def write(self, record: dict) -> None:
         self._files.pipe_file(self._path, json.dumps(record).encode())
@@ -166,43 +168,18 @@ class _Object:
             self._files.rm_file(self._path)
 
 
-class Lease:
-    """A lease that is held."""
-
-    def __init__(self, folder: epath.Path, file: _OnDisk | _Object, record: dict):
-        self._folder, self._file, self._record = folder, file, record
-
-    def check(self) -> None:
-        """Make sure that nobody has taken the lease over, before something is written that matters.
-
-        That happens after a pause of this process (a suspended machine, a bucket out of reach) that others took for
-        its death.
-        """
-        with storage.reaching(self._folder):
-            there = self._file.read()
-        if there and there.get("token") != self._record["token"]:
-            raise UserError(f"{self._folder} was taken over by {_owner(there)} while this process stood still; "
-                            "it writes nothing more there")  # fmt: skip
-
-    def renew(self) -> None:
-        """Say again that this process lives."""
-        there = self._file.read()
-        if not there or there.get("token") == self._record["token"]:
-            self._file.write({**self._record, "renewed": time.time()})
-
-
 @contextlib.contextmanager
-def hold(folder: epath.Path, what: str, log: Callable[[str], None] = say, *, beside: bool = False) -> Iterator[Lease]:
-    """Keep other processes (and other calls in this one) from writing into a folder.
+def hold(
+    folder: epath.Path, what: str, log: Callable[[str], None] = say, *, beside: bool = False
+) -> Iterator[Callable[[], None]]:
+    """Keep other processes (and other calls in this one) from writing into a folder, which is made if it is missing.
 
-    Args:
-      folder: folder to hold, made if it is missing, unless `beside`.
-      what: work of this process there, for the others' message: 'training'.
-      log: receives a line for a wait.
-      beside: keep the lease in the folder above, for a folder that must not exist yet.
+    The others' message says `what` is done there: 'training'. For a folder that must not exist yet the lease lies
+    `beside` it, in the folder above. TryAgainError if the bucket cannot be reached.
 
-    Raises:
-      TryAgainError: the bucket cannot be reached.
+    Gives a check to call before something is written that matters: it raises where another process has taken the lease
+    over. That happens after a pause of this one (a suspended machine, a bucket out of reach) that others took for its
+    death.
     """
     path = folder.parent / f".{folder.name}{LEASE_FILE}" if beside else folder / LEASE_FILE
     record: dict[str, Any] = {
@@ -215,25 +192,31 @@ def hold(folder: epath.Path, what: str, log: Callable[[str], None] = say, *, bes
     with storage.reaching(folder):
         try:
             _take(folder, file, record, log)
-        except OSError as error:
+        except BaseException as error:
             file.release(record["token"])
-            if storage.is_remote(path):
-                raise
-            raise UserError(f"{folder} cannot be written: {error}") from error
-        except BaseException:
-            file.release(record["token"])
+            if isinstance(error, OSError) and not storage.is_remote(path):
+                raise UserError(f"{folder} cannot be written: {error}") from error
             raise
-    held, ended = Lease(folder, file, record), threading.Event()
+    ended = threading.Event()
 
-    def keep_up():
+    def check() -> None:
+        with storage.reaching(folder):
+            there = file.read()
+        if there and there.get("token") != record["token"]:
+            raise UserError(f"{folder} was taken over by {_owner(there)} while this process stood still; "
+                            "it writes nothing more there")  # fmt: skip
+
+    def keep_up() -> None:
         while not ended.wait(RENEW):
             with contextlib.suppress(Exception):  # a bucket out of reach: the next time may do; `check` asks
-                held.renew()
+                there = file.read()
+                if not there or there.get("token") == record["token"]:
+                    file.write({**record, "renewed": time.time()})
 
     keeper = threading.Thread(target=keep_up, name="lease", daemon=True)
     keeper.start()
     try:
-        yield held
+        yield check
     finally:
         ended.set()
         keeper.join(timeout=SETTLE)
@@ -246,34 +229,24 @@ def _take(folder: epath.Path, file: _OnDisk | _Object, record: dict, log: Callab
         return
     there = file.read()
     if not file.lock():
-        raise _held(folder, there)
+        raise HeldError(folder, there)
     if there is not None and not file.proves_death(there):
         log(f"{folder} was left by {_owner(there)}, or is in use: looking for {STALE:.0f} s whether it still is")
-        _watch(folder, file, there)
+        began = time.monotonic()
+        while time.monotonic() - began < STALE:
+            time.sleep(min(RENEW / 4, STALE / 4))
+            now = file.read()
+            if now is None:
+                break
+            if now != there:
+                raise HeldError(folder, now)
     if there is None or not file.proves_death(there):
         file.write(record)
         time.sleep(SETTLE)  # another one may have taken it at the same moment: the last to write has it
         now = file.read()
         if now and now.get("token") != record["token"]:
-            raise _held(folder, now)
+            raise HeldError(folder, now)
     file.write(record)
-
-
-def _watch(folder: epath.Path, file: _OnDisk | _Object, there: dict) -> None:
-    began = time.monotonic()
-    while time.monotonic() - began < STALE:
-        time.sleep(min(RENEW / 4, STALE / 4))
-        now = file.read()
-        if now is None:
-            return
-        if now != there:
-            raise _held(folder, now)
-
-
-def _held(folder: epath.Path, record: dict | None) -> HeldError:
-    return HeldError(
-        f"{folder} is in use by {_owner(record or {})}; wait for its end, stop it or choose another folder"
-    )
 
 
 def _owner(record: dict) -> str:

@@ -52,10 +52,9 @@ def tensorstore_spec(folder: epath.Path) -> dict:
 
 @contextlib.contextmanager
 def reaching(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what the cloud's libraries raise (credentials, no such bucket, no network) into one line.
+    """Turn what the cloud's libraries raise (credentials, no such bucket, no network) into a TryAgainError of one line.
 
-    Raises:
-      TryAgainError: instead of any other exception, for a path in a bucket; but a full disk of this host is no such.
+    Only for a path in a bucket; and a full disk of this host is no such failure.
     """
     try:
         yield
@@ -69,11 +68,7 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
 
 
 def exists(path: epath.Path) -> bool:
-    """Whether a file or folder is there.
-
-    Raises:
-      TryAgainError: its bucket cannot be reached, which is no answer.
-    """
+    """Whether a file or folder is there; a bucket that cannot be reached is no answer but a TryAgainError."""
     with reaching(path):
         return path.exists()
 
@@ -95,8 +90,7 @@ def read_json(path: epath.Path, advice: str = "") -> dict[str, Any]:
 def check_writable(folder: epath.Path) -> None:
     """Check that files can be written into a bucket, which nothing else says before the first one.
 
-    Raises:
-      TryAgainError: the bucket does not answer.
+    TryAgainError if it does not answer.
     """
     probe = folder / f".claim-{uuid.uuid4().hex}"
     try:

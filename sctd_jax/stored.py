@@ -5,9 +5,8 @@ for when it is read: a field that it lacks gets the value by which this code doe
 `begun` is the version that began the run: what came later stays as it was then, whatever the recipe says now.
 """
 
-import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -15,32 +14,28 @@ from sctd_jax import storage
 from sctd_jax.errors import UserError, printable
 
 
-@dataclasses.dataclass(frozen=True)
-class Added:
+class Added(NamedTuple):
     """A new field."""
 
     field: str
     before: Any  # the value by which the code does what it did without the field
 
 
-@dataclasses.dataclass(frozen=True)
-class Renamed:
+class Renamed(NamedTuple):
     """A field by another name."""
 
     field: str
     now: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Removed:
+class Removed(NamedTuple):
     """A field of which one value is left, which is no choice."""
 
     field: str
     left: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Mended:
+class Mended(NamedTuple):
     """Error of earlier code that no field brings back."""
 
     what: str
@@ -65,8 +60,7 @@ TASK: list[Change] = []
 METRICS = {"eval/drift_local": "eval/cosine_local", "eval/drift_global": "eval/cosine_global"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """A configuration that was read back, by today's names."""
 
     values: dict[str, Any]
@@ -90,45 +84,28 @@ def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
     if version > newest:
         raise UserError(f"{path} was written by a newer version of sctd_jax (its configuration has version {version}, "
                         f"this one reads up to {newest}): use that one")  # fmt: skip
-    followed, before = [], dict(flat(found))
+    followed, mended, notes, values = [], [], [], dict(flat(found))
     for change in changes[version - 1 :]:
-        followed += _apply(change, before, path)
-    mended = [
-        change.what for change in changes[version - 1 :] if isinstance(change, Mended) and _concerns(change, before)
-    ]
-    notes = []
+        match change:
+            case Added(field, before) if field not in values:
+                values[field] = before
+                followed.append(f"{field}={before!r}")
+            case Renamed(field, now) if field in values:
+                values[now] = values.pop(field)
+                followed.append(f"{now} (then {field})")
+            case Removed(field, left):
+                if (there := values.pop(field, left)) != left:
+                    raise UserError(f"{path} has {field}={printable(repr(there))}, but this version of sctd_jax can no "
+                                    f"longer do anything but {left!r}: use the version that wrote it")  # fmt: skip
+            case Mended(what, field, value):
+                there = values.get(field)
+                if not field or (bool(there) if value is None else there == value):
+                    mended.append(what)
     if followed:
         notes += [f"{path} was written by an earlier version of sctd_jax, which is followed: {', '.join(followed)}"]
     if mended:
         notes += [f"{path} was written by an earlier version of sctd_jax; otherwise than there: {', '.join(mended)}"]
-    return Stored(_nested(before), begun, tuple(notes))
-
-
-def _concerns(change: Mended, values: Mapping[str, Any]) -> bool:
-    value = values.get(change.field)
-    return not change.field or (bool(value) if change.value is None else value == change.value)
-
-
-def _apply(change: Change, values: dict[str, Any], path: epath.Path) -> list[str]:
-    match change:
-        case Added(field, before):
-            if field in values:
-                return []
-            values[field] = before
-            return [f"{field}={before!r}"]
-        case Renamed(field, now):
-            if field not in values:
-                return []
-            values[now] = values.pop(field)
-            return [f"{now} (then {field})"]
-        case Removed(field, left):
-            found = values.pop(field, left)
-            if found != left:
-                raise UserError(f"{path} has {field}={printable(repr(found))}, but this version of sctd_jax can no "
-                                f"longer do anything but {left!r}: use the version that wrote it")  # fmt: skip
-            return []
-        case Mended():
-            return []
+    return Stored(_nested(values), begun, tuple(notes))
 
 
 def header(changes: Sequence[Change], begun: int | None = None) -> dict[str, int]:
@@ -139,16 +116,9 @@ def header(changes: Sequence[Change], begun: int | None = None) -> dict[str, int
 def follow(
     mine: Mapping[str, Any], there: Stored, changes: Sequence[Change], may_change: Collection[str] = ()
 ) -> tuple[dict[str, Any], list[str]]:
-    """A recipe's fields for a run that is gone on with: those that came after its beginning stay as they were.
+    """A recipe's fields (`mine`) for a run that is gone on with, and a note for each that differs from the recipe's.
 
-    Args:
-      mine: fields, by sections where they have them.
-      there: the run's.
-      changes: `CONFIG` or `TASK`.
-      may_change: fields that a rerun may have otherwise.
-
-    Returns:
-      The fields, and a note for each that differs from the recipe's.
+    Those that came after the run's beginning stay as they were there, but for `may_change`.
     """
     came_later: list[str] = []
     for change in changes[there.begun - 1 :]:

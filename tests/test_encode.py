@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 
 from sctd_jax.data.special import SpecialIds
-from sctd_jax.data.tokenizer import Tokenized, Tokenizer
+from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import encode
 from sctd_jax.finetune.encode import encode as encode_all
@@ -24,19 +24,16 @@ def words_tokenizer(*texts):
         for word in text.split():
             vocab.setdefault(word, 5 + len(vocab))
 
-    def encode_spans(texts):
-        found = []
+    def spans_of(texts):
         for text in texts:
             spans, at = [], 0
             for word in text.split():
                 at = text.index(word, at)
                 spans.append((at, at + len(word)))
                 at += len(word)
-            ids = np.array([vocab.get(word, UNK) for word in text.split()], np.int32)
-            found.append(Tokenized(ids, np.array(spans, np.int32).reshape(-1, 2)))
-        return found
+            yield [vocab.get(word, UNK) for word in text.split()], spans
 
-    return Tokenizer(tuple(vocab), SpecialIds(PAD, UNK, CLS, SEP, MASK), np.ones(1, bool), None, encode_spans, None)
+    return Tokenizer(tuple(vocab), SpecialIds(PAD, UNK, CLS, SEP, MASK), np.ones(1, bool), None, spans_of, None)
 
 
 def test_single_text_and_pair():
@@ -159,8 +156,7 @@ def test_what_the_network_does_not_see_is_counted():
     ]
     choices = [Example(0, "a", choices=("b", "c d e f"))]
     assert said(choices, "multiple_choice", 6, "a b c d e f")[0].startswith("1 of 1 rows are longer than 6 tokens")
-    empty = Tokenized(np.zeros(0, np.int32), np.zeros((0, 2), np.int32))
-    nothing = dataclasses.replace(words_tokenizer("a"), encode_spans=lambda texts: [empty] * len(texts))
+    nothing = dataclasses.replace(words_tokenizer("a"), spans_of=lambda texts: [([], [])] * len(texts))
     lines = []
     encode_all(nothing, [Example(0, "\u200b")], "classification", 16, lines.append)
     assert lines == ["1 of 1 rows have a text without any token"]

@@ -114,12 +114,10 @@ def test_pairs_of_an_export_are_those_of_fine_tuning_whatever_the_tokenizer_does
     bert = tokenizers.BertWordPieceTokenizer(vocab)._tokenizer
     roberta = tokenizers.Tokenizer.from_str(bert.to_str())
     roberta.post_processor = tokenizers.processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))
-    kinds = [tokenizer_json.completed(kind.to_str().encode(), names, special) for kind in (bert, roberta)]
-    kinds.append(tokenizer_json.convert(tokenizer.find(epath.Path(rows)).read_bytes(), special))
-    for kind in kinds:
+    for kind in (bert, roberta, tokenizer_json.convert(tokenizer.find(epath.Path(rows)).read_bytes(), special)):
         a, b = (kind.encode(text, add_special_tokens=False).ids for text in ("a b", "b"))
         for segments, second in ((2, 1), (1, 0), (3, 1)):
-            pair = tokenizer_json.with_pairs(kind, names, special, segments).encode("a b", "b")
+            pair = tokenizer_json.framed(kind, special, segments).encode("a b", "b")
             assert pair.ids == [2, *a, 3, *b, 3]
             assert pair.type_ids == [0] * (len(a) + 2) + [second] * (len(b) + 1)
 

@@ -73,8 +73,8 @@ def test_one_process_may_hold_a_folder_twice_in_a_row_but_not_at_once(tmp_path):
 
 
 def test_a_lease_beside_a_folder_does_not_make_it(tmp_path):
-    with lease.hold(epath.Path(tmp_path / "rows"), "preparing", beside=True) as held:
-        held.check()
+    with lease.hold(epath.Path(tmp_path / "rows"), "preparing", beside=True) as check:
+        check()
         assert [path.name for path in tmp_path.iterdir()] == [".rows.lease"]
         with pytest.raises(UserError, match=r"rows is in use by .*preparing"):
             take(tmp_path / "rows", beside=True)
@@ -104,13 +104,13 @@ def test_without_locks_a_living_owner_is_noticed_and_one_that_stood_still_stops(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with lease.hold(epath.Path(tmp_path), "training") as held:
+    with lease.hold(epath.Path(tmp_path), "training") as check:
         with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
             take(tmp_path)
         record(tmp_path / lease.LEASE_FILE, host="node8\n\x1b[31merror")
         time.sleep(0.12)  # the thread leaves the other's record alone
         with pytest.raises(UserError, match=r"taken over by process 12 on node8\\n\\x1b"):
-            held.check()
+            check()
     assert (tmp_path / lease.LEASE_FILE).exists()
 
 
@@ -126,10 +126,10 @@ def test_in_a_bucket_a_living_owner_refuses_and_a_dead_one_is_followed(monkeypat
         for name, value in address.items():
             monkeypatch.setenv(name, value)
         folder, name = storage.as_path("gs://bucket/run"), "run/.lease"
-        with lease.hold(folder, "training") as held:
+        with lease.hold(folder, "training") as check:
             with pytest.raises(UserError, match=f"run is in use by process {os.getpid()} on"):
                 take(folder)
-            held.check()
+            check()
             mine = store.objects["bucket", name][0]
         assert store.names("bucket") == []
         store.put("bucket", name, mine)

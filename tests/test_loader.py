@@ -82,7 +82,7 @@ def test_prefetch_keeps_order_works_ahead_and_raises_in_its_turn():
         made.append(step)
         return step * 10
 
-    items = prefetch(make, 2, 8, depth=2)
+    items = prefetch(make, range(2, 8), depth=2)
     assert next(items) == 20
     deadline = time.monotonic() + 10
     while len(made) < 3 and time.monotonic() < deadline:
@@ -94,7 +94,7 @@ def test_prefetch_keeps_order_works_ahead_and_raises_in_its_turn():
 
 
 def test_prefetch_can_be_left_early():
-    items = prefetch(lambda step: step, 0, 1000)
+    items = prefetch(lambda step: step, range(1000))
     next(items)
     items.close()
-    assert list(prefetch(lambda step: step, 3, 3)) == []
+    assert list(prefetch(lambda step: step, [])) == []

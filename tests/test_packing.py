@@ -12,10 +12,9 @@ PAD, CLS, SEP = 0, 2, 3
 def pack(documents, length, pieces=1):
     """Rows of documents, each given to the packer in `pieces` parts."""
     packer, rows = Packer(length, SpecialIds(pad=PAD, unk=1, cls=CLS, sep=SEP, mask=4)), []
-    for document in documents:
-        parts = np.array_split(np.array(document, np.int32), pieces)
-        for i, part in enumerate(parts):
-            rows += packer.add(part, i == len(parts) - 1)
+    for number, document in enumerate(documents):
+        for part in np.array_split(np.array(document, np.int32), pieces):
+            rows += packer.add(part, number)
     return np.array([*rows, *packer.finish()])
 
 

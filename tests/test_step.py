@@ -509,7 +509,7 @@ def test_evaluation_reads_rows_from_all_over_the_held_out_ones(monkeypatch):
     monkeypatch.setattr(evaluation, "make_eval_step", counting)
     monkeypatch.setattr(meshes, "jit_eval_step", lambda mesh, step, state: step)
     config = helpers.config(train__eval_rows=20, dropping__keep_schedule="0:12,2:24", mesh__data=1)
-    data = Data(None, None, None, helpers.SPECIAL, None)
+    data = Data(None, None, types.SimpleNamespace(special=helpers.SPECIAL), None)
     evaluate = make_evaluate(helpers.settled(config), data, meshes.make_mesh(config.mesh))
     state, blank = start(config), 1
     evaluate(state)

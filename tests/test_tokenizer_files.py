@@ -76,8 +76,7 @@ def test_tokens_that_were_added_stay_whole_wherever_they_are_said(folder, files)
     (path.parent / "kept" / name).write_bytes(content)
     (path.parent / "kept" / "config.json").write_text("{")  # of a run; to be told by what reads it
     assert tokenizer.load(path.parent / "kept" / name, kept=True).encode(["[E1] covid19"])[0].tolist() == [V, V + 1]
-    names = {role: loaded.pieces[i] for role, i in loaded.special._asdict().items()}
-    exported = tokenizer_json.completed(content, names, loaded.special)
+    exported = tokenizer_json.framed(tokenizers.Tokenizer.from_buffer(content), loaded.special, 2)
     assert exported.encode("the [E1] covid19").ids == [2, 5, V, V + 1, 3]
 
 

@@ -55,16 +55,19 @@ def test_words_apart_give_what_the_whole_text_gives(pieces, rows, tmp_path):
 
 def test_only_texts_with_unknown_letters_are_tokenised_again(pieces):
     asked = []
-    spied = dataclasses.replace(pieces, encode=lambda texts: asked.append(list(texts)) or pieces.encode(texts))
+    spied = dataclasses.replace(pieces, ids_of=lambda texts: asked.append(texts) or pieces.ids_of(texts))
     texts = ["the Congress", "of the \u5b57 of the", "and"]
     unknown.unknown_letters(spied, texts, pieces.encode(texts))
     assert asked == [["of", "the", "\u5b57"]]
 
 
 def test_what_is_unknown_is_said_by_file_and_letter():
-    few, some, much = (unknown.Letters(1000, count, unknown.Counter({"\u5b57": count})) for count in (9, 30, 900))
-    assert unknown.report(["a"], [few], False) == ["unknown to the tokenizer: 9 of 1,000 letters (0.90%)"]
-    (line,) = unknown.report(["a", "b\n\x1b[2J", "c"], [few, some, unknown.Letters()], False)
+    few, some, much = (
+        unknown.Letters(name, 1000, count, unknown.Counter({"\u5b57": count}))
+        for name, count in (("a", 9), ("b\n\x1b[2J", 30), ("c", 900))
+    )
+    assert unknown.report([few], False) == ["unknown to the tokenizer: 9 of 1,000 letters (0.90%)"]
+    (line,) = unknown.report([few, some, unknown.Letters("c")], False)
     assert line == (
         "warning: 39 of 2,000 letters (1.95%) are unknown to the tokenizer and become [UNK]: "
         "b\\n\\x1b[2J: 3.0% (\u5b57 U+5B57 30)"
@@ -72,9 +75,9 @@ def test_what_is_unknown_is_said_by_file_and_letter():
     with pytest.raises(
         UserError, match=r"909 of 2,000 .*c: 90.0% \(\u5b57 U\+5B57 900\).*--allow-unknown.*allow_unknown=True"
     ):
-        unknown.report(["a", "c"], [few, much], False)
-    assert unknown.report(["a", "c"], [few, much], True)[0].startswith("warning: 909 of 2,000")
-    (line,) = unknown.report([*"abcdefgh"], [some] * 8, False)
+        unknown.report([few, much], False)
+    assert unknown.report([few, much], True)[0].startswith("warning: 909 of 2,000")
+    (line,) = unknown.report([some] * 8, False)
     assert line.endswith("; and 5 more above 1%")
 
 

@@ -73,9 +73,8 @@ class Source:
 def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line: None) -> list[Source]:
     """Resolve inputs to sources, in a fixed order and each file once; `[]` stands for the embedded corpus.
 
-    Args:
-      inputs: files, folders (searched for every known suffix), globs, and `tfds:NAME[/CONFIG][@SPLIT]`.
-      log: receives a line that says what is passed over.
+    Inputs are files, folders (searched for every known suffix), globs, and `tfds:NAME[/CONFIG][@SPLIT]`; `log` is told
+    what is passed over.
     """
     inputs = [text.strip() for text in inputs if text.strip()]
     if not inputs:
@@ -96,12 +95,7 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
 
 
 def check(sources: Iterable[Source], *, text_field: str) -> None:
-    """Read the beginning of every source, so that one that is not what it should be is refused before long work.
-
-    Args:
-      sources: result of `find_sources`.
-      text_field: field with the text in JSON lines, Parquet and TFDS sources.
-    """
+    """Read the beginning of every source, so that one that is not what it should be is refused before long work."""
     for source in sources:
         with _naming(source):
             next(_pieces(source, text_field, "file", SourceCounts()), None)
@@ -114,13 +108,10 @@ def fingerprint(source: Source) -> str:
 
 
 def read(sources: Iterable[Source], *, text_field: str, documents: str, counts: Counts) -> Iterator[Chunk]:
-    """Stream the chunks of all non-empty documents.
+    """Stream the chunks of all non-empty documents, and fill `counts`.
 
-    Args:
-      sources: result of `find_sources`.
-      text_field: field with the text in JSON lines, Parquet and TFDS sources.
-      documents: unit of a text file that is a document: 'file', 'paragraph' (blank line between) or 'line'.
-      counts: counts that reading adds to.
+    A document of a text file is what `documents` names, the 'file', a 'paragraph' (blank line between) or a 'line'; the
+    others have theirs in `text_field`.
     """
     number = 0
     for index, source in enumerate(sources):
@@ -142,11 +133,8 @@ def read(sources: Iterable[Source], *, text_field: str, documents: str, counts: 
 
 def replaced_warning(sources: Iterable[Source], counts: Counts) -> str:
     """A line that names the sources with text of another encoding and its share; '' if there is none."""
-    shares = [
-        (here.replaced / max(here.characters, 1), source.path)
-        for source, here in zip(sources, counts.sources, strict=True)
-        if here.replaced
-    ]
+    pairs = zip(sources, counts.sources, strict=True)
+    shares = [(here.replaced / max(here.characters, 1), source.path) for source, here in pairs if here.replaced]
     if not shares:
         return ""
     shares.sort(key=lambda pair: (-pair[0], pair[1]))
@@ -196,13 +184,13 @@ def _tfds_source(text: str) -> Source:
 def _pieces(source: Source, text_field: str, documents: str, counts: SourceCounts) -> Iterator[tuple[str, bool]]:
     """(text, whether it ends its document), in order."""
     kind = "tfds" if source.split else files.kind(source.path)
-    if kind in ("jsonl", "parquet", "tfds"):
-        texts = {"jsonl": _jsonl_texts, "parquet": _parquet_texts, "tfds": _tfds_texts}[kind]
-        for text in texts(source, text_field, counts):
-            yield from ((piece, False) for piece in split_text(text))
-            yield "", True
-    else:
+    texts = {"jsonl": _jsonl_texts, "parquet": _parquet_texts, "tfds": _tfds_texts}.get(kind)
+    if not texts:
         yield from _text_pieces(source.path, documents, counts)
+        return
+    for text in texts(source, text_field, counts):
+        yield from ((piece, False) for piece in split_text(text))
+        yield "", True
 
 
 def split_text(text: str) -> Iterator[str]:

@@ -39,11 +39,8 @@ _FORMATS = (  # first bytes, what it is, how to make a file of it that is read
 def open_utf8(path: str, replaced: Callable[[int], None]) -> io.BufferedReader | gzip.GzipFile:
     """A file of text, unpacked if its name ends in .gz, as UTF-8 without its byte order mark.
 
-    UTF-16 and UTF-32 with a mark are decoded on the way; all other bytes come as they are.
-
-    Args:
-      path: file to open.
-      replaced: receives numbers of sequences that UTF-16 and UTF-32 do not know, which become U+FFFD.
+    UTF-16 and UTF-32 with a mark are decoded on the way; all other bytes come as they are. Sequences that UTF-16 and
+    UTF-32 do not know become U+FFFD, and `replaced` receives their numbers.
     """
     file: io.BufferedReader | gzip.GzipFile = open(path, "rb")  # noqa: SIM115 - it is what is returned
     try:

@@ -63,9 +63,8 @@ def split(text: str) -> tuple[str, ...]:
 def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
     """Find the files that an input names, by their identities, in a fixed order and each once.
 
-    Args:
-      text: a file, a folder (searched through links, without hidden files) or a glob.
-      passed: counts what is there besides, by suffix, and further names of a file.
+    The input is a file, a folder (searched through links, without hidden files) or a glob; what is there besides is
+    counted in `passed`, by suffix, and so are further names of a file.
     """
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://|(hf):", text.lower())
     if scheme and scheme[1] != "file":
@@ -196,20 +195,19 @@ def _glob(pattern: str, passed: collections.Counter) -> list[str]:
     for root in glob.glob(before) if before else ["/" if pattern.startswith("/") else "."]:
         if os.path.isdir(root):
             hidden = any(part.startswith(".") for part in after)
-            found += [path for path in _walk(root, beside, hidden) if _matches(path, root, after)]
+            for path in _walk(root, beside, hidden):
+                if _matches(path[len(root) :].strip("/").split("/"), after):
+                    found.append(path)
     passed[_CLOSED] += beside[_CLOSED]
     return sorted(found if before or pattern.startswith("/") else [path.removeprefix("./") for path in found])
 
 
-def _matches(path: str, root: str, pattern: list[str]) -> bool:
-    def match(parts: list[str], pattern: list[str]) -> bool:
-        if not pattern:
-            return not parts
-        if pattern[0] == "**":
-            visible = next((i for i, part in enumerate(parts) if part.startswith(".")), len(parts))
-            return any(match(parts[i:], pattern[1:]) for i in range(visible + 1))
-        if not parts or parts[0].startswith(".") > pattern[0].startswith("."):
-            return False
-        return fnmatch.fnmatchcase(parts[0], pattern[0]) and match(parts[1:], pattern[1:])
-
-    return match(path[len(root) :].strip("/").split("/"), pattern)
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        visible = next((i for i, part in enumerate(parts) if part.startswith(".")), len(parts))
+        return any(_matches(parts[i:], pattern[1:]) for i in range(visible + 1))
+    if not parts or parts[0].startswith(".") > pattern[0].startswith("."):
+        return False
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -38,16 +38,16 @@ class Loader:
         return index
 
 
-def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Generator[Any, None, None]:
-    """make(start) .. make(stop - 1) in order, computed up to `depth` ahead in one thread.
+def prefetch(make: Callable[[Any], Any], items: Iterable[Any], depth: int = 2) -> Generator[Any, None, None]:
+    """make(item) of each item in order, computed up to `depth` ahead in one thread.
 
     An exception of `make` is raised here, at its turn.
     """
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
     pending: collections.deque[Future] = collections.deque()
     try:
-        for step in range(start, stop):
-            pending.append(pool.submit(make, step))
+        for item in items:
+            pending.append(pool.submit(make, item))
             if len(pending) > depth:
                 yield pending.popleft().result()
         while pending:

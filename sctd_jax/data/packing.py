@@ -10,18 +10,21 @@ from sctd_jax.data.special import SpecialIds
 class Packer:
     """Packs a stream of token ids into rows `[CLS] ... [SEP]` that documents run on to fill.
 
-    `[SEP]` stands at document ends and at row ends; only the last row, from `finish`, may be padded.
+    `[SEP]` stands between documents and at row ends; only the last row, from `finish`, may be padded.
     """
 
     def __init__(self, seq_len: int, special: SpecialIds):
         self._seq_len, self._special = seq_len, special
         self._pending = np.zeros(0, np.int32)
+        self._document, self.documents = -1, 0  # number of the current one, and how many there were
 
-    def add(self, ids: np.ndarray, ends_document: bool) -> Iterator[np.ndarray]:
-        """Take more ids of the current document; yield the rows i32[N] that are full."""
-        parts = [self._pending, ids.astype(np.int32)]
-        if ends_document:
-            parts.append(np.array([self._special.sep], np.int32))
+    def add(self, ids: np.ndarray, document: int) -> Iterator[np.ndarray]:
+        """Take more ids i32[n] of a document, by its number from 0 on; yield the rows i32[N] that are full."""
+        parts = [self._pending, ids]
+        if document != self._document:
+            if self.documents:
+                parts.insert(1, np.array([self._special.sep], np.int32))
+            self._document, self.documents = document, self.documents + 1
         stream, body, start = np.concatenate(parts), self._seq_len - 2, 0
         # Look one token ahead, to see whether a document ends exactly where the row does.
         while len(stream) - start > body:
@@ -33,12 +36,8 @@ class Packer:
 
     def finish(self) -> Iterator[np.ndarray]:
         """Yield the last row, padded, if anything is left."""
-        rest = self._pending
-        if len(rest) and rest[-1] == self._special.sep:
-            rest = rest[:-1]
-        if len(rest):
-            yield self._row(rest)
-        self._pending = self._pending[:0]
+        if len(self._pending):
+            yield self._row(self._pending)
 
     def _row(self, body: np.ndarray) -> np.ndarray:
         row = np.full(self._seq_len, self._special.pad, np.int32)

@@ -6,30 +6,33 @@ python -m sctd_jax.data.prepare --input 'books/**/*.txt' --input tfds:NAME --out
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
-import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from sctd_jax import lease, storage
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config, DataConfig
-from sctd_jax.data import corpus, encoding, files, sentencepiece_trainer, survey, tokenizer, unknown
+from sctd_jax.data import corpus, files, sentencepiece_trainer, survey, tokenizer, unknown
+from sctd_jax.data.loader import prefetch
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
 from sctd_jax.errors import TryAgainError, UserError, run_command, say
 
 _LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
 _LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
+_BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 
 
@@ -43,12 +46,8 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
     """The folder on this host's disk with a config's rows, prepared now if they are missing.
 
     Where another process prepares them at this moment, it waits for them, and takes over if that process dies.
-
-    Args:
-      config: config of the run.
-      log: receives a line for what is prepared.
-      began: metadata of the rows that the run has been trained on, if any: it goes on with those if they are still in
-        `data.prepared_dir`, though the text or the way in which it is read has changed.
+    A run that was trained on rows of the metadata `began` goes on with those if they are still in `data.prepared_dir`,
+    though the text or the way in which it is read has changed.
     """
     data, vocab_size = config.data, config.model.vocab_size
     if data.rows:
@@ -56,7 +55,7 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
         if ignored := [name for name in ("input", "tokenizer") if getattr(data, name)]:
             log(f"note: the rows are those of data.rows={folder}; data.{' and data.'.join(ignored)} is not read")
         return on_disk(folder, log)
-    root, same, said, folder = storage.as_path(data.prepared_dir), [], set(), None
+    root, same, log_once, folder = storage.as_path(data.prepared_dir), [], functools.cache(log), None
     for path in root.glob(f"*/{METADATA_FILE}") if began else ():
         with contextlib.suppress(UserError):  # a damaged one is not the run's
             same += [path.parent] if read_metadata(path.parent) == began else []
@@ -71,11 +70,6 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
     if folder is None or (same and folder not in same):
         folder = same[0]
         log(f"note: the run goes on with the rows that it began with, {folder}: {changed}")
-
-    def log_once(line: str) -> None:
-        if line not in said:
-            said.add(line)
-            log(line)
 
     while not storage.exists(folder / METADATA_FILE):
         try:
@@ -102,15 +96,11 @@ def identity(data: DataConfig, vocab_size: int, sources: list[corpus.Source]) ->
 
 
 def prepare(data: DataConfig, vocab_size: int, out: epath.Path, log: Callable[[str], None]) -> Metadata:
-    """Tokenise and pack the text into `out`, which appears only when it is complete.
+    """Tokenise and pack the text into `out`, a folder on a disk or in a bucket that appears only when it is complete.
 
-    Args:
-      data: `input` and how it becomes rows; `rows` and `prepared_dir` are not read.
-      vocab_size: V, of the tokenizer that is given or trained.
-      out: a folder that does not exist yet, on a disk or in a bucket.
-      log: receives progress lines.
+    Of `data`, `rows` and `prepared_dir` are not read. V is that of the tokenizer that is given or trained.
     """
-    in_bucket, work = storage.is_remote(out), None
+    in_bucket = storage.is_remote(out)
 
     def check_new() -> None:
         if storage.exists(out / METADATA_FILE if in_bucket else out):
@@ -129,34 +119,33 @@ def prepare(data: DataConfig, vocab_size: int, out: epath.Path, log: Callable[[s
     # Found before a lease lies beside `out`, maybe among them.
     sources = corpus.find_sources(files.split(data.input), log)
     corpus.check(sources, text_field=data.text_field)
-    with lease.hold(out, "preparing rows", log, beside=True) as held:
+    with lease.hold(out, "preparing rows", log, beside=True) as check_held:
         check_new()  # it may have been finished since the first look
         try:
-            work = Path(tempfile.mkdtemp(prefix=f"{out.name}.incomplete-", dir=None if in_bucket else out.parent))
-            metadata = _prepare_into(work, data, vocab_size, sources, log)
-            work.chmod(0o755)
-            held.check()
-            if in_bucket:
-                work = _upload(work, out)
-            else:
-                work.rename(out)
+            with tempfile.TemporaryDirectory(
+                prefix=f"{out.name}.incomplete-", dir=None if in_bucket else out.parent, ignore_cleanup_errors=True
+            ) as name:
+                work = Path(name)
+                metadata = _prepare_into(work, data, vocab_size, sources, log)
+                work.chmod(0o755)
+                check_held()
+                if in_bucket:
+                    _upload(work, out)
+                else:
+                    work.rename(out)
         except OSError as error:
             raise UserError(f"cannot write prepared rows to {out}: {error}") from error
-        finally:
-            if work is not None:
-                shutil.rmtree(work, ignore_errors=True)
     log(f"prepared rows: {out}")
     return metadata
 
 
-def _upload(work: Path, out: epath.Path) -> Path:
+def _upload(work: Path, out: epath.Path) -> None:
     """Copy finished rows into a bucket; they stay on the disk if that fails."""
     try:
         storage.upload(work, out, last=METADATA_FILE)
     except UserError as error:
         kept = work.rename(work.with_name(work.name.replace(".incomplete-", ".prepared-")))
         raise TryAgainError(f"{error}; the prepared rows are in {kept}: copy them there, prepared.json last") from error
-    return work
 
 
 def _prepare_into(
@@ -165,47 +154,47 @@ def _prepare_into(
     started = time.monotonic()
     look = _first_pass(data, sources, log)
     tok = _keep_tokenizer(work, data, vocab_size, look, log)
-    names = [source.path for source in sources]
-    _check_sample(look, tok, names, log)
+    _check_sample(look, tok, log)
     threshold = look.threshold(tok)
     look.check_split(threshold)
-
-    counts, heldout_documents, tokens = corpus.Counts(), 0, 0
-    letters = [unknown.Letters(look.letters[i]) for i in range(len(sources))]
+    counts, tokens = corpus.Counts(), 0
+    letters = [unknown.Letters(source.path, look.letters[i]) for i, source in enumerate(sources)]
     writer = RowWriter(work, data.seq_len)
     packers = {split: Packer(data.seq_len, tok.special) for split in writer.counts}
     with tqdm(total=look.counts.total.characters, unit="char", unit_scale=True, desc="tokenising", disable=None) as bar:
-        for batch, encoded, unknown_letters in encoding.batches(tok, survey.read_again(look, counts)):
-            for (chunk, ends), ids, odd in zip(batch, encoded, unknown_letters, strict=True):
+        for batch, encoded, unknown_letters in _encoded(tok, survey.read_again(look, counts)):
+            rows: dict[str, list[np.ndarray]] = {split: [] for split in packers}
+            for chunk, ids, odd in zip(batch, encoded, unknown_letters, strict=True):
                 split = HELD_OUT if look.draw(chunk) <= threshold else TRAIN
-                heldout_documents += ends and split == HELD_OUT
                 tokens += len(ids)
                 letters[chunk.source].add(odd)
-                writer.add(split, packers[split].add(ids, ends))
+                rows[split] += packers[split].add(ids, chunk.document)
                 bar.update(len(chunk.text))
+            for split, full in rows.items():
+                writer.add(split, full)
     for split, packer in packers.items():
         writer.add(split, packer.finish())
     writer.close()
 
-    rows, heldout, total = writer.counts[TRAIN], writer.counts[HELD_OUT], counts.total
-    if min(rows, heldout) < survey.MIN_HELDOUT_ROWS:
+    train, heldout, total = writer.counts[TRAIN], writer.counts[HELD_OUT], counts.total
+    if min(train, heldout) < survey.MIN_HELDOUT_ROWS:
         raise UserError(
-            f"the text gives {rows} training and {heldout} held-out rows of {data.seq_len} tokens from "
+            f"the text gives {train} training and {heldout} held-out rows of {data.seq_len} tokens from "
             f"{total.documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, take "
             f"a smaller --seq-len (config.data.seq_len){survey.more_documents(data.documents)}"
         )
-    for line in unknown.report(names, letters, data.allow_unknown):
+    for line in unknown.report(letters, data.allow_unknown):
         log(line)
     everything = unknown.total(letters)
     metadata = Metadata(
         seq_len=data.seq_len,
         vocab_size=vocab_size,
         tokenizer_sha256=tokenizer.digest(tokenizer.find(work)),
-        rows=rows,
+        rows=train,
         heldout_rows=heldout,
         tokens=tokens,
         documents=total.documents,
-        heldout_documents=heldout_documents,
+        heldout_documents=packers[HELD_OUT].documents,
         empty_documents=total.empty,
         replaced_bytes=total.replaced,
         sources=look.fingerprints,
@@ -223,8 +212,31 @@ def _prepare_into(
             raise UserError(f"{work}: split {split} reads back {len(Rows(work, split))} rows of {expected}")
     (work / METADATA_FILE).write_text(json.dumps(dataclasses.asdict(metadata), indent=2) + "\n")
     took = time.monotonic() - started
-    log(f"{rows:,} training and {heldout:,} held-out rows of {data.seq_len} tokens in {took:.0f} s")
+    log(f"{train:,} training and {heldout:,} held-out rows of {data.seq_len} tokens in {took:.0f} s")
     return metadata
+
+
+def _encoded(
+    tok: tokenizer.Tokenizer, chunks: Iterator[corpus.Chunk]
+) -> Iterator[tuple[list[corpus.Chunk], list[np.ndarray], list[Counter]]]:
+    """Batches of chunks, and each chunk's ids and unknown letters; all cores work while the batch before is packed."""
+
+    def batches() -> Iterator[list[corpus.Chunk]]:
+        batch, size = [], 0
+        for chunk in chunks:
+            batch.append(chunk)
+            size += len(chunk.text)
+            if size >= _BATCH_CHARS:
+                yield batch
+                batch, size = [], 0
+        yield batch
+
+    def encode(batch):
+        texts = [chunk.text for chunk in batch]
+        encoded = tok.encode(texts)
+        return batch, encoded, unknown.unknown_letters(tok, texts, encoded)
+
+    return prefetch(encode, batches(), depth=1)
 
 
 def _first_pass(data: DataConfig, sources: list[corpus.Source], log: Callable[[str], None]) -> survey.Survey:
@@ -263,11 +275,11 @@ def _keep_tokenizer(
     return tokenizer.load(work / name)
 
 
-def _check_sample(look: survey.Survey, tok: tokenizer.Tokenizer, names: list[str], log: Callable[[str], None]) -> None:
+def _check_sample(look: survey.Survey, tok: tokenizer.Tokenizer, log: Callable[[str], None]) -> None:
     """Refuse a tokenizer that does not know the text, or warn of it, as far as a sample can tell."""
 
     def by_source(some: list[tuple[str, int]], odd: list[Counter[str]]) -> list[unknown.Letters]:
-        letters = [unknown.Letters() for _ in names]
+        letters = [unknown.Letters(source.path) for source in look.sources]
         for (line, source), here in zip(some, odd, strict=True):
             letters[source].total += len("".join(line.split()))
             letters[source].add(here)
@@ -287,11 +299,11 @@ def _check_sample(look: survey.Survey, tok: tokenizer.Tokenizer, names: list[str
     part = [(line[:_LOST_CHARS], source) for line, source in lines[:_LOST_LINES]]
     lost = by_source(part, unknown.lost_letters(tok, [line for line, _ in part]))
     if unknown.total(lost).share > unknown.WARN:
-        for line in unknown.report(names, lost, allow, " of a sample", "are left out, in no token"):
+        for line in unknown.report(lost, allow, " of a sample", "are left out, in no token"):
             log(line)
     texts = [line for line, _ in lines]
     letters = by_source(lines, unknown.unknown_letters(tok, texts, tok.encode(texts)))
-    for line in unknown.report(names, letters, allow, "" if whole else " of a sample"):
+    for line in unknown.report(letters, allow, "" if whole else " of a sample"):
         if line.startswith("warning") and not whole:  # the count of all follows soon
             log(line)
 

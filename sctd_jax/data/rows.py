@@ -6,10 +6,12 @@ reads it anywhere, without tensorflow and without this package.
 """
 
 import dataclasses
+import hashlib
 import os
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -20,7 +22,9 @@ from sctd_jax.errors import UserError, printable
 
 TRAIN, HELD_OUT = "train", "validation"
 METADATA_FILE = "prepared.json"
-_ROWS_PER_SHARD, _ROWS_PER_WRITE = 1 << 17, 1 << 10
+_ROWS_PER_SHARD = 1 << 17
+# Rows of a split whose digest is its fingerprint, evenly spread: few beside an epoch, and one of each shard at least.
+_SAMPLE, _ROWS_PER_SAMPLE = 256, 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,26 +68,17 @@ class RowWriter:
         )
         self._writer = tfds.core.SequentialWriter(info, _ROWS_PER_SHARD, file_format="array_record")
         self._writer.initialize_splits([TRAIN, HELD_OUT])
-        self._buffers: dict[str, list] = {TRAIN: [], HELD_OUT: []}
         self.counts = {TRAIN: 0, HELD_OUT: 0}
 
     def add(self, split: str, rows: Iterable[np.ndarray]) -> None:
-        """Append rows i32[N] to a split."""
-        buffer = self._buffers[split]
-        buffer.extend({"input_ids": row} for row in rows)
-        if len(buffer) >= _ROWS_PER_WRITE:
-            self._flush(split)
+        """Append rows i32[N] to a split, many at a time: each call writes the split's metadata anew."""
+        examples = [{"input_ids": row} for row in rows]
+        self._writer.add_examples({split: examples})
+        self.counts[split] += len(examples)
 
     def close(self) -> None:
-        """Write what is left; the folder is complete only after this."""
-        for split in self._buffers:
-            self._flush(split)
+        """End the last shards; the folder is complete only after this."""
         self._writer.close_all()
-
-    def _flush(self, split: str) -> None:
-        self.counts[split] += len(self._buffers[split])
-        self._writer.add_examples({split: self._buffers[split]})
-        self._buffers[split].clear()
 
 
 def read_metadata(folder: str | os.PathLike) -> Metadata:
@@ -91,16 +86,16 @@ def read_metadata(folder: str | os.PathLike) -> Metadata:
     path = storage.as_path(folder) / METADATA_FILE
     if not storage.exists(path):
         raise UserError(f"{folder} holds no prepared rows (no {METADATA_FILE}); write them with sctd_jax.data.prepare")
+    types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Metadata)}
     try:
-        values, fields = storage.read_json(path), {field.name for field in dataclasses.fields(Metadata)}
-        found = Metadata(**{name: value for name, value in values.items() if name in fields})
+        found = Metadata(**{name: value for name, value in storage.read_json(path).items() if name in types})
     except TypeError as error:
         raise UserError(f"{path} is damaged: {printable(error)}") from error
-    for field in dataclasses.fields(Metadata):
-        value, expected = getattr(found, field.name), typing.get_origin(field.type) or field.type
-        if expected in (int, str, list, dict) and type(value) is not expected:
+    for name, type_ in types.items():
+        value, expected = getattr(found, name), typing.get_origin(type_) or type_
+        if type(value) is not expected:
             said = printable(repr(value))
-            raise UserError(f"{path} is damaged: {field.name} must be of type {expected.__name__}, found {said:.40}")
+            raise UserError(f"{path} is damaged: {name} must be of type {expected.__name__}, found {said:.40}")
     return found
 
 
@@ -128,3 +123,35 @@ class Rows:
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"rows in {self._folder} cannot be read: {error}; prepare them again") from error
         return np.stack([record["input_ids"] for record in records])
+
+
+def fingerprint(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Count of the rows in a folder on a disk, and digest of some of them, by split.
+
+    A resume with other rows is noticed by it. Files are not compared: the same rows may be compressed otherwise by
+    another version of a library.
+    """
+    metadata, found = read_metadata(folder), {}
+    for split, expected in ((TRAIN, metadata.rows), (HELD_OUT, metadata.heldout_rows)):
+        try:
+            rows = Rows(folder, split)
+            count = len(rows)
+            numbers = np.linspace(0, count - 1, min(count, max(_SAMPLE, count // _ROWS_PER_SAMPLE))).round().astype(int)
+            tokens_RN = rows.read(np.unique(numbers)) if count else np.zeros((0, metadata.seq_len), np.int32)
+        except UserError:
+            raise
+        except Exception as error:  # TFDS and protobuf raise many kinds
+            said = printable(str(error).strip().partition("\n")[0] or repr(error))
+            raise UserError(f"the rows in {folder} cannot be read ({said}); prepare them again") from error
+        problem = None
+        if count != expected:
+            problem = f"{count:,} {split} rows in dataset_info.json, {expected:,} in prepared.json"
+        elif tokens_RN.shape[1] != metadata.seq_len:
+            problem = f"{split} rows of {tokens_RN.shape[1]} tokens, {metadata.seq_len} in prepared.json"
+        elif tokens_RN.size and not 0 <= tokens_RN.min() <= tokens_RN.max() < metadata.vocab_size:
+            problem = f"{split} rows with ids that a vocabulary of {metadata.vocab_size:,} has not"
+        if problem:
+            raise UserError(f"the rows in {folder} are damaged: {problem}; prepare them again")
+        digest = hashlib.sha256(np.ascontiguousarray(tokens_RN, "<i4").tobytes()).hexdigest()[:16]
+        found[split] = {"rows": count, "sha256": digest}
+    return found

@@ -23,14 +23,10 @@ _RESERVED = "\u2585"  # the trainer's own mark: it skips every sentence that hol
 
 
 def train(texts: Iterable[str], vocab_size: int, model_type: str, keep_zwnj: bool = True) -> bytes:
-    """A serialised SentencePiece model with ids 0-4 = [PAD] [UNK] [CLS] [SEP] [MASK].
+    """A serialised SentencePiece model, 'unigram' or 'bpe', with ids 0-4 = [PAD] [UNK] [CLS] [SEP] [MASK] of V in all.
 
-    Args:
-      texts: the sample, in any cut.
-      vocab_size: V, specials included.
-      model_type: 'unigram' or 'bpe'.
-      keep_zwnj: whether a zero-width non-joiner that stands in the sample is a letter, or a space as SentencePiece
-        has it (and as it is where the sample holds none: a letter that the vocabulary lacks would be [UNK]).
+    With `keep_zwnj` a zero-width non-joiner that stands in the sample is a letter. Otherwise it is a space, as
+    SentencePiece has it, and so it is where the sample holds none: a letter that the vocabulary lacks would be [UNK].
     """
     model = io.BytesIO()
     texts = list(texts)
@@ -97,32 +93,25 @@ def _rules_without_zwnj() -> str:
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
     """The texts in sentences that the trainer does not skip."""
-    for text in texts:
-        for line in text.replace(_RESERVED, " ").splitlines():
-            yield from _cut(line)
-
-
-def _cut(line: str) -> Iterator[str]:
-    words: list[str] = []
-    size = 0
-    for word in line.split():
-        for part in [word] if 4 * len(word) <= _MAX_SENTENCE_BYTES else _parts(word):
-            size += 1 + (length := len(part.encode("utf-8", "replace")))
-            if size > _MAX_SENTENCE_BYTES and words:
-                yield " ".join(words)
-                words, size = [], length
-            words.append(part)
-    if words:
-        yield " ".join(words)
+    lines = (line for text in texts for line in text.replace(_RESERVED, " ").splitlines())
+    for line in lines:
+        words: list[str] = []
+        size = 0
+        for word in line.split():
+            for part in [word] if 4 * len(word) <= _MAX_SENTENCE_BYTES else _parts(word):
+                size += 1 + (length := len(part.encode("utf-8", "replace")))
+                if size > _MAX_SENTENCE_BYTES and words:
+                    yield " ".join(words)
+                    words, size = [], length
+                words.append(part)
+        if words:
+            yield " ".join(words)
 
 
 def _parts(word: str) -> Iterator[str]:
     """A word in pieces of at most _MAX_SENTENCE_BYTES: text without spaces (Chinese, Thai, DNA) is one long word."""
     raw, start = word.encode("utf-8", "replace"), 0
-    while len(raw) - start > _MAX_SENTENCE_BYTES:
-        end = start + _MAX_SENTENCE_BYTES
-        while raw[end] & 0xC0 == 0x80:  # a byte within a character
-            end -= 1
-        yield raw[start:end].decode()
-        start = end
-    yield raw[start:].decode()
+    while start < len(raw):
+        part = raw[start : start + _MAX_SENTENCE_BYTES].decode(errors="ignore")  # without a character that is cut
+        yield part
+        start += len(part.encode())

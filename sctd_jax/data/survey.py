@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ class Survey:
     data: DataConfig
     sources: list[corpus.Source]
     fingerprints: list[str]  # fingerprints of the sources before the pass
-    counts: corpus.Counts
+    counts: corpus.Counts = dataclasses.field(default_factory=corpus.Counts)
     sample: list[tuple[str, int]] = dataclasses.field(default_factory=list)  # (line, source), in random order
     whole: bool = True  # the sample is all of the text
     # (draw, text, a huge one cut off) of held-out candidates, by draw
@@ -111,41 +112,30 @@ def read(sources: list[corpus.Source], data: DataConfig, counts: corpus.Counts) 
 def take(sources: list[corpus.Source], data: DataConfig, sample_bytes: int) -> Survey:
     """Count, and sample without knowing the size of the text: the lowest random draws stay.
 
-    Args:
-      sources: result of `corpus.find_sources`.
-      data: settings of reading, the seed of the sample, and N: the held-out candidates hold MIN_HELDOUT_ROWS rows.
-      sample_bytes: size of the sample.
+    From `data` come the settings of reading, the seed of the sample, and N: the held-out candidates hold
+    MIN_HELDOUT_ROWS rows.
     """
-    found = Survey(data, sources, [corpus.fingerprint(source) for source in sources], corpus.Counts())
+    found = Survey(data, sources, [corpus.fingerprint(source) for source in sources])
     rng = np.random.default_rng(np.random.Philox(data.seed))
     sample = _LowestDraws(sample_bytes)
     enough = (MIN_HELDOUT_ROWS + 1) * data.seq_len * _CHARS_PER_TOKEN
     candidates = _LowestDraws(enough)
-    document, size, chunks, digest = -1, 0, 0, _digest(data.seed)
-    beginning: list[str] = []
-
-    def end_document() -> None:
+    for document, pieces in itertools.groupby(read(sources, data, found.counts), lambda pair: pair[0].document):
+        size, chunks, digest = 0, 0, _digest(data.seed)
+        beginning: list[str] = []
+        for chunk, nul in pieces:
+            if size < enough:
+                beginning.append(chunk.text)
+            size, chunks, found.nul = size + len(chunk.text), chunks + 1, found.nul + nul
+            found.letters[chunk.source] += _update(digest, chunk.text)
+            lines = chunk.text.splitlines()
+            for i in np.flatnonzero((draws := rng.random(len(lines))) < sample.limit):
+                sample.offer(draws[i], len(lines[i].encode("utf-8", "replace")), (lines[i], chunk.source))
         draw = _draw(digest)
-        if draw < candidates.limit:
-            candidates.offer(draw, size, "".join(beginning))
+        candidates.offer(draw, size, "".join(beginning))
         found.lowest, found.highest = min(found.lowest, draw), max(found.highest, draw)
         if chunks > 1:
             found.draws[document] = draw
-
-    for chunk, nul in read(sources, data, found.counts):
-        if chunk.document != document:
-            if chunks:
-                end_document()
-            document, size, chunks, beginning, digest = chunk.document, 0, 0, [], _digest(data.seed)
-        if size < enough:
-            beginning.append(chunk.text)
-        size, chunks, found.nul = size + len(chunk.text), chunks + 1, found.nul + nul
-        found.letters[chunk.source] += _update(digest, chunk.text)
-        lines = chunk.text.splitlines()
-        for i in np.flatnonzero((draws := rng.random(len(lines))) < sample.limit):
-            sample.offer(draws[i], len(lines[i].encode("utf-8", "replace")), (lines[i], chunk.source))
-    if chunks:
-        end_document()
     found.sample, found.whole = [item for _, item in sample.sorted()], sample.limit == 1.0
     found.candidates = candidates.sorted()
     return found

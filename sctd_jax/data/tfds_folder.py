@@ -23,11 +23,7 @@ _CONTENTS = ("class_label", "features_dict", "sequence", "tensor", "text")  # no
 
 
 def open_folder(folder: str | os.PathLike) -> Any:
-    """TFDS's read-only builder of a prepared dataset.
-
-    Args:
-      folder: holds `features.json`, `dataset_info.json` and the shards.
-    """
+    """TFDS's read-only builder of a folder with `features.json`, `dataset_info.json` and the shards."""
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
     from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2

@@ -41,9 +41,33 @@ class Tokenizer:
     pieces: tuple[str, ...]  # pieces by id
     special: SpecialIds
     word_start_V: np.ndarray  # bool[V]: the piece begins a word
-    encode: Callable[[Sequence[str]], list[np.ndarray]]  # runs on all cores; never gives a special id but unk
-    encode_spans: Callable[[Sequence[str]], list[Tokenized]]  # the same ids
-    decode: Callable[[Sequence[int]], str]
+    # Functions of the library: ids of texts, and ids with the characters that each stands for.
+    ids_of: Callable[[list[str]], Iterable[Sequence[int]]]
+    spans_of: Callable[[list[str]], Iterable[tuple[Sequence[int], Iterable[tuple[int, int]]]]]
+    text_of: Callable[[list[int]], str]
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids i32[n] of each text, on all cores; never a special one but unk."""
+        return [self._ordinary(ids) for ids in self.ids_of(list(texts))]
+
+    def encode_spans(self, texts: Sequence[str]) -> list[Tokenized]:
+        """The same ids, with their places."""
+        found = []
+        for start in range(0, len(texts), _ENCODE_TEXTS):
+            part = list(texts[start : start + _ENCODE_TEXTS])
+            for text, (ids, spans) in zip(part, self.spans_of(part), strict=True):
+                spans_n2 = np.array([_trimmed(text, *span) for span in spans], np.int32).reshape(-1, 2)
+                found.append(Tokenized(self._ordinary(ids), spans_n2))
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids."""
+        return self.text_of([int(i) for i in ids])
+
+    def _ordinary(self, ids: Sequence[int]) -> np.ndarray:
+        # Some models have their specials among the ordinary pieces, and a document may spell one.
+        ids_n = np.array(ids, np.int32)
+        return np.where(np.isin(ids_n, self.special.unmaskable), np.int32(self.special.unk), ids_n)
 
     def word(self, piece_id: int) -> str:
         """A piece as a person reads it, without the mark of a word's beginning."""
@@ -140,41 +164,10 @@ def encoding_digest(path: str | os.PathLike) -> str:
     return hashlib.sha256(content).hexdigest() + ("-whole" if split_before else "")
 
 
-def _tokenizer(
-    pieces: Sequence[str],
-    special: SpecialIds,
-    word_start_V: np.ndarray,
-    ids_of: Callable[[list[str]], Iterable[Sequence[int]]],
-    spans_of: Callable[[list[str]], Iterable[tuple[Sequence[int], Iterable[tuple[int, int]]]]],
-    decode: Callable[[list[int]], str],
-) -> Tokenizer:
-    """Part that both libraries share, given ids of texts, and ids with the characters that each stands for."""
-
-    # Some models have their specials among the ordinary pieces, and a document may spell one.
-    def ordinary(ids: Sequence[int]) -> np.ndarray:
-        ids_n = np.array(ids, np.int32)
-        return np.where(np.isin(ids_n, special.unmaskable), np.int32(special.unk), ids_n)
-
-    def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-        while start < end and text[start].isspace():
-            start += 1
-        return start, end
-
-    def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        return [ordinary(ids) for ids in ids_of(list(texts))]
-
-    def encode_spans(texts: Sequence[str]) -> list[Tokenized]:
-        found = []
-        for start in range(0, len(texts), _ENCODE_TEXTS):
-            part = list(texts[start : start + _ENCODE_TEXTS])
-            for text, (ids, spans) in zip(part, spans_of(part), strict=True):
-                spans_n2 = np.array([trimmed(text, *span) for span in spans], np.int32).reshape(-1, 2)
-                found.append(Tokenized(ordinary(ids), spans_n2))
-        return found
-
-    return Tokenizer(
-        tuple(pieces), special, word_start_V, encode, encode_spans, lambda ids: decode([int(i) for i in ids])
-    )
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    while start < end and text[start].isspace():
+        start += 1
+    return start, end
 
 
 def _sentencepiece(content: bytes, path: str | os.PathLike) -> Tokenizer:
@@ -196,18 +189,18 @@ def _sentencepiece(content: bytes, path: str | os.PathLike) -> Tokenizer:
 
     # The piece that the model gives, whatever other one is called [UNK].
     special = tokenizer_files.special_ids(pieces, path)._replace(unk=processor.unk_id())
-    return _tokenizer(pieces, special, _marked(pieces), encode, spans_of, processor.decode)
+    return Tokenizer(tuple(pieces), special, _marked(pieces), encode, spans_of, processor.decode)
 
 
 def check_exportable(content: bytes, path: str | os.PathLike) -> None:
     """Refuse a SentencePiece model that `interop` could not give to transformers, before a run rather than after it."""
     proto = sentencepiece_model.ModelProto.FromString(content)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    kinds = {value: name.lower() for name, value in sentencepiece_model.TrainerSpec.ModelType.items()}
+    kind = sentencepiece_model.TrainerSpec.ModelType.Name(trainer.model_type).lower()
     wrong = [
         text
         for text, found in (
-            (f"model_type={kinds[trainer.model_type]}", trainer.model_type not in _EXPORTABLE),
+            (f"model_type={kind}", trainer.model_type not in _EXPORTABLE),
             ("add_dummy_prefix=false", not normalizer.add_dummy_prefix),
             ("remove_extra_whitespaces=false", not normalizer.remove_extra_whitespaces),
             ("treat_whitespace_as_suffix=true", trainer.treat_whitespace_as_suffix),
@@ -279,7 +272,7 @@ def _hugging_face(content: bytes, path: str | os.PathLike, kept: bool) -> Tokeni
     def spans_of(texts: list[str]) -> list[tuple[Sequence[int], Sequence[tuple[int, int]]]]:
         return [(e.ids, e.offsets) for e in inner.encode_batch(texts, add_special_tokens=False)]
 
-    return _tokenizer(pieces, special, word_start_V, ids_of, spans_of, inner.decode)
+    return Tokenizer(tuple(pieces), special, word_start_V, ids_of, spans_of, inner.decode)
 
 
 def _marked(pieces: Sequence[str]) -> np.ndarray:

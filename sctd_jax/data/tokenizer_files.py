@@ -27,12 +27,8 @@ SPECIAL_PIECES = {
     "mask": ("[MASK]", "<mask>"),
 }
 ROLE_NAMES = frozenset(name for names in SPECIAL_PIECES.values() for name in names)
-_OPTIONS, _MODEL, _ROLES, _ADDED = (
-    "tokenizer_config.json",
-    "config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+_OPTIONS, _MODEL = "tokenizer_config.json", "config.json"
+_ROLES, _ADDED = "special_tokens_map.json", "added_tokens.json"
 _BERT = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # names of one class
 _AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
@@ -92,8 +88,7 @@ def beside(path: epath.Path) -> Beside:
 def read(path: epath.Path, alone: bool = False) -> tuple[tokenizers.Tokenizer, list[str]]:
     """A `vocab.txt` or `tokenizer.json` as `transformers` reads it (or the file alone), and what was guessed.
 
-    Raises:
-      Exception: `tokenizers` does not understand the content.
+    Any Exception may come from `tokenizers`, where it does not understand the content.
     """
     around = Beside({}, {}, {}, {}) if alone else beside(path)
     remarks: list[str] = []

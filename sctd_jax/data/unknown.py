@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -21,6 +21,7 @@ _NAMED_SOURCES, _NAMED_LETTERS = 3, 5
 class Letters:
     """Letters of a text: its characters without the white space."""
 
+    source: str = ""  # name of what they are from
     total: int = 0
     unknown: int = 0  # letters within an [UNK]
     commonest: Counter = dataclasses.field(default_factory=Counter)  # unknown letters by count
@@ -41,13 +42,8 @@ class Letters:
 def unknown_letters(tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[np.ndarray]) -> list[Counter]:
     """The letters of each text that the tokenizer does not know.
 
-    Texts without an [UNK] cost nothing. The different words of the others, long ones in parts, are tokenised once more,
-    and the few that have an [UNK] are asked for its place, which is slow.
-
-    Args:
-      tokenizer: the tokenizer.
-      texts: any texts.
-      ids: result of `tokenizer.encode(texts)`.
+    Texts without an [UNK] in their `ids`, by `tokenizer.encode`, cost nothing. The different words of the others, long
+    ones in parts, are tokenised once more, and the few that have an [UNK] are asked for its place, which is slow.
     """
     expected = [int((piece_ids == tokenizer.special.unk).sum()) for piece_ids in ids]
     found: list[Counter[str]] = [Counter() for _ in texts]
@@ -55,7 +51,10 @@ def unknown_letters(tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[np
     for longest in (_PART, sys.maxsize):
         if not left:
             break
-        parts = {i: Counter(_parts(texts[i], longest)) for i in left}
+        parts = {
+            i: Counter(word[at : at + longest] for word in texts[i].split() for at in range(0, len(word), longest))
+            for i in left
+        }
         odd = _within_unknown(tokenizer, list(dict.fromkeys(part for counts in parts.values() for part in counts)))
         left.clear()
         for i, counts in parts.items():
@@ -82,12 +81,6 @@ def lost_letters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Counter]:
     return found
 
 
-def _parts(text: str, longest: int) -> Iterator[str]:
-    for word in text.split():
-        for start in range(0, len(word), longest):
-            yield word[start : start + longest]
-
-
 def _within_unknown(tokenizer: Tokenizer, words: list[str]) -> dict[str, tuple[int, str]]:
     """(number of [UNK], the letters within) of the words that have any."""
     unk = tokenizer.special.unk
@@ -109,7 +102,6 @@ def total(by_source: Iterable[Letters]) -> Letters:
 
 
 def report(
-    names: Sequence[str],
     by_source: Sequence[Letters],
     allow: bool,
     where: str = "",
@@ -118,25 +110,23 @@ def report(
     """Lines that say how much of each source is unknown: one, and a warning above WARN in a source or in all.
 
     Args:
-      names: names of the sources.
-      by_source: their letters.
+      by_source: letters of each source.
       allow: whether more than REFUSE in all is only warned of.
       where: part of the text that this is about, if not all.
       what: fate of the unknown letters, the end of the sentence.
     """
     everything = total(by_source)
     said = f"{everything.unknown:,} of {everything.total:,} letters{where} ({everything.share:.2%})"
-    sources = list(zip(names, by_source, strict=True))
-    worst = sorted((pair for pair in sources if pair[1].share > WARN), key=lambda pair: -pair[1].unknown)
+    worst = sorted((letters for letters in by_source if letters.share > WARN), key=lambda letters: -letters.unknown)
     if not worst:
-        name, most = max(sources, key=lambda pair: pair[1].share)
-        named = len(names) > 1 and most.share > _WORTH_A_NAME
-        return [f"unknown to the tokenizer: {said}" + f"; most in {printable(name)} ({most.share:.2%})" * named]
+        most = max(by_source, key=lambda letters: letters.share)
+        named = len(by_source) > 1 and most.share > _WORTH_A_NAME
+        return [f"unknown to the tokenizer: {said}" + f"; most in {printable(most.source)} ({most.share:.2%})" * named]
     parts = []
-    for name, letters in worst[:_NAMED_SOURCES]:
+    for letters in worst[:_NAMED_SOURCES]:
         common = letters.commonest.most_common(_NAMED_LETTERS)
         spelt = ", ".join(f"{printable(letter)} U+{ord(letter):04X} {count:,}" for letter, count in common)
-        parts.append(f"{printable(name)}: {letters.share:.1%} ({spelt})")
+        parts.append(f"{printable(letters.source)}: {letters.share:.1%} ({spelt})")
     if more := len(worst[_NAMED_SOURCES:]):
         parts.append(f"and {more:,} more above {WARN:.0%}")
     line = f"{said} {what}: {'; '.join(parts)}"

@@ -12,7 +12,7 @@ from sctd_jax.config import ModelConfig
 from sctd_jax.model.bert import Bert
 
 WORD_EMBEDDINGS, OUTPUT_BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
-_HEAD = "cls.predictions."
+HEAD = "cls.predictions."  # beginning of the names of the MLM head's tensors
 
 
 def to_bert(config: ModelConfig, path: tuple[str, ...], leaf: Any) -> np.ndarray:
@@ -45,11 +45,6 @@ def shapes(config: ModelConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     return flatten_dict(jax.eval_shape(init))
 
 
-def is_head(name: str) -> bool:
-    """Whether a tensor belongs to the MLM head."""
-    return name.startswith(_HEAD)
-
-
 def shape_in_bert(config: ModelConfig, path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of our leaf as torch keeps it."""
     if path[-1] == "kernel":
@@ -65,38 +60,35 @@ def names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
         WORD_EMBEDDINGS: (*embeddings, "word"),
         "bert.embeddings.position_embeddings.weight": (*embeddings, "position"),
         "bert.embeddings.token_type_embeddings.weight": (*embeddings, "segment"),
-        **_norm("bert.embeddings.LayerNorm", *embeddings, "norm"),
-        **_dense(_HEAD + "transform.dense", "mlm_head", "dense"),
-        **_norm(_HEAD + "transform.LayerNorm", "mlm_head", "norm"),
+        **_layer("bert.embeddings.LayerNorm", *embeddings, "norm"),
+        **_layer(HEAD + "transform.dense", "mlm_head", "dense"),
+        **_layer(HEAD + "transform.LayerNorm", "mlm_head", "norm"),
         OUTPUT_BIAS: ("mlm_head", "bias"),
     }
     for i in range(config.num_layers):
         layer, name = ("encoder", f"layer_{i}"), f"bert.encoder.layer.{i}"
         for part in ("query", "key", "value"):
-            table |= _dense(f"{name}.attention.self.{part}", *layer, "attention", part)
-        table |= _dense(f"{name}.attention.output.dense", *layer, "attention", "output")
-        table |= _norm(f"{name}.attention.output.LayerNorm", *layer, "attention_norm")
-        table |= _dense(f"{name}.intermediate.dense", *layer, "mlp", "intermediate")
-        table |= _dense(f"{name}.output.dense", *layer, "mlp", "output")
-        table |= _norm(f"{name}.output.LayerNorm", *layer, "output_norm")
+            table |= _layer(f"{name}.attention.self.{part}", *layer, "attention", part)
+        table |= _layer(f"{name}.attention.output.dense", *layer, "attention", "output")
+        table |= _layer(f"{name}.attention.output.LayerNorm", *layer, "attention_norm")
+        table |= _layer(f"{name}.intermediate.dense", *layer, "mlp", "intermediate")
+        table |= _layer(f"{name}.output.dense", *layer, "mlp", "output")
+        table |= _layer(f"{name}.output.LayerNorm", *layer, "output_norm")
     return table
 
 
 def task_names(config: ModelConfig, each_token: bool) -> dict[str, tuple[str, ...]]:
     """`names` of a model with a task's head: on each token, or on the pooled [CLS]."""
-    table = {name: path for name, path in names(config).items() if not is_head(name)}
+    table = {name: path for name, path in names(config).items() if not name.startswith(HEAD)}
     if each_token:
-        return table | _dense("qa_outputs", "classifier")
-    return table | POOLER | _dense("classifier", "classifier")
+        return table | _layer("qa_outputs", "classifier")
+    return table | POOLER | _layer("classifier", "classifier")
 
 
-def _dense(name: str, *path: str) -> dict[str, tuple[str, ...]]:
-    return {f"{name}.weight": (*path, "kernel"), f"{name}.bias": (*path, "bias")}
-
-
-def _norm(name: str, *path: str) -> dict[str, tuple[str, ...]]:
-    return {f"{name}.weight": (*path, "scale"), f"{name}.bias": (*path, "bias")}
+def _layer(name: str, *path: str) -> dict[str, tuple[str, ...]]:
+    weight = "scale" if name.endswith("LayerNorm") else "kernel"
+    return {f"{name}.weight": (*path, weight), f"{name}.bias": (*path, "bias")}
 
 
 # A fine-tuned model's, and BERT's own; pretraining here has none.
-POOLER = _dense("bert.pooler.dense", "pooler")
+POOLER = _layer("bert.pooler.dense", "pooler")

@@ -52,26 +52,25 @@ class Folder:
 def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
     """Look at a `BertForMaskedLM` or `BertModel` checkpoint; every number is checked, and none is kept.
 
-    Args:
-      source: a folder with `model.safetensors`, `config.json` and a tokenizer, or the safetensors file in it.
-      tokenizer_file: instead of the one beside the weights.
+    The source is a folder with `model.safetensors`, `config.json` and a tokenizer (unless `tokenizer_file` is given),
+    or the safetensors file in it.
     """
     checkpoint = find_weights(source)
     folder = checkpoint.parent
     file = tokenizer_file or find_tokenizer(folder)
-    pieces = tokenizer.load(file)
+    loaded = tokenizer.load(file)
     described = _read_json(folder / _CONFIG_FILE)
     fields = config_json.from_json(described, str(folder / _CONFIG_FILE))
-    rows, count = fields["vocab_size"], len(pieces.pieces)
+    rows, count = fields["vocab_size"], len(loaded.pieces)
     if count > rows:
         raise UserError(f"the tokenizer {file} has {count} pieces, but the checkpoint's {_CONFIG_FILE} says {rows}")
     fields["vocab_size"] = count
     config = around(fields, dataclasses.asdict(Config()))
     taken, left_out, fronts = check_tensors(checkpoint, config.model, rows)
     notes = tokenizer.remarks(file)
-    pad, said = pieces.special.pad, described.get("pad_token_id")
+    pad, said = loaded.special.pad, described.get("pad_token_id")
     if said not in (None, pad):
-        notes.append(f"warning: {_CONFIG_FILE} says pad_token_id {said}, but {pieces.pieces[pad]} is {pad}, which is "
+        notes.append(f"warning: {_CONFIG_FILE} says pad_token_id {said}, but {loaded.pieces[pad]} is {pad}, which is "
                      f"used; transformers never trained the embedding of {said}")  # fmt: skip
     if fronts:
         notes.append(f"read without what a wrapper put into the tensors' names: {listed(fronts)}")
@@ -94,10 +93,10 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
     return Folder(
         network=fields,
         config=config,
-        tokenizer=pieces,
+        tokenizer=loaded,
         tokenizer_file=file,
         tensors=len(taken.keys() - weights.POOLER.keys()),
-        has_head=any(weights.is_head(name) for name in taken),
+        has_head=any(name.startswith(weights.HEAD) for name in taken),
         digest=digest,
         left_out=tuple(left_out),
         notes=tuple(notes),
@@ -142,10 +141,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def check_tensors(path: Path, model: ModelConfig, rows: int) -> tuple[dict[str, str], list[str], list[str]]:
     """Check that a safetensors file holds this network, and no number in it that is not finite.
 
-    Args:
-      path: the file.
-      model: the network, with the vocabulary of the tokenizer.
-      rows: those of the file's word embedding.
+    The network has the vocabulary of the tokenizer, the file's word embedding `rows`.
 
     Returns:
       The file's names of tensors to take by `BertForMaskedLM`'s present ones, a pooler's among them, the names that
@@ -220,8 +216,7 @@ def _present_names(path: Path, names: Iterable[str]) -> tuple[dict[str, str], li
     outer = inner.removesuffix("bert.") if f".{inner}".endswith(".bert.") else inner
     for theirs, name in plain.items():
         cut |= set(theirs.split(".")) & set(_WRAPPERS)
-        if front := next((front for front in (inner, outer) if front and name.startswith(front)), ""):
-            name = name.removeprefix(front)
+        name = name.removeprefix(inner if name.startswith(inner) else outer)
         for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
             name = name.replace(old, new)
         name = f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
@@ -240,8 +235,8 @@ def _check_fit(path: Path, file, found: Mapping[str, str], model: ModelConfig, r
     }
     for name in (weights.WORD_EMBEDDINGS, weights.OUTPUT_BIAS):
         expected[name] = (rows, *expected[name][1:])
-    has_head = any(weights.is_head(name) for name in found)
-    missing = [name for name in expected if name not in found and (has_head or not weights.is_head(name))]
+    has_head = any(name.startswith(weights.HEAD) for name in found)
+    missing = [name for name in expected if name not in found and (has_head or not name.startswith(weights.HEAD))]
     unknown = [theirs for name, theirs in found.items() if name not in expected]
     misfits = []
     for name in expected.keys() & found.keys():

@@ -14,11 +14,9 @@ _APART = "\ufdd0"  # a noncharacter: in no text
 
 
 def convert(model: bytes, special: SpecialIds) -> Tokenizer:
-    """A fast tokenizer that adds [CLS] and [SEP] and gives segment ids for pairs.
+    """A fast tokenizer of a serialised `model` that `data.tokenizer.check_exportable` accepts.
 
-    Args:
-      model: a serialised SentencePiece model that `data.tokenizer.check_exportable` accepts.
-      special: ids of the five pieces.
+    It adds [CLS] and [SEP] and gives segment ids for pairs.
     """
     proto = sentencepiece_model.ModelProto.FromString(model)
     names = {role: proto.pieces[i].piece for role, i in special._asdict().items()}
@@ -56,7 +54,7 @@ def convert(model: bytes, special: SpecialIds) -> Tokenizer:
     tokenizer.add_special_tokens(
         [AddedToken(name, special=True, normalized=False, lstrip=role == "mask") for role, name in names.items()]
     )
-    tokenizer.post_processor = _template(names, special)
+    tokenizer.post_processor = _template(tokenizer, special, 1)
     return tokenizer
 
 
@@ -88,34 +86,22 @@ def _class(codes: set[int]) -> str:
     return f"[{''.join(f'{chr(a)}-{chr(b)}' for a, b in zip(starts, ends, strict=True))}]"
 
 
-def completed(content: bytes, names: dict[str, str], special: SpecialIds) -> Tokenizer:
-    """A `tokenizer.json` that adds [CLS] and [SEP], as the rows have them, whether it did so before or not."""
-    tokenizer = Tokenizer.from_buffer(content)
-    if tokenizer.encode("").ids != [special.cls, special.sep]:
-        tokenizer.post_processor = _template(names, special)
-    return tokenizer
+def framed(tokenizer: Tokenizer, special: SpecialIds, segments: int) -> Tokenizer:
+    """The same tokenizer, which adds [CLS] and [SEP] as rows have them, whether it did so before or not.
 
-
-def with_pairs(tokenizer: Tokenizer, names: dict[str, str], special: SpecialIds, segments: int) -> Tokenizer:
-    """The same tokenizer with the pairs of fine-tuning: [CLS] a [SEP] b [SEP], b in segment 1 if the model has one.
-
-    RoBERTa's own has two separators and one segment; a model of one segment has no embedding for an id of 1.
-
-    Args:
-      tokenizer: tokenizer that adds [CLS] and [SEP] to single texts.
-      names: names of the special pieces by role.
-      special: ids of the special pieces by role.
-      segments: `type_vocab_size` of the model.
+    Pairs are those of fine-tuning: [CLS] a [SEP] b [SEP], b in segment 1 if the model has one. RoBERTa's own has two
+    separators and one segment; a model of one segment (`type_vocab_size`) has no embedding for an id of 1.
     """
     second = min(1, segments - 1)
-    pair = tokenizer.encode("", "")
-    if (pair.ids, pair.type_ids) != ([special.cls, special.sep, special.sep], [0, 0, second]):
-        tokenizer.post_processor = _template(names, special, second)
+    single, pair = tokenizer.encode(""), tokenizer.encode("", "")
+    cls, sep = special.cls, special.sep
+    if (single.ids, pair.ids, pair.type_ids) != ([cls, sep], [cls, sep, sep], [0, 0, second]):
+        tokenizer.post_processor = _template(tokenizer, special, second)
     return tokenizer
 
 
-def _template(names: dict[str, str], special: SpecialIds, second: int = 1) -> processors.TemplateProcessing:
-    cls, sep = names["cls"], names["sep"]
+def _template(tokenizer: Tokenizer, special: SpecialIds, second: int) -> processors.TemplateProcessing:
+    cls, sep = map(tokenizer.id_to_token, (special.cls, special.sep))
     return processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:{second} {sep}:{second}",

@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 from flax.traverse_util import flatten_dict
+from tokenizers import Tokenizer
 
 from sctd_jax.config import ModelConfig
 from sctd_jax.data import tokenizer
@@ -27,20 +28,14 @@ def write_folder(
     table: Mapping[str, tuple[str, ...]],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write weights, `config.json` and the tokenizer's files into a folder that exists.
+    """Write weights, `config.json` and a run's tokenizer into a folder that exists.
 
-    Args:
-      folder: folder to write into.
-      config: the network's.
-      params: its parameters.
-      tokenizer_file: the one of a run's workdir.
-      table: paths of parameters by the names of their tensors, `names.names` or `names.task_names`.
-      settings: fields of `config.json` that differ from BertForMaskedLM's.
+    The table has the paths of parameters by the names of their tensors (`names.names` or `names.task_names`), the
+    settings are the fields of `config.json` that differ from BertForMaskedLM's.
     """
-    pieces = tokenizer.load(tokenizer_file, kept=True)
-    special = pieces.special
-    names_of_special = {role: pieces.pieces[i] for role, i in special._asdict().items()}
-    tokens = {f"{role}_token": name for role, name in names_of_special.items()}
+    loaded = tokenizer.load(tokenizer_file, kept=True)
+    special = loaded.special
+    tokens = {f"{role}_token": loaded.pieces[i] for role, i in special._asdict().items()}
     write_weights(folder / WEIGHTS_FILE, config, params, table)
     name, content = tokenizer.canonical(tokenizer_file, kept=True)
     if name == tokenizer.SENTENCEPIECE_FILE:
@@ -48,15 +43,13 @@ def write_folder(
         (folder / name).write_bytes(content)
         fast = tokenizer_json.convert(content, special)
     else:
-        fast = tokenizer_json.completed(content, names_of_special, special)
-    fast = tokenizer_json.with_pairs(fast, names_of_special, special, config.type_vocab_size)
+        fast = Tokenizer.from_buffer(content)
+    fast = tokenizer_json.framed(fast, special, config.type_vocab_size)
     added = fast.get_added_tokens_decoder().values()
-    more = [str(token) for token in added if token.special and str(token) not in names_of_special.values()]
+    more = [str(token) for token in added if token.special and str(token) not in tokens.values()]
     (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
-    _write_json(folder / _CONFIG, config_json.to_json(config, special.pad) | dict(settings))
-    _write_json(folder / _TOKENS, tokens)
     # Without the class transformers 5 builds a BertTokenizer from the model type, and gets every sentence wrong.
-    tokenizer_config = {
+    options = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.max_positions,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
@@ -64,7 +57,10 @@ def write_folder(
         **tokens,
         **({"additional_special_tokens": more} if more else {}),
     }
-    _write_json(folder / _TOKENIZER_CONFIG, tokenizer_config)
+    described = config_json.to_json(config, special.pad) | dict(settings)
+    for name, content in ((_CONFIG, described), (_TOKENS, tokens), (_TOKENIZER_CONFIG, options)):
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def write_weights(
@@ -87,7 +83,3 @@ def write_weights(
         file.write(len(text).to_bytes(8, "little") + text)
         for at in table.values():
             file.write(names.to_bert(config, at, leaves[at]).astype("<f4", copy=False).data)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -38,8 +38,8 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
 
     @functools.cache  # one compilation for each K
     def eval_step(stage: Config) -> Callable:
-        eval_fn = make_eval_step(stage, data.special, data.word_start_V, mesh)
-        return meshes.jit_eval_step(mesh, eval_fn, state_layout(stage, data.special, mesh))
+        eval_fn = make_eval_step(stage, data.tokenizer.special, data.word_start_V, mesh)
+        return meshes.jit_eval_step(mesh, eval_fn, state_layout(stage, data.tokenizer.special, mesh))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         step_fn = eval_step(config.after(int(state.step)))

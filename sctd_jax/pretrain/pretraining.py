@@ -72,11 +72,11 @@ def train_and_evaluate(
         job = Job(
             config=train,
             mesh=mesh,
-            init=lambda: initial_state(config, data.special),
+            init=lambda: initial_state(config, data.tokenizer.special),
             start=start,
             describe=describe,
             claim=lambda: claim_workdir(workdir, config, data.folder, log),
-            compile=lambda: compile_programs(settled, data.special, mesh, data.word_start_V),
+            compile=lambda: compile_programs(settled, data.tokenizer.special, mesh, data.word_start_V),
             program=lambda step: program_at(config, step),
             batch=lambda step: meshes.put_batch(mesh, train.batch_size, loader.batch(step)),
             cost=lambda step: (
@@ -126,7 +126,7 @@ def evaluate_workdir(
     if storage.exists(folder / CHECKPOINTS):
         _, config, _, mesh, data = _open(config, folder, log)
         with closing(Checkpoints(folder, read_only=True)) as checkpoints:
-            state = checkpoints.restore(state_layout(config, data.special, mesh), log)
+            state = checkpoints.restore(state_layout(config, data.tokenizer.special, mesh), log)
     if state is None:
         raise UserError(f"workdir {workdir} has no checkpoints to evaluate")
     metrics = make_evaluate(config, data, mesh)(state)

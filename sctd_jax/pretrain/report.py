@@ -204,13 +204,13 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
     if not words:
         return []
     tokens_BN, positions = tokens_BN[list(words)], np.array(list(words.values()))
-    hidden_BN = tokens_BN.copy()
-    hidden_BN[np.arange(len(words)), positions] = data.special.mask
+    hidden_BN, special = tokens_BN.copy(), data.tokenizer.special
+    hidden_BN[np.arange(len(words)), positions] = special.mask
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def predict(params, input_ids_BN, rows_BR):
         model = make_model(config)
-        logits: Any = model.apply({"params": params}, input_ids_BN, input_ids_BN != data.special.pad, rows_BR=rows_BR)
+        logits: Any = model.apply({"params": params}, input_ids_BN, input_ids_BN != special.pad, rows_BR=rows_BR)
         return jax.lax.top_k(jax.nn.softmax(logits[:, 0]), _CANDIDATES)
 
     scores, ids = predict(state.params, hidden_BN, positions[:, None])

@@ -10,7 +10,6 @@ from sctd_jax.config import Config
 from sctd_jax.data import tokenizer, unknown
 from sctd_jax.data.prepare import ensure_rows
 from sctd_jax.data.rows import Metadata, read_metadata
-from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.parallel import hosts
 
@@ -22,7 +21,6 @@ class Data:
     folder: Path
     metadata: Metadata
     tokenizer: tokenizer.Tokenizer
-    special: SpecialIds
     word_start_V: np.ndarray | None  # bool; None without whole-word masking
 
 
@@ -53,4 +51,4 @@ def open_data(config: Config, log: Callable[[str], None], began: Metadata | None
     word_start_V = tok.word_start_V if config.masking.whole_word else None
     if word_start_V is not None and not word_start_V.any():
         raise UserError("config.masking.whole_word: no piece of the vocabulary begins a word")
-    return Data(folder, metadata, tok, tok.special, word_start_V)
+    return Data(folder, metadata, tok, word_start_V)

@@ -10,8 +10,7 @@ from etils import epath
 from sctd_jax import storage, stored
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
-from sctd_jax.data.fingerprint import fingerprint
-from sctd_jax.data.rows import METADATA_FILE, read_metadata
+from sctd_jax.data.rows import METADATA_FILE, fingerprint, read_metadata
 from sctd_jax.errors import UserError, say
 from sctd_jax.train.workdir import (
     CONFIG_FILE,

@@ -81,7 +81,7 @@ def by_layer(run: Model, count: int, log: Callable[[str], None]) -> dict[str, An
     """Means over at most `count` held-out rows, masked as in the run's evaluation, by its newest checkpoint."""
     step, state = run.read(names=("params", "importance_V"))
     data, rows, chosen = held_out(run, count, log)
-    compare = jit_compare(run.config.after(step), data.special, data.word_start_V)
+    compare = jit_compare(run.config.after(step), data.tokenizer.special, data.word_start_V)
     parts = []
     for start in range(0, len(chosen), _BATCH):
         # The last batch is filled up with its own rows, which then do not count.

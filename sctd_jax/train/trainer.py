@@ -121,7 +121,7 @@ def train(
     programs = job.compile()
     log(f"compiled {', '.join(programs)} in {time.monotonic() - began:.0f} s")
 
-    batches = prefetch(job.batch, start, steps)
+    batches = prefetch(job.batch, range(start, steps))
     writer: Writer | Silent = Silent()
     console: Console | Silent = Silent()
     try:

@@ -42,8 +42,8 @@ def held(workdir: epath.Path, what: str, log: Callable[[str], None]) -> Iterator
     if not hosts.is_first():
         yield lambda: None
         return
-    with lease.hold(workdir, what, log) as mine:
-        yield mine.check
+    with lease.hold(workdir, what, log) as still_mine:
+        yield still_mine
 
 
 def check(workdir: epath.Path, same_run: Callable[[], None]) -> None:
