@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sctd_jax.config import Config
-from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, Rows, read_metadata
+from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.model import token_dropping
@@ -21,9 +21,8 @@ from sctd_jax.objective import losses
 from sctd_jax.plot import curve, names
 from sctd_jax.pretrain.evaluation import EVAL_SEED, cosine, eval_rows, selection_keys
 from sctd_jax.pretrain.model import make_model
-from sctd_jax.pretrain.rows import open_data
 from sctd_jax.pretrain.step import mask_batch, select
-from sctd_jax.pretrain.workdir import check_rows
+from sctd_jax.pretrain.workdir import open_rows
 from sctd_jax.probing.models import full_precision, open_pretrained
 from sctd_jax.train.metrics import read_metrics
 
@@ -95,9 +94,7 @@ def by_layer(run: Model, count: int, log: Callable[[str], None]) -> dict[str, An
       log: told if the rows must be prepared again.
     """
     step, state = run.read(names=("params", "importance_V"))
-    began = read_metadata(run.path) if (run.path / METADATA_FILE).is_file() else None
-    data = open_data(run.config, log, began)
-    check_rows(run.path, data.folder)
+    data = open_rows(run.path, run.config, log)
     rows = Rows(data.folder, HELD_OUT)
     chosen = eval_rows(count, len(rows))
     compare = jit_compare(run.config.after(step), data.special, data.word_start_V)
