@@ -102,6 +102,7 @@ def finetune(
             config=config.train,
             mesh=mesh,
             init=lambda: initial_state(config, shape),
+            layout=state_shape(lambda: initial_state(config, shape), mesh),
             start=start,
             describe=lambda state: report.start_table(settings, config, mesh, data, train.per_epoch),
             claim=lambda: claim_workdir(workdir, settings, config, made.origin, made.pretrained.tokenizer_file),
@@ -123,7 +124,7 @@ def finetune(
             return result
 
         with closing(Checkpoints(workdir, best=HIGHEST_SCORE, read_only=True)) as checkpoints:
-            state = checkpoints.restore(state_shape(job.init, mesh), log, result.best_step)
+            state = checkpoints.restore(job.layout, log, result.best_step)
         splits = data.dev | data.test
         predictions = _predict(made, state, splits)
         if hosts.is_first():
@@ -178,8 +179,8 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     )
     # Windows make more features than examples; the schedule's length follows from them.
     config = run_config(settings, pretrained.config, train.per_epoch)
-    choice = choose(config.model, [("config.max_length", length)], platform_of(mesh.devices.flat[0]))
-    settled = dataclasses.replace(config, model=choice.model)
+    model, _ = choose(config.model, [("config.max_length", length)], platform_of(mesh.devices.flat[0]))
+    settled = dataclasses.replace(config, model=model)
     shape = shape_of(task, data.labels, *counts)
     logits = jit_logits(settled, shape, mesh)
     return Prepared(settings, config, settled, shape, mesh, pretrained, step, data, features, train, origin, logits)
