@@ -1,4 +1,4 @@
-"""MLM cross-entropy and semantic-consistency KL as (sum, weight) pairs, and how they combine.
+"""MLM cross-entropy and semantic-consistency KL as sums over rows, and how they combine.
 
 Shapes: B batch, R rows of a state, P predicted positions, D width, V vocabulary.
 """

@@ -53,7 +53,7 @@ def mask_tokens(
       key: random key of the step.
       rows_B: global row numbers, unique within the step.
       tokens_BN: packed rows, padded at the end.
-      masking: shares of the tokens; those of the predicted positions that are not shown as they are.
+      masking: share of the tokens that is predicted, and shares of those that are shown as [MASK] or as a random token.
       special: ids that are never predicted, and [MASK].
       vocab_size: V.
       num_predicted: P, static.

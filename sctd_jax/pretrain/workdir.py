@@ -41,7 +41,7 @@ def check_workdir(workdir: epath.Path, config: Config) -> None:
 
 def open_rows(workdir: epath.Path, config: Config, log: Callable[[str], None]) -> Data:
     """The config's rows, prepared now if missing: those that the steps in `workdir` were trained on."""
-    began = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
+    began = read_metadata(workdir) if (workdir / CONFIG_FILE).is_file() else None
     data = open_data(config, log, began)
     check_rows(workdir, data.folder)
     return data

@@ -19,6 +19,7 @@ from jax.experimental import topologies
 from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
+from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
 from sctd_jax.parallel.mesh import describe
@@ -47,7 +48,7 @@ class Program:
 
 
 class DoesNotFitError(Exception):
-    """Whoever compiles a program raises it: the compiler found no way to place it in HBM; the message is its own."""
+    """A program that the compiler found no way to place in HBM; the message is the compiler's."""
 
 
 def compile_for(config: Config, topology: str, log: Callable[[str], None], mfu: float = 0.4) -> bool:
@@ -81,6 +82,7 @@ def chip_hours(config: Config, chip: Chip, mfu: float) -> float:
 
 def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tuple[Config, jax.sharding.Mesh, Chip]:
     """A config as it would run on a slice, the slice's mesh and what its chips are; says so."""
+    check_selector(config.dropping.selector)
     devices = topology_devices(topology)
     config, attention, mesh = on_devices(config, devices)
     chip = chips.find(devices[0].device_kind)

@@ -117,14 +117,14 @@ def read_command(workdir: epath.Path) -> str:
         return "not recorded"
 
 
-def read_config(workdir: epath.Path, log: Callable[[str], None] = lambda line: None) -> Config:
-    """The config of a run, as this code has it; `log` receives what earlier code had otherwise."""
+def read_config(workdir: epath.Path, log: Callable[[str], None] | None = None) -> Config:
+    """The config of a run, as this code has it; `log` receives what earlier code had otherwise, once a process."""
     path = workdir / CONFIG_FILE
     if not storage.exists(path):
         raise UserError(f"{workdir} is not the workdir of a run (no {CONFIG_FILE})")
     found = stored.read(path, stored.CONFIG)
     for note in found.notes:
-        if note not in _said:  # a command may read a config for each checkpoint
+        if log and note not in _said:  # a command may read a config for each checkpoint
             log(note)
             _said.add(note)
     try:
