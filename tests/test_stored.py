@@ -215,7 +215,8 @@ def test_a_silent_look_at_a_run_keeps_no_note_from_the_next_one(old, tmp_path, c
     lines = []
     for log in (None, lines.append, lines.append):
         workdirs.read_config(epath.Path(tmp_path), log)
-    assert [line for line in lines if "earlier version" in line] == lines[:1] != []
+    assert any("train.seed=7" in line for line in lines)
+    assert len(lines) == len(set(lines))
 
 
 def test_settings_of_a_fine_tuning_are_followed_too(old, tmp_path, changed):
