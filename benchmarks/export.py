@@ -1,9 +1,9 @@
 """Bytes that an export reads and the memory that it needs, for a run as large as BERT-base.
 
-python benchmarks/export.py [--workdir RUN] [--out DIR]
+python benchmarks/export.py [--workdir RUN] [--out DIR] [--smoke]
 
 Without --workdir a run of BERT-base with random weights is made in a temporary folder. SCTD_JAX=FOLDER measures the
-package of another checkout.
+package of another checkout. --smoke makes a run of one small layer, to see that all of it works.
 Bytes are those of the process's read calls (`rchar` of /proc/self/io), memory is its resident set; both without what
 Python and its libraries took before. Neither depends on what else runs.
 """
@@ -26,6 +26,7 @@ from etils import epath
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
+from sctd_jax.errors import run_command
 from sctd_jax.interop.exporting import export
 from sctd_jax.model.bert import Bert
 from sctd_jax.train.checkpoint import Checkpoints
@@ -39,12 +40,13 @@ def main() -> None:
     parser = CommandParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", default="", help="folder of a run; default: one of BERT-base is made")
     parser.add_argument("--out", help="keep the export there")
+    parser.add_argument("--smoke", action="store_true", help="one small layer in the place of BERT-base")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workdir = args.workdir
         if not workdir:
             workdir = f"{folder}/run"
-            child = multiprocessing.get_context("spawn").Process(target=make_run, args=(Path(workdir),))
+            child = multiprocessing.get_context("spawn").Process(target=make_run, args=(Path(workdir), args.smoke))
             child.start()
             child.join()
             if child.exitcode:
@@ -64,9 +66,12 @@ def main() -> None:
         print(f"{name:15s} {value / 2**20:8,.0f} MiB")
 
 
-def make_run(workdir: Path) -> None:
-    """Write a run of BERT-base with random weights, moments and words, at step 0."""
+def make_run(workdir: Path, smoke: bool) -> None:
+    """Write a run of BERT-base, or of one small layer, with random weights, moments and words, at step 0."""
     config = Config(dropping=dataclasses.replace(Config().dropping, method="full"))
+    if smoke:
+        small = {"vocab_size": 512, "num_layers": 1, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **small))
     model, special = config.model, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     workdir.mkdir()
     vocabulary = workdir.with_name("vocab.txt")
@@ -99,4 +104,4 @@ def read_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

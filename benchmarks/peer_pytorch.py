@@ -1,8 +1,9 @@
 """PyTorch's BertForMaskedLM on the shapes of benchmarks/train_step.py, one training step per line read from stdin.
 
-Runs in the environment of benchmarks/requirements-peer.txt: `python peer_pytorch.py '{"vocab_size": ...}'`. Prints its
-versions when it is ready, then the seconds of one step (forward, backward, AdamW) for every line that it reads. The
-head runs on the P predicted rows only, as ours does: a peer that also computed the other rows would be easier to beat.
+Runs in the environment of benchmarks/requirements-peer.txt, started by train_step.py as
+`python benchmarks/peer_pytorch.py '{"vocab_size": ...}'`. Prints its versions when it is ready, then the seconds of one
+step (forward, backward, AdamW) for every line that it reads. The head runs on the P predicted rows only, as ours does:
+a peer that also computed the other rows would be easier to beat.
 """
 
 import json

