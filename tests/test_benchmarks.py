@@ -11,6 +11,7 @@ import pytest
 from sctd_jax.errors import UserError
 from sctd_jax.main import WITHOUT_CHIPS
 from sctd_jax.parallel import chips
+from sctd_jax.pretrain import model as pretrain_model
 from sctd_jax.tpu import compile as tpu_compile
 from sctd_jax.tpu import largest_batch
 from tests import helpers
@@ -45,6 +46,7 @@ def without(name, fields, path):
 def pretended_slice(monkeypatch):
     """Four devices of this machine as a slice of v5e."""
     monkeypatch.setattr(tpu_compile, "topology_devices", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(pretrain_model, "platform_of", lambda device: "tpu")
     monkeypatch.setattr(tpu_compile.chips, "find", lambda kind: chips._CHIPS["TPU v5e"])
 
 
