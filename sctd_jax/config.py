@@ -62,7 +62,9 @@ class ModelConfig:
     initializer_range: float = field(0.02, "standard deviation of the first weights", POSITIVE)
     dtype: Literal["float32", "bfloat16"] = field("bfloat16", "type to compute in; parameters are float32")
     attention: Literal["auto", "plain", "splash", "cudnn"] = field(
-        "auto", "'splash' (TPUs) and 'cudnn' (GPUs) want attention_dropout 0; 'auto': what is possible", rerun=True
+        "auto",
+        "'splash' (TPUs): no attention_dropout; 'cudnn' (GPUs): its own; 'auto': what is possible",
+        rerun=True,
     )
     remat: Literal["auto", "none", "attention", "block"] = field(
         "auto", "what the backward pass recomputes; 'block': whole layers; 'auto': 'attention' on TPUs", rerun=True

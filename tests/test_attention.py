@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import re
 import types
 
 import jax
@@ -10,17 +12,28 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from configs import base
+from sctd_jax.config import from_dict
 from sctd_jax.errors import UserError
 from sctd_jax.model import attention
 from sctd_jax.model.bert import Bert
 from sctd_jax.model.token_dropping import keep_highest
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
+from sctd_jax.pretrain import step
 from sctd_jax.pretrain.model import initial_state, settle
 from sctd_jax.pretrain.step import forward_sums, make_train_step, mask_batch
 from tests import helpers
 
 LONG = {"data__seq_len": 256, "model__max_positions": 256}
+BF16 = {"model__dtype": "bfloat16"}
+DROPOUT = {"model__attention_dropout": 0.1}
+
+
+@pytest.fixture
+def with_cudnn(monkeypatch):
+    """JAX as it is on a machine with a GPU, as far as it asks for cuDNN's version."""
+    monkeypatch.setattr(attention.binding, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91_200))
 
 
 def mesh_of(*shape):
@@ -122,11 +135,12 @@ def long_config(**overrides):
         ({}, "tpu", ("splash", "none")),
         ({}, "cpu", ("plain", "none")),
         ({}, "gpu", ("plain", "none")),  # the tests' float32
-        ({"model__dtype": "bfloat16"}, "gpu", ("cudnn", "none")),
-        ({"model__dtype": "bfloat16", "model__attention": "plain"}, "gpu", ("plain", "none")),
-        ({"model__dtype": "bfloat16"}, "old gpu", ("plain", "none")),
-        ({"model__dtype": "bfloat16", "model__attention_dropout": 0.1}, "gpu", ("plain", "none")),
-        ({"model__attention_dropout": 0.1}, "tpu", ("plain", "attention")),
+        (BF16, "gpu", ("cudnn", "none")),
+        ({**BF16, "model__attention": "plain"}, "gpu", ("plain", "none")),
+        (BF16, "old gpu", ("plain", "none")),
+        (BF16 | DROPOUT, "gpu", ("plain", "none")),
+        ({**BF16, **DROPOUT, "model__attention": "cudnn"}, "gpu", ("cudnn", "none")),
+        (DROPOUT, "tpu", ("plain", "attention")),
         ({"dropping__drop_rate": 0.25}, "tpu", ("plain", "attention")),  # K 192
         ({"model__attention": "plain"}, "tpu", ("plain", "attention")),
         ({"model__attention": "plain", "model__remat": "none"}, "tpu", ("plain", "none")),
@@ -134,7 +148,7 @@ def long_config(**overrides):
         ({"model__remat": "attention"}, "cpu", ("plain", "attention")),
     ],
 )
-def test_what_auto_means(overrides, platform, expected):
+def test_what_auto_means(with_cudnn, overrides, platform, expected):
     config, text = settle(long_config(**overrides), platform)
     assert (config.model.attention, config.model.remat) == expected
     assert expected[0] in text
@@ -166,18 +180,34 @@ def test_a_kernel_that_cannot_be_used_is_refused_with_the_reason(overrides, plat
     ("overrides", "platform", "message"),
     [
         ({}, "gpu", "it computes in bfloat16, and model.dtype is float32"),
-        (
-            {"model__dtype": "bfloat16", "model__num_heads": 8},
-            "gpu",
-            "a multiple of 8 wide for it, at most 128, found 4",
-        ),
-        ({"model__dtype": "bfloat16", "model__attention_dropout": 0.1}, "gpu", "model.attention_dropout is 0.1"),
-        ({"model__dtype": "bfloat16"}, "tpu", "it runs on GPUs, and the devices are TPUs"),
+        ({**BF16, "model__num_heads": 8}, "gpu", "a multiple of 8 wide for it, at most 128, found 4"),
+        (BF16, "tpu", "it runs on GPUs, and the devices are TPUs"),
     ],
 )
-def test_cudnn_is_refused_with_the_reason(overrides, platform, message):
+def test_cudnn_is_refused_with_the_reason(with_cudnn, overrides, platform, message):
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         settle(long_config(model__attention="cudnn", **overrides), platform)
+
+
+def test_without_cudnn_attention_is_plain_and_says_so():
+    """The tests' machines have none."""
+    config, text = settle(long_config(**BF16), "gpu")
+    assert config.model.attention == "plain"
+    assert "no cudnn: JAX finds no cuDNN" in text
+
+
+def test_a_binding_without_dropout_is_not_asked_for_it(with_cudnn, monkeypatch):
+    monkeypatch.setattr(attention.binding, "dot_product_attention", lambda query, key, value: None)
+    with pytest.raises(UserError, match=r"does not pass on model\.attention_dropout, which is 0\.1"):
+        settle(long_config(model__attention="cudnn", **BF16, **DROPOUT), "gpu")
+
+
+def test_dropout_that_no_key_decides_is_only_taken_if_asked_for_and_says_so(with_cudnn):
+    _, text = settle(long_config(**BF16, **DROPOUT), "gpu")
+    assert "no cudnn: its dropout is no function of (seed, step, row)" in text
+    assert "model.attention=cudnn takes it all the same" in text
+    _, text = settle(long_config(model__attention="cudnn", **BF16, **DROPOUT), "gpu")
+    assert "other bits than plain attention's" in text
 
 
 @pytest.mark.parametrize(
@@ -191,12 +221,48 @@ def test_only_gpus_that_cudnn_knows_count_as_such(version, capability, expected)
     assert attention.platform_of(jax.devices()[0]) == "cpu"
 
 
-def test_attention_by_lengths_equals_attention_by_a_mask():
+def by_xla(query, key, value, lengths):
     """XLA computes what cuDNN is asked for."""
-    arrays = inputs(20, 64)
-    ours = value_and_gradients(functools.partial(attention.by_lengths, implementation="xla"), arrays)
+    assert query.shape[1] % 2 == key.shape[1] % 2 == 0
+    return jax.nn.dot_product_attention(
+        query, key, value, scale=1.0, key_value_seq_lengths=lengths, implementation="xla"
+    )
+
+
+@pytest.mark.parametrize(("rows", "context"), [(20, 64), (21, 64), (20, 63), (21, 63)])
+def test_attention_by_lengths_equals_attention_by_a_mask(rows, context):
+    """The last layer's P + 1 rows may be odd, and so may K."""
+    arrays = inputs(rows, context)
+    ours = value_and_gradients(lambda *x: attention.by_lengths(*x[:4], by_xla), arrays)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(value_and_gradients(attention.plain, arrays)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_of_padding_that_the_kernel_leaves_unwritten_goes_nowhere():
+    @jax.custom_vjp
+    def kernel(query, key, value, lengths):
+        return by_xla(query, key, value, lengths)
+
+    def forward(*arrays):
+        return jax.vjp(by_xla, *arrays)[0], arrays
+
+    def backward(arrays, out):
+        query, key, value, _ = jax.vjp(by_xla, *arrays)[1](out)
+        padding = (jnp.arange(key.shape[1])[None] >= arrays[3][:, None])[:, :, None, None]
+        return query, *(jnp.where(padding, jnp.nan, x) for x in (key, value)), None
+
+    kernel.defvjp(forward, backward)
+    arrays = inputs(20, 64)
+    ours = value_and_gradients(lambda *x: attention.by_lengths(*x[:4], kernel), arrays)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(value_and_gradients(attention.plain, arrays)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_row_of_padding_alone_has_a_token_for_the_kernel():
+    query, key, value, mask, _ = inputs(20, 64)
+    lengths = []
+    attention.by_lengths(query, key, value, mask.at[1].set(False), lambda *x: lengths.append(x[3]) or by_xla(*x))
+    assert lengths[0].tolist() == [64, 1, 3, 1]
 
 
 def test_kept_padding_is_at_the_end():
@@ -210,21 +276,63 @@ def test_kept_padding_is_at_the_end():
     assert (jnp.diff(kept.astype(jnp.int32), axis=1) <= 0).all()
 
 
-def test_a_train_step_asks_cudnn_in_both_directions(monkeypatch):
-    """Lowered for a GPU on a machine without one; whether cuDNN takes it is known only there."""
-    monkeypatch.setattr(
-        "jax._src.cudnn.fused_attention_stablehlo.cuda_versions",
-        types.SimpleNamespace(cudnn_get_version=lambda: 91_200),
-    )
+def asked_of_cudnn(monkeypatch, config, variant):
+    """Text of a train step that is lowered for a GPU, and (target, settings) of each call of cuDNN's in it.
+
+    The machine has no GPU; whether cuDNN takes the calls is known only on one that has.
+    """
     monkeypatch.setattr(attention, "_KERNEL_OF", {"cpu": "cudnn", "gpu": "cudnn"})
-    config = helpers.settled(long_config(model__dtype="bfloat16"))
+    config = helpers.settled(config)
+    assert config.model.attention == "cudnn"
     mesh = meshes.make_mesh(dataclasses.replace(config.mesh, data=1))
-    step = make_train_step(config, helpers.SPECIAL, "consistency", mesh=mesh)
-    tokens = jax.ShapeDtypeStruct((config.train.batch_size, 256), jnp.int32)
+    step_fn = make_train_step(config, helpers.SPECIAL, variant, mesh=mesh)
+    tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), jnp.int32)
     state = jax.eval_shape(lambda: initial_state(config, helpers.SPECIAL))
-    text = jax.jit(step).trace(state, tokens).lower(lowering_platforms=("cuda",)).as_text()
-    assert "__cudnn$fmhaSoftmax" in text
-    assert "__cudnn$fmhaSoftmaxBackward" in text
+    text = jax.jit(step_fn).trace(state, tokens).lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(r'custom_call @__cudnn\$(\w+)\(.*?backend_config = "(.*?)"[,}]', text)
+    return text, [(target, json.loads(s.replace(r"\22", '"'))["cudnn_fmha_backend_config"]) for target, s in calls]
+
+
+@pytest.mark.parametrize(("rate", "suffix"), [(0.0, ""), (0.1, "Dropout")])
+def test_every_attention_of_bert_base_is_cudnns_in_both_directions(with_cudnn, monkeypatch, rate, suffix):
+    values = base.get_config()
+    values.train.batch_size = 2
+    values.model.update(attention="cudnn", attention_dropout=rate)
+    config = from_dict(values.to_dict())
+    text, calls = asked_of_cudnn(monkeypatch, config, "consistency")
+    layers, shared = config.model.num_layers, config.drop_layers[0]
+    attentions = 2 * layers - shared  # the layers before dropping begins are run once for both passes
+    forward, backward = ([s for name, s in calls if name == f"fmhaSoftmax{suffix}{end}"] for end in ("", "Backward"))
+    assert len(forward) == len(backward) == attentions
+    assert len(calls) == 2 * attentions
+    # No scores or probabilities [B, H, R, N] anywhere: what has B and H is queries, keys and values [B, H, R, d].
+    assert {last for last in re.findall(r"tensor<2x12x\d+x(\d+)x", text)} == {"64"}
+    assert {s["mask_type"] for _, s in calls} == {"PADDING"}
+    if rate:
+        assert {s["dropout_rate"] for _, s in calls} == {rate}
+        seeds = sorted(s["seed"] for s in forward)
+        assert len(set(seeds)) == attentions
+        assert sorted(s["seed"] for s in backward) == seeds
+
+
+def test_another_seed_of_the_run_gives_cudnn_other_seeds(with_cudnn, monkeypatch):
+    def seeds(seed):
+        config = long_config(**BF16, **DROPOUT, model__attention="cudnn", train__seed=seed)
+        return {settings["seed"] for _, settings in asked_of_cudnn(monkeypatch, config, "drop")[1]}
+
+    assert seeds(1) == seeds(1)
+    assert not seeds(1) & seeds(2)
+
+
+@pytest.mark.parametrize(("rate", "graphs"), [(0.0, None), (0.1, "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL")])
+def test_cudnns_dropout_is_kept_out_of_cuda_graphs(with_cudnn, monkeypatch, rate, graphs):
+    """In one it would be the same in every step."""
+    given = []
+    monkeypatch.setattr(step, "compile_ahead", lambda *args: given.append(args[-1]))
+    config, _ = settle(long_config(**BF16, model__attention="cudnn", model__attention_dropout=rate), "gpu")
+    mesh = meshes.make_mesh(dataclasses.replace(config.mesh, data=1))
+    step.compile_train_step(config, helpers.SPECIAL, "drop", mesh)
+    assert [options.get("xla_gpu_enable_command_buffer") for options in given] == [graphs]
 
 
 @pytest.mark.parametrize("field", ["attention", "remat"])

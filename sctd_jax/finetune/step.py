@@ -44,7 +44,8 @@ def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:
 def make_model(config: Config, shape: Shape, mesh: Mesh | None = None) -> TaskBert:
     """The network of a task, of a config with a choice of attention; without a mesh by plain attention."""
     each_token = shape.head == "span"
-    return TaskBert(config.model, shape.outputs, each_token, shape.marked, **attention_options(config.model, mesh))
+    options = attention_options(config.model, mesh, config.train.seed)
+    return TaskBert(config.model, shape.outputs, each_token, shape.marked, **options)
 
 
 def initial_state(config: Config, shape: Shape) -> TrainState:

@@ -1,17 +1,20 @@
 """Attention in three ways: plain, plain but recomputed in the backward pass, or by a TPU's or a GPU's kernel.
 
 The probabilities [B, H, R, N] of plain attention are what fills a device's memory first. Attention dropout acts on
-them, so a kernel that never writes them can only be used without it.
+them, so a kernel that never writes them has none (splash), or draws it in its own way (cuDNN).
 Shapes: B batch, R query rows, N context rows, H heads, d width of a head. Queries come scaled by d**-0.5.
 """
 
 import dataclasses
 import functools
+import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax._src.cudnn import fused_attention_stablehlo as binding
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import Mesh, PartitionSpec
 
@@ -26,6 +29,15 @@ Remat = Literal["none", "attention", "block"]
 _KERNELS = {"splash": "a TPU kernel", "cudnn": "a kernel of NVIDIA's"}
 _KERNEL_OF: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn"}
 _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
+# Arguments of JAX's binding that only dropout needs: `jax.nn.dot_product_attention` does not pass the last two on.
+_BINDING = {"query", "key", "value", "q_seqlen", "kv_seqlen", "scale", "mask_type", "dropout_rate", "seed"}
+_OWN_DROPOUT = (
+    "draws their dropout by place in each GPU's batch and by the steps since this process began: other bits than plain "
+    "attention's, than another mesh's and than a run's that was not interrupted"
+)
+# Contents of CUDA graphs, without cuDNN's kernels, which XLA has there by default. It counts their executions on the
+# host, so that a graph would repeat the dropout of the step at which it was recorded.
+_NO_CUDNN_GRAPHS = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL"}
 
 
 def platform_of(device: jax.Device) -> str:
@@ -49,6 +61,8 @@ def choose(model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str
     automatic: Remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
     remat = automatic if model.remat == "auto" else model.remat
     text = f"{chosen}, {_KERNELS[chosen]} that keeps no probabilities" if chosen in _KERNELS else "plain"
+    if chosen == "cudnn" and model.attention_dropout:
+        text += f", and {_OWN_DROPOUT}"
     plain_layers = "the last layer's" if chosen == "splash" else "its"
     text += {"none": "", "attention": f"; {plain_layers} probabilities are recomputed in the backward pass",
              "block": "; whole layers are recomputed in the backward pass"}[remat]  # fmt: skip
@@ -62,8 +76,17 @@ def _obstacle(kernel: str, model: ModelConfig, lengths: Iterable[tuple[str, int]
     if _KERNEL_OF.get(platform) != kernel:
         devices = next(p for p, k in _KERNEL_OF.items() if k == kernel)
         return f"it runs on {devices.upper()}s, and the devices are {platform.upper()}s"
-    if model.attention_dropout:
+    if model.attention_dropout and kernel == "splash":
         return f"it has no dropout, and model.attention_dropout is {model.attention_dropout}"
+    if model.attention_dropout and model.attention != "cudnn":
+        rate = f"model.attention_dropout is {model.attention_dropout}"
+        return (
+            f"its dropout is no function of (seed, step, row), and {rate}; model.attention=cudnn takes it all the same"
+        )
+    if kernel == "cudnn" and not _cudnn_is_there():
+        return "JAX finds no cuDNN"
+    if model.attention_dropout and not _dropout_can_be_asked_for():
+        return f"JAX {jax.__version__} does not pass on model.attention_dropout, which is {model.attention_dropout}"
     width = model.hidden_size // model.num_heads
     if kernel == "cudnn" and model.dtype != "bfloat16":
         return f"it computes in bfloat16, and model.dtype is {model.dtype}"
@@ -75,8 +98,28 @@ def _obstacle(kernel: str, model: ModelConfig, lengths: Iterable[tuple[str, int]
     return None
 
 
-def attention_options(model: ModelConfig, mesh: Mesh | None) -> dict[str, Any]:
-    """`attend` and `remat_layers` of a network, its model by `choose`; none, for plain attention, without a mesh."""
+def _cudnn_is_there() -> bool:
+    try:
+        binding.check_cudnn_version()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _dropout_can_be_asked_for() -> bool:
+    return inspect.signature(binding.dot_product_attention).parameters.keys() >= _BINDING
+
+
+def compiler_options(model: ModelConfig) -> dict[str, str]:
+    """XLA's options, by name, that a training program needs, its model by `choose`."""
+    return _NO_CUDNN_GRAPHS if model.attention == "cudnn" and model.attention_dropout else {}
+
+
+def attention_options(model: ModelConfig, mesh: Mesh | None, seed: int) -> dict[str, Any]:
+    """`attend` and `remat_layers` of a network, its model by `choose`; none, for plain attention, without a mesh.
+
+    `seed` is a run's, for dropout that a kernel draws; other dropout has a key.
+    """
     if mesh is None:
         return {}
     assert "auto" not in (model.attention, model.remat), "attention is chosen before programs are made"
@@ -84,7 +127,7 @@ def attention_options(model: ModelConfig, mesh: Mesh | None) -> dict[str, Any]:
     if model.attention == "splash":
         attend = splash(mesh, otherwise=attend)
     elif model.attention == "cudnn":
-        attend = cudnn(otherwise=attend)
+        attend = cudnn(seed)
     return {"attend": attend, "remat_layers": model.remat == "block"}
 
 
@@ -103,30 +146,49 @@ def plain(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key) -
 recomputed: Attend = jax.checkpoint(plain, static_argnums=4)
 
 
-def by_lengths(
-    query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, *, implementation: Literal["xla", "cudnn"]
-) -> jax.Array:
-    """`jax.nn.dot_product_attention`, which takes numbers of tokens for a mask: padding is at the end of a row.
+def cudnn(seed: int) -> Attend:
+    """Attention by cuDNN, whose dropout takes a constant of the program where others take the step's key.
 
-    So it is among kept tokens, which are in text order.
+    Each attention of a program, each layer in each pass, has its own. XLA moves it on by the number of executions.
+    Rows at the same place of two GPUs' batches have the same dropout.
     """
-    lengths_B = mask_BN.sum(axis=1, dtype=jnp.int32)
-    return jax.nn.dot_product_attention(
-        query_BRHd, key_BNHd, value_BNHd, scale=1.0, key_value_seq_lengths=lengths_B, implementation=implementation
-    )
+    seeds = itertools.count(seed % 2**31 << 16)
 
-
-def cudnn(otherwise: Attend) -> Attend:
-    """Attention by cuDNN; odd numbers of rows, which it does not take, go elsewhere: the last layer's P + 1 may be."""
-
-    def attend(query_BRHd, key_BNHd, *others):
-        odd = query_BRHd.shape[1] % 2 or key_BNHd.shape[1] % 2
-        return (otherwise if odd else _by_cudnn)(query_BRHd, key_BNHd, *others)
+    def attend(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key):
+        kernel = functools.partial(_cudnn_kernel, rate=rate, seed=next(seeds))
+        return by_lengths(query_BRHd, key_BNHd, value_BNHd, mask_BN, kernel)
 
     return attend
 
 
-_by_cudnn: Attend = functools.partial(by_lengths, implementation="cudnn")
+def by_lengths(
+    query_BRHd, key_BNHd, value_BNHd, mask_BN, kernel: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
+    """Attention by a kernel (query, key, value, lengths_B) that takes numbers of tokens for a mask.
+
+    Padding is at the end of a row, also among kept tokens, which are in text order. The kernel is given even R and N
+    (the last layer's P + 1 rows may be odd), and at least one token in each row. What it gives padding for a gradient
+    is left out: cuDNN leaves it unwritten, and not every version of XLA sets it to 0 before.
+    """
+    # cuDNN divides 0 by 0 for a row of padding alone.
+    lengths_B = jnp.maximum(mask_BN.sum(axis=1, dtype=jnp.int32), 1)
+    key_BNHd, value_BNHd = (jnp.where(mask_BN[:, :, None, None], x, jnp.zeros_like(x)) for x in (key_BNHd, value_BNHd))
+
+    def even(x):
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    return kernel(even(query_BRHd), even(key_BNHd), even(value_BNHd), lengths_B)[:, : query_BRHd.shape[1]]
+
+
+def _cudnn_kernel(query_BRHd, key_BNHd, value_BNHd, lengths_B, *, rate: float, seed: int) -> jax.Array:
+    if not rate:
+        return jax.nn.dot_product_attention(
+            query_BRHd, key_BNHd, value_BNHd, scale=1.0, key_value_seq_lengths=lengths_B, implementation="cudnn"
+        )
+    return binding.dot_product_attention(
+        query_BRHd, key_BNHd, value_BNHd, q_seqlen=jnp.full_like(lengths_B, query_BRHd.shape[1]), kv_seqlen=lengths_B,
+        scale=1.0, mask_type=binding.MaskType.PADDING, dropout_rate=rate, seed=seed,
+    )  # fmt: skip
 
 
 def splash(mesh: Mesh, otherwise: Attend) -> Attend:

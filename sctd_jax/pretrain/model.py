@@ -20,7 +20,8 @@ from sctd_jax.train.step import state_shape
 def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
     """The network of a settled config on the devices of a mesh; without a mesh by plain attention."""
     layerwise = config.dropping.method == "random_ltd"
-    return Bert(config.model, *config.drop_layers, layerwise=layerwise, **attention_options(config.model, mesh))
+    options = attention_options(config.model, mesh, config.train.seed)
+    return Bert(config.model, *config.drop_layers, layerwise=layerwise, **options)
 
 
 def settle(config: Config, platform: str) -> tuple[Config, str]:

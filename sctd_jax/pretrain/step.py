@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.model import token_dropping
+from sctd_jax.model.attention import compiler_options
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
@@ -130,7 +131,7 @@ def compile_train_step(
     """
     tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), jnp.int32)
     step_fn = make_train_step(config, special, variant, word_start_V, mesh)
-    return compile_ahead(step_fn, layout, tokens, mesh, options)
+    return compile_ahead(step_fn, layout, tokens, mesh, {**compiler_options(config.model), **(options or {})})
 
 
 def compile_programs(
