@@ -5,7 +5,7 @@ found = $(or $(shell $(PYTHON) --version 2>/dev/null),not there)
 check_python = $(if $(fits),,$(error Python 3.11 or newer is needed, and $(PYTHON) is $(found): make PYTHON=python3.11 $(or $(MAKECMDGOALS),demo)))
 BIN := .venv/bin
 
-.PHONY: demo help interop labels lint peer test tpu venv
+.PHONY: compat demo help interop labels lint peer test tpu venv
 
 demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
@@ -37,6 +37,17 @@ tpu: .venv-tpu/installed  ## the TPU compiler, beside .venv: for the tests of --
 .venv-tpu/installed: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv-tpu libtpu==0.0.42.1
 	touch $@
+
+# Each time what pip offers then; an environment of another Python or jax is made anew. setuptools leaves build/ behind.
+compat: asked = $(or $(JAX:%=jax-%),newest)-$(shell $(PYTHON) -c 'import sys; print("python-{}.{}.{}".format(*sys.version_info))')
+compat: pip = .venv-compat/bin/python -m pip install --quiet --disable-pip-version-check
+compat:  ## the fast tests on another Python with the newest libraries, or another jax: PYTHON=python3.13 [JAX=0.11.2]
+	$(check_python)test -e .venv-compat/$(asked) || $(PYTHON) -m venv --clear .venv-compat
+	touch .venv-compat/$(asked)
+	$(pip) --upgrade --upgrade-strategy eager ".[dev]" $(JAX:%=jax==%)
+	rm -rf build
+	.venv-compat/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|numpy) '
+	.venv-compat/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: venv  ## what CI asks of the code's form
 	$(BIN)/ruff check .

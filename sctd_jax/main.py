@@ -182,11 +182,13 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         arguments = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
         asked = any(re.fullmatch(r"-h|--?help(short|full)?", argument) for argument in arguments)
-        config = _recipe(arguments, optional=asked)
+        given = _given(arguments, optional=asked)
+        path = recipes.find(given, None if asked else say)
+        config = recipes.load(path)
         if asked:
-            print(_help(*config))
+            print(_help(path, config))
             sys.exit(0)
-        return _parse_flags(argv, arguments, *config)
+        return _parse_flags([argv[0], *_with_recipe(arguments, path)], path, config)
     except UserError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
     except (flags.Error, KeyError, AttributeError, OSError, TypeError, ValueError) as error:
@@ -195,8 +197,8 @@ def _parse(argv: list[str]) -> list[str]:
     sys.exit(2)
 
 
-def _recipe(arguments: list[str], optional: bool) -> tuple[str, ConfigDict]:
-    """The recipe that is asked for; `optional`: where none is, one that has all fields of the mode."""
+def _given(arguments: list[str], optional: bool) -> str:
+    """Value of --config; `optional`: where it is missing, a recipe that has all fields of the mode."""
     given = [
         match[1] if match[1] is not None else following
         for argument, following in itertools.pairwise([*arguments, ""])
@@ -208,15 +210,25 @@ def _recipe(arguments: list[str], optional: bool) -> tuple[str, ConfigDict]:
         raise UserError("--config has no value: it names a recipe, such as --config=configs/tiny.py")
     if not given and optional:
         mode = re.search(r"--?mode[= ](\w+)", " ".join(arguments))
-        given = [recipes.DEFAULT.get(mode[1] if mode else "train", recipes.DEFAULT["train"])]
-    elif not given:
+        return recipes.DEFAULT.get(mode[1] if mode else "train", recipes.DEFAULT["train"])
+    if not given:
         bare = [argument for argument in arguments if re.match(r"[^-].*\.py(:|$)", argument)]
         advice = f"write --config={bare[0]}" if bare else "it names a recipe, such as --config=configs/tiny.py"
         raise UserError(f"--config is missing: {advice}; see --help")
-    return given[0], recipes.load(given[0])
+    return given[0]
 
 
-def _parse_flags(argv: list[str], arguments: list[str], path: str, config: ConfigDict) -> list[str]:
+def _with_recipe(arguments: list[str], path: str) -> list[str]:
+    """Arguments with this value of --config: the flag's own parser reads the file too, from the working folder only."""
+    found = [i for i, argument in enumerate(arguments) if re.fullmatch(r"--?config(=.*)?", argument)]
+    if not found:
+        return arguments
+    after = found[0] + (1 if "=" in arguments[found[0]] else 2)
+    return [*arguments[: found[0]], f"--config={path}", *arguments[after:]]
+
+
+def _parse_flags(argv: list[str], path: str, config: ConfigDict) -> list[str]:
+    arguments = argv[1:]
     named = [re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments]
     recipes.check_fields(path, config, [match[1] for match in named if match])
     own = [option.name for option in _OPTIONS]
@@ -265,6 +277,9 @@ def _help(path: str, config: ConfigDict) -> str:
             "",
             "Options:",
             *recipes.columns(rows, width),
+            "",
+            "Recipes, in the working folder or installed; any other FILE.py with a function get_config() is one too:",
+            *recipes.columns([(name, recipes.summary(name)) for name in recipes.available()], width),
             "",
             f"Fields of {path}: type, value there and meaning. Each is set by --config.NAME=VALUE.",
             "Those of other recipes: --config=RECIPE --help, or --mode=MODE --help.",

@@ -1,14 +1,17 @@
 """Recipes, the files behind --config: reading one, the modes that it is for, and what its fields mean."""
 
+import ast
 import dataclasses
 import difflib
+import importlib.util
 import inspect
 import os
 import runpy
+import sys
 import sysconfig
 import textwrap
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,15 +32,89 @@ BOOLEAN = "true or false"
 _WORDS = {int: "a whole number", float: "a number", bool: BOOLEAN, str: "a text"}
 
 
-def load(given: str) -> ConfigDict:
-    """Result of `get_config` of FILE.py, or of FILE.py:ARGUMENT with that argument."""
+# Folder that holds this project's `configs`: beside the modules where it is installed (setup.py), else the checkout.
+_INSTALLED = Path(__file__).parent / "_recipes"
+_ROOT = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1]
+
+
+def find(given: str, log: Callable[[str], None] | None = None) -> str:
+    """FILE.py or FILE.py:ARGUMENT as it can be opened here: the working folder's file, else this project's own.
+
+    Args:
+      given: value of --config.
+      log: receives a line where it is not the file at the path given.
+    """
     path, colon, argument = given.partition(":")
-    if not Path(path).is_file():
-        near = next((p for p in (f"{path}.py", os.path.expanduser(path)) if Path(p).is_file()), None)
-        advice = f"; did you mean {near}?" if near else " (recipes are in configs/)"
-        raise UserError(f"--config={path}: no such file{advice}")
+    if Path(path).is_file():
+        return given
+    if not (own := _own(path)):
+        raise UserError(f"--config={path}: no such file; {_advice(path)}")
+    if log:
+        log(f"note: no {path} in this folder; --config is {own}")
+    return f"{own}{colon}{argument}"
+
+
+def _own(path: str) -> Path | None:
+    """This project's file of that path, such as configs/base.py."""
+    parts = Path(path).parts
+    own = _ROOT / path
+    return own if parts[:1] == ("configs",) and ".." not in parts and own.is_file() else None
+
+
+def _advice(path: str) -> str:
+    for near in (f"{path}.py", os.path.expanduser(path)):
+        if Path(near).is_file() or _own(near):
+            return f"did you mean {near}?"
+    names = available()
+    stems = {Path(name).stem: name for name in names}
+    if near := difflib.get_close_matches(Path(path).stem, stems, 1, 0.75):
+        return f"did you mean {stems[near[0]]}?"
+    top = [name for name in names if name.count("/") == 1]
+    folders = dict.fromkeys(str(Path(name).parent) + "/" for name in names if name not in top)
+    return f"recipes are {', '.join(top)} and those in {', '.join(folders)}"
+
+
+def available() -> list[str]:
+    """Paths of the recipes in configs/ of the working folder and of this project, which --config takes."""
+    found = {path.relative_to(root) for root in _roots() for path in (root / "configs").rglob("*.py")}
+    names = [path.as_posix() for path in found if path.name != "__init__.py"]
+    return sorted(names, key=lambda name: (name.count("/"), name))
+
+
+def summary(path: str) -> str:
+    """First sentence of a recipe's docstring; empty where it cannot be read."""
+    try:
+        text = ast.get_docstring(ast.parse(Path(find(path)).read_bytes())) or ""
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    return text.split("\n")[0]
+
+
+def _roots() -> list[Path]:
+    """Folders whose `configs` counts, the first one first."""
+    return [root for root in dict.fromkeys((Path.cwd(), _ROOT.resolve())) if (root / "configs").is_dir()]
+
+
+def _make_importable() -> None:
+    """Let recipes say `from configs import base`: the working folder's file, else this project's.
+
+    One package of both folders, under whatever other `configs` there may be among the installed packages.
+    """
+    if "configs" in sys.modules:
+        return
+    folders = [root / "configs" for root in _roots()]
+    init = next(file for folder in folders if (file := folder / "__init__.py").is_file())
+    spec = importlib.util.spec_from_file_location("configs", init, submodule_search_locations=[*map(str, folders)])
+    sys.modules["configs"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["configs"])
+
+
+def load(given: str) -> ConfigDict:
+    """Result of `get_config` of FILE.py, or of FILE.py:ARGUMENT with that argument; FILE.py as `find` finds it."""
+    path, colon, argument = find(given).partition(":")
     arguments = (argument,) if colon else ()
     try:
+        _make_importable()
         function = runpy.run_path(path).get("get_config")
         if not callable(function):
             raise UserError(f"--config={path} is no recipe: it has no function get_config()")

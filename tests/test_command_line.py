@@ -24,7 +24,7 @@ WRONG = [
     (["configs/tiny.py"], "--config is missing: write --config=configs/tiny.py"),
     (["configs/continued.py:runs/bert"], "--config is missing: write --config=configs/continued.py:runs/bert"),
     (["--config"], "--config has no value"),
-    (["--config=configs/none.py"], "--config=configs/none.py: no such file (recipes are in configs/)"),
+    (["--config=configs/none.py"], "--config=configs/none.py: no such file; recipes are configs/base.py, "),
     (["--config=configs/tiny"], "--config=configs/tiny: no such file; did you mean configs/tiny.py?"),
     (["--config=configs"], "--config=configs: no such file"),
     ([TINY, FINETUNE], "--config is given 2 times: configs/tiny.py, configs/finetune.py"),

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             workdir = storage.as_path(os.path.expanduser(args.workdir))
             export(workdir, args.out, step=args.step, force=args.force, log=say, said=said)
         else:
-            recipe, source = recipes.load(args.config).to_dict(), args.source
+            recipe, source = recipes.load(recipes.find(args.config, say)).to_dict(), args.source
             if re.match("(gs|s3)://", source):
                 raise UserError(f"--from {source}: a folder of this machine is expected; copy it here first")
             source = Path(os.path.expanduser(source))
