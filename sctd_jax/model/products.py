@@ -10,8 +10,8 @@ import jax.numpy as jnp
 def einsum_to_f32(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """`einsum` of two arrays of one type, added up and returned in float32.
 
-    In the backward pass the gradient is rounded to that type before its two products. Autodiff would multiply float32 by
-    bfloat16, which a GPU does in float32: at half the rate of bfloat16 or less, and with arrays of twice the size.
+    In the backward pass the gradient is rounded to that type before its two products. Autodiff would multiply float32
+    by bfloat16, which a GPU does in float32: at half the rate of bfloat16 or less, and with arrays of twice the size.
     """
     return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
 
