@@ -1,4 +1,4 @@
-"""The part of benchmarks.accelerator on kernels, at toy size."""
+"""Part of benchmarks.accelerator on kernels, at toy size."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""The device's attention kernel against plain attention: errors, seconds, and what its dropout draws."""
+"""Attention kernel of the device against plain attention: errors, seconds, and what its dropout draws."""
 
 import functools
 import time
@@ -17,7 +17,7 @@ from sctd_jax.parallel import mesh as meshes
 
 _REPEATS = 10
 _RATE = 0.1
-_TOLERANCE = 0.02  # of the largest number; bfloat16 has 8 bits
+_TOLERANCE = 0.02  # part of the largest number; bfloat16 has 8 bits
 
 
 def run(bench: Bench) -> Iterator[str]:
@@ -103,7 +103,7 @@ def seconds(call) -> float:
 
 
 def drawn() -> dict[str, Any]:
-    """What dropout does: even probabilities and the unit matrix for values show which of them are 0."""
+    """Facts about dropout: even probabilities and the unit matrix for values show which of them are 0."""
     n = width = 64
     zeros = jnp.zeros((16, n, 12, width), jnp.bfloat16)
     unit = jnp.broadcast_to(jnp.eye(n, dtype=jnp.bfloat16)[None, :, None], zeros.shape)
