@@ -331,7 +331,7 @@ def test_cudnns_dropout_is_kept_out_of_cuda_graphs(with_cudnn, monkeypatch, rate
     monkeypatch.setattr(step, "compile_ahead", lambda *args: given.append(args[-1]))
     config, _ = settle(long_config(**BF16, model__attention="cudnn", model__attention_dropout=rate), "gpu")
     mesh = meshes.make_mesh(dataclasses.replace(config.mesh, data=1))
-    step.compile_train_step(config, helpers.SPECIAL, "drop", mesh)
+    step.compile_train_step(config, helpers.SPECIAL, "drop", mesh, None)
     assert [options.get("xla_gpu_enable_command_buffer") for options in given] == [graphs]
 
 

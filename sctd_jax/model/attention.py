@@ -21,6 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from sctd_jax.config import ModelConfig
 from sctd_jax.errors import UserError
 from sctd_jax.model.elementwise import dropout
+from sctd_jax.model.products import einsum_to_f32
 
 # (query_BRHd, key_BNHd, value_BNHd, mask_BN, dropout rate, dropout key) -> out_BRHd
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, float, jax.Array | None], jax.Array]
@@ -133,7 +134,7 @@ def attention_options(model: ModelConfig, mesh: Mesh | None, seed: int) -> dict[
 
 def plain(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key) -> jax.Array:
     """Softmax attention with its probabilities in memory."""
-    scores_BHRN = jnp.einsum("brhd,bnhd->bhrn", query_BRHd, key_BNHd, preferred_element_type=jnp.float32)
+    scores_BHRN = einsum_to_f32("brhd,bnhd->bhrn", query_BRHd, key_BNHd)
     # Finite, so that a row of padding alone is uniform instead of NaN.
     scores_BHRN = jnp.where(mask_BN[:, None, None, :], scores_BHRN, -1e9)
     weights_BHRN = jax.nn.softmax(scores_BHRN).astype(value_BNHd.dtype)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from sctd_jax.config import ModelConfig
 from sctd_jax.model import attention, token_dropping
 from sctd_jax.model.elementwise import ACTIVATIONS, Dropout
+from sctd_jax.model.products import einsum_to_f32
 
 
 def _kernel_init(config: ModelConfig):
@@ -234,7 +235,7 @@ class MlmHead(nn.Module):
         h_BPD = ACTIVATIONS[config.activation](_dense(config, config.hidden_size, "dense")(x_BPD))
         h_BPD = _layer_norm(config, "norm")(h_BPD).astype(config.dtype)
         bias_V = self.param("bias", nn.initializers.zeros_init(), (config.vocab_size,))
-        logits_BPV = jnp.einsum("bpd,vd->bpv", h_BPD, word_VD.astype(config.dtype), preferred_element_type=jnp.float32)
+        logits_BPV = einsum_to_f32("bpd,vd->bpv", h_BPD, word_VD.astype(config.dtype))
         return logits_BPV + bias_V[None, None]
 
 

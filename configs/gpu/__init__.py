@@ -1,0 +1,1 @@
+"""Recipes for GPUs. None has been run on one."""
