@@ -1,4 +1,4 @@
-"""Console scripts (pyproject.toml lists them): each is `python -m MODULE` under a shorter name."""
+"""Console scripts (pyproject.toml lists them): each starts a module, as `-m` does, under a shorter name."""
 
 import os
 import sys

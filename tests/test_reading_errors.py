@@ -1,9 +1,12 @@
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 
 from sctd_jax.errors import UserError
+from sctd_jax.tasks.files import read_jsonl
 from tests.reading_helpers import edit, message, open_task
 from tests.task_files import write_task
 
@@ -146,6 +149,14 @@ def test_malformed_rows_are_named_by_line_and_field(case, tmp_path):
     edit(path, 2, **fields)
     between = "" if expected.startswith(",") else ": "
     assert message(name, tmp_path) == f"{path}, line 2{between}{expected}"
+
+
+def test_a_reader_that_is_left_half_way_has_no_open_file(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    records = read_jsonl(str(path))
+    assert next(records).fields == {"a": 1}
+    assert str(path) not in {os.path.realpath(open_file) for open_file in Path("/proc/self/fd").iterdir()}
 
 
 def test_squad_answers_must_stand_where_the_file_says(tmp_path):

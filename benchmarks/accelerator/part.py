@@ -1,4 +1,4 @@
-"""What a part of the command receives.
+"""Settings that a part of the benchmark receives.
 
 A part is a module of this package with `run(bench: Bench) -> Iterable[str]`: its lines of the table. A generator is
 best, for each line is kept as soon as it is given. Each part runs in a process of its own, so that it has the whole
