@@ -48,6 +48,7 @@ REWRITES = [
         (r"^for (\w+) in (\w+).*?; do (.*) done$", r"\3 # \1=\2"),  # the first round of the loop
         (r"^(.*)\$seed(.*)\$seed(.*) # seed=(\w+)$", r"\1\4\2\4\3"),
         (r"^(TPU_LIBRARY_PATH=\S+ )?(\.venv/bin/)?python ", "python "),
+        (r"^sctd-jax ", "python -m sctd_jax.main "),  # test_installing.py tries the script
         # Words that stand for a value.
         (r" \[--config\.x\.y=value\]", ""),
         (r"^(python (?!-c).*)$", lambda match: re.sub(r"[][]| \.\.\.", "", match[1])),
@@ -109,6 +110,7 @@ NAMED = {
     "* -m pytest *": SUITE,
     "pytest *": SUITE,
     "make lint": ".ci/run",
+    "make compat *": INSTALLS,
     "make venv": INSTALLS,
     "make interop": INSTALLS,
     "make tpu": INSTALLS,
