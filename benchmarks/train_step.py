@@ -56,6 +56,7 @@ class Timing:
     seconds: dict[str, np.ndarray]  # seconds by kind of step, one per repeat
     flops: dict[str, float]
     memory: dict[str, int]  # bytes
+    compile_seconds: dict[str, float]  # tracing included
     peer: str  # versions of the peer, or ''
 
     def ratio(self, kind: str, reference: str) -> tuple[float, float, float]:
@@ -157,7 +158,11 @@ def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, pe
     rows = rng.integers(5, config.model.vocab_size, (config.train.batch_size, config.data.seq_len), dtype=np.int32)
     rows[:, 0], rows[:, -1] = SPECIAL.cls, SPECIAL.sep
     tokens = meshes.put_batch(mesh, len(rows), rows)
-    compiled = {kind: compile_step(config, mesh, kind) for kind in kinds}
+    compiled, compile_seconds = {}, {}
+    for kind in kinds:
+        started = time.perf_counter()
+        compiled[kind] = compile_step(config, mesh, kind)
+        compile_seconds[kind] = time.perf_counter() - started
     layout = state_layout(config, SPECIAL, mesh)
     new_state = jax.jit(lambda: initial_state(config, SPECIAL), out_shardings=meshes.shardings(layout))
     states = {kind: new_state() for kind in kinds}
@@ -180,11 +185,12 @@ def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, pe
     seconds = {kind: np.array([values[kind] for values in found]) for kind in runs}
     flops = {kind: plain_step_flops(config) if kind == PLAIN else step_flops(config, kind) for kind in kinds}
     interval = config.dropping.sc_interval
-    for values in (seconds, flops):
-        values[AVERAGE] = ((interval - 1) * values[DROP] + values[CONSISTENCY]) / interval
+    if CONSISTENCY in kinds:
+        for values in (seconds, flops):
+            values[AVERAGE] = ((interval - 1) * values[DROP] + values[CONSISTENCY]) / interval
     flops[PEER] = plain_step_flops(config)
     memory = {kind: peak_bytes(compiled[kind]) for kind in kinds}
-    return Timing(title, config, seconds, flops, memory, peer.versions if peer else "")
+    return Timing(title, config, seconds, flops, memory, compile_seconds, peer.versions if peer else "")
 
 
 def seconds_to_compile(config: Config) -> float:
@@ -268,6 +274,7 @@ def write(folder: Path, timings: list[Timing], rows: list[Row], machine: dict) -
             "seconds": {kind: values.tolist() for kind, values in timing.seconds.items()},
             "flops": timing.flops,
             "peak_bytes": timing.memory,
+            "compile_seconds": timing.compile_seconds,
         }
         for timing in timings
     ]
