@@ -1,5 +1,6 @@
 # A fresh machine needs Python 3.11 and pip, nothing else.
 PYTHON ?= python3
+unexport PYTHON  # launch/ has a variable of this name too, and the tests run launch/ without it
 fits = $(shell $(PYTHON) -c 'import sys; print("yes" * (sys.version_info >= (3, 11)))' 2>/dev/null)
 found = $(or $(shell $(PYTHON) --version 2>/dev/null),not there)
 check_python = $(if $(fits),,$(error Python 3.11 or newer is needed, and $(PYTHON) is $(found): make PYTHON=python3.11 $(or $(MAKECMDGOALS),demo)))
