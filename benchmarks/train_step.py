@@ -35,10 +35,10 @@ from sctd_jax.model.attention import platform_of
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import step
 from sctd_jax.pretrain.flops import plain_step_flops, step_flops
-from sctd_jax.pretrain.model import initial_state, settle
+from sctd_jax.pretrain.model import initial_state, settle, state_layout
 from sctd_jax.pretrain.report import matmul_flops_per_second
-from sctd_jax.pretrain.step import compile_programs, compile_train_step
-from sctd_jax.train.step import peak_bytes, state_shape
+from sctd_jax.pretrain.step import compile_programs, compile_train_step, programs_needed
+from sctd_jax.train.step import peak_bytes
 
 ROOT = Path(__file__).parents[1]
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -101,7 +101,7 @@ def compile_step(config: Config, mesh, kind: str) -> jax.stages.Compiled:
     """One kind of step; the plain one computes all rows of the last layer, as BERT implementations do."""
     variant = FULL if kind == PLAIN else kind
     with mock.patch.object(step, "needs_all_rows", (lambda *_: True) if kind == PLAIN else step.needs_all_rows):
-        return compile_train_step(config, SPECIAL, variant, mesh)
+        return compile_train_step(config, SPECIAL, variant, mesh, state_layout(config, SPECIAL, mesh))
 
 
 class Peer:
@@ -146,9 +146,8 @@ def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, pe
     rows[:, 0], rows[:, -1] = SPECIAL.cls, SPECIAL.sep
     tokens = meshes.put_batch(mesh, len(rows), rows)
     compiled = {kind: compile_step(config, mesh, kind) for kind in kinds}
-    new_state = meshes.jit_init(
-        lambda: initial_state(config, SPECIAL), state_shape(lambda: initial_state(config, SPECIAL), mesh)
-    )
+    layout = state_layout(config, SPECIAL, mesh)
+    new_state = jax.jit(lambda: initial_state(config, SPECIAL), out_shardings=meshes.shardings(layout))
     states = {kind: new_state() for kind in kinds}
     peer = Peer(config, peer_python) if peer_python else None
 
@@ -179,7 +178,8 @@ def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, pe
 def seconds_to_compile(config: Config) -> float:
     """All variants of a config, as `main` compiles them, tracing included."""
     started = time.perf_counter()
-    compile_programs(config, SPECIAL, meshes.make_mesh(config.mesh))
+    mesh = meshes.make_mesh(config.mesh)
+    compile_programs(programs_needed(config), SPECIAL, mesh, state_layout(config, SPECIAL, mesh))
     return time.perf_counter() - started
 
 

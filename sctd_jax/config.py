@@ -37,13 +37,9 @@ ONE_OR_MORE = at_least(1)
 
 
 def field(default: Any, meaning: str, bounds: Bounds | None = None, *, rerun: bool = False) -> Any:
-    """A field of a configuration.
+    """A field of a configuration, with the meaning that `--help` prints, and bounds of its value beside its type.
 
-    Args:
-      default: value where a recipe says nothing.
-      meaning: text that `--help` prints.
-      bounds: condition on the value, beside its type.
-      rerun: whether the run in a workdir may go on with another value.
+    `rerun` says whether the run in a workdir may go on with another value.
     """
     return dataclasses.field(default=default, metadata={"meaning": meaning, "bounds": bounds, "rerun": rerun})
 
@@ -275,10 +271,7 @@ def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
 def fill(where: str, type_: type, values: Mapping[str, Any]) -> Any:
     """A mapping -> a dataclass of fields as above and of such dataclasses; each field's type and bounds are checked.
 
-    Args:
-      where: name of the mapping in messages.
-      type_: the dataclass.
-      values: value of each field.
+    `where` is the mapping's name in messages.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where} must be a section with fields, found {values!r}")

@@ -63,14 +63,8 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def _dispatch() -> int:
-    _check_mode()
-    run = {"train": _train, "eval": _evaluate, "compile": _compile, "finetune": _finetune, "sweep": _sweep}
-    return run[_MODE.value]()
-
-
-def _check_mode() -> None:
-    """Check that the recipe and the options are for the mode."""
+def _run_mode() -> int:
+    """Run the mode, if the recipe and the options are for it."""
     mode, fits = _MODE.value, recipes.modes(_CONFIG.value)
     if mode not in fits:
         path = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -86,6 +80,8 @@ def _check_mode() -> None:
     for option in (_WORKDIR, _COORDINATOR, _PROCESSES, _PROCESS):
         if mode == "compile" and flags.FLAGS[option.name].present:
             say(f"note: --{option.name} is not used by --mode=compile")
+    run = {"train": _train, "eval": _evaluate, "compile": _compile, "finetune": _finetune, "sweep": _sweep}
+    return run[mode]()
 
 
 # Each checks its configuration before it imports what loads JAX, so that `--help` and a bad config answer at once.
@@ -160,7 +156,7 @@ def _status(stopped_by: int | None) -> int:
 
 def _main(argv: list[str]) -> int:
     try:
-        status = run_command(_dispatch)
+        status = run_command(_run_mode)
     except Exception:  # whatever it is, this process must not wait for the others, nor they for it
         if not _joined_others():
             raise

@@ -19,16 +19,9 @@ from sctd_jax.hf.convert import download_hint
 from sctd_jax.hf.read import Folder, read_folder
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel.sharding import shard
+from sctd_jax.train import workdir as workdirs
 from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
-from sctd_jax.train.workdir import (
-    CHECKPOINTS,
-    COMMAND_FILE,
-    CONFIG_FILE,
-    TASK_FILE,
-    differences,
-    is_trained,
-    read_config,
-)
+from sctd_jax.train.workdir import CHECKPOINTS, COMMAND_FILE, CONFIG_FILE, TASK_FILE
 
 HIGHEST_SCORE = Best("eval/score", "max")  # the best checkpoint of a fine-tuning
 # Fields of the network that a run may have otherwise than the one whose parameters it starts from.
@@ -72,12 +65,10 @@ class Model:
     def read(
         self, step: int | None = None, mesh: Mesh | None = None, names: Sequence[str] = ("params",)
     ) -> tuple[int | None, dict[str, Any]]:
-        """Fields of a checkpoint's `TrainState`, and its step; nothing else of it is read.
+        """The fields `names` of a checkpoint's `TrainState`, and its step; a folder of transformers has only `params`.
 
-        Args:
-          step: checkpoint to read; None for the newest that is whole, or the best one of a fine-tuned model.
-          mesh: devices to place them on; None for the first one.
-          names: fields to read; a folder of transformers has only `params`.
+        Without `step` it is the newest checkpoint that is whole, or the best one of a fine-tuned model; without `mesh`
+        they are placed on the first device.
         """
         mesh = mesh or meshes.one_device()
         if self.folder:
@@ -102,10 +93,8 @@ class Model:
 def open_model(path: str, log: Callable[[str], None], field: str = "") -> Model:
     """Look at what a path names, a workdir or a folder of `transformers`.
 
-    Args:
-      path: name that the user gave.
-      log: told of damaged checkpoints, and of what is unusual in a folder of `transformers`.
-      field: name of the setting that has the path, for the message that it is neither.
+    `log` is told of damaged checkpoints, and of what is unusual in a folder of `transformers`; `field` names the
+    setting that has the path, for the message that it is neither.
     """
     place = storage.as_path(path)
     with storage.reaching(place):
@@ -126,10 +115,10 @@ def open_model(path: str, log: Callable[[str], None], field: str = "") -> Model:
 
 def open_run(workdir: epath.Path, log: Callable[[str], None]) -> Model:
     """Look at the workdir of a run; arguments as in `open_model`."""
-    config, task = read_config(workdir, log), None
+    config, task = workdirs.read_config(workdir, log), None
     if (workdir / TASK_FILE).is_file():
         task = stored.read(workdir / TASK_FILE, stored.TASK).values
-    elif not (workdir / METADATA_FILE).is_file() and is_trained(workdir):
+    elif not (workdir / METADATA_FILE).is_file() and workdirs.is_trained(workdir):
         log(f"warning: {workdir / METADATA_FILE} is missing, which says what rows this run is trained on")
     file = tokenizer.find(workdir)
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
@@ -137,13 +126,13 @@ def open_run(workdir: epath.Path, log: Callable[[str], None]) -> Model:
     return Model(workdir, config, tokenizer.load(file, kept=True), file, task, None, steps, log)
 
 
-def check_init(config: Config) -> None:
-    """Check before any long work that a config can start from its `train.init`."""
-    init = open_run(storage.as_path(config.train.init), lambda line: None)
+def open_init(config: Config, log: Callable[[str], None]) -> Model:
+    """The run at `train.init`, looked at before any long work: a config must be able to start from it."""
+    init = open_run(storage.as_path(config.train.init), log)
     if init.task is not None:
         raise UserError(f"{init.path} holds a fine-tuned model; expected the workdir of a pretraining run")
     there, now = (dict(stored.flat({"model": dataclasses.asdict(it.model)})) for it in (init.config, config))
-    if other := differences(there, now, _FREE_TO_CHANGE):
+    if other := workdirs.differences(there, now, _FREE_TO_CHANGE):
         raise UserError(f"config.train.init {init.path} is another network: {other}")
     rows = config.data.rows
     path = tokenizer.find(storage.as_path(rows)) if rows else config.data.tokenizer
@@ -153,3 +142,4 @@ def check_init(config: Config) -> None:
             f"config.data.{f'rows {rows} were' if rows else 'input would be'} prepared with another tokenizer than "
             f"that of config.train.init: use --config.data.tokenizer={init.tokenizer_file}"
         )
+    return init

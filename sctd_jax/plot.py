@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("workdirs", nargs="+")
     parser.add_argument("--out", type=local_path, default=Path("loss.png"))
     parser.add_argument(
-        "--ymax", type=_loss, help="where the loss axis ends; inf shows all; default the last three quarters of a run"
+        "--ymax", type=_loss, help="end of the loss axis; inf shows all; default the last three quarters of a run"
     )
     args = parser.parse_args(argv)
 

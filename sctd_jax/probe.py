@@ -10,7 +10,6 @@ All of it is computed in float32, on the first device.
 import json
 import os
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,12 +33,21 @@ def main(argv: list[str] | None = None) -> int:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {args.out}: {error.strerror}") from error
-        probe, draw = _PROBES[args.command]
         if args.command == "layers":
-            args.files = FileSettings.of(args)
-        settings = probe.Settings(**{field.name: getattr(args, field.name) for field in fields(probe.Settings)})
-        result = probe.measure(args.models, settings, say)
-        picture = draw(result)
+            sizes = {"examples": args.examples, "max_length": args.max_length, "batch_size": args.batch_size}
+            files = FileSettings.of(args)
+            probes = layers.Settings(task=args.task, data_dir=args.data_dir, seed=args.seed, files=files, **sizes)
+            result = layers.measure(args.models, probes, say)
+            picture = drawing.layers(result)
+        elif args.command == "drift":
+            result = drift.measure(args.models, drift.Settings(rows=args.rows), say)
+            picture = drawing.drift(result)
+        else:
+            texts = perplexity.Settings(
+                text=args.text, rows=args.rows, every_checkpoint=args.every_checkpoint, batch_size=args.batch_size
+            )
+            result = perplexity.measure(args.models, texts, say)
+            picture = drawing.perplexity(result)
         plain = json.loads(json.dumps(result), parse_constant=lambda name: None)  # JSON knows no NaN and no infinity
         content = json.dumps(plain, indent=1, allow_nan=False) + "\n"
         for suffix, part in ((".json", content.encode()), (".png", picture)):
@@ -54,28 +62,21 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(command)
 
 
-# The options of each have the names of its Settings' fields.
-_PROBES = {
-    "layers": (layers, drawing.layers),
-    "drift": (drift, drawing.drift),
-    "perplexity": (perplexity, drawing.perplexity),
-}
-
-
 def _parser() -> CommandParser:
     parser = CommandParser(prog="python -m sctd_jax.probe", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
 
     add = _command(commands, "layers", "linear probes on the frozen states of every layer", "RUN_OR_HF_DIR")
-    add("--task", required=True, help="with a classification or regression head and no marked words")
-    add("--data-dir", required=True, help="as config.data_dir of fine-tuning")
-    add("--examples", type=number(int, 1), default=5000, help="of the training set, at most; default %(default)s")
+    add("--task", required=True, help="task with a classification or regression head and no marked words")
+    add("--data-dir", required=True, help="the task's files, named as in config.data_dir of fine-tuning")
+    add("--examples", type=number(int, 1), default=5000, help="training examples at most; default %(default)s")
     add("--max-length", type=number(int, 16), default=0, help="tokens of a row at most; default the task's")
     add("--batch-size", type=number(int, 1), default=32, help="rows computed at once; default %(default)s")
-    add("--seed", type=number(int, 0), default=0, help="of the training sample")
+    add("--seed", type=number(int, 0), default=0, help="seed of the training sample")
     for field, default in (("text", "text"), ("pair", ""), ("label", "label")):
-        add(f"--{field}-field", default=default, help="of your own files; default %(default)r")
-    add("--heldout-share", type=number(float, 0, 1), default=0.1, help="of your own single file; default %(default)s")
+        add(f"--{field}-field", default=default, help="field of your own files; default %(default)r")
+    share = "dev share of your own single file; default %(default)s"
+    add("--heldout-share", type=number(float, 0, 1), default=0.1, help=share)
 
     add = _command(commands, "drift", "what dropping tokens changes, over a run's training and by layer", "RUN")
     rows = "held-out rows for the layers; 0: only the curve; default %(default)s"
@@ -84,7 +85,7 @@ def _parser() -> CommandParser:
     add = _command(commands, "perplexity", "pseudo-perplexity: every token masked, one at a time", "RUN_OR_HF_DIR")
     add("--text", default="", help="file with a text on each line; default: held-out rows of each run")
     add("--rows", type=number(int, 1), default=16, help="texts at most; default %(default)s")
-    add("--every-checkpoint", action="store_true", help="that a run has kept; default the newest")
+    add("--every-checkpoint", action="store_true", help="score all that a run has kept; default the newest")
     add("--batch-size", type=number(int, 1), default=32, help="rows computed at once; default %(default)s")
     return parser
 

@@ -41,9 +41,11 @@ def load(given: str) -> ConfigDict:
         function = runpy.run_path(path).get("get_config")
         if not callable(function):
             raise UserError(f"--config={path} is no recipe: it has no function get_config()")
-        if not _takes(function, arguments):
+        try:
+            inspect.signature(function).bind(*arguments)
+        except TypeError:
             does = "does not take what is behind the colon" if colon else f"needs an argument: --config={path}:ARGUMENT"
-            raise UserError(f"--config={given}: get_config{inspect.signature(function)} {does}")
+            raise UserError(f"--config={given}: get_config{inspect.signature(function)} {does}") from None
         config = function(*arguments)
     except UserError:
         raise
@@ -52,14 +54,6 @@ def load(given: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return a ConfigDict, found {printable(repr(config))[:80]}")
     return config
-
-
-def _takes(function, arguments: Sequence[str]) -> bool:
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError:
-        return False
-    return True
 
 
 def _failure(path: str, error: Exception) -> str:

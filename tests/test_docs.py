@@ -86,7 +86,7 @@ NO_BEGINNING = re.compile(r"(of|that|which|whose|what|where|when|how|as|by|at|in
 
 
 def beginnings(source):
-    """(line, text) of every comment, docstring and entry of its Args, Returns and Raises."""
+    """(line, text) of every comment, docstring, entry of its Args, Returns and Raises, and help of an option."""
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     for token, before in zip(tokens[1:], tokens, strict=False):
         goes_on = before.type == tokenize.NL and "#" in before.line and before.line.lstrip().startswith("#")
@@ -96,12 +96,13 @@ def beginnings(source):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (text := ast.get_docstring(node)):
             yield node.body[0].lineno, text
             yield from ((node.body[0].lineno, entry) for entry in re.findall(r"^  \w+: (.*)$", text, re.M))
+        if isinstance(node, ast.keyword) and node.arg == "help" and isinstance(node.value, ast.Constant):
+            yield node.value.lineno, str(node.value.value)
 
 
 def test_comments_and_docstrings_begin_with_a_noun_or_a_verb():
     found = []
-    package = helpers.ROOT / "sctd_jax"
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(path for folder in ("sctd_jax", "benchmarks") for path in (helpers.ROOT / folder).rglob("*.py")):
         source = path.read_text()
         found += [f"{path}:{line}: {text}" for line, text in beginnings(source) if NO_BEGINNING.match(text)]
         # The head of errors.py says once that every function may raise UserError.

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.interop.exporting import export
-from sctd_jax.models import check_init, open_run
+from sctd_jax.models import open_init, open_run
 from sctd_jax.parallel.mesh import make_mesh
 from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.pretraining import train_and_evaluate
@@ -111,7 +111,7 @@ def test_it_starts_from_a_fine_tuned_model_too(pretrained, folders, tmp_path):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-7)
     with pytest.raises(UserError, match="holds a fine-tuned model; expected the workdir of a pretraining run"):
-        check_init(helpers.config(train__init=str(tmp_path / "mnli")))
+        open_init(helpers.config(train__init=str(tmp_path / "mnli")), print)
 
 
 def params_of(result):

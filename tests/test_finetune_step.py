@@ -11,6 +11,7 @@ from sctd_jax.finetune import step
 from sctd_jax.finetune.batches import TaskBatch, assemble
 from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train.step import state_shape
 from tests import helpers
 
 CLASSES = step.Shape("classification", 3)
@@ -167,10 +168,9 @@ def test_any_mesh_and_accumulation_give_one_devices_numbers(mesh, accumulation):
         stirred(plain, shape), jax.tree.map(jnp.asarray, host)
     )
     devices = meshes.make_mesh(config.mesh)
-    state = jax.device_put(
-        stirred(config, shape), meshes.shardings(step.state_shape(lambda: step.initial_state(config, shape), devices))
-    )
-    (program,) = step.compile_programs(helpers.settled(config), shape, devices, [32]).values()
+    layout = state_shape(lambda: step.initial_state(config, shape), devices)
+    state = jax.device_put(stirred(config, shape), meshes.shardings(layout))
+    (program,) = step.compile_programs(helpers.settled(config), shape, devices, layout, [32]).values()
     found, other = program(state, jax.tree.map(lambda x: meshes.put_batch(devices, 8, x), host))
     np.testing.assert_allclose(other["loss"], metrics["loss"], rtol=1e-5)
     for (path, a), b in zip(

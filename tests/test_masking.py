@@ -3,18 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sctd_jax.config import MaskingConfig
 from sctd_jax.objective.masking import _row_uniform, mask_tokens
 from tests.helpers import SPECIAL, random_rows
 
 KEY = jax.random.key(3)
-SETTINGS = {
-    "special": SPECIAL, "vocab_size": 512, "num_predicted": 5, "rate": 0.15, "mask_share": 0.8, "random_share": 0.1
-}  # fmt: skip
+MASKING = MaskingConfig(rate=0.15, mask_share=0.8, random_share=0.1)
+SETTINGS = {"special": SPECIAL, "vocab_size": 512, "num_predicted": 5}
 
 
-def mask(tokens, rows=None, key=KEY, **changes):
+def mask(tokens, rows=None, key=KEY, masking=MASKING, **changes):
     rows = jnp.arange(len(tokens)) if rows is None else jnp.asarray(rows)
-    return mask_tokens(key, rows, tokens, **{**SETTINGS, **changes})
+    return mask_tokens(key, rows, tokens, masking, **{**SETTINGS, **changes})
 
 
 def test_targets_are_the_true_ids_and_only_their_positions_change():
@@ -43,7 +43,7 @@ def test_shares_of_mask_random_and_unchanged():
 def test_random_ids_skip_specials_wherever_they_lie():
     special = type(SPECIAL)(pad=0, unk=100, cls=101, sep=102, mask=103)
     tokens = jnp.full((3000, 32), 7).at[:, 0].set(101)
-    batch = mask(tokens, special=special, mask_share=0.0, random_share=1.0, vocab_size=110)
+    batch = mask(tokens, masking=MaskingConfig(mask_share=0.0, random_share=1.0), special=special, vocab_size=110)
     shown = np.asarray(jnp.take_along_axis(batch.input_ids_BN, batch.positions_BP, 1))
     assert set(np.unique(shown)) == set(range(110)) - {0, 100, 101, 102, 103}
 

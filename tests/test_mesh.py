@@ -16,7 +16,7 @@ from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel import sharding
 from sctd_jax.parallel.sharding import shard
 from sctd_jax.pretrain.model import initial_state
-from sctd_jax.pretrain.step import compile_programs, mask_batch, variant_at
+from sctd_jax.pretrain.step import compile_programs, mask_batch, programs_needed, variant_at
 from sctd_jax.train.step import state_shape
 from tests import helpers
 
@@ -53,7 +53,8 @@ def shape_on(config):
 @functools.cache
 def compiled(config):
     """The config's train steps, as the loop compiles them: ahead of time, so that nothing can compile twice."""
-    return compile_programs(helpers.settled(config), helpers.SPECIAL, meshes.make_mesh(config.mesh))
+    needed, mesh = programs_needed(helpers.settled(config)), meshes.make_mesh(config.mesh)
+    return compile_programs(needed, helpers.SPECIAL, mesh, shape_on(config))
 
 
 def run(config, steps=5, scale=0.0):

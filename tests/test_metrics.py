@@ -112,7 +112,7 @@ def run(tmp_path, skipped, before=b"", done=0, lost=0):
         return SimpleNamespace(step=state.step + 1, skipped=state.skipped + bad), metrics
 
     job = jobs.Job(
-        config=config, mesh=SimpleNamespace(size=1), init=None, describe=None, claim=None,
+        config=config, mesh=SimpleNamespace(size=1), init=None, layout=None, describe=None, claim=None,
         compile=lambda: {"only": program}, program=lambda step: "only", batch=lambda step: step,
         cost=lambda step: (1, 1.0), evaluate=lambda state: {"eval/loss": 1.0},
         evaluation_lines=lambda step, found: [], advice="Lower it",

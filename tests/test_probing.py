@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from sctd_jax import plot, probe
-from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, Rows
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.hf import config_json as bert_config
@@ -369,7 +369,7 @@ def test_a_task_that_cannot_be_probed(task, message, folder, tmp_path, capsys):
     assert not list(out.iterdir())
 
 
-def test_models_that_cannot_be_probed(run, folder, tmp_path, capsys):
+def test_models_that_cannot_be_probed(run, folder, tmp_path, capsys, monkeypatch):
     out = ("--out", tmp_path / "out")
     text = tmp_path / "text.txt"
     text.write_text("some words\n")
@@ -383,6 +383,11 @@ def test_models_that_cannot_be_probed(run, folder, tmp_path, capsys):
     (tuned / TASK_FILE).write_text("{}")
     for name in ("drift", "perplexity"):
         assert "tuned is a fine-tuned model" in refused(capsys, name, tuned, *out)
+    lost = shutil.copytree(run, tmp_path / "lost")
+    (lost / METADATA_FILE).unlink()
+    monkeypatch.setattr("sctd_jax.pretrain.workdir.open_data", lambda *_: pytest.fail("rows were prepared first"))
+    assert f"{METADATA_FILE}" in refused(capsys, "perplexity", lost, *out)
+    monkeypatch.undo()
     full = shutil.copytree(run, tmp_path / "full")
     (full / CONFIG_FILE).write_text((full / CONFIG_FILE).read_text().replace('"drop"', '"full"'))
     assert "full drops no tokens" in refused(capsys, "drift", full, *out)

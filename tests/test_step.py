@@ -210,9 +210,10 @@ def run(config, devices, steps=5, rows=None):
     config = helpers.config() if config is None else config
     mesh = meshes.make_mesh(config.mesh)
     assert mesh.size == devices
-    state = jax.device_put(start(config), meshes.shardings(state_shape(lambda: start(config), mesh)))
+    layout = state_shape(lambda: start(config), mesh)
+    state = jax.device_put(start(config), meshes.shardings(layout))
     # Compiled ahead of time as in the loop, so that nothing can compile twice.
-    fns = compile_programs(helpers.settled(config), helpers.SPECIAL, mesh)
+    fns = compile_programs(programs_needed(helpers.settled(config)), helpers.SPECIAL, mesh, layout)
     history = []
     for step in range(steps):
         tokens = np.asarray(helpers.random_rows(config.train.batch_size, seed=step, pad=rows == "pad"))
@@ -510,7 +511,7 @@ def test_evaluation_reads_rows_from_all_over_the_held_out_ones(monkeypatch):
     monkeypatch.setattr(meshes, "jit_eval_step", lambda mesh, step, state: step)
     config = helpers.config(train__eval_rows=20, dropping__keep_schedule="0:12,2:24", mesh__data=1)
     data = Data(None, None, types.SimpleNamespace(special=helpers.SPECIAL), None)
-    evaluate = make_evaluate(helpers.settled(config), data, meshes.make_mesh(config.mesh))
+    evaluate = make_evaluate(helpers.settled(config), data, meshes.make_mesh(config.mesh), None)
     state, blank = start(config), 1
     evaluate(state)
     evaluate(state.replace(step=state.step + 2))  # of which no step has had more than 12 yet

@@ -205,6 +205,20 @@ def test_a_run_keeps_what_it_began_without_however_often_it_is_resumed(old, tmp_
         workdirs.same_config(workdir, dataclasses.asdict(config))
 
 
+def test_a_silent_look_at_a_run_keeps_no_note_from_the_next_one(old, tmp_path, changed, monkeypatch):
+    """Export looks before it opens."""
+    monkeypatch.setattr(workdirs, "_said", set())
+    values = json.loads((old / "run" / "config.json").read_text())
+    del values["train"]["seed"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    changed(config=[Added("train.seed", 7)])
+    lines = []
+    for log in (None, lines.append, lines.append):
+        workdirs.read_config(epath.Path(tmp_path), log)
+    assert any("train.seed=7" in line for line in lines)
+    assert len(lines) == len(set(lines))
+
+
 def test_settings_of_a_fine_tuning_are_followed_too(old, tmp_path, changed):
     workdir = epath.Path(tmp_path)
     for name in ("task.json", "config.json"):

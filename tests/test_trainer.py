@@ -48,8 +48,9 @@ def line(steps, **functions):
         return {"line": compile_ahead(step_fn, state_shape(init, mesh), inputs, mesh)}
 
     job = {
-        "config": config.train, "mesh": mesh, "init": init, "describe": lambda state: [f"from step {int(state.step)}"],
-        "claim": lambda: None, "compile": programs, "program": lambda step: "line", "batch": batch,
+        "config": config.train, "mesh": mesh, "init": init, "layout": state_shape(init, mesh),
+        "describe": lambda state: [f"from step {int(state.step)}"], "claim": lambda: None, "compile": programs,
+        "program": lambda step: "line", "batch": batch,
         "cost": lambda step: (ROWS, 2.0 * ROWS),
         "evaluate": lambda state: {"eval/slope": float(state.params["classifier"]["kernel"][0, 0])},
         "evaluation_lines": lambda step, found: [], "advice": "", "best": Best("eval/slope", "max"),

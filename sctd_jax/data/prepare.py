@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     kinds = "SentencePiece model, tokenizer.json or vocab.txt; none: train one"
     add("--tokenizer", default="", metavar="MODEL", help=kinds)
     add("--tokenizer-type", choices=("unigram", "bpe"), default="unigram")
-    add("--text-field", default="text", help="of JSONL, Parquet and TFDS sources")
+    add("--text-field", default="text", help="field of JSONL, Parquet and TFDS sources")
     add("--documents", choices=("file", "paragraph", "line"), default="file", help="a document in .txt files")
     add("--heldout-share", type=float, default=0.01)
     add("--seed", type=int, default=0)

@@ -50,6 +50,7 @@ class Prepared:
     settled: Config  # config with the choice of attention, which the programs compute
     shape: Shape
     mesh: Mesh
+    layout: TrainState  # the state's shapes, with its shardings on the mesh
     pretrained: Model
     step: int | None  # the checkpoint of `pretrained` to start from; None for a folder of transformers
     data: TaskData
@@ -102,10 +103,11 @@ def finetune(
             config=config.train,
             mesh=mesh,
             init=lambda: initial_state(config, shape),
+            layout=made.layout,
             start=start,
             describe=lambda state: report.start_table(settings, config, mesh, data, train.per_epoch),
             claim=lambda: claim_workdir(workdir, settings, config, made.origin, made.pretrained.tokenizer_file),
-            compile=lambda: compile_programs(made.settled, shape, mesh, train.lengths(config.train.steps)),
+            compile=lambda: compile_programs(made.settled, shape, mesh, made.layout, train.lengths(config.train.steps)),
             program=lambda step: program_name(train.group(step).length),
             batch=lambda step: _put(made, train.features, train.group(step)),
             cost=cost,
@@ -123,7 +125,7 @@ def finetune(
             return result
 
         with closing(Checkpoints(workdir, best=HIGHEST_SCORE, read_only=True)) as checkpoints:
-            state = checkpoints.restore(state_shape(job.init, mesh), log, result.best_step)
+            state = checkpoints.restore(job.layout, log, result.best_step)
         splits = data.dev | data.test
         predictions = _predict(made, state, splits)
         if hosts.is_first():
@@ -178,11 +180,14 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     )
     # Windows make more features than examples; the schedule's length follows from them.
     config = run_config(settings, pretrained.config, train.per_epoch)
-    choice = choose(config.model, [("config.max_length", length)], platform_of(mesh.devices.flat[0]))
-    settled = dataclasses.replace(config, model=choice.model)
+    model, _ = choose(config.model, [("config.max_length", length)], platform_of(mesh.devices.flat[0]))
+    settled = dataclasses.replace(config, model=model)
     shape = shape_of(task, data.labels, *counts)
-    logits = jit_logits(settled, shape, mesh)
-    return Prepared(settings, config, settled, shape, mesh, pretrained, step, data, features, train, origin, logits)
+    layout = state_shape(lambda: initial_state(config, shape), mesh)
+    logits = jit_logits(settled, shape, mesh, layout)
+    return Prepared(
+        settings, config, settled, shape, mesh, layout, pretrained, step, data, features, train, origin, logits
+    )
 
 
 def _put(made: Prepared, features: list[Feature], group: batches.Group) -> batches.TaskBatch:

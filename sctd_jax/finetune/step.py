@@ -1,4 +1,4 @@
-"""The pure train and evaluation steps of a task.
+"""The train step of a task and the logits of its heads, as pure functions.
 
 Shapes: B examples, C rows of one example (1, or the choices), N length, K classes.
 """
@@ -20,7 +20,7 @@ from sctd_jax.parallel import mesh as meshes
 from sctd_jax.tasks.task import Task
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState, first_state
-from sctd_jax.train.step import Metrics, accumulate, compile_ahead, state_shape, update
+from sctd_jax.train.step import Metrics, accumulate, compile_ahead, update
 
 _DROPOUT = 0  # the random stream of a step; the others are pretraining's
 
@@ -99,9 +99,14 @@ def make_train_step(
     return step_fn
 
 
-def compile_programs(config: Config, shape: Shape, mesh: Mesh, lengths: Sequence[int]) -> dict[str, Callable]:
-    """Programs (state, batch) -> (state, metrics) by name, one for each length of a batch."""
-    state, count = state_shape(lambda: initial_state(config, shape), mesh), config.train.batch_size
+def compile_programs(
+    config: Config, shape: Shape, mesh: Mesh, layout: TrainState, lengths: Sequence[int]
+) -> dict[str, Callable]:
+    """Programs (state, batch) -> (state, metrics) by name, one for each length of a batch.
+
+    `layout` is the state's shapes, with its shardings on the mesh.
+    """
+    count = config.train.batch_size
 
     def array(dtype, *sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((count, *sizes), dtype)
@@ -113,7 +118,7 @@ def compile_programs(config: Config, shape: Shape, mesh: Mesh, lengths: Sequence
             array(jnp.int32, *text), array(jnp.bool_, *text), array(jnp.int32, *text), array(jnp.int32, spans, 2),
             array(jnp.float32), array(jnp.int32, 2), array(jnp.float32),
         )  # fmt: skip
-        programs[program_name(length)] = compile_ahead(step_fn, state, batch, mesh)
+        programs[program_name(length)] = compile_ahead(step_fn, layout, batch, mesh)
     return programs
 
 
@@ -122,8 +127,8 @@ def program_name(length: int) -> str:
     return f"N {length}"
 
 
-def jit_logits(config: Config, shape: Shape, mesh: Mesh) -> Callable[[Any, TaskBatch], jax.Array]:
-    """Jitted (params, batch) -> `logits` on every device."""
-    params = meshes.shardings(state_shape(lambda: initial_state(config, shape), mesh).params)
+def jit_logits(config: Config, shape: Shape, mesh: Mesh, layout: TrainState) -> Callable[[Any, TaskBatch], jax.Array]:
+    """Jitted (params, batch) -> `logits` on every device; `layout` as in `compile_programs`."""
+    params = meshes.shardings(layout.params)
     inputs, forward = (params, meshes.batch_sharding(mesh)), functools.partial(logits, make_model(config, shape, mesh))
     return jax.jit(forward, in_shardings=inputs, out_shardings=meshes.replicated(mesh))

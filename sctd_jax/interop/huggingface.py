@@ -22,11 +22,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(prog="python -m sctd_jax.interop.huggingface", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("export", help="a run -> a folder for transformers").add_argument
-    add("--workdir", required=True, help="of the run")
+    add("--workdir", required=True, help="folder of the run")
     add("--out", required=True, type=local_path, help="folder to write")
-    add("--step", type=number(int, 0), help="of the checkpoint; default the newest")
+    add("--step", type=number(int, 0), help="checkpoint to load; default the newest")
     add("--force", action="store_true", help="replace --out")
-    add("--license", default="", help="for the model card, an id of the hub, as apache-2.0; default: unknown")
+    add(
+        "--license", default="", help="license in the model card, an id of the hub such as apache-2.0; default: unknown"
+    )
     for name, what in (
         ("language", "ISO 639 code"),
         ("base-model", "model of the hub"),

@@ -8,7 +8,7 @@ Shapes: B batch, R query rows, N context rows, H heads, d width of a head. Queri
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,6 @@ _KERNEL_OF: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn"}
 _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
 
 
-class Choice(NamedTuple):
-    """Meaning of `attention` and `remat` of a model for a run on its devices."""
-
-    model: ModelConfig  # model with the choice in the place of 'auto'
-    text: str  # description for a person
-
-
 def platform_of(device: jax.Device) -> str:
     """A device's platform for `choose`; 'old gpu' if cuDNN has no attention for it (not NVIDIA's, or before Ampere)."""
     if device.platform != "gpu":
@@ -42,13 +35,11 @@ def platform_of(device: jax.Device) -> str:
     return "gpu" if "cuda" in device.client.platform_version and float(device.compute_capability) >= 8 else "old gpu"
 
 
-def choose(model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str) -> Choice:
-    """Choose how attention is computed, once for all programs of a run.
+def choose(model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str) -> tuple[ModelConfig, str]:
+    """A model with the way in which attention is computed in the place of 'auto', and a text about it for a person.
 
-    Args:
-      model: the model, with its wishes.
-      lengths: name and number of context rows of every attention of the run.
-      platform: 'cpu', 'gpu', 'old gpu' or 'tpu', by `platform_of`.
+    Chosen once for all programs of a run: `lengths` are name and number of context rows of each of its attentions.
+    `platform` is 'cpu', 'gpu', 'old gpu' or 'tpu', by `platform_of`.
     """
     kernel = model.attention if model.attention in ("splash", "cudnn") else _KERNEL_OF.get(platform)
     obstacle = _obstacle(kernel, model, lengths, platform) if kernel else None
@@ -63,7 +54,7 @@ def choose(model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str
              "block": "; whole layers are recomputed in the backward pass"}[remat]  # fmt: skip
     if obstacle:
         text += f" (no {kernel}: {obstacle})"
-    return Choice(dataclasses.replace(model, attention=chosen, remat=remat), text)
+    return dataclasses.replace(model, attention=chosen, remat=remat), text
 
 
 def _obstacle(kernel: str, model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str) -> str | None:
@@ -85,7 +76,7 @@ def _obstacle(kernel: str, model: ModelConfig, lengths: Iterable[tuple[str, int]
 
 
 def attention_options(model: ModelConfig, mesh: Mesh | None) -> dict[str, Any]:
-    """`attend` and `remat_layers` of a network with a `Choice`'s model; none, for plain attention, without a mesh."""
+    """`attend` and `remat_layers` of a network, its model by `choose`; none, for plain attention, without a mesh."""
     if mesh is None:
         return {}
     assert "auto" not in (model.attention, model.remat), "attention is chosen before programs are made"

@@ -118,7 +118,7 @@ class Encoder(nn.Module):
 
     Layer `first_drop` takes its queries from the kept tokens and its keys and values from all N; the
     layers after it up to `last_drop` see the kept tokens alone; after `last_drop` kept and dropped
-    tokens are merged in text order (Hou et al., section 3.2; docs/method.md 3). A `layerwise` encoder has kept tokens
+    tokens are merged in text order (Hou et al., section 3.2; docs/method.md 4). A `layerwise` encoder has kept tokens
     for each of the S dropping layers: a layer sees its own alone, and the others go around it (random-LTD,
     Yao et al., 2022, section 3).
     """

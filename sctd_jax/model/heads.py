@@ -54,14 +54,10 @@ class TaskBert(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Logits f32[B, C], or f32[B, N, C] of each token.
+        """Logits f32[B, C], or f32[B, N, C] of each token; arguments as in `Encoder.__call__`.
 
-        Args:
-          input_ids_BN: token ids.
-          mask_BN: True at real tokens.
-          segment_ids_BN: 0 in the first text, 1 in the second.
-          marked_BM2: first and last token of each marked span, where the head reads them.
-          deterministic: no dropout; otherwise a `dropout` rng is needed.
+        Segments are 0 in the first text and 1 in the second; `marked_BM2` has the first and last token of each marked
+        span, where the head reads them.
         """
         only_cls = not self.each_token and not self.marked
         rows_BR = jnp.zeros_like(input_ids_BN[:, :1]) if only_cls else None

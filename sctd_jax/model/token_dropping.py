@@ -82,15 +82,10 @@ def check_selector(name: str) -> None:
 
 
 def keep_highest(score_BN: jax.Array, mask_BN: jax.Array, num_kept: int) -> jax.Array:
-    """Positions i32[B, K] of the K highest scores of each row, ascending (text order).
+    """Positions i32[B, K] of the K highest scores of each row, ascending (text order); `num_kept` is K, static.
 
-    Position 0 ([CLS]) is always kept and a padded position is never kept before a real one, whatever
-    the scores say; ties go to the lower position.
-
-    Args:
-      score_BN: higher is kept first.
-      mask_BN: True at real tokens, False at padding.
-      num_kept: K, static.
+    Position 0 ([CLS]) is always kept and a padded position, False in `mask_BN`, is never kept before a real one,
+    whatever the scores say; ties go to the lower position.
     """
     score_BN = jnp.where(mask_BN, score_BN.astype(jnp.float32), -jnp.inf)
     score_BN = score_BN.at[:, 0].set(jnp.inf)

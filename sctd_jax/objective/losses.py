@@ -1,4 +1,4 @@
-"""MLM cross-entropy and semantic-consistency KL as (sum, weight) pairs, and how they combine.
+"""MLM cross-entropy and semantic-consistency KL as sums over rows, and how they combine.
 
 Shapes: B batch, R rows of a state, P predicted positions, D width, V vocabulary.
 """
@@ -44,14 +44,9 @@ def consistency_kl(full_BD: jax.Array, drop_BD: jax.Array) -> jax.Array:
 def combine(sums: Sums, num_predictions: jax.Array, num_rows: int, *, consistency: bool, sc_weight: float):
     """The step's loss (ScTD, eq. 5): means over the global batch.
 
-    Consistency step: 1/2 MLM(drop) + 1/2 MLM(full) + lambda (SC_global + SC_local); otherwise MLM.
-
-    Args:
-      sums: sums over the batch, or over a microbatch: the losses of its microbatches add up to the batch's.
-      num_predictions: weight of the MLM sums, over the *global* batch.
-      num_rows: rows in the *global* batch.
-      consistency: whether this is a consistency step.
-      sc_weight: lambda.
+    Consistency step: 1/2 MLM(drop) + 1/2 MLM(full) + lambda (SC_global + SC_local); otherwise MLM. `sc_weight` is
+    lambda. The sums may be a microbatch's, but `num_predictions` and `num_rows` are those of the *global* batch: the
+    losses of its microbatches add up to the batch's.
     """
     mlm = sums.mlm / num_predictions
     if not consistency:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from sctd_jax.config import MaskingConfig
 from sctd_jax.data.special import SpecialIds
 
 # A pass takes the words up to one that does not fit. BERT goes on until none does; in 7,000 rows of words of 1.4 to 50
@@ -39,34 +40,30 @@ def mask_tokens(
     key: jax.Array,
     rows_B: jax.Array,
     tokens_BN: jax.Array,
+    masking: MaskingConfig,
     *,
     special: SpecialIds,
     vocab_size: int,
     num_predicted: int,
-    rate: float,
-    mask_share: float,
-    random_share: float,
     word_start_V: jax.Array | np.ndarray | None = None,
 ) -> MaskedBatch:
-    """Choose min(P, rate * tokens in the row) positions and hide them.
+    """Choose min(P, rate * tokens in the row) positions, at least one, and hide them.
 
     Args:
       key: random key of the step.
       rows_B: global row numbers, unique within the step.
       tokens_BN: packed rows, padded at the end.
+      masking: share of the tokens that is predicted, and shares of those that are shown as [MASK] or as a random token.
       special: ids that are never predicted, and [MASK].
       vocab_size: V.
       num_predicted: P, static.
-      rate: share of a row's real tokens to predict (at least one).
-      mask_share: share of the predicted positions that is shown as [MASK].
-      random_share: share that is shown as a random ordinary id; the rest is unchanged.
       word_start_V: bool[V], True for ids that begin a word: whole words are chosen (`_whole_words`). None: single
         tokens are chosen.
     """
     tokens_BN = tokens_BN.astype(jnp.int32)
     mask_BN = tokens_BN != special.pad
     candidate_BN = ~jnp.isin(tokens_BN, jnp.array(special.unmaskable))
-    budget_B = jnp.clip(jnp.round(rate * mask_BN.sum(1)).astype(jnp.int32), 1, num_predicted)
+    budget_B = jnp.clip(jnp.round(masking.rate * mask_BN.sum(1)).astype(jnp.int32), 1, num_predicted)
     choose_key, show_key, random_key = (jax.random.fold_in(key, i) for i in range(3))
 
     score_BN = _row_uniform(choose_key, rows_B, tokens_BN.shape[1])
@@ -83,8 +80,8 @@ def mask_tokens(
     targets_BP = jnp.take_along_axis(tokens_BN, positions_BP, axis=1)
     fate_BP = _row_uniform(show_key, rows_B, num_predicted)
     random_BP = _random_ordinary_ids(random_key, rows_B, num_predicted, special, vocab_size)
-    shown_BP = jnp.where(fate_BP < mask_share + random_share, random_BP, targets_BP)
-    shown_BP = jnp.where(fate_BP < mask_share, special.mask, shown_BP)
+    shown_BP = jnp.where(fate_BP < masking.mask_share + masking.random_share, random_BP, targets_BP)
+    shown_BP = jnp.where(fate_BP < masking.mask_share, special.mask, shown_BP)
     shown_BP = jnp.where(chosen_BP, shown_BP, targets_BP)
     show = jax.vmap(lambda row, at, new: row.at[at].set(new, unique_indices=True))
     return MaskedBatch(

@@ -1,1 +1,1 @@
-"""Meshes and shardings."""
+"""Devices: hosts, chips, meshes and shardings."""

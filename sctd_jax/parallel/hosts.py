@@ -24,12 +24,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     """Join the other processes of a run, before JAX is used; alone if nothing says that there are others.
 
     If the others do not come within five minutes, JAX ends the process. Joined, SIGTERM is JAX's: see `stop_together`.
-
-    Args:
-      coordinator: host:port of process 0; None for what the environment says: JAX_COORDINATOR_ADDRESS with
-        JAX_NUM_PROCESSES and JAX_PROCESS_ID, Slurm, Open MPI or a TPU slice.
-      num_processes: processes of the run; None as above.
-      process_id: number of this process, from 0; None as above.
+    `coordinator` is host:port of process 0. None stands for what the environment says: JAX_COORDINATOR_ADDRESS with
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID, Slurm, Open MPI or a TPU slice.
     """
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None) and "JAX_COORDINATOR_ADDRESS" in os.environ:
@@ -40,7 +36,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             "--coordinator, --num_processes and --process_id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
             "JAX_PROCESS_ID) go together, on every host"
         )
-    asked = given[0] is not None or _launched_as_several()
+    launchers = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    asked = given[0] is not None or any(int(os.environ.get(name, 1)) > 1 for name in launchers)
     if not asked and not _on_tpu_vm():
         return
     handler = signal.getsignal(signal.SIGTERM)
@@ -55,10 +52,6 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         signal.signal(signal.SIGTERM, handler)
         return
     print(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices", flush=True)
-
-
-def _launched_as_several() -> bool:
-    return any(int(os.environ.get(name, 1)) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
 
 
 def _on_tpu_vm() -> bool:

@@ -98,11 +98,6 @@ def shardings(shapes: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
 
-def jit_init(init: Callable, state: Any):
-    """Jitted `init()`, its result laid out as the shapes `state` say."""
-    return jax.jit(init, out_shardings=shardings(state))
-
-
 def jit_eval_step(mesh: Mesh, eval_fn: Callable, state: Any):
     """Jitted `(state, tokens, rows, valid) -> sums`."""
     batch = batch_sharding(mesh)

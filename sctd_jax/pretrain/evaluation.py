@@ -17,7 +17,7 @@ from sctd_jax.errors import UserError
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.pretrain.model import make_model, state_layout
+from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.rows import Data
 from sctd_jax.pretrain.step import loss_rows, mask_batch, select
 from sctd_jax.train.state import TrainState
@@ -26,7 +26,9 @@ from sctd_jax.train.state import TrainState
 EVAL_SEED = 20230524
 
 
-def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
+def make_evaluate(
+    config: Config, data: Data, mesh: Mesh, layout: TrainState
+) -> Callable[[TrainState], dict[str, float]]:
     """A function from a state to its held-out metrics, over `train.eval_rows` rows; drop passes with its last step's K.
 
     It raises a UserError if not one token of these rows can be predicted.
@@ -39,7 +41,7 @@ def make_evaluate(config: Config, data: Data, mesh: Mesh) -> Callable[[TrainStat
     @functools.cache  # one compilation for each K
     def eval_step(stage: Config) -> Callable:
         eval_fn = make_eval_step(stage, data.tokenizer.special, data.word_start_V, mesh)
-        return meshes.jit_eval_step(mesh, eval_fn, state_layout(stage, data.tokenizer.special, mesh))
+        return meshes.jit_eval_step(mesh, eval_fn, layout)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         step_fn = eval_step(config.after(int(state.step)))

@@ -16,12 +16,11 @@ def _head(config: Config) -> float:
 def forward_flops(config: Config, variant: Variant) -> float:
     """Forward FLOPs of one row in one variant, with the savings of docs/method.md 6."""
     length, kept, last = config.data.seq_len, config.num_kept, config.model.num_layers - 1
-    rows = config.num_predicted + 1
-    if needs_all_rows(config, variant):
-        rows = length
+    rows = length if needs_all_rows(config, variant) else config.num_predicted + 1
+    head = _head(config)
     first_drop, last_drop = config.drop_layers
     prefix = first_drop * layer_flops(config.model, length, length)
-    top = layer_flops(config.model, rows, length) + _head(config)
+    top = layer_flops(config.model, rows, length) + head
     full_middle = (last - first_drop) * layer_flops(config.model, length, length)
     first_context = kept if config.dropping.method == "random_ltd" else length
     drop_middle = (

@@ -1,7 +1,7 @@
 """The network that is pretrained, and its state before the first step."""
 
 import dataclasses
-import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
-from sctd_jax.model.attention import attention_options, choose
+from sctd_jax.model.attention import attention_options, choose, platform_of
 from sctd_jax.model.bert import Bert
-from sctd_jax.model.token_dropping import initial_importance
+from sctd_jax.model.token_dropping import check_selector, initial_importance
+from sctd_jax.parallel.mesh import check_sizes, make_mesh
 from sctd_jax.train.state import TrainState, first_state
 from sctd_jax.train.step import state_shape
 
@@ -24,8 +25,16 @@ def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
 
 def settle(config: Config, platform: str) -> tuple[Config, str]:
     """The config with the attention that a platform computes in the place of 'auto', and a text about it."""
-    choice = choose(config.model, config.context_lengths, platform)
-    return dataclasses.replace(config, model=choice.model), choice.text
+    model, text = choose(config.model, config.context_lengths, platform)
+    return dataclasses.replace(config, model=model), text
+
+
+def on_devices(config: Config, devices: Sequence[jax.Device] | None = None) -> tuple[Config, str, Mesh]:
+    """The config that `settle` makes for these devices, by default all there are, its text, and their mesh; checked."""
+    check_selector(config.dropping.selector)
+    mesh = make_mesh(config.mesh, devices)
+    check_sizes(mesh, config.model, config.train)
+    return *settle(config, platform_of(mesh.devices.flat[0])), mesh
 
 
 def initial_state(config: Config, special: SpecialIds) -> TrainState:
@@ -39,7 +48,6 @@ def initial_state(config: Config, special: SpecialIds) -> TrainState:
     return first_state(params, config.optimizer, run_key, importance_V)
 
 
-@functools.cache  # traced once, and asked for by every program of a run
 def state_layout(config: Config, special: SpecialIds, mesh: Mesh) -> TrainState:
     """Shapes of `initial_state`, with its shardings on a mesh."""
     return state_shape(lambda: initial_state(config, special), mesh)

@@ -13,14 +13,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from sctd_jax.config import Config
+from sctd_jax.config import Config, DataConfig
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
+from sctd_jax.model.bert import Bert
 from sctd_jax.parallel.mesh import replicated
-from sctd_jax.pretrain.flops import mean_step_flops, plain_step_flops, step_flops
-from sctd_jax.pretrain.model import make_model
+from sctd_jax.pretrain.flops import mean_step_flops, plain_step_flops
 from sctd_jax.pretrain.rows import Data
-from sctd_jax.pretrain.step import programs_needed, variant_at
+from sctd_jax.pretrain.step import variant_at
 from sctd_jax.train import trainer
 from sctd_jax.train.metrics import duration, read_metrics
 from sctd_jax.train.optimizer import learning_rate
@@ -35,7 +35,7 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
     """Lines that say what is about to run."""
     model, dropping, metadata = config.model, config.dropping, data.metadata
     parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
-    ratio = mean_step_flops(config) / plain_step_flops(config)
+    flops, plain = mean_step_flops(config), plain_step_flops(config)
     rows = [
         ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}, "
                   f"{parameters / 1e6:,.1f} M parameters"),
@@ -53,7 +53,7 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
         layers = f"layers {first} to {last} of 0 to {model.num_layers - 1}"
         kept = f"{counts} of {config.data.seq_len} in {layers}, selector {config.selector}"
         rows.append(("kept tokens", kept))
-    rows.append(("FLOPs", f"{mean_step_flops(config):.3g} a step, {ratio:.2f} of plain full-token BERT"))
+    rows.append(("FLOPs", f"{flops:.3g} a step, {flops / plain:.2f} of plain full-token BERT"))
     lines = trainer.start_lines(mesh, rows)
     if not config.data.input and not config.data.rows:
         lines.append(
@@ -77,16 +77,14 @@ def _method(config: Config) -> str:
     return text
 
 
-def cpu_warning(config: Config) -> list[str]:
-    """Warning, on a CPU, of how long a step will take if that is long."""
+def cpu_warning(flops: Mapping[str, float]) -> list[str]:
+    """Warning, on a CPU, of how long a step of each program will take by its FLOPs, if that is long."""
     if jax.default_backend() != "cpu":
         return []
     rate = matmul_flops_per_second()
     # A whole step reaches about half of the rate of one large product.
-    needed = programs_needed(config).items()
-    seconds = {name: step_flops(stage, variant) / (0.5 * rate) for name, (stage, variant) in needed}
-    slowest = max(seconds.values())
-    if slowest < _SLOW_STEP_SECONDS:
+    seconds = {name: count / (0.5 * rate) for name, count in flops.items()}
+    if max(seconds.values()) < _SLOW_STEP_SECONDS:
         return []
     steps = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     return [
@@ -127,7 +125,7 @@ def blank(metrics: Mapping[str, float]) -> str:
     return "" if metrics["predictions"] else "all tokens of its rows are special tokens"
 
 
-def summary(config: Config, workdir: epath.Path, result: trainer.Result, seconds: float) -> list[str]:
+def summary(data: DataConfig, workdir: epath.Path, result: trainer.Result, seconds: float) -> list[str]:
     """Lines for the end of a run."""
     state = result.state
     lines = [f"done: {result.step:,} steps, {duration(seconds)} in this run"]
@@ -142,13 +140,13 @@ def summary(config: Config, workdir: epath.Path, result: trainer.Result, seconds
     best = "" if result.best_step is None else f" (lowest held-out loss: step {result.best_step})"
     lines.append(f"checkpoint: {workdir / CHECKPOINTS / str(result.step)}{best}")
     lines.append(f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}")
-    return [*lines, f"to train longer, with a warm-up of its own: {_longer(config, workdir)}"]
+    return [*lines, f"to train longer, with a warm-up of its own: {_longer(data, workdir)}"]
 
 
-def _longer(config: Config, workdir: epath.Path) -> str:
+def _longer(data: DataConfig, workdir: epath.Path) -> str:
     """Why not by more steps in the same workdir: `schedule_lines`."""
     # Rows that were prepared have the tokenizer of the weights.
-    tokenizer = "" if config.data.rows else f" --config.data.tokenizer={shlex.quote(str(find(workdir)))}"
+    tokenizer = "" if data.rows else f" --config.data.tokenizer={shlex.quote(str(find(workdir)))}"
     return (
         "a new run from these weights, by this command with --workdir=ANOTHER "
         f"--config.train.init={shlex.quote(str(workdir))}{tokenizer} and the steps to add as --config.train.steps"
@@ -156,13 +154,9 @@ def _longer(config: Config, workdir: epath.Path) -> str:
 
 
 def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: int) -> list[str]:
-    """Lines that warn of what another length or learning rate changes at once, where a run goes on.
+    """Lines that warn of what another length or learning rate than `before` changes at once, where a run goes on.
 
-    Args:
-      config: the one that the run goes on with.
-      before: the one that it had.
-      workdir: folder of the run.
-      step: updates that the run has done, at least one.
+    `step` is the number of updates that it has done, at least one.
     """
     if step == config.train.steps:
         return []
@@ -188,14 +182,14 @@ def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: in
         if now > was:
             lines.append(
                 "the loss may rise before it falls; a lower optimizer.learning_rate makes the jump smaller. With a "
-                f"warm-up of its own: {_longer(config, workdir)}"
+                f"warm-up of its own: {_longer(config.data, workdir)}"
             )
     if variant_at(before, step - 1) == "full" != variant_at(config, step):
         lines.append(f"warning: after full-token steps the run drops tokens again, for {changes}")
     return lines
 
 
-def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState) -> list[str]:
+def fill_mask_examples(model: Bert, data: Data, mesh: Mesh, state: TrainState) -> list[str]:
     """The full model's guesses for one hidden word in each of a few held-out rows."""
     rows = Rows(data.folder, HELD_OUT)
     step = max(len(rows) // _EXAMPLES, 1)
@@ -209,7 +203,6 @@ def fill_mask_examples(config: Config, data: Data, mesh: Mesh, state: TrainState
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def predict(params, input_ids_BN, rows_BR):
-        model = make_model(config)
         logits: Any = model.apply({"params": params}, input_ids_BN, input_ids_BN != special.pad, rows_BR=rows_BR)
         return jax.lax.top_k(jax.nn.softmax(logits[:, 0]), _CANDIDATES)
 

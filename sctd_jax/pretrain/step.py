@@ -4,7 +4,7 @@ Shapes: B batch, N sequence length, K kept tokens, P predicted positions, D widt
 A reader meets, in order: masking -> encoder (-> token_dropping) -> losses -> update -> metrics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import jax
@@ -18,7 +18,7 @@ from sctd_jax.model import token_dropping
 from sctd_jax.model.bert import Bert
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
-from sctd_jax.pretrain.model import make_model, state_layout
+from sctd_jax.pretrain.model import make_model
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import Metrics, accumulate, compile_ahead, update
@@ -66,14 +66,10 @@ def make_train_step(
     word_start_V: np.ndarray | None = None,
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
-    """The step (state, tokens_BN) -> (state, metrics) of one variant; pure, for the caller to jit.
+    """The step (state, tokens_BN) -> (state, metrics) of one variant (docs/method.md 5); pure, for the caller to jit.
 
-    Args:
-      config: the run's.
-      special: special ids of the tokenizer.
-      variant: name of the passes and the loss (docs/method.md 5).
-      word_start_V: bool[V] for whole-word masking, or None.
-      mesh: devices that will run it; they decide how attention is computed (`make_model`).
+    `word_start_V` bool[V] is for whole-word masking. `mesh` has the devices that will run the step: they decide how
+    attention is computed.
     """
     model, optimizer = make_model(config, mesh), make_optimizer(config.optimizer)
 
@@ -124,26 +120,26 @@ def compile_train_step(
     special: SpecialIds,
     variant: Variant,
     mesh: Mesh,
+    layout: TrainState,
     word_start_V: np.ndarray | None = None,
     options: dict[str, str | bool] | None = None,
 ) -> jax.stages.Compiled:
     """`make_train_step` as an executable `(state, tokens_BN) -> (state, metrics)`; the state is donated.
 
-    `options` are the compiler's, by name.
+    `layout` is that of `state_layout`; `options` are the compiler's, by name.
     """
-    state = state_layout(config, special, mesh)
     tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), jnp.int32)
     step_fn = make_train_step(config, special, variant, word_start_V, mesh)
-    return compile_ahead(step_fn, state, tokens, mesh, options)
+    return compile_ahead(step_fn, layout, tokens, mesh, options)
 
 
 def compile_programs(
-    config: Config, special: SpecialIds, mesh: Mesh, word_start_V: np.ndarray | None = None
+    needed: Mapping[str, tuple[Config, Variant]], special: SpecialIds, mesh: Mesh, layout: TrainState, word_start_V=None
 ) -> dict[str, jax.stages.Compiled]:
-    """Every program that a run of a settled config needs, by name: nothing compiles in the middle of it."""
+    """The `programs_needed` by a settled config, by name: nothing compiles in the middle of a run."""
     return {
-        name: compile_train_step(stage, special, variant, mesh, word_start_V)
-        for name, (stage, variant) in programs_needed(config).items()
+        name: compile_train_step(stage, special, variant, mesh, layout, word_start_V)
+        for name, (stage, variant) in needed.items()
     }
 
 
@@ -155,12 +151,10 @@ def mask_batch(
         key,
         jnp.arange(tokens_BN.shape[0]) if rows_B is None else rows_B,
         tokens_BN,
+        config.masking,
         special=special,
         vocab_size=config.model.vocab_size,
         num_predicted=config.num_predicted,
-        rate=config.masking.rate,
-        mask_share=config.masking.mask_share,
-        random_share=config.masking.random_share,
         word_start_V=word_start_V,
     )
 
@@ -170,14 +164,8 @@ def select(
 ) -> jax.Array:
     """Positions i32[B, K] that dropping keeps, by the config's selector; no gradient flows through the choice.
 
-    For random-LTD i32[S, B, K]: each dropping layer draws its own.
-
-    Args:
-      config: config at the step.
-      importance_V: importance table.
-      batch: masked rows.
-      keys_B: a key per row, for selectors that draw.
-      state_BND: output of `Encoder.prefix`, the tokens' state where dropping begins.
+    For random-LTD i32[S, B, K]: each dropping layer draws its own. `keys_B` are for selectors that draw; `state_BND` is
+    the output of `Encoder.prefix`, the tokens' state where dropping begins.
     """
     selector = token_dropping.SELECTORS[config.selector]
     # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
@@ -222,15 +210,8 @@ def forward_sums(
 ) -> tuple[losses.Sums, jax.Array]:
     """Loss sums of one (micro)batch, and the MLM loss [B, P] that moves the importance table.
 
-    Args:
-      config: the run's.
-      model: result of `make_model(config)`.
-      params: the model's.
-      importance_V: scores the tokens; no gradient flows into it.
-      batch: masked rows.
-      variant: full, drop or consistency.
-      dropout_key: None for no dropout.
-      selection_keys_B: a key per row, for selectors that draw.
+    No gradient flows into `importance_V`. Without a `dropout_key` there is no dropout; `selection_keys_B` are for
+    selectors that draw.
     """
     rows_BR = loss_rows(batch)
     all_rows = needs_all_rows(config, variant)

@@ -12,22 +12,14 @@ from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, fingerprint, read_metadata
 from sctd_jax.errors import UserError, say
-from sctd_jax.train.workdir import (
-    CONFIG_FILE,
-    MAY_CHANGE,
-    ROWS_FILE,
-    TASK_FILE,
-    check,
-    check_metadata,
-    claim,
-    follow,
-    same_config,
-)
+from sctd_jax.pretrain.rows import Data, open_data
+from sctd_jax.train import workdir as workdirs
+from sctd_jax.train.workdir import CONFIG_FILE, MAY_CHANGE, ROWS_FILE, TASK_FILE
 
 
 def followed(workdir: epath.Path, config: Config, log: Callable[[str], None]) -> Config:
     """The config with which a workdir is gone on with: fields that its run began without stay as they were then."""
-    return from_dict(follow(workdir / CONFIG_FILE, dataclasses.asdict(config), stored.CONFIG, MAY_CHANGE, log))
+    return from_dict(workdirs.follow(workdir / CONFIG_FILE, dataclasses.asdict(config), stored.CONFIG, MAY_CHANGE, log))
 
 
 def check_workdir(workdir: epath.Path, config: Config) -> None:
@@ -37,14 +29,22 @@ def check_workdir(workdir: epath.Path, config: Config) -> None:
         if (workdir / TASK_FILE).exists():
             raise UserError(f"workdir {workdir} holds a fine-tuned model: pretrain in another --workdir")
         if not (workdir / METADATA_FILE).exists():
-            check_metadata(workdir)
+            workdirs.check_metadata(workdir)
             raise UserError(
                 f"workdir {workdir} holds an imported model, which stays as it is: train in another --workdir, "
                 f"starting from this one: --config=configs/continued.py:{workdir}"
             )
-        same_config(workdir, dataclasses.asdict(config))
+        workdirs.same_config(workdir, dataclasses.asdict(config))
 
-    check(workdir, same_run)
+    workdirs.check(workdir, same_run)
+
+
+def open_rows(workdir: epath.Path, config: Config, log: Callable[[str], None]) -> Data:
+    """The config's rows, prepared now if missing: those that the steps in `workdir` were trained on."""
+    began = read_metadata(workdir) if (workdir / CONFIG_FILE).is_file() else None
+    data = open_data(config, log, began)
+    check_rows(workdir, data.folder)
+    return data
 
 
 def check_rows(workdir: epath.Path, rows: Path) -> None:
@@ -76,4 +76,4 @@ def claim_workdir(workdir: epath.Path, config: Config, rows: Path, log: Callable
         if new or not (workdir / ROWS_FILE).exists():
             yield ROWS_FILE, json.dumps(fingerprint(rows), indent=2).encode()
 
-    claim(workdir, config, files)
+    workdirs.claim(workdir, config, files)

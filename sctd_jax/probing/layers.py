@@ -99,7 +99,7 @@ def _probe(
     name: str, pretrained: Model, train: Sequence[Example], data: TaskData, settings: Settings,
     log: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Fit all probes of a model and score them. Dev states are not kept: of a large task they do not fit in memory."""
+    """Fit all probes of a model and score them. Dev states are not kept: those of a large task do not fit in memory."""
     task, config = TASKS[settings.task], pretrained.config.model
     max_length = min(settings.max_length or task.max_length, config.max_positions)
     params = pretrained.params(pretrained.chosen_step())["encoder"]
@@ -124,9 +124,11 @@ def _probe(
         states[:, :, members] = found
     # Keys are (layer, pooling).
     fitted = {at: fit(states[at], labels_E, task.head, len(data.labels)) for at in np.ndindex(states.shape[:2])}
+    shape = states.shape[:2]
+    del states  # those of a large task and the dev states do not fit in memory together
     predictions: dict[tuple[int, ...], dict[str, list]] = {at: {} for at in fitted}
     for split, examples in data.dev.items():
-        logits = np.empty((*states.shape[:2], len(examples), len(data.labels) or 1))
+        logits = np.empty((*shape, len(examples), len(data.labels) or 1))
         for members, found in read(split, examples):
             for at, probe in fitted.items():
                 logits[at][members] = probe(found[at])
@@ -139,7 +141,7 @@ def _probe(
         "max_length": max_length,
         **{
             pooling: {
-                metric.removeprefix("eval/"): [scores[layer, i][metric] for layer in range(len(states))]
+                metric.removeprefix("eval/"): [scores[layer, i][metric] for layer in range(shape[0])]
                 for metric in scores[0, i]
             }
             for i, pooling in enumerate(POOLINGS)

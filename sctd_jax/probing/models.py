@@ -6,12 +6,12 @@ from collections.abc import Callable
 import numpy as np
 
 from sctd_jax.config import ModelConfig
-from sctd_jax.data.rows import HELD_OUT, Rows, read_metadata
+from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
 from sctd_jax.models import Model, open_model
 from sctd_jax.pretrain.evaluation import eval_rows
-from sctd_jax.pretrain.rows import Data, open_data
-from sctd_jax.pretrain.workdir import check_rows
+from sctd_jax.pretrain.rows import Data
+from sctd_jax.pretrain.workdir import open_rows
 
 POOLINGS = ("cls", "mean")  # [CLS], and the mean over a row's real tokens, [CLS] and [SEP] among them
 
@@ -29,8 +29,7 @@ def held_out(run: Model, count: int, log: Callable[[str], None]) -> tuple[Data, 
 
     `log` is told if the rows must be prepared again.
     """
-    data = open_data(run.config, log, read_metadata(run.path))
-    check_rows(run.path, data.folder)
+    data = open_rows(run.path, run.config, log)
     rows = Rows(data.folder, HELD_OUT)
     return data, rows, eval_rows(count, len(rows))
 

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -22,9 +22,9 @@ from sctd_jax.errors import UserError
 from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
-from sctd_jax.parallel.mesh import check_sizes, describe, make_mesh
+from sctd_jax.parallel.mesh import describe
 from sctd_jax.pretrain.flops import mean_step_flops, step_flops
-from sctd_jax.pretrain.model import settle
+from sctd_jax.pretrain.model import on_devices, state_layout
 from sctd_jax.pretrain.step import Variant, compile_train_step, programs_needed
 from sctd_jax.train.step import peak_bytes
 
@@ -48,20 +48,13 @@ class Program:
 
 
 class DoesNotFitError(Exception):
-    """The compiler found no way to place a program in HBM; the message is its own."""
+    """A program that the compiler found no way to place in HBM; the message is the compiler's."""
 
 
 def compile_for(config: Config, topology: str, log: Callable[[str], None], mfu: float = 0.4) -> bool:
     """Compile every train step that a config needs for a slice such as 'v5e:2x4' and print what it takes.
 
-    Args:
-      config: config of the run.
-      topology: the slice.
-      log: receives the lines.
-      mfu: model FLOP utilisation to reckon the run's length with, between 0 and 1.
-
-    Returns:
-      Whether all of them fit.
+    True if all of them fit. `mfu` is the model FLOP utilisation to reckon the run's length with, between 0 and 1.
     """
     config, mesh, chip = open_slice(config, topology, log)
     fits, hours = True, chip_hours(config, chip, mfu)
@@ -91,12 +84,10 @@ def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tup
     """A config as it would run on a slice, the slice's mesh and what its chips are; says so."""
     check_selector(config.dropping.selector)
     devices = topology_devices(topology)
-    mesh = make_mesh(config.mesh, devices)
-    check_sizes(mesh, config.model, config.train)
+    config, attention, mesh = on_devices(config, devices)
     chip = chips.find(devices[0].device_kind)
     if chip is None or not chip.hbm_gib:
         raise UserError(f"--topology={topology}: nothing is known here of the HBM of a {devices[0].device_kind}")
-    config, attention = settle(config, "tpu")
     batch = config.train.batch_size
     log(f"{topology}: {mesh.size} x {devices[0].device_kind}, mesh {describe(mesh)}")
     log(f"{batch} rows of {config.data.seq_len} a step, {batch / mesh.size:g} a chip; attention {attention}")
@@ -121,11 +112,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
 
 
 def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, name: str) -> Program:
-    """One train step for the chips of a mesh.
-
-    Raises:
-      DoesNotFitError: the program needs more HBM than a chip has.
-    """
+    """One train step for the chips of a mesh."""
     began = time.monotonic()
     compiled = compile_step(config, variant, mesh, name)
     return Program(
@@ -142,14 +129,11 @@ def compile_program(config: Config, variant: Variant, mesh: jax.sharding.Mesh, n
 def compile_step(
     config: Config, variant: Variant, mesh: jax.sharding.Mesh, name: str, options: dict[str, str] | None = None
 ) -> jax.stages.Compiled:
-    """One train step for the chips of a mesh, with options of the compiler.
-
-    Raises:
-      DoesNotFitError: the program needs more HBM than a chip has.
-    """
+    """One train step for the chips of a mesh, with options of the compiler."""
     word_start_V = np.ones(config.model.vocab_size, bool) if config.masking.whole_word else None
     try:
-        return compile_train_step(config, _SPECIAL, variant, mesh, word_start_V, options)
+        layout = state_layout(config, _SPECIAL, mesh)
+        return compile_train_step(config, _SPECIAL, variant, mesh, layout, word_start_V, options)
     except jax.errors.JaxRuntimeError as error:
         message = str(error).strip().splitlines()[0]
         if not ("RESOURCE_EXHAUSTED" in message and "hbm" in message.lower()):
@@ -166,13 +150,6 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
     """Collectives of an optimised program by kind: their number, and the bytes of their results on one device."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for kind, size in _collectives(hlo):
-        counts[kind] += 1
-        sizes[kind] += size
-    return {kind: (counts[kind], sizes[kind]) for kind in _KINDS if counts[kind]}
-
-
-def _collectives(hlo: str) -> Iterator[tuple[str, int]]:
     for result, kind, start in re.findall(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(", hlo):
         shapes = [
             _BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dims.split(",") if n], initial=1))
@@ -182,7 +159,9 @@ def _collectives(hlo: str) -> Iterator[tuple[str, int]]:
             shapes = shapes[len(shapes) // 2 :]
         if start and kind == "collective-permute":  # operand, result, contexts
             shapes = shapes[1:2]
-        yield kind, sum(shapes)
+        counts[kind] += 1
+        sizes[kind] += sum(shapes)
+    return {kind: (counts[kind], sizes[kind]) for kind in _KINDS if counts[kind]}
 
 
 def _describe(program: Program, chip: Chip, fits: bool) -> list[str]:

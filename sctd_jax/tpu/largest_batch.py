@@ -45,11 +45,7 @@ class LargestBatch:
 
 
 def largest_batches(config: Config, topology: str, log: Callable[[str], None]) -> bool:
-    """Find and print the largest batch of every train step that a config needs on a slice such as 'v5e:2x2'.
-
-    Returns:
-      Whether all of them fit with any batch.
-    """
+    """Print the largest batch of every train step that a config needs on a slice such as 'v5e:2x2'; True if all fit."""
     config, mesh, chip = open_slice(config, topology, log)
     all_fit = True
     for name, (stage, variant) in programs_needed(config).items():
@@ -65,14 +61,9 @@ def largest_batches(config: Config, topology: str, log: Callable[[str], None]) -
 
 
 def largest_batch(config: Config, variant: Variant, topology: str, mesh: Mesh, limit: int) -> LargestBatch:
-    """Largest of SIZES, the rows of a chip, with which a train step fits.
+    """Largest of SIZES, the rows of a chip, with which a train step fits into `limit` bytes of its HBM.
 
-    Args:
-      config: settled config of the run; its batch size is the first guess.
-      variant: variant of the step.
-      topology: the slice.
-      mesh: mesh of the chips.
-      limit: bytes of HBM that a program may use on a chip.
+    The batch size of the config, which is settled, is the first guess.
 
     Raises:
       DoesNotFitError: not even 8 rows fit.

@@ -180,12 +180,9 @@ class Checkpoints:
             logging.getLogger(__name__).debug("closing Orbax: %s", error)
 
     def restore(self, shape: TrainState, log: Callable[[str], None], step: int | None = None) -> TrainState | None:
-        """The newest checkpoint that is whole (or that of `step`); None if there is none at all.
+        """The newest checkpoint that is whole, or that of `step` and no other; None if there is none at all.
 
-        Args:
-          shape: tree of `jax.ShapeDtypeStruct` with shardings.
-          log: told of every checkpoint that is damaged and passed over.
-          step: restore this one and no other.
+        `shape` is a tree of `jax.ShapeDtypeStruct` with shardings; `log` is told of damaged ones that are passed over.
         """
 
         def attempt(candidate: int) -> tuple[str | None, Any]:
@@ -206,16 +203,11 @@ class Checkpoints:
     def restore_parts(
         self, names: Sequence[str], mesh: Mesh, log: Callable[[str], None], step: int | None = None
     ) -> tuple[int, dict[str, Any]] | None:
-        """Step and some fields of a `TrainState`; the others are not read.
+        """Step and the fields `names` of a `TrainState`, chosen as in `restore`; the others are not read.
 
-        Orbax's partial restore would read a file twice, for the digest and for itself, and keep about a third more
-        memory: one pass over TensorStore's arrays gives both here.
-
-        Args:
-          names: fields to read, such as `params`; their shapes are the checkpoint's own.
-          mesh: devices to place them on, by the rules of `parallel.sharding`.
-          log: told of every checkpoint that is damaged and passed over.
-          step: read this one and no other; by default the newest that is whole.
+        Their shapes are the checkpoint's own, and the rules of `parallel.sharding` place them on the mesh. Orbax's
+        partial restore would read a file twice, for the digest and for itself, and keep about a third more memory: one
+        pass over TensorStore's arrays gives both here.
         """
 
         def place(name: str, numbers: np.ndarray) -> jax.Array:
@@ -270,22 +262,19 @@ class Checkpoints:
 
         def move():
             for step in self.steps():
-                if step < after_step and (problem := self._unreadable(step)):
-                    log(f"warning: checkpoint {self._folder / str(step)} is damaged and set aside: {problem}")
-                elif step <= after_step:
-                    continue
+                try:
+                    if step < after_step:
+                        self._value(step)
+                    if step <= after_step:
+                        continue
+                except DamagedError as error:
+                    path = self._folder / str(step)
+                    log(f"warning: checkpoint {path} is damaged and set aside: {_first_line(error)}")
                 (self._folder / str(step)).rename(self._folder.with_name(f"damaged-{step}-{time.time_ns()}"))
 
         hosts.run_on_first("damaged checkpoints", move)
         self.close()
         self._manager, self._writes = self._open_to_read(), False
-
-    def _unreadable(self, step: int) -> str | None:
-        try:
-            self._value(step)
-        except DamagedError as error:
-            return _first_line(error)
-        return None
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
         try:

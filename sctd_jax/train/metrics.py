@@ -30,14 +30,8 @@ class Writer:
 
     Every line has `step` (updates done) and `seconds` (of training so far, restarts added up). Steps after `start` will
     be trained again: their lines are cut off. Nothing can be appended to a file in a bucket: for a workdir there they
-    are written to a temporary folder, which `upload` copies.
-
-    Args:
-      workdir: workdir of the run.
-      start: step at which it goes on.
-      log: receives a line for lines that are cut off.
-      check: raises before anything is copied to a bucket that is no longer this process's.
-      track: called with all that `write` records, too.
+    are written to a temporary folder, which `upload` copies; `check` raises before that where the bucket is no longer
+    this process's. `track` is called with all that `write` records, too.
     """
 
     def __init__(
@@ -111,9 +105,7 @@ class Silent:
 def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -> list[dict[str, Any]]:
     """Lines of a run's metrics file, by step; of a step that was trained twice the last ones.
 
-    Args:
-      workdir: folder of the run.
-      log: receives how many lines are damaged and left out, but for a last one that a kill cut short.
+    `log` receives how many lines are damaged and left out, but for a last one that a kill cut short.
     """
     with storage.reaching(workdir):
         lines, damaged = _read(workdir / METRICS_FILE)

@@ -17,13 +17,10 @@ Metrics = dict[str, jax.Array]
 
 
 def accumulate(loss_fn: Callable, params: Any, batch: Any, microbatches: int):
-    """Gradient, loss and sums of a batch, added up over microbatches.
+    """Gradient, loss and sums of a batch, added up over so many microbatches, a number that divides its rows.
 
-    Args:
-      loss_fn: (params, microbatch, its row numbers, its number) -> (loss, sums), by the whole batch's denominator.
-      params: the model's.
-      batch: tree of arrays whose first axis is rows.
-      microbatches: number of microbatches; it divides the rows.
+    `loss_fn` is (params, microbatch, its row numbers, its number) -> (loss, sums), by the whole batch's denominator;
+    `batch` is a tree of arrays whose first axis is rows.
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     rows_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
@@ -89,14 +86,10 @@ def state_shape(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
 def compile_ahead(
     step_fn: Callable, state: TrainState, batch: Any, mesh: Mesh, options: dict[str, str | bool] | None = None
 ) -> jax.stages.Compiled:
-    """`step_fn` as an executable `(state, batch) -> (state, metrics)`; the state is donated.
+    """The pure `step_fn` as an executable `(state, batch) -> (state, metrics)`; the state is donated.
 
-    Args:
-      step_fn: pure function of the same arguments.
-      state: shapes with shardings, of `state_shape`.
-      batch: tree of `jax.ShapeDtypeStruct` whose first axis is rows.
-      mesh: devices that run it.
-      options: the compiler's own, by name.
+    `state` is of `state_shape`, `batch` a tree of `jax.ShapeDtypeStruct` whose first axis is rows; `options` are the
+    compiler's own, by name.
     """
     layout = meshes.shardings(state)
     inputs, outputs = (layout, meshes.batch_sharding(mesh)), (layout, meshes.replicated(mesh))

@@ -21,7 +21,18 @@ from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
 from sctd_jax.train.metrics import Console, Silent, Speed, Track, Writer, ignore, read_metrics
 from sctd_jax.train.signals import StopRequest, stop_requests
 from sctd_jax.train.state import TrainState
-from sctd_jax.train.step import state_shape
+
+_BLANK_STEPS = 10  # a run that begins with so many steps without a prediction learns nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """End of a run."""
+
+    step: int
+    stopped_by: int | None  # a signal number, or None
+    state: TrainState
+    best_step: int | None = None  # the best of the checkpoints that are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +42,7 @@ class Job:
     config: TrainConfig
     mesh: Mesh
     init: Callable[[], TrainState]  # the state before the first step; pure
+    layout: TrainState  # its shapes, with their shardings on the mesh
     describe: Callable[[TrainState], list[str]]  # lines that tell a person what is about to run
     claim: Callable[[], None]  # makes the workdir this run's
     compile: Callable[[], Mapping[str, Callable]]  # name -> program (state, batch) -> (state, metrics)
@@ -47,37 +59,21 @@ class Job:
     # No checkpoint may be saved without an evaluation where that decides which is the best; where the machine is
     # about to be taken, saving comes first.
     evaluate_when_stopping: bool = False
+    summary: Callable[[Result, float], list[str]] = lambda result, seconds: []  # lines at the end of a whole run
     on_step: Callable[[int], None] = lambda step: None  # called when a step has been dispatched; for tests
     track: Track = ignore  # called with what is written to `metrics.jsonl`
 
 
-_BLANK_STEPS = 10  # a run that begins with so many steps without a prediction learns nothing
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """End of a run."""
-
-    step: int
-    stopped_by: int | None  # a signal number, or None
-    state: TrainState
-    best_step: int | None = None  # the best of the checkpoints that are kept
-
-
 def fit(job: Job, workdir: epath.Path, check: Callable[[], None], log: Callable[[str], None]) -> Result:
-    """Train up to `train.steps`, from the workdir's newest checkpoint or from the job's first state.
+    """Train up to `train.steps`, from the newest checkpoint of a workdir that is `held` or from the job's first state.
 
-    Args:
-      job: functions that say what is trained.
-      workdir: held by this process.
-      check: raises where the workdir is no longer this process's.
-      log: receives the lines.
+    `check` raises where the workdir is no longer this process's.
     """
+    began = time.monotonic()
     with closing(Checkpoints(workdir, job.config.keep_checkpoints, best=job.best, check=check)) as checkpoints:
-        layout = state_shape(job.init, job.mesh)
-        state = checkpoints.restore(layout, log)
+        state = checkpoints.restore(job.layout, log)
         if state is None:
-            state = job.start(meshes.jit_init(job.init, layout)())
+            state = job.start(jax.jit(job.init, out_shardings=meshes.shardings(job.layout))())
         else:
             step = int(state.step)
             checkpoints.set_aside(after_step=step, log=log)
@@ -92,7 +88,11 @@ def fit(job: Job, workdir: epath.Path, check: Callable[[], None], log: Callable[
         if result.stopped_by is not None:
             log(f"stopped by signal {result.stopped_by} after step {result.step}; saved in {workdir}. "
                 "Run the same command to resume")  # fmt: skip
-        return dataclasses.replace(result, best_step=checkpoints.best_step())
+        result = dataclasses.replace(result, best_step=checkpoints.best_step())
+    if result.stopped_by is None:
+        for line in job.summary(result, time.monotonic() - began):
+            log(line)
+    return result
 
 
 def train(
@@ -216,9 +216,9 @@ class StepMetrics:
 
     def flush(self) -> None:
         """Wait for the last update and read it; what follows (evaluation, saving) is not timed."""
-        previous, self._unread = self._unread, None
-        if previous is not None:
-            self._read(*previous)
+        if self._unread is not None:
+            self._read(*self._unread)
+        self._unread = None
         self._speed.pause()
 
     def _read(self, step: int, metrics: Mapping[str, jax.Array]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from sctd_jax import lease, storage, stored
-from sctd_jax.config import Config, fill, from_dict, rerun_fields
+from sctd_jax.config import Config, from_dict, rerun_fields
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE
 from sctd_jax.errors import UserError, printable
@@ -61,11 +61,6 @@ def check(workdir: epath.Path, same_run: Callable[[], None]) -> None:
         raise UserError(f"workdir {workdir}: {error}") from error
 
 
-def has_checkpoints(workdir: epath.Path) -> bool:
-    """Whether anything was saved in `workdir`."""
-    return any((workdir / CHECKPOINTS).glob("[0-9]*"))
-
-
 def is_trained(workdir: epath.Path) -> bool:
     """Whether a run's workdir is more than an imported model: a checkpoint of step 0 and nothing measured."""
     steps = [path.name for path in (workdir / CHECKPOINTS).glob("[0-9]*")]
@@ -82,10 +77,7 @@ def check_metadata(workdir: epath.Path) -> None:
 def claim(workdir: epath.Path, config: Config, files: Callable[[], Iterable[tuple[str, bytes]]]) -> None:
     """Write files, command and config, the last one last: it says that the workdir is a run's.
 
-    Args:
-      workdir: folder of the run.
-      config: the run's, written as `config.json`.
-      files: gives name and content of each; called in the first process alone, which writes.
+    `files` gives name and content of each; it is called in the first process alone, which writes.
     """
 
     def write_all():
@@ -125,19 +117,14 @@ def read_command(workdir: epath.Path) -> str:
         return "not recorded"
 
 
-def read_config(workdir: epath.Path, log: Callable[[str], None] = lambda line: None) -> Config:
-    """The config of a run, as this code has it.
-
-    Args:
-      workdir: folder of the run.
-      log: receives what earlier code had otherwise.
-    """
+def read_config(workdir: epath.Path, log: Callable[[str], None] | None = None) -> Config:
+    """The config of a run, as this code has it; `log` receives what earlier code had otherwise, once a process."""
     path = workdir / CONFIG_FILE
     if not storage.exists(path):
         raise UserError(f"{workdir} is not the workdir of a run (no {CONFIG_FILE})")
     found = stored.read(path, stored.CONFIG)
     for note in found.notes:
-        if note not in _said:  # a command may read a config for each checkpoint
+        if log and note not in _said:  # a command may read a config for each checkpoint
             log(note)
             _said.add(note)
     try:
@@ -153,14 +140,9 @@ def follow(
     may_change: Collection[str],
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The fields with which a workdir is gone on with: those that its run began without stay as they were then.
+    """`stored.follow` by a workdir's `config.json` or `task.json`; in a new workdir the recipe's fields as they are.
 
-    Args:
-      path: `config.json` or `task.json` of the workdir.
-      mine: the recipe's fields, by sections where they have them.
-      changes: history of that file's fields.
-      may_change: fields that a rerun may have otherwise.
-      log: receives what earlier code had otherwise.
+    `log` receives what earlier code had otherwise.
     """
     if not (storage.exists(path) and storage.exists(path.with_name(CONFIG_FILE))):
         return dict(mine)
@@ -182,12 +164,9 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any], may_change: Co
 
 def same_config(workdir: epath.Path, mine: dict) -> None:
     """Check that a workdir's config is this one, but for what a rerun may change."""
-    path = workdir / CONFIG_FILE
     try:
-        theirs = dataclasses.asdict(fill("config", Config, stored.read(path, stored.CONFIG).values))
+        theirs = dataclasses.asdict(read_config(workdir))
     except UserError as error:
-        said = str(error) if str(path) in str(error) else f"{path} is damaged: {printable(error)}"
-        raise UserError(f"{said}; choose another --workdir") from error
-    other = differences(dict(stored.flat(theirs)), dict(stored.flat(mine)), MAY_CHANGE)
-    if other:
+        raise UserError(f"{error}; choose another --workdir") from error
+    if other := differences(dict(stored.flat(theirs)), dict(stored.flat(mine)), MAY_CHANGE):
         raise UserError(f"workdir {workdir} belongs to another config: {other}; choose another --workdir")
