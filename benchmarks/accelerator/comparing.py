@@ -29,6 +29,7 @@ class Programs:
 
     config: Config
     mesh: jax.sharding.Mesh
+    layout: TrainState  # shapes with shardings
     by_variant: dict[str, jax.stages.Compiled]
 
 
@@ -44,12 +45,20 @@ class Trajectory:
     state: Arrays  # everything at the end
 
 
-def compile_steps(config: Config, device: jax.Device, options: dict[str, Any] | None = None) -> Programs:
-    """The programs that the first steps of a config need; `options` are the compiler's."""
+def compile_steps(
+    config: Config, device: jax.Device, precision: str | None = None, options: dict[str, Any] | None = None
+) -> Programs:
+    """The programs that the first steps of a config need.
+
+    `precision` is that of matmuls, by default JAX's for the device; `options` are the compiler's.
+    """
     mesh = meshes.make_mesh(MeshConfig(data=1), [device])
     settled = settle(config, platform_of(device))[0]
+    layout = state_layout(config, SPECIAL, mesh)
     variants = sorted({variant_at(config, step) for step in range(STEPS)})
-    return Programs(config, mesh, {v: compile_train_step(settled, SPECIAL, v, mesh, None, options) for v in variants})
+    with jax.default_matmul_precision(precision):
+        programs = {v: compile_train_step(settled, SPECIAL, v, mesh, layout, None, options) for v in variants}
+    return Programs(config, mesh, layout, programs)
 
 
 def first_state(config: Config, device: jax.Device) -> TrainState:
@@ -61,8 +70,7 @@ def first_state(config: Config, device: jax.Device) -> TrainState:
 def train(programs: Programs, first: TrainState, rows: np.ndarray) -> Trajectory:
     """Train on rows i32[steps, B, N] from `first`, which may lie on another device."""
     config, mesh = programs.config, programs.mesh
-    layout = meshes.shardings(state_layout(config, SPECIAL, mesh))
-    state = jax.tree.map(jax.device_put, first, layout)
+    state = jax.tree.map(jax.device_put, first, meshes.shardings(programs.layout))
     # A step donates its state, and on the same device these may be the arrays of `first`.
     state = jax.tree.map(lambda leaf: leaf.copy(), state)
     losses, after_one = [], None

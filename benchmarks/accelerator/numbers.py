@@ -49,13 +49,10 @@ def run(bench: Bench) -> Iterator[str]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
                 yield from part.bits()
-                jax.config.update("jax_default_matmul_precision", "highest")
                 exact = yield from part.exact(pool)
                 yield _golden_line(bench, report, tests)
-                jax.config.update("jax_default_matmul_precision", None)
                 yield from part.rounded(pool, exact)
                 yield from part.deterministic()
-                jax.config.update("jax_default_matmul_precision", "highest")
                 yield from part.wide(pool)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -105,12 +102,14 @@ class _Part:
         self.save()
         return True
 
-    def compiled(self, pool: ThreadPoolExecutor, config: Config) -> tuple[Future, Future]:
+    def compiled(
+        self, pool: ThreadPoolExecutor, config: Config, precision: str | None = None
+    ) -> tuple[Future, Future]:
         """Programs of the device and of the CPU, compiled in the background."""
         unlike = {"xla_backend_optimization_level": 0} if self.device == self.cpu else None
         return (
-            pool.submit(comparing.compile_steps, config, self.device),
-            pool.submit(comparing.compile_steps, config, self.cpu, unlike),
+            pool.submit(comparing.compile_steps, config, self.device, precision),
+            pool.submit(comparing.compile_steps, config, self.cpu, precision, unlike),
         )
 
     def bits(self) -> Iterator[str]:
@@ -134,7 +133,7 @@ class _Part:
         """f32 at the highest precision, method by method. Returns the trajectories (device, CPU) by method."""
         configs = {method: config_of(method, "float32", self.bench.smoke) for method in METHODS}
         first = comparing.first_state(configs["full"], self.cpu)
-        programs = {method: self.compiled(pool, config) for method, config in configs.items()}
+        programs = {method: self.compiled(pool, config, "highest") for method, config in configs.items()}
         found = {}
         for method, config in configs.items():
             if self.left_out(f"f32 {method}", 10):
@@ -183,7 +182,7 @@ class _Part:
         if self.left_out("xla_gpu_deterministic_ops", 40):
             return
         config = config_of("sctd", "bfloat16", self.bench.smoke)
-        programs = comparing.compile_steps(config, self.device, _DETERMINISTIC)
+        programs = comparing.compile_steps(config, self.device, None, _DETERMINISTIC)
         first, rows = comparing.first_state(config, self.cpu), comparing.random_rows(config, STEPS)
         one, two = (comparing.train(programs, first, rows) for _ in range(2))
         moving = comparing.differing(two.state, one.state)
@@ -197,7 +196,7 @@ class _Part:
             yield "f32 sctd of 12 x 768: left out for time"
             return
         config = config_of("sctd", "float32", self.bench.smoke, wide=True)
-        programs = [of_side.result() for of_side in self.compiled(pool, config)]
+        programs = [of_side.result() for of_side in self.compiled(pool, config, "highest")]
         first, rows = comparing.first_state(config, self.cpu), comparing.random_rows(config, STEPS)
         values = compare(*(comparing.train(of_side, first, rows) for of_side in programs))
         self.report["f32 sctd of 12 x 768"] = values

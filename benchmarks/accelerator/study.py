@@ -26,7 +26,8 @@ from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.evaluation import make_evaluate
 from sctd_jax.pretrain.model import initial_state, settle, state_layout
 from sctd_jax.pretrain.rows import Data, open_data
-from sctd_jax.pretrain.step import compile_programs, program_at
+from sctd_jax.pretrain.step import compile_programs, program_at, programs_needed
+from sctd_jax.train.state import TrainState
 
 METHODS = ("full", "sctd", "drop", "random_ltd", "random")
 _TIMED = 20  # steps by which the number of steps is reckoned: two intervals of ScTD
@@ -95,23 +96,25 @@ def train(bench: Bench, method: str, rows: Path, seconds: float) -> dict[str, An
         settled, attention = settle(config, platform_of(mesh.devices.flat[0]))
         data = open_data(config, bench.log)
         began = time.monotonic()
-        programs = compile_programs(settled, data.tokenizer.special, mesh, data.word_start_V)
+        special = data.tokenizer.special
+        layout = state_layout(settled, special, mesh)
+        programs = compile_programs(programs_needed(settled), special, mesh, layout, data.word_start_V)
         bench.log(
             f"{method}: compiled {', '.join(programs)} in {time.monotonic() - began:.0f} s; attention {attention}"
         )
-        return config, settled, data, programs
+        return config, settled, data, layout, programs
 
     # The schedule of the rate is part of the program, and its length is known when the speed is.
-    config, _, data, programs = prepared(10_000)
+    config, _, data, layout, programs = prepared(10_000)
     first = range(_TIMED)
-    _, warm = _train(config, data, mesh, programs, _first(config, data, mesh), first)
-    state, took = _train(config, data, mesh, programs, _first(config, data, mesh), first)
+    _, warm = _train(config, data, mesh, programs, _first(config, data, layout), first)
+    state, took = _train(config, data, mesh, programs, _first(config, data, layout), first)
     steps = max(int(seconds * _TIMED / min(took, warm)), _EVALUATIONS)
     bench.log(f"{method}: {1e3 * took / _TIMED:.1f} ms a step, so {steps} steps")
 
-    config, settled, data, programs = prepared(steps)
-    evaluate = make_evaluate(settled, data, mesh)
-    state, total, curve = _first(config, data, mesh), 0.0, []
+    config, settled, data, layout, programs = prepared(steps)
+    evaluate = make_evaluate(settled, data, mesh, layout)
+    state, total, curve = _first(config, data, layout), 0.0, []
     evaluate(state)  # compiled now
     edges = [steps * i // _EVALUATIONS for i in range(_EVALUATIONS + 1)]
     for start, end in zip(edges, edges[1:], strict=False):
@@ -125,9 +128,8 @@ def train(bench: Bench, method: str, rows: Path, seconds: float) -> dict[str, An
     }  # fmt: skip
 
 
-def _first(config: Config, data: Data, mesh: jax.sharding.Mesh):
-    special = data.tokenizer.special
-    return meshes.jit_init(lambda: initial_state(config, special), state_layout(config, special, mesh))()
+def _first(config: Config, data: Data, layout: TrainState) -> TrainState:
+    return meshes.jit_init(lambda: initial_state(config, data.tokenizer.special), layout)()
 
 
 def _train(config: Config, data: Data, mesh: jax.sharding.Mesh, programs, state, steps: range):
