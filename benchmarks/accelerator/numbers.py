@@ -26,6 +26,7 @@ from sctd_jax.objective.masking import row_keys
 from sctd_jax.pretrain import step
 
 METHODS = ("full", "sctd", "drop", "random_ltd", "random")
+SMOKE_METHODS = ("random_ltd", "sctd")  # a program takes seconds to compile
 TOLERANCE = 1e-4
 HOW = (
     "Losses: relative. Gradients: of the first step, clipped (Adam's first moments / (1 - beta1)), and the first "
@@ -131,8 +132,9 @@ class _Part:
 
     def exact(self, pool: ThreadPoolExecutor):
         """f32 at the highest precision, method by method. Returns the trajectories (device, CPU) by method."""
-        configs = {method: config_of(method, "float32", self.bench.smoke) for method in METHODS}
-        first = comparing.first_state(configs["full"], self.cpu)
+        methods = SMOKE_METHODS if self.bench.smoke else METHODS
+        configs = {method: config_of(method, "float32", self.bench.smoke) for method in methods}
+        first = comparing.first_state(config_of("full", "float32", self.bench.smoke), self.cpu)
         programs = {method: self.compiled(pool, config, "highest") for method, config in configs.items()}
         found = {}
         for method, config in configs.items():
@@ -152,10 +154,12 @@ class _Part:
 
     def rounded(self, pool: ThreadPoolExecutor, exact: dict[str, tuple[Trajectory, Trajectory]]) -> Iterator[str]:
         """bf16 against f32, beside the same on the CPU, and f32 as JAX multiplies it by default."""
-        kept = {method: config_of(method, "bfloat16", self.bench.smoke) for method in METHODS if method in exact}
-        first = comparing.first_state(config_of("full", "float32", self.bench.smoke), self.cpu)
+        methods = list(exact)[:1] if self.bench.smoke else list(exact)
+        kept = {method: config_of(method, "bfloat16", self.bench.smoke) for method in methods}
+        plain = config_of("full", "float32", self.bench.smoke)
+        first = comparing.first_state(plain, self.cpu)
         programs = {method: self.compiled(pool, config) for method, config in kept.items()}
-        default = pool.submit(comparing.compile_steps, config_of("full", "float32", self.bench.smoke), self.device)
+        default = pool.submit(comparing.compile_steps, plain, self.device) if "full" in exact else None
         for method, config in kept.items():
             if self.left_out(f"bf16 {method}", 10):
                 yield f"bf16 {method:<9} left out for time"
@@ -170,8 +174,8 @@ class _Part:
             self.save()
             spreads = f"{rounding_text(here)}; on a CPU {rounding_text(expected)}"
             yield f"bf16 {method:<9} against f32: {spreads}; {moving_text(moving)}"
-        if "full" in exact and not self.left_out("f32 at JAX's default precision", 10):
-            rows = comparing.random_rows(config_of("full", "float32", self.bench.smoke), STEPS)
+        if default and not self.left_out("f32 at JAX's default precision", 10):
+            rows = comparing.random_rows(plain, STEPS)
             values = rounding(comparing.train(default.result(), first, rows), exact["full"][0])
             self.report["f32 at JAX's default precision against the highest"] = values
             self.save()
@@ -179,7 +183,7 @@ class _Part:
 
     def deterministic(self) -> Iterator[str]:
         """Whether XLA's option makes the steps of ScTD the same bits from run to run."""
-        if self.left_out("xla_gpu_deterministic_ops", 40):
+        if self.device == self.cpu or self.left_out("xla_gpu_deterministic_ops", 40):
             return
         config = config_of("sctd", "bfloat16", self.bench.smoke)
         programs = comparing.compile_steps(config, self.device, None, _DETERMINISTIC)
@@ -192,6 +196,8 @@ class _Part:
 
     def wide(self, pool: ThreadPoolExecutor) -> Iterator[str]:
         """f32 again, at BERT-base's depth and width."""
+        if self.device == self.cpu:
+            return
         if self.left_out("f32 sctd of 12 x 768", 60):
             yield "f32 sctd of 12 x 768: left out for time"
             return
