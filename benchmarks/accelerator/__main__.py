@@ -30,6 +30,8 @@ MACHINE = "machine"
 SHARES = {MACHINE: 2, "numbers": 24, "kernels": 12, "speed": 38, "whole_run": 24, "study": 60}
 _PATIENCE = 20  # seconds after its deadline at which a part is ended
 _RESERVE = 5  # seconds at the end in which nothing runs
+# At toy size most of the time is XLA's compiler.
+_SMOKE_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 Start = Callable[[str, Bench], subprocess.Popen]
 
@@ -47,9 +49,12 @@ class Outcome:
 def start_part(name: str, bench: Bench) -> subprocess.Popen:
     """The process of a part, leader of a group of its own."""
     command = [sys.executable, "-m", "benchmarks.accelerator.child", name, bench.out, str(bench.deadline)]
+    environment = dict(os.environ)
+    if bench.smoke:
+        environment["XLA_FLAGS"] = f"{_SMOKE_FLAGS} {environment.get('XLA_FLAGS', '')}".strip()
     return subprocess.Popen(
-        [*command, "smoke" if bench.smoke else "full"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, errors="replace", start_new_session=True,
+        [*command, "smoke" if bench.smoke else "full"], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
     )  # fmt: skip
 
 

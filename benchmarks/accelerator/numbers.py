@@ -107,7 +107,7 @@ class _Part:
         self, pool: ThreadPoolExecutor, config: Config, precision: str | None = None
     ) -> tuple[Future, Future]:
         """Programs of the device and of the CPU, compiled in the background."""
-        unlike = {"xla_backend_optimization_level": 0} if self.device == self.cpu else None
+        unlike = {"xla_backend_optimization_level": 1} if self.device == self.cpu else None
         return (
             pool.submit(comparing.compile_steps, config, self.device, precision),
             pool.submit(comparing.compile_steps, config, self.cpu, precision, unlike),
