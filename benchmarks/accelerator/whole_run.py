@@ -124,7 +124,8 @@ def kill_after_checkpoint(bench: Bench, process: subprocess.Popen, workdir: Path
     """Kill a run by SIGKILL once a checkpoint is on disk; the last step that its metrics have."""
     try:
         while process.poll() is None and bench.left() > 0:
-            if any((workdir / CHECKPOINTS).glob("[0-9]*")):
+            # Orbax gives a checkpoint its name once it is whole.
+            if any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*")):
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.01)
