@@ -21,15 +21,18 @@ class Tests(NamedTuple):
     output: IO[str]  # a file, which a process never has to wait for
 
 
-def start() -> Tests | None:
-    """The tests in a process, without the conftest that keeps tests on the CPU; None where pytest is not installed."""
+def start(smoke: bool) -> Tests | None:
+    """The tests in a process, without the conftest that keeps tests on the CPU; None where pytest is not installed.
+
+    `smoke`: only those of one of the two implementations.
+    """
     if not importlib.util.find_spec("pytest"):
         return None
     command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-s", "-rf", "-p", "no:cacheprovider"]
     # By default a GPU multiplies f32 in TF32, of which the recordings know nothing.
     environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read when the tests have ended
-    command += ["-W", "default", "tests/test_parity.py"]
+    command += ["-W", "default", "tests/test_parity.py", *(["-k", "modelgarden"] if smoke else [])]
     return Tests(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output), output)
 
 
