@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from benchmarks.accelerator import __main__ as command
@@ -13,12 +14,10 @@ from benchmarks.accelerator.part import Bench
 from sctd_jax.errors import UserError
 from tests import helpers
 
-# What a part's process does, by the name of the part; `bench` and `say`, which gives a line of the table, are there.
+# A part's process, with the statements of its `run(bench)`.
 PROGRAM = """
-import os, sys, time
-from pathlib import Path
+import os, sys
 from benchmarks.accelerator import child
-from benchmarks.accelerator.part import Bench
 sys.modules["benchmarks.accelerator.numbers"] = sys.modules["__main__"]
 def run(bench):
     {body}
@@ -48,10 +47,9 @@ def starts(bodies):
 
 def test_a_part_that_raises_is_reported_and_the_next_one_goes_on(bench):
     bodies = {
-        "numbers": 'bench.save("numbers", {{"one": 1}}); yield "one"; raise ValueError("of the\\nsecond")',
+        "numbers": 'bench.save("numbers", {"one": 1}); yield "one"; raise ValueError("of the\\nsecond")',
         "study": 'print("chatter"); yield "fine"',
     }
-    bodies = {name: body.replace("{{", "{").replace("}}", "}") for name, body in bodies.items()}
     failed, fine = command.run_parts(["numbers", "study"], bench, starts(bodies))
     assert failed.lines == ["one", "FAILED: ValueError: of the second (traceback in numbers.json)"]
     assert (failed.failed, fine.failed, fine.lines) == (True, False, ["fine"])
@@ -82,10 +80,10 @@ def test_a_part_that_goes_on_past_its_time_is_ended_with_what_it_started_and_los
     written = json.loads((bench.out / "numbers.json").read_text())
     assert written["one"] == 1
     assert "past its time" in written["error"]
-    assert not helpers_alive(int((bench.out / "pid").read_text()))
+    assert not alive(int((bench.out / "pid").read_text()))
 
 
-def helpers_alive(pid):
+def alive(pid):
     """Whether a process runs; one that has ended and that nobody has waited for does not."""
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -116,8 +114,8 @@ def test_without_an_accelerator_only_smoke_goes_on(bench):
 
 
 def test_a_deviation_is_relative_to_its_leaf_and_nan_is_the_largest():
-    theirs = {"a": comparing.np.array([1.0, 100.0]), "b": comparing.np.array([1e-3])}
-    ours = {"a": comparing.np.array([2.0, 100.0]), "b": comparing.np.array([2e-3])}
+    theirs = {"a": np.array([1.0, 100.0]), "b": np.array([1e-3])}
+    ours = {"a": np.array([2.0, 100.0]), "b": np.array([2e-3])}
     assert comparing.largest(ours, theirs) == (1.0, "b")
     ours["a"][0] = float("nan")
     assert comparing.largest(ours, theirs)[1] == "a"

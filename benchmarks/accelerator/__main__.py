@@ -97,6 +97,8 @@ def run_part(outcome: Outcome, bench: Bench, end: float, start: Start, changed: 
         _kill_group(process)
         for reader in readers:
             reader.join()
+        process.stdout.close()
+        process.stderr.close()
     if problem:
         add_error(bench, name, "\n".join([problem, *(line.rstrip() for line in tail)]))
         outcome.lines.append(f"FAILED: {problem}; what it measured is in {name}.json")

@@ -104,9 +104,7 @@ class _Part:
         self.save()
         return True
 
-    def compiled(
-        self, pool: ThreadPoolExecutor, config: Config, precision: str | None = None
-    ) -> tuple[Future, Future]:
+    def compiled(self, pool: ThreadPoolExecutor, config: Config, precision: str | None = None) -> tuple[Future, Future]:
         """Programs of the device and of the CPU, compiled in the background.
 
         On a CPU those to be compared, which have a precision, are compiled in two ways, others once.

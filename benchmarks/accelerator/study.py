@@ -6,6 +6,7 @@ random-LTD keeps half of the tokens throughout, without its growing schedule.
 """
 
 import dataclasses
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def train(bench: Bench, method: str, rows: Path, seconds: float) -> dict[str, An
     state, total, curve = _first(config, data, layout), 0.0, []
     evaluate(state)  # compiled now
     edges = [steps * i // _EVALUATIONS for i in range(_EVALUATIONS + 1)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         state, took = _train(config, data, mesh, programs, state, range(start, end))
         total += took
         tokens = end * config.train.batch_size * config.data.seq_len
