@@ -6,10 +6,15 @@ found = $(or $(shell $(PYTHON) --version 2>/dev/null),not there)
 check_python = $(if $(fits),,$(error Python 3.11 or newer is needed, and $(PYTHON) is $(found): make PYTHON=python3.11 $(or $(MAKECMDGOALS),demo)))
 BIN := .venv/bin
 
-.PHONY: compat demo help interop labels lint peer test tpu venv
+ACCELERATOR ?= --minutes 8 --out runs/accelerator
+
+.PHONY: accelerator compat demo help interop labels lint peer test tpu venv
 
 demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
+
+accelerator: venv  ## the truth about this machine's accelerator, in eight minutes; ACCELERATOR=... for other flags
+	$(BIN)/python -m benchmarks.accelerator $(ACCELERATOR)
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /\1	/p' Makefile
