@@ -54,7 +54,7 @@ def _version(package: str) -> str | None:
 
 
 def _answer(*command: str) -> str | None:
-    """What a command prints, or None where it is not there or fails."""
+    """Output of a command, or None where it is not there or fails."""
     if not shutil.which(command[0]):
         return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.accelerator import comparing, golden
 from benchmarks.accelerator.comparing import SPECIAL, STEPS, Trajectory
-from benchmarks.accelerator.part import Bench
+from benchmarks.accelerator.part import OLD_EMITTERS, Bench
 from configs import base
 from sctd_jax.config import Config, from_dict
 from sctd_jax.model.elementwise import keep_mask
@@ -34,7 +34,8 @@ HOW = (
     "the keys' biases, whose true gradient is 0, relative to the largest number of all leaves. Parameters are shown, "
     "not judged: Adam divides rounding by rounding where a gradient is 0."
 )
-_UNLIKE = {"xla_cpu_use_fusion_emitters": True}  # which --smoke turns off
+# Another way to compile for the CPU than --smoke's, which compares a CPU with itself.
+_UNLIKE = {"xla_cpu_use_fusion_emitters": True} if OLD_EMITTERS else {"xla_backend_optimization_level": 1}
 _DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
@@ -86,7 +87,7 @@ def config_of(method: str, dtype: str, smoke: bool, wide: bool = False) -> Confi
 
 @dataclasses.dataclass
 class _Part:
-    """What the items share."""
+    """Settings that the items share."""
 
     bench: Bench
     device: jax.Device
@@ -264,7 +265,7 @@ def text(values: dict[str, Any]) -> str:
 
 
 def moving_text(moving: dict[str, float]) -> str:
-    """What differs from run to run, in a line."""
+    """Leaves that differ from run to run, in a line."""
     if not moving:
         return "the same bits from run to run"
     names = sorted(moving, key=moving.__getitem__, reverse=True)

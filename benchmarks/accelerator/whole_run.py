@@ -37,7 +37,7 @@ _FULL = {
     "model.attention_dropout": 0.0, "train.batch_size": 64, "train.steps": 200, "train.checkpoint_every": 50,
     "train.eval_every": 50, "train.eval_rows": 128, "train.log_every": 10, "optimizer.warmup_steps": 20,
 }  # fmt: skip
-# So many steps that the run is still under way when its first checkpoint is on disk and it is killed.
+# Steps enough that the run is still under way when its first checkpoint is on disk and it is killed.
 _SMOKE = {
     "model.vocab_size": 512, "model.num_layers": 4, "model.hidden_size": 32, "model.num_heads": 4,
     "model.intermediate_size": 64, "model.max_positions": 32, "model.dtype": "float32", "data.seq_len": 32,
