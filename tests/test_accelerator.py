@@ -125,12 +125,13 @@ def test_a_deviation_is_relative_to_its_leaf_and_nan_is_the_largest():
 
 @pytest.mark.slow
 def test_smoke_runs_every_part(tmp_path):
-    names = "numbers,whole_run,study"
-    line = [sys.executable, "-m", "benchmarks.accelerator", "--smoke", "--parts", names, "--out", str(tmp_path)]
+    names = "numbers,kernels,speed,whole_run,study"
+    line = [sys.executable, "-m", "benchmarks.accelerator", "--smoke", "--minutes", "30", "--out", str(tmp_path)]
+    line += ["--study", "--parts", names]
     done = subprocess.run(line, cwd=helpers.ROOT, env=helpers.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == (tmp_path / "table.txt").read_text()
-    machine, numbers, whole, study = (
+    machine, numbers, kernels, speed, whole, study = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("machine", *names.split(","))
     )
     assert machine["platform"] == "cpu"
@@ -148,4 +149,10 @@ def test_smoke_runs_every_part(tmp_path):
     curve = study["methods"]["drop"]["curve"]
     assert len(curve) == 5
     assert curve[-1]["loss"] < curve[0]["loss"]
-    assert not any("error" in values for values in (machine, numbers, whole, study))
+    assert kernels["kernel"] == "splash"
+    steps = speed["settings"][0]["steps"]
+    assert list(steps) == ["plain full", "full", "drop", "consistency", "ScTD average", "random-LTD"]
+    for values in steps.values():
+        assert values["tokens_per_second"] == pytest.approx(4 * 32 / values["seconds"])
+    assert steps["drop"]["flops"] < steps["full"]["flops"] < steps["plain full"]["flops"]
+    assert not any("error" in values for values in (machine, numbers, kernels, speed, whole, study))

@@ -4,31 +4,30 @@ import json
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import train_step
 from benchmarks.accelerator import speed
 from benchmarks.accelerator.part import Bench
-from sctd_jax.parallel import chips
 
 
 def bench(tmp_path, seconds=100.0, smoke=True):
     return Bench(smoke, tmp_path, time.monotonic() + seconds, print)
 
 
-@pytest.mark.slow
-def test_every_kind_of_step_has_its_figures(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed.chips, "find", lambda kind: chips.Chip(1e12, 1e9))
-    lines = list(speed.run(bench(tmp_path)))
-    (setting,) = json.loads((tmp_path / "speed.json").read_text())["settings"]
-    steps = setting["steps"]
-    assert list(steps) == ["plain full", "full", "drop", "consistency", "ScTD average", "random-LTD"]
-    for values in steps.values():
-        assert values["tokens_per_second"] == pytest.approx(4 * 32 / values["seconds"])
-        assert values["mfu"] == pytest.approx(values["flops"] / values["seconds"] / 1e12)
-    assert steps["drop"]["flops"] < steps["full"]["flops"] < steps["plain full"]["flops"]
-    assert [line.split()[0] for line in lines[1:]] == ["plain", "full", "drop", "consistency", "ScTD", "random-LTD"]
-    assert "compiled in" in lines[1] and "compiled in" not in lines[5]
+def test_figures_of_a_step_by_hand():
+    config = speed.config_of(speed.Setting("BERT-base", 32, 4), "sctd", smoke=True)
+    timing = train_step.Timing(
+        title="", config=config, seconds={"drop": np.array([3.0, 1.0, 2.0])}, flops={"drop": 8e9},
+        memory={"drop": 2**30}, compile_seconds={"drop": 5.0}, peer="",
+    )  # fmt: skip
+    found = speed.figures([timing, timing], 1e10)
+    assert list(found) == ["drop", "random-LTD"]
+    assert (found["drop"]["seconds"], found["drop"]["tokens_per_second"], found["drop"]["mfu"]) == (2.0, 64.0, 0.4)
+    assert speed.line("drop", found["drop"]).split() == [
+        "drop", "2000.0", "ms", "64", "tokens/s", "MFU", "40.0%", "1.00", "GiB,", "compiled", "in", "5", "s",
+    ]  # fmt: skip
 
 
 def test_rows_that_do_not_fit_are_halved_and_another_error_is_not_swallowed(monkeypatch):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from benchmarks.accelerator.child import add_error
-from benchmarks.accelerator.part import Bench
+from benchmarks.accelerator.part import OLD_EMITTERS, Bench
 from sctd_jax.arguments import CommandParser, local_path, number
 from sctd_jax.errors import UserError, run_command
 
@@ -32,13 +32,15 @@ _PATIENCE = 20  # seconds after its deadline at which a part is ended
 _RESERVE = 5  # seconds at the end in which nothing runs
 # XLA's compiler takes most of the time at toy size.
 _SMOKE_FLAGS = "--xla_backend_optimization_level=0"
+if OLD_EMITTERS:
+    _SMOKE_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 Start = Callable[[str, Bench], subprocess.Popen]
 
 
 @dataclasses.dataclass
 class Outcome:
-    """The result of a part."""
+    """Outcome of a part."""
 
     name: str
     lines: list[str]

@@ -29,7 +29,7 @@ def start(smoke: bool) -> Tests | None:
     if not importlib.util.find_spec("pytest"):
         return None
     command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-s", "-rf", "-p", "no:cacheprovider"]
-    # TF32 is how a GPU multiplies f32 by default, of which the recordings know nothing.
+    # GPUs multiply f32 in TF32 by default, of which the recordings know nothing.
     environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read when the tests have ended
     command += ["-W", "default", "tests/test_parity.py", *(["-k", "modelgarden"] if smoke else [])]

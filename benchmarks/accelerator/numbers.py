@@ -34,7 +34,8 @@ HOW = (
     "the keys' biases, whose true gradient is 0, relative to the largest number of all leaves. Parameters are shown, "
     "not judged: Adam divides rounding by rounding where a gradient is 0."
 )
-_UNLIKE = {"xla_disable_hlo_passes": "algsimp"}  # leads to other roundings, in hardly more time to compile
+# Another way to compile, for --smoke, which compares a CPU with itself: other roundings in hardly more time.
+_UNLIKE = {"xla_disable_hlo_passes": "algsimp"}
 _DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
@@ -86,7 +87,7 @@ def config_of(method: str, dtype: str, smoke: bool, wide: bool = False) -> Confi
 
 @dataclasses.dataclass
 class _Part:
-    """State that the items share."""
+    """Settings that the items share."""
 
     bench: Bench
     device: jax.Device
@@ -264,7 +265,7 @@ def text(values: dict[str, Any]) -> str:
 
 
 def moving_text(moving: dict[str, float]) -> str:
-    """Differences from run to run, in a line."""
+    """Leaves that differ from run to run, in a line."""
     if not moving:
         return "the same bits from run to run"
     names = sorted(moving, key=moving.__getitem__, reverse=True)

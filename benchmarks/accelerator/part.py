@@ -7,12 +7,16 @@ each, and says in its JSON and its lines what it left out for time.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+# Later versions of XLA have no such choice, and end the process where they meet an unknown flag.
+OLD_EMITTERS = importlib.metadata.version("jax").startswith("0.10.")
 
 
 @dataclasses.dataclass(frozen=True)
