@@ -119,6 +119,8 @@ NAMED = {
     "make peer": INSTALLS,
     "make labels": INSTALLS,
     "pip install *": INSTALLS,
+    "pip download *": INSTALLS,
+    "pip wheel *": INSTALLS,
     "hf download *": "downloads a model",
     "source .venv/bin/activate": "changes the shell that it is typed in, and nothing else",
     "docker build *": INSTALLS,

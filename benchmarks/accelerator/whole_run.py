@@ -41,8 +41,9 @@ _FULL = {
 _SMOKE = {
     "model.vocab_size": 512, "model.num_layers": 4, "model.hidden_size": 32, "model.num_heads": 4,
     "model.intermediate_size": 64, "model.max_positions": 32, "model.dtype": "float32", "data.seq_len": 32,
-    "dropping.method": "drop", "train.batch_size": 8, "train.steps": 600, "train.checkpoint_every": 50, "train.eval_every": 50,
-    "train.eval_rows": 8, "train.log_every": 10, "train.keep_checkpoints": 1, "optimizer.warmup_steps": 20,
+    "dropping.method": "drop", "train.batch_size": 8, "train.steps": 600, "train.checkpoint_every": 50,
+    "train.eval_every": 50, "train.eval_rows": 8, "train.log_every": 10, "train.keep_checkpoints": 1,
+    "optimizer.warmup_steps": 20,
 }  # fmt: skip
 
 
