@@ -3,6 +3,7 @@
 import ast
 import gzip
 import json
+import os
 import re
 import shlex
 import shutil
@@ -22,8 +23,13 @@ DOCUMENTED = commands(helpers.ROOT)
 
 def _recipe_of(target: str) -> str:
     """What make runs for a target, the environment being there."""
-    command = ["make", "--dry-run", "--assume-old=.venv/installed", target]
-    return subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    command = ["make", "--no-print-directory", "--dry-run", "--assume-old=.venv/installed", target]
+    # `make test` hands its own flags on, and make says more where it was started by make.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
+    done = subprocess.run(command, cwd=helpers.ROOT, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 SMALL = (
@@ -206,7 +212,7 @@ def forked(python, lines: list[str], preload: tuple[str, ...], folder: Path) -> 
     commands = [shlex.split(line)[1:] for line in lines]
     done = subprocess.run(
         [python, "-c", FORKS], input=json.dumps([commands, preload]), env=environment, cwd=folder, capture_output=True,
-        text=True, timeout=300,
+        text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
