@@ -122,16 +122,15 @@ class _Part:
         rows = comparing.random_rows(config, 1)[0]
         found = [_draws(config, rows, device) for device in (self.device, self.cpu)]
         same = comparing.same_bits(*found)
-        parameters = (comparing.arrays(comparing.first_state(config, device).params) for device in self._sides())
+        parameters = (
+            comparing.arrays(comparing.first_state(config, device).params) for device in (self.device, self.cpu)
+        )
         initial, leaf = comparing.largest(*parameters)
         self.report["bits"] = {"same": same, "first parameters": {"deviation": initial, "leaf": leaf}}
         self.save()
         odd = [name for name, equal in same.items() if not equal]
         verdict = f"NOT the CPU's: {', '.join(odd)}" if odd else "the CPU's bits"
         yield f"masks, dropout, draws: {verdict}; first parameters off by {initial:.1e}"
-
-    def _sides(self) -> tuple[jax.Device, jax.Device]:
-        return self.device, self.cpu
 
     def exact(self, pool: ThreadPoolExecutor):
         """f32 at the highest precision, method by method. Returns the trajectories (device, CPU) by method."""
@@ -220,7 +219,7 @@ def _draws(config: Config, rows: np.ndarray, device: jax.Device) -> dict[str, np
         key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
         batch = step.mask_batch(config, SPECIAL, key, tokens_BN)
         words = np.arange(config.model.vocab_size) % 3 > 0
-        whole = step.mask_batch(dataclasses.replace(config), SPECIAL, key, tokens_BN, words)
+        whole = step.mask_batch(config, SPECIAL, key, tokens_BN, words)
         keys_B = row_keys(key, jnp.arange(len(rows)))
         state_BND = jnp.zeros((*tokens_BN.shape, 1))
         importance_V = jnp.sin(jnp.arange(config.model.vocab_size, dtype=jnp.float32))
