@@ -28,7 +28,7 @@ from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import run_command
 from sctd_jax.interop.exporting import export
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.optimizer import make_optimizer
 from sctd_jax.train.state import TrainState
@@ -79,7 +79,7 @@ def make_run(workdir: Path, smoke: bool) -> None:
     name, content = tokenizer.canonical(vocabulary)
     (workdir / name).write_bytes(content)
     row_BN = np.zeros((1, 8), np.int32)
-    params = jax.jit(Bert(model, 0, 0).init)(jax.random.key(0), row_BN, row_BN == 0)["params"]
+    params = jax.jit(MaskedLm(model, 0, 0).init)(jax.random.key(0), row_BN, row_BN == 0)["params"]
     # Zeros take no room in a checkpoint, and the moments of a run that has trained are none.
     moments = jax.tree.map(
         lambda x: jax.random.normal(jax.random.key(x.size), x.shape) if x.ndim else x,

@@ -48,6 +48,9 @@ def field(default: Any, meaning: str, bounds: Bounds | None = None, *, rerun: bo
 class ModelConfig:
     """The encoder (docs/method.md 1)."""
 
+    family: Literal["bert", "roberta", "modernbert"] = field(
+        "bert", "kind of network, a key of model.families.FAMILIES"
+    )
     vocab_size: int = field(30522, "pieces of the tokenizer", ONE_OR_MORE)
     num_layers: int = field(12, "L, layers", ONE_OR_MORE)
     hidden_size: int = field(768, "D, width of a token's state", ONE_OR_MORE)
@@ -60,6 +63,12 @@ class ModelConfig:
     activation: Literal["gelu", "gelu_tanh"] = field("gelu", "'gelu' (erf, BERT) or 'gelu_tanh' (Model Garden)")
     layer_norm_eps: float = field(1e-12, "number added to the variance", POSITIVE)
     initializer_range: float = field(0.02, "standard deviation of the first weights", POSITIVE)
+    global_every: int = field(
+        1, "layers 0, n, 2n ... attend to all tokens, the others near by (modernbert)", ONE_OR_MORE
+    )
+    local_attention: int = field(128, "tokens around each that a local layer sees, half on either side", at_least(2))
+    rope_theta: float = field(160_000.0, "base of the rotary positions in layers that attend to all tokens", POSITIVE)
+    local_rope_theta: float = field(10_000.0, "base of the rotary positions in local layers", POSITIVE)
     dtype: Literal["float32", "bfloat16"] = field("bfloat16", "type to compute in; parameters are float32")
     attention: Literal["auto", "plain", "splash", "cudnn"] = field(
         "auto",

@@ -54,6 +54,11 @@ CONFIG: list[Change] = [
     Mended("the drop pass of an evaluation has the K of its step", "dropping.keep_schedule"),
     Mended("words that do not fit a row's predictions are passed over", "masking.whole_word", True),
     Mended("biases and norms take no part in LAMB's adaptation", "optimizer.name", "lamb"),
+    Added("model.family", "bert"),
+    Added("model.global_every", 1),
+    Added("model.local_attention", 128),
+    Added("model.rope_theta", 160_000.0),
+    Added("model.local_rope_theta", 10_000.0),
 ]
 TASK: list[Change] = []
 # Old name of a metric in `metrics.jsonl` -> its name.

@@ -16,7 +16,7 @@ from configs import base
 from sctd_jax.config import from_dict
 from sctd_jax.errors import UserError
 from sctd_jax.model import attention
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.model.token_dropping import keep_highest
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
@@ -102,11 +102,11 @@ def test_a_drop_pass_is_the_same_however_attention_is_computed(how):
     dropout = 0.0 if how == "splash" else 0.1
     config = helpers.config(**LONG, model__num_layers=4, model__attention_dropout=dropout)
     batch = mask_batch(config, helpers.SPECIAL, jax.random.key(1), helpers.random_rows(2, length=256, pad=True))
-    plain = Bert(config.model, *config.drop_layers)
+    plain = MaskedLm(config.model, *config.drop_layers)
     other = {
-        "recomputed": Bert(config.model, *config.drop_layers, attention.recomputed),
-        "layers": Bert(config.model, *config.drop_layers, remat_layers=True),
-        "splash": Bert(config.model, *config.drop_layers, attention.splash(mesh_of(2, 1, 1), attention.plain)),
+        "recomputed": MaskedLm(config.model, *config.drop_layers, attention.recomputed),
+        "layers": MaskedLm(config.model, *config.drop_layers, remat_layers=True),
+        "splash": MaskedLm(config.model, *config.drop_layers, attention.splash(mesh_of(2, 1, 1), attention.plain)),
     }[how]
     params = jax.jit(plain.init)(jax.random.key(0), batch.input_ids_BN, batch.mask_BN)["params"]
     importance_V = jnp.arange(config.model.vocab_size, dtype=jnp.float32)

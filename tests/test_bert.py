@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.model.token_dropping import gather, keep_highest
 from tests import helpers, reference
 
@@ -14,7 +14,7 @@ BATCH = 5
 def setting(request):
     """(config, model, parameters away from their initial values, ids, mask, kept)."""
     config = helpers.config(model__num_layers=5, dropping__last_layer=3, model__activation=request.param)
-    model = Bert(config.model, *config.drop_layers)
+    model = MaskedLm(config.model, *config.drop_layers)
     ids = helpers.random_rows(BATCH, pad=True)
     mask = ids != helpers.SPECIAL.pad
     params = jax.jit(model.init)(jax.random.key(0), ids, mask)["params"]
@@ -62,7 +62,7 @@ def test_state_sizes_follow_the_drop_layers(setting):
 @pytest.mark.parametrize("layers", [(0, 0), (0, 3), (1, 2), (3, 3)])
 def test_other_drop_layers_match_the_reference(setting, layers):
     config, _, params, ids, mask, kept = setting
-    _, states = encode(Bert(config.model, *layers), params, ids, mask, kept_BK=kept)
+    _, states = encode(MaskedLm(config.model, *layers), params, ids, mask, kept_BK=kept)
     params64 = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     row = 1
     expected = reference.encode(
@@ -75,7 +75,7 @@ def test_other_drop_layers_match_the_reference(setting, layers):
 def test_random_ltd_layers_see_their_own_tokens_and_the_others_go_around(setting):
     """random-LTD (Yao et al., 2022): each layer runs on its kept rows alone and leaves the others as they were."""
     config, _, params, ids, mask, kept = setting
-    model = Bert(config.model, *config.drop_layers, layerwise=True)
+    model = MaskedLm(config.model, *config.drop_layers, layerwise=True)
     other = keep_highest(jax.random.normal(jax.random.key(9), ids.shape), mask, kept.shape[1])
     assert (np.asarray(other) != np.asarray(kept)).any()
     sets = jnp.stack([kept, other, kept])
@@ -85,7 +85,7 @@ def test_random_ltd_layers_see_their_own_tokens_and_the_others_go_around(setting
         def network(bert):
             _, states = bert.encoder(ids, mask, kept_BK=sets)
             alone = [
-                bert.encoder.layer[i](gather(states[i - 1], at), gather(mask, at), None, True)
+                bert.encoder.layer[i](gather(states[i - 1], at), gather(mask, at), at, None, True)
                 for i, at in enumerate(sets, start=1)
             ]
             return states, alone
@@ -111,7 +111,7 @@ def test_keeping_every_token_is_plain_bert(setting):
 @pytest.mark.parametrize("layers", [1, 2])
 def test_full_training_of_a_model_too_shallow_to_drop_runs_every_layer_once(layers):
     config = helpers.config(dropping__method="full", model__num_layers=layers)
-    model, ids = Bert(config.model, *config.drop_layers), helpers.random_rows(2)
+    model, ids = MaskedLm(config.model, *config.drop_layers), helpers.random_rows(2)
     params = jax.jit(model.init)(jax.random.key(0), ids, ids > 0)["params"]
     _, states = encode(model, params, ids, ids > 0)
     assert len(states) == layers
@@ -149,20 +149,20 @@ def test_last_layer_at_some_rows_has_the_same_loss_and_gradient(setting, drop):
 def test_bfloat16_computes_in_bf16_over_f32_parameters(setting):
     config, _, params, ids, mask, _ = setting
     bf16 = helpers.config(model__num_layers=5, model__dtype="bfloat16", model__activation=config.model.activation)
-    model = Bert(bf16.model, *bf16.drop_layers)
+    model = MaskedLm(bf16.model, *bf16.drop_layers)
     output, _ = encode(model, params, ids, mask)
     assert output.dtype == jnp.bfloat16
     logits = logits_of(model, params, ids, mask)
     assert logits.dtype == jnp.float32
     initial = jax.jit(model.init)(jax.random.key(0), ids, mask)["params"]
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(initial))
-    exact = logits_of(Bert(config.model, *config.drop_layers), params, ids, mask)
+    exact = logits_of(MaskedLm(config.model, *config.drop_layers), params, ids, mask)
     assert 1e-6 < float(jnp.abs(logits - exact).mean() / jnp.abs(exact).mean()) < 0.1
 
 
 def test_dropout_needs_a_key_and_changes_the_output():
     config = helpers.config(**helpers.DROPOUT)
-    model = Bert(config.model, *config.drop_layers)
+    model = MaskedLm(config.model, *config.drop_layers)
     ids = helpers.random_rows(2)
     params = jax.jit(model.init)(jax.random.key(0), ids, ids > 0)
     a, b = (
@@ -175,7 +175,7 @@ def test_dropout_needs_a_key_and_changes_the_output():
 def test_initial_parameters_are_berts():
     config = helpers.config(model__hidden_size=64, model__num_heads=4)
     ids = helpers.random_rows(1)
-    params = jax.jit(Bert(config.model, *config.drop_layers).init)(jax.random.key(0), ids, ids > 0)["params"]
+    params = jax.jit(MaskedLm(config.model, *config.drop_layers).init)(jax.random.key(0), ids, ids > 0)["params"]
     kernel = params["encoder"]["layer_0"]["mlp"]["intermediate"]["kernel"]
     assert float(jnp.abs(kernel).max()) <= 0.04 + 1e-6  # cut at two deviations
     assert abs(float(kernel.std()) / (0.02 * 0.8796) - 1) < 0.05

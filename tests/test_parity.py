@@ -15,7 +15,7 @@ import pytest
 from configs.presets import modelgarden, sctd_release
 from sctd_jax.config import from_dict
 from sctd_jax.model import token_dropping
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.objective import losses
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from tests.helpers import candidates
@@ -75,7 +75,7 @@ def forward(config, params, ids, mask, segments, kept):
         output, states = bert.encoder(ids, mask, segments, kept_BK=kept)
         return bert.mlm_logits(output), states
 
-    return Bert(config.model, *config.drop_layers).apply({"params": params}, method=network)
+    return MaskedLm(config.model, *config.drop_layers).apply({"params": params}, method=network)
 
 
 jitted_forward = jax.jit(forward, static_argnums=0)
@@ -195,7 +195,7 @@ def test_modelgarden_states_logits_and_losses(mg, batch, which):
 def test_modelgarden_embeddings(mg):
     config, params, arrays = mg
     ids, _, segments = mg_inputs(arrays, "pad")
-    embedded = Bert(config.model, 2, 4).apply(
+    embedded = MaskedLm(config.model, 2, 4).apply(
         {"params": params}, method=lambda bert: bert.encoder.embeddings(ids, segments, True)
     )
     close(embedded, arrays["pad/embeddings"], FORWARD)
@@ -416,7 +416,7 @@ def test_sctd_states_logits_and_losses(sctd, batch, which):
     ids, mask = sctd_inputs(arrays, batch)
     kept = jnp.asarray(arrays[f"{batch}/selected"]) if which == "drop" else None
     kept_mask = None if kept is None else jnp.take_along_axis(mask, kept, axis=1)
-    embedded = Bert(config.model, 2, 4).apply(
+    embedded = MaskedLm(config.model, 2, 4).apply(
         {"params": params}, method=lambda bert: bert.encoder.embeddings(ids, jnp.zeros_like(ids), True)
     )
     close(embedded, arrays[f"{batch}/{which}/hidden_0"], FORWARD, mask, what="embeddings")

@@ -18,7 +18,7 @@ from sctd_jax.finetune import batches
 from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.hf import config_json as bert_config
 from sctd_jax.hf.read import read_folder
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.models import open_run
 from sctd_jax.pretrain.evaluation import EVAL_SEED, selection_keys
 from sctd_jax.pretrain.model import make_model
@@ -125,7 +125,7 @@ def test_pooled_states_are_those_of_the_plain_encoder_whatever_the_padding(rows)
     found = [np.asarray(states(params, batches.assemble(features, np.ones(2), n, 0))) for n in (11, 32)]
     assert found[0].shape == (config.num_layers + 1, 2, 2, config.hidden_size)
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
-    bert = Bert(config, 0, 0)
+    bert = MaskedLm(config, 0, 0)
 
     @jax.jit
     def plain(ids, mask, segments):
@@ -162,7 +162,7 @@ def test_a_probe_without_examples_of_a_class_never_says_it():
 
 def hidden_one_by_one(params, config, ids):
     """The plain loop: no batches, no padding, all positions of the last layer."""
-    losses, forward = [], jax.jit(Bert(config, 0, 0).apply)
+    losses, forward = [], jax.jit(MaskedLm(config, 0, 0).apply)
     for at in [i for i, token in enumerate(ids) if token not in (0, 2, 3, 4)]:
         hidden = np.where(np.arange(len(ids)) == at, SPECIAL.mask, ids)[None]
         logits = forward({"params": params}, hidden, np.ones(hidden.shape, bool))

@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from sctd_jax.errors import UserError
 from sctd_jax.model import token_dropping
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import row_keys
@@ -118,12 +118,12 @@ def sums_of(config, params, tokens, variant, dropout_key=None):
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_the_consistency_loss_is_the_papers_from_two_whole_passes(pool):
-    """docs/method.md 5 and 9.6, against `Bert` run twice on all rows: second MLM term from the full pass."""
+    """docs/method.md 5 and 9.6, against `MaskedLm` run twice on all rows: second MLM term from the full pass."""
     config = helpers.config(dropping__sc_pool=pool)
     params, tokens = start(config, scale=0.1).params, helpers.random_rows(6, pad=True)
     (sums, loss_BP), (batch, table, keys) = sums_of(config, params, tokens, "consistency")
     kept = select(config, table, batch, keys, None)
-    model = Bert(config.model, *config.drop_layers)
+    model = MaskedLm(config.model, *config.drop_layers)
     weights = batch.weights_BP
 
     def whole(kept):

@@ -23,7 +23,7 @@ from sctd_jax.finetune.encode import Feature, by_example, encode
 from sctd_jax.finetune.step import Shape, compile_programs, initial_state, jit_logits, program_name, shape_of
 from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, followed
 from sctd_jax.model.attention import choose, platform_of
-from sctd_jax.model.flops import layer_flops
+from sctd_jax.model.families import FAMILIES, layer_flops
 from sctd_jax.models import HIGHEST_SCORE, Model, open_model
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
@@ -88,7 +88,8 @@ def finetune(
                 return state
             found = made.pretrained.params(made.step, mesh)
             # The pooler, if both have one: BERT's own has, token dropping trains none.
-            taken = {name: found[name] for name in ("encoder", "pooler") if name in found and name in state.params}
+            found = {"encoder": found["encoder"], "pooler": FAMILIES[config.model.family].summary_params(found)}
+            taken = {name: params for name, params in found.items() if params and name in state.params}
             random = ", ".join(sorted(state.params.keys() - taken))
             log(f"taken from {settings.init}: {' and '.join(taken)}; random: {random}")
             params = jax.device_put(taken, {name: meshes.shardings(state.params[name]) for name in taken})
@@ -96,8 +97,9 @@ def finetune(
 
         def cost(step: int) -> tuple[int, float]:
             rows, length = settings.batch_size * shape.rows, train.group(step).length
+            layers = (layer_flops(config.model, i, length, length, True) for i in range(config.model.num_layers))
             # FLOPs by formula; the head's are left out.
-            return rows * length, 3 * rows * config.model.num_layers * layer_flops(config.model, length, length)
+            return rows * length, 3 * rows * sum(layers)
 
         job = Job(
             config=config.train,

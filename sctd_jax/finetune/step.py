@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.model.attention import attention_options
-from sctd_jax.model.heads import SPANS, TaskBert
+from sctd_jax.model.heads import SPANS, TaskModel
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.tasks.task import Task
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
@@ -41,11 +41,11 @@ def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:
     return Shape(task.head, outputs, rows, task.marked)
 
 
-def make_model(config: Config, shape: Shape, mesh: Mesh | None = None) -> TaskBert:
+def make_model(config: Config, shape: Shape, mesh: Mesh | None = None) -> TaskModel:
     """The network of a task, of a config with a choice of attention; without a mesh by plain attention."""
     each_token = shape.head == "span"
     options = attention_options(config.model, mesh, config.train.seed)
-    return TaskBert(config.model, shape.outputs, each_token, shape.marked, **options)
+    return TaskModel(config.model, shape.outputs, each_token, shape.marked, **options)
 
 
 def initial_state(config: Config, shape: Shape) -> TrainState:
@@ -57,7 +57,7 @@ def initial_state(config: Config, shape: Shape) -> TrainState:
     return first_state(params, config.optimizer, run_key)
 
 
-def logits(model: TaskBert, params: Any, batch: TaskBatch, **kwargs) -> jax.Array:
+def logits(model: TaskModel, params: Any, batch: TaskBatch, **kwargs) -> jax.Array:
     """f32: [B, K] classes, [B, C] choices, [B, 1] score, [B, N, 2] ends of the answer."""
     count, rows, length = batch.input_ids_BCN.shape
     flat = (x.reshape(count * rows, length) for x in (batch.input_ids_BCN, batch.mask_BCN, batch.segment_ids_BCN))

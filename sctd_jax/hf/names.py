@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sctd_jax.config import ModelConfig
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 
 WORD_EMBEDDINGS, OUTPUT_BIAS = "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"
 HEAD = "cls.predictions."  # beginning of the names of the MLM head's tensors
@@ -38,7 +38,7 @@ def shapes(config: ModelConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
 
     def init() -> Any:
         row_BN = jnp.zeros((1, 1), jnp.int32)
-        params = Bert(config, 0, 0).init(jax.random.key(0), row_BN, row_BN == 0)["params"]
+        params = MaskedLm(config, 0, 0).init(jax.random.key(0), row_BN, row_BN == 0)["params"]
         width = config.hidden_size
         return params | {"pooler": {"kernel": jnp.zeros((width, width)), "bias": jnp.zeros(width)}}
 

@@ -23,8 +23,27 @@ from sctd_jax.errors import UserError
 from sctd_jax.model.elementwise import dropout
 from sctd_jax.model.products import einsum_to_f32
 
-# (query_BRHd, key_BNHd, value_BNHd, mask_BN, dropout rate, dropout key) -> out_BRHd
-Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, float, jax.Array | None], jax.Array]
+# (query_BRHd, key_BNHd, value_BNHd, mask_BN, dropout rate, dropout key, window=None) -> out_BRHd
+Attend = Callable[..., jax.Array]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["query_BR", "key_BN"], meta_fields=["reach"])
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """What a query of a local layer may see: tokens at most `reach` places away in the text."""
+
+    reach: int
+    query_BR: jax.Array | None  # places in the text, [1, R] if all rows have the same; None: query i is token i of N
+    key_BN: jax.Array | None
+
+    def near(self, length: int) -> jax.Array:
+        """bool[B or 1, R, N], True where a query may see a token; `length` is N."""
+        query_BR, key_BN = self.query_BR, self.key_BN
+        if query_BR is None or key_BN is None:
+            query_BR = key_BN = jnp.arange(length)[None]
+        return jnp.abs(query_BR[:, :, None] - key_BN[:, None, :]) <= self.reach
+
+
 Kernel = Literal["splash", "cudnn"]
 Remat = Literal["none", "attention", "block"]
 _KERNELS = {"splash": "a TPU kernel", "cudnn": "a kernel of NVIDIA's"}
@@ -132,15 +151,44 @@ def attention_options(model: ModelConfig, mesh: Mesh | None, seed: int) -> dict[
     return {"attend": attend, "remat_layers": model.remat == "block"}
 
 
-def plain(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key) -> jax.Array:
-    """Softmax attention with its probabilities in memory."""
+def plain(
+    query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key, window: Window | None = None
+) -> jax.Array:
+    """Softmax attention with its probabilities in memory; in local layers of whole rows only the near ones."""
+    length = key_BNHd.shape[1]
+    if window and window.query_BR is None and length % window.reach == 0 and length > 3 * window.reach:
+        return _by_blocks(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, window.reach)
     scores_BHRN = einsum_to_f32("brhd,bnhd->bhrn", query_BRHd, key_BNHd)
+    seen_BHRN = mask_BN[:, None, None, :]
+    if window:
+        seen_BHRN = seen_BHRN & window.near(length)[:, None]
     # Finite, so that a row of padding alone is uniform instead of NaN.
-    scores_BHRN = jnp.where(mask_BN[:, None, None, :], scores_BHRN, -1e9)
+    scores_BHRN = jnp.where(seen_BHRN, scores_BHRN, -1e9)
     weights_BHRN = jax.nn.softmax(scores_BHRN).astype(value_BNHd.dtype)
     if rate:
         weights_BHRN = dropout(dropout_key, weights_BHRN, rate)
     return jnp.einsum("bhrn,bnhd->brhd", weights_BHRN, value_BNHd)
+
+
+def _by_blocks(query_BNHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key, reach: int) -> jax.Array:
+    """Local attention of blocks of `reach` queries over their own and the two neighbouring blocks of keys."""
+    rows, length, heads, width = query_BNHd.shape
+    blocks = length // reach
+
+    def around(x_BN):  # [B, N, ...] -> [B, blocks, 3 reach, ...]
+        x = x_BN.reshape(rows, blocks, reach, *x_BN.shape[2:])
+        x = jnp.pad(x, ((0, 0), (1, 1), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
+
+    query_BbrHd = query_BNHd.reshape(rows, blocks, reach, heads, width)
+    key_BbkHd, value_BbkHd, mask_Bbk = around(key_BNHd), around(value_BNHd), around(mask_BN)
+    near_rk = Window(reach, jnp.arange(reach)[None] + reach, jnp.arange(3 * reach)[None]).near(3 * reach)[0]
+    scores_BbHrk = einsum_to_f32("bnrhd,bnkhd->bnhrk", query_BbrHd, key_BbkHd)
+    seen_BbHrk = mask_Bbk[:, :, None, None] & near_rk[None, None, None]
+    weights_BbHrk = jax.nn.softmax(jnp.where(seen_BbHrk, scores_BbHrk, -1e9)).astype(value_BNHd.dtype)
+    if rate:
+        weights_BbHrk = dropout(dropout_key, weights_BbHrk, rate)
+    return jnp.einsum("bnhrk,bnkhd->bnrhd", weights_BbHrk, value_BbkHd).reshape(query_BNHd.shape)
 
 
 # The projections are outside: only scores and probabilities are computed a second time.
@@ -155,7 +203,9 @@ def cudnn(seed: int) -> Attend:
     """
     seeds = itertools.count(seed % 2**31 << 16)
 
-    def attend(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key):
+    def attend(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, window=None):
+        if window:  # the kernel has windows of earlier tokens alone
+            return recomputed(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, window)
         kernel = functools.partial(_cudnn_kernel, rate=rate, seed=next(seeds))
         return by_lengths(query_BRHd, key_BNHd, value_BNHd, mask_BN, kernel)
 
@@ -201,8 +251,8 @@ def splash(mesh: Mesh, otherwise: Attend) -> Attend:
     rows, heads = ("data", "fsdp"), "tensor"
     interpret = mesh.devices.flat[0].platform == "cpu"
 
-    def local(query_BRHd, key_BNHd, value_BNHd, mask_BN):
-        kernel = _splash_kernel(query_BRHd.shape[2], query_BRHd.shape[1], key_BNHd.shape[1], interpret)
+    def on_device(query_BRHd, key_BNHd, value_BNHd, mask_BN, *, reach: int | None):
+        kernel = _splash_kernel(query_BRHd.shape[2], query_BRHd.shape[1], key_BNHd.shape[1], reach, interpret)
 
         def one_row(query_RHd, key_NHd, value_NHd, mask_N):
             ids = splash_attention.SegmentIds(jnp.ones(query_RHd.shape[0], jnp.int32), mask_N.astype(jnp.int32))
@@ -212,25 +262,30 @@ def splash(mesh: Mesh, otherwise: Attend) -> Attend:
         return jax.vmap(one_row)(query_BRHd, key_BNHd, value_BNHd, mask_BN)
 
     spec = PartitionSpec(rows, None, heads, None)
-    sharded = jax.shard_map(
-        local, mesh=mesh, in_specs=(spec, spec, spec, PartitionSpec(rows, None)), out_specs=spec, check_vma=False
-    )
 
-    def attend(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key):
+    def attend(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, window=None):
+        if window and window.query_BR is not None:  # kept tokens: the kernel knows places in its arrays alone
+            return recomputed(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, window)
         if query_BRHd.shape[1] % _LANES or key_BNHd.shape[1] % _LANES:
-            return otherwise(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key)
+            return otherwise(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, window)
+        sharded = jax.shard_map(
+            functools.partial(on_device, reach=window and window.reach), mesh=mesh,
+            in_specs=(spec, spec, spec, PartitionSpec(rows, None)), out_specs=spec, check_vma=False,
+        )  # fmt: skip
         return sharded(query_BRHd, key_BNHd, value_BNHd, mask_BN)
 
     return attend
 
 
-def _splash_kernel(heads: int, rows: int, context: int, interpret: bool):
+def _splash_kernel(heads: int, rows: int, context: int, reach: int | None, interpret: bool):
     block_q, block_kv = (max(size for size in (128, 256, 512) if n % size == 0) for n in (rows, context))
     sizes = splash_attention.BlockSizes(
         block_q=min(block_q, 256), block_kv=block_kv, block_q_dkv=min(block_q, 256), block_kv_dkv=block_kv,
         use_fused_bwd_kernel=True,
     )  # fmt: skip
-    mask = splash_attention.MultiHeadMask([splash_attention.FullMask((rows, context))] * heads)
+    shape = (rows, context)
+    one = splash_attention.FullMask(shape) if reach is None else splash_attention.LocalMask(shape, (reach, reach), 0)
+    mask = splash_attention.MultiHeadMask([one] * heads)
     return splash_attention.make_splash_mha(
         mask=mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
     )

@@ -1,4 +1,4 @@
-"""BERT with a task's head in the place of the MLM head, as `transformers` builds it.
+"""The encoder with a task's head in the place of the MLM head, as `transformers` builds it.
 
 Shapes: B rows, N sequence length, D width, M marked spans, C classes.
 """
@@ -11,36 +11,39 @@ import jax.numpy as jnp
 
 from sctd_jax.config import ModelConfig
 from sctd_jax.model import attention
-from sctd_jax.model.bert import Encoder
 from sctd_jax.model.elementwise import Dropout
+from sctd_jax.model.encoder import Encoder
+from sctd_jax.model.families import FAMILIES
 
 SPANS = 2  # M, where a head reads marked spans
 
 
-class TaskBert(nn.Module):
+class TaskModel(nn.Module):
     """Encoder, and a head that reads a row's [CLS] or each of its tokens (Devlin et al., 2019, section 4).
 
-    A row's vector is [CLS] through the pooler (dense, tanh). The classifiers of SuperGLUE's baseline read marked spans
-    (Wang et al., 2019, section 4.1): with 'mean' [CLS] and the mean over each span's tokens, with 'attention' the spans
-    alone, each pooled by an attention of its own (Lee et al., 2017; without the baseline's projection before it).
+    A row's vector is [CLS] through the family's summary, BERT's pooler. The classifiers of SuperGLUE's baseline read
+    marked spans (Wang et al., 2019, section 4.1): with 'mean' [CLS] and the mean over each span's tokens, with
+    'attention' the spans alone, each pooled by an attention of its own (Lee et al., 2017; without the baseline's
+    projection before it).
     """
 
     config: ModelConfig
     outputs: int  # classes; 1 for a score
-    each_token: bool = False  # outputs for every token, no pooler
+    each_token: bool = False  # outputs for every token; BERT's are read without the pooler
     marked: Literal["", "mean", "attention"] = ""
     attend: attention.Attend = attention.plain
     remat_layers: bool = False
 
     def setup(self):
         """`encoder`, `classifier`, and where they are used `pooler` and `span_score_0`, `span_score_1`."""
+        self.family = FAMILIES[self.config.family]
         self.encoder = Encoder(self.config, 0, 0, self.attend, self.remat_layers)
         self.classifier = self._dense(self.outputs)
         self.dropout = Dropout(self.config.hidden_dropout)
         if self.marked == "attention":
             self.span_score = [self._dense(1) for _ in range(SPANS)]
-        elif not self.each_token:
-            self.pooler = self._dense(self.config.hidden_size)
+        elif self.family.summary_of_tokens or not self.each_token:
+            self.pooler = self.family.summary(self.config)
 
     def _dense(self, features: int) -> nn.Dense:
         return nn.Dense(features, kernel_init=nn.initializers.truncated_normal(self.config.initializer_range))
@@ -64,8 +67,8 @@ class TaskBert(nn.Module):
         x_BRD, _ = self.encoder(input_ids_BN, mask_BN, segment_ids_BN, rows_BR=rows_BR, deterministic=deterministic)
         x_BRD = x_BRD.astype(jnp.float32)
         if self.each_token:
-            return self.classifier(x_BRD)
-        parts = [] if self.marked == "attention" else [jnp.tanh(self.pooler(x_BRD[:, 0]))]
+            return self.classifier(self.pooler(x_BRD) if self.family.summary_of_tokens else x_BRD)
+        parts = [] if self.marked == "attention" else [self.pooler(x_BRD[:, 0])]
         if self.marked:
             assert marked_BM2 is not None, "a head that reads spans is given them"
             parts += [self._span(x_BRD, i, marked_BM2[:, i]) for i in range(SPANS)]

@@ -4,7 +4,7 @@ Letters of docs/method.md: N sequence length, K kept tokens, P predicted positio
 """
 
 from sctd_jax.config import Config
-from sctd_jax.model.flops import layer_flops
+from sctd_jax.model.families import layer_flops
 from sctd_jax.pretrain.step import Variant, needs_all_rows
 
 
@@ -15,18 +15,21 @@ def _head(config: Config) -> float:
 
 def forward_flops(config: Config, variant: Variant) -> float:
     """Forward FLOPs of one row in one variant, with the savings of docs/method.md 6."""
-    length, kept, last = config.data.seq_len, config.num_kept, config.model.num_layers - 1
-    rows = length if needs_all_rows(config, variant) else config.num_predicted + 1
-    head = _head(config)
+    model, length, kept, last = config.model, config.data.seq_len, config.num_kept, config.model.num_layers - 1
+    all_rows = needs_all_rows(config, variant)
+    rows = length if all_rows else config.num_predicted + 1
     first_drop, last_drop = config.drop_layers
-    prefix = first_drop * layer_flops(config.model, length, length)
-    top = layer_flops(config.model, rows, length) + head
-    full_middle = (last - first_drop) * layer_flops(config.model, length, length)
     first_context = kept if config.dropping.method == "random_ltd" else length
+
+    def full(layers: range) -> float:
+        return sum(layer_flops(model, i, length, length, all_tokens=True) for i in layers)
+
+    prefix, full_middle = full(range(first_drop)), full(range(first_drop, last))
+    top = layer_flops(model, last, rows, length, all_tokens=all_rows) + _head(config)
     drop_middle = (
-        layer_flops(config.model, kept, first_context)
-        + (last_drop - first_drop) * layer_flops(config.model, kept, kept)
-        + (last - 1 - last_drop) * layer_flops(config.model, length, length)
+        layer_flops(model, first_drop, kept, first_context)
+        + sum(layer_flops(model, i, kept, kept) for i in range(first_drop + 1, last_drop + 1))
+        + full(range(last_drop + 1, last))
     )
     if variant == "full":
         return prefix + full_middle + top
@@ -66,6 +69,7 @@ def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
 
 
 def plain_step_flops(config: Config) -> float:
-    """FLOPs of BERT as published with its head on the P predicted rows: nothing dropped, all rows of the last layer."""
-    length, layers = config.data.seq_len, config.model.num_layers
-    return 3 * config.train.batch_size * (layers * layer_flops(config.model, length, length) + _head(config))
+    """FLOPs of the model as published, its head on the P rows: nothing dropped, all rows of the last layer."""
+    model, length = config.model, config.data.seq_len
+    layers = sum(layer_flops(model, i, length, length, all_tokens=True) for i in range(model.num_layers))
+    return 3 * config.train.batch_size * (layers + _head(config))

@@ -10,18 +10,18 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.model.attention import attention_options, choose, platform_of
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.model.token_dropping import check_selector, initial_importance
 from sctd_jax.parallel.mesh import check_sizes, make_mesh
 from sctd_jax.train.state import TrainState, first_state
 from sctd_jax.train.step import state_shape
 
 
-def make_model(config: Config, mesh: Mesh | None = None) -> Bert:
+def make_model(config: Config, mesh: Mesh | None = None) -> MaskedLm:
     """The network of a settled config on the devices of a mesh; without a mesh by plain attention."""
     layerwise = config.dropping.method == "random_ltd"
     options = attention_options(config.model, mesh, config.train.seed)
-    return Bert(config.model, *config.drop_layers, layerwise=layerwise, **options)
+    return MaskedLm(config.model, *config.drop_layers, layerwise=layerwise, **options)
 
 
 def settle(config: Config, platform: str) -> tuple[Config, str]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config, DataConfig
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.parallel.mesh import replicated
 from sctd_jax.pretrain.flops import mean_step_flops, plain_step_flops
 from sctd_jax.pretrain.rows import Data
@@ -189,7 +189,7 @@ def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: in
     return lines
 
 
-def fill_mask_examples(model: Bert, data: Data, mesh: Mesh, state: TrainState) -> list[str]:
+def fill_mask_examples(model: MaskedLm, data: Data, mesh: Mesh, state: TrainState) -> list[str]:
     """The full model's guesses for one hidden word in each of a few held-out rows."""
     rows = Rows(data.folder, HELD_OUT)
     step = max(len(rows) // _EXAMPLES, 1)

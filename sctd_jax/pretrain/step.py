@@ -16,7 +16,7 @@ from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.model import token_dropping
 from sctd_jax.model.attention import compiler_options
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
 from sctd_jax.pretrain.model import make_model
@@ -200,7 +200,7 @@ def needs_all_rows(config: Config, variant: Variant) -> bool:
 
 def forward_sums(
     config: Config,
-    model: Bert,
+    model: MaskedLm,
     params: Any,
     importance_V: jax.Array,
     batch: MaskedBatch,
@@ -217,8 +217,8 @@ def forward_sums(
     rows_BR = loss_rows(batch)
     all_rows = needs_all_rows(config, variant)
 
-    def network(bert: Bert):
-        encoder, deterministic = bert.encoder, dropout_key is None
+    def network(bound: MaskedLm):
+        encoder, deterministic = bound.encoder, dropout_key is None
 
         def prefix():
             return encoder.prefix(batch.input_ids_BN, batch.mask_BN, deterministic=deterministic)[0]
@@ -229,8 +229,8 @@ def forward_sums(
                 deterministic=deterministic,
             )  # fmt: skip
             predicted = token_dropping.gather(output, batch.positions_BP) if all_rows else output[:, 1:]
-            loss_BP = losses.cross_entropy(bert.mlm_logits(predicted), batch.targets_BP)
-            return loss_BP, states[-2:]
+            loss_BP = losses.cross_entropy(bound.mlm_logits(predicted), batch.targets_BP)
+            return loss_BP, (encoder.normed(states[-2]), states[-1])
 
         x_BND, kept_BK = prefix(), None
         if variant != "full":  # the state of the pass that drops counts, where a consistency step has two prefixes

@@ -20,7 +20,7 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.finetune.encode import encode
-from sctd_jax.model.bert import Encoder
+from sctd_jax.model.encoder import Encoder
 from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import names

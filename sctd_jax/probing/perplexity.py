@@ -22,7 +22,7 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.encode import Feature, Row
 from sctd_jax.model import token_dropping
-from sctd_jax.model.bert import Bert
+from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import names
@@ -108,7 +108,7 @@ def jit_token_losses(config: ModelConfig, mask_id: int) -> Callable[[Any, jax.Ar
 
     On the first device, by the full model; the last layer is computed at that token alone.
     """
-    bert = Bert(full_precision(config), 0, 0)
+    bert = MaskedLm(full_precision(config), 0, 0)
 
     def score(params: Any, ids_BN: jax.Array, mask_BN: jax.Array, at_B: jax.Array) -> jax.Array:
         at_B1 = at_B[:, None]
