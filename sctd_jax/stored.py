@@ -54,6 +54,8 @@ CONFIG: list[Change] = [
     Mended("the drop pass of an evaluation has the K of its step", "dropping.keep_schedule"),
     Mended("words that do not fit a row's predictions are passed over", "masking.whole_word", True),
     Mended("biases and norms take no part in LAMB's adaptation", "optimizer.name", "lamb"),
+    Added("optimizer.decay_steps", 0),
+    Added("optimizer.decay_shape", "1-sqrt"),
 ]
 TASK: list[Change] = []
 # Old name of a metric in `metrics.jsonl` -> its name.
