@@ -68,7 +68,8 @@ def test_what_a_rerun_may_change():
         "data.tokenizer", "mesh", "mesh.data", "mesh.fsdp", "mesh.tensor", "model.attention", "model.remat",
         "optimizer.decay_shape", "optimizer.decay_steps", "optimizer.learning_rate", "optimizer.warmup_steps",
         "train.accumulation", "train.checkpoint_every", "train.consistency_accumulation", "train.eval_every",
-        "train.eval_rows", "train.init", "train.keep_checkpoints", "train.log_every", "train.max_bad_steps", "train.steps",
+        "train.eval_rows", "train.init", "train.keep_checkpoints", "train.log_every", "train.max_bad_steps",
+        "train.steps",
     }  # fmt: skip
 
 
