@@ -138,7 +138,11 @@ class TrainConfig:
     """The loop."""
 
     seed: int = field(0, "seed of the weights, the order of rows, masking and dropout", NOT_NEGATIVE)
-    init: str = field("", "workdir whose newest parameters training starts from; '': random weights", rerun=True)
+    init: str = field("", "workdir that training starts from; '': random weights", rerun=True)
+    init_step: int = field(-1, "step of its checkpoint to start from; -1: the newest", at_least(-1), rerun=True)
+    init_takes: Literal["params", "state"] = field(
+        "params", "'state': optimizer, importance table and step too, so that its run goes on here", rerun=True
+    )
     steps: int = field(250_000, "updates in all, those before a resume included", ONE_OR_MORE, rerun=True)
     batch_size: int = field(256, "rows in the global batch", ONE_OR_MORE)
     accumulation: int = field(1, "microbatches of a step", ONE_OR_MORE, rerun=True)
@@ -320,6 +324,9 @@ def _check_train(config: Config) -> None:
         "optimizer.decay_steps",
         f"({optimizer.decay_steps}) must not exceed train.steps ({train.steps})",
     )
+    for name, default in (("init_step", -1), ("init_takes", "params")):
+        value = getattr(train, name)
+        require(bool(train.init) or value == default, f"train.{name}", f"({value}) wants a workdir as train.init")
     for name, variant in (("accumulation", "drop"), ("consistency_accumulation", "consistency")):
         count = train.microbatches(variant)
         require(

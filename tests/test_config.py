@@ -68,8 +68,8 @@ def test_what_a_rerun_may_change():
         "data.tokenizer", "mesh", "mesh.data", "mesh.fsdp", "mesh.tensor", "model.attention", "model.remat",
         "optimizer.decay_shape", "optimizer.decay_steps", "optimizer.learning_rate", "optimizer.warmup_steps",
         "train.accumulation", "train.checkpoint_every", "train.consistency_accumulation", "train.eval_every",
-        "train.eval_rows", "train.init", "train.keep_checkpoints", "train.log_every", "train.max_bad_steps",
-        "train.steps",
+        "train.eval_rows", "train.init", "train.init_step", "train.init_takes", "train.keep_checkpoints",
+        "train.log_every", "train.max_bad_steps", "train.steps",
     }  # fmt: skip
 
 
@@ -140,6 +140,8 @@ def test_the_kept_tokens_of_a_step_follow_the_schedule():
             ["optimizer.decay_steps", "(7)", "train.steps (6)"],
         ),
         ({"optimizer__name": "sgd"}, ["optimizer.name", "adamw, lamb"]),
+        ({"train__init_step": 3}, ["train.init_step", "(3)", "train.init"]),
+        ({"train__init_takes": "state"}, ["train.init_takes", "(state)", "train.init"]),
         ({"mesh__data": 0}, ["mesh.data", "found 0"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
