@@ -7,41 +7,21 @@ P predicted tokens, L layers.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from sctd_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-    """A condition on a field's value, and what a message says of it."""
-
-    hold: Callable[[Any], bool]
-    says: str
-    found: str = ", found {}"
-
-
-NOT_NEGATIVE = Bounds(lambda value: value >= 0, "must not be negative")
-POSITIVE = Bounds(lambda value: value > 0, "must be positive")
-SHARE = Bounds(lambda value: 0 <= value <= 1, "must be between 0 and 1")
-BELOW_ONE = Bounds(lambda value: 0 <= value < 1, "must be at least 0 and below 1")  # a share: 1 would leave nothing
-
-
-def at_least(least: int) -> Bounds:
-    """Bounds of a number that has a lowest value."""
-    return Bounds(lambda value: value >= least, f"must be at least {least}")
-
-
-ONE_OR_MORE = at_least(1)
-
-
-def field(default: Any, meaning: str, bounds: Bounds | None = None, *, rerun: bool = False) -> Any:
-    """A field of a configuration, with the meaning that `--help` prints, and bounds of its value beside its type.
-
-    `rerun` says whether the run in a workdir may go on with another value.
-    """
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "bounds": bounds, "rerun": rerun})
+from sctd_jax.fields import (
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    ONE_OR_MORE,
+    POSITIVE,
+    SHARE,
+    Bounds,
+    at_least,
+    field,
+    fill,
+    require,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +122,13 @@ class OptimizerConfig:
     name: Literal["adamw", "lamb"] = field("adamw", "rule of the updates")
     learning_rate: float = field(1e-4, "peak of the rate, after the warm-up", NOT_NEGATIVE, rerun=True)
     warmup_steps: int = field(10_000, "steps from 0 to the peak", NOT_NEGATIVE, rerun=True)
-    schedule: Literal["linear", "cosine"] = field("linear", "way from the peak to 0 at train.steps")
+    schedule: Literal["linear", "cosine", "wsd"] = field(
+        "linear", "way from the peak to 0 at train.steps; 'wsd': at the peak until decay_steps before it"
+    )
+    decay_steps: int = field(
+        0, "steps from the peak to 0 with 'wsd'; 0: at the peak to the end", NOT_NEGATIVE, rerun=True
+    )
+    decay_shape: Literal["1-sqrt", "linear"] = field("1-sqrt", "curve of these steps", rerun=True)
     beta1: float = field(0.9, "share of the old first moment that a step leaves", BELOW_ONE)
     beta2: float = field(0.999, "share of the old second moment that a step leaves", BELOW_ONE)
     eps: float = field(1e-6, "number added to the root of the second moment", POSITIVE)
@@ -161,7 +147,11 @@ class TrainConfig:
     """The loop."""
 
     seed: int = field(0, "seed of the weights, the order of rows, masking and dropout", NOT_NEGATIVE)
-    init: str = field("", "workdir whose newest parameters training starts from; '': random weights", rerun=True)
+    init: str = field("", "workdir that training starts from; '': random weights", rerun=True)
+    init_step: int = field(-1, "step of its checkpoint to start from; -1: the newest", at_least(-1), rerun=True)
+    init_takes: Literal["params", "state"] = field(
+        "params", "'state': optimizer, importance table and step too, so that its run goes on here", rerun=True
+    )
     steps: int = field(250_000, "updates in all, those before a resume included", ONE_OR_MORE, rerun=True)
     batch_size: int = field(256, "rows in the global batch", ONE_OR_MORE)
     accumulation: int = field(1, "microbatches of a step", ONE_OR_MORE, rerun=True)
@@ -279,56 +269,6 @@ def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     return config
 
 
-def fill(where: str, type_: type, values: Mapping[str, Any]) -> Any:
-    """A mapping -> a dataclass of fields as above and of such dataclasses; each field's type and bounds are checked.
-
-    `where` is the mapping's name in messages.
-    """
-    if not isinstance(values, Mapping):
-        raise UserError(f"{where} must be a section with fields, found {values!r}")
-    fields = {field.name: field for field in dataclasses.fields(type_)}
-    for name in values:
-        if name not in fields:
-            raise UserError(f"{where}.{name} is unknown; the fields of {where} are {', '.join(fields)}")
-    for name in fields:
-        if name not in values:
-            raise UserError(f"{where}.{name} is missing (a recipe has a value for every field)")
-    return type_(**{name: _value(f"{where}.{name}", field, values[name]) for name, field in fields.items()})
-
-
-def _value(where: str, field: dataclasses.Field, value: Any) -> Any:
-    if dataclasses.is_dataclass(field.type):
-        return fill(where, field.type, value)
-    choices, bounds = get_args(field.type), field.metadata["bounds"]
-    expected = str if choices else field.type
-    if expected is float and type(value) is int:
-        value = float(value)
-    if type(value) is not expected:
-        raise UserError(f"{where} must be of type {expected.__name__}, found {value!r}")
-    if choices and value not in choices:
-        raise UserError(f"{where} must be one of {', '.join(choices)}; found {value!r}")
-    if bounds and not bounds.hold(value):
-        raise UserError(f"{where} {bounds.says}{bounds.found.format(value)}")
-    return value
-
-
-def rerun_fields(type_: type) -> set[str]:
-    """Names such as train.steps of the fields that a rerun may change, and of sections of such fields alone."""
-    found = set()
-    for field in dataclasses.fields(type_):
-        inner = rerun_fields(field.type) if dataclasses.is_dataclass(field.type) else set()
-        found |= {f"{field.name}.{name}" for name in inner}
-        if field.metadata.get("rerun") or (inner and len(inner) == len(dataclasses.fields(field.type))):
-            found.add(field.name)
-    return found
-
-
-def require(condition: bool, field: str, message: str) -> None:
-    """Raise UserError about config.FIELD unless the condition holds."""
-    if not condition:
-        raise UserError(f"config.{field} {message}")
-
-
 def _check_rows(config: Config) -> None:
     length, most = config.data.seq_len, config.model.max_positions
     width, heads = config.model.hidden_size, config.model.num_heads
@@ -365,11 +305,11 @@ def _check_dropping(config: Config) -> None:
             "dropping.keep_schedule",
             f"must be STEP:K,STEP:K,... with at most {_MAX_STAGES} ascending steps from 0 on, found {schedule!r}",
         )
-    for field, kept in [("drop_rate", config.num_kept), *(("keep_schedule", kept) for _, kept in config.keep_stages)]:
+    for name, kept in [("drop_rate", config.num_kept), *(("keep_schedule", kept) for _, kept in config.keep_stages)]:
         require(
             config.num_predicted + 2 <= kept <= config.data.seq_len,
-            f"dropping.{field}",
-            f"{getattr(dropping, field)} keeps K = {kept} of N = {config.data.seq_len} tokens, but [CLS], [SEP] "
+            f"dropping.{name}",
+            f"{getattr(dropping, name)} keeps K = {kept} of N = {config.data.seq_len} tokens, but [CLS], [SEP] "
             f"and P = {config.num_predicted} masked positions need {config.num_predicted + 2}: change it or lower "
             "masking.rate",
         )
@@ -382,13 +322,26 @@ def _check_dropping(config: Config) -> None:
 
 
 def _check_train(config: Config) -> None:
-    train, dropping = config.train, config.dropping
-    for field, variant in (("accumulation", "drop"), ("consistency_accumulation", "consistency")):
+    train, dropping, optimizer = config.train, config.dropping, config.optimizer
+    require(
+        not optimizer.decay_steps or optimizer.schedule == "wsd",
+        "optimizer.decay_steps",
+        f"({optimizer.decay_steps}) belongs to the schedule wsd, found {optimizer.schedule}: set it to 0",
+    )
+    require(
+        optimizer.decay_steps <= train.steps,
+        "optimizer.decay_steps",
+        f"({optimizer.decay_steps}) must not exceed train.steps ({train.steps})",
+    )
+    for name, default in (("init_step", -1), ("init_takes", "params")):
+        value = getattr(train, name)
+        require(bool(train.init) or value == default, f"train.{name}", f"({value}) wants a workdir as train.init")
+    for name, variant in (("accumulation", "drop"), ("consistency_accumulation", "consistency")):
         count = train.microbatches(variant)
         require(
             train.batch_size % count == 0,
             "train.batch_size",
-            f"({train.batch_size}) must be divisible by train.{field} ({count})",
+            f"({train.batch_size}) must be divisible by train.{name} ({count})",
         )
     require(
         train.checkpoint_every % train.eval_every == 0,

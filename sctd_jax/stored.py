@@ -59,6 +59,10 @@ CONFIG: list[Change] = [
     Added("model.local_attention", 128),
     Added("model.rope_theta", 160_000.0),
     Added("model.local_rope_theta", 10_000.0),
+    Added("optimizer.decay_steps", 0),
+    Added("optimizer.decay_shape", "1-sqrt"),
+    Added("train.init_step", -1),
+    Added("train.init_takes", "params"),
 ]
 TASK: list[Change] = []
 # Old name of a metric in `metrics.jsonl` -> its name.

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sctd_jax import config as config_module
-from sctd_jax.config import Config, from_dict, rerun_fields
+from sctd_jax.config import Config, from_dict
 from sctd_jax.errors import UserError
+from sctd_jax.fields import rerun_fields
 from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from tests import helpers, small
@@ -65,9 +66,10 @@ def test_what_a_rerun_may_change():
     assert rerun_fields(Config) == {
         "data.allow_unknown", "data.documents", "data.input", "data.prepared_dir", "data.rows", "data.text_field",
         "data.tokenizer", "mesh", "mesh.data", "mesh.fsdp", "mesh.tensor", "model.attention", "model.remat",
-        "optimizer.learning_rate", "optimizer.warmup_steps", "train.accumulation", "train.checkpoint_every",
-        "train.consistency_accumulation", "train.eval_every", "train.eval_rows", "train.init",
-        "train.keep_checkpoints", "train.log_every", "train.max_bad_steps", "train.steps",
+        "optimizer.decay_shape", "optimizer.decay_steps", "optimizer.learning_rate", "optimizer.warmup_steps",
+        "train.accumulation", "train.checkpoint_every", "train.consistency_accumulation", "train.eval_every",
+        "train.eval_rows", "train.init", "train.init_step", "train.init_takes", "train.keep_checkpoints",
+        "train.log_every", "train.max_bad_steps", "train.steps",
     }  # fmt: skip
 
 
@@ -132,7 +134,14 @@ def test_the_kept_tokens_of_a_step_follow_the_schedule():
         ({"train__checkpoint_every": 4}, ["train.checkpoint_every", "(4)", "train.eval_every (3)"]),
         ({"train__steps": "many"}, ["train.steps", "int", "'many'"]),
         ({"optimizer__eps": 0.0}, ["optimizer.eps", "positive"]),
+        ({"optimizer__decay_steps": 2}, ["optimizer.decay_steps", "(2)", "wsd", "linear"]),
+        (
+            {"optimizer__schedule": "wsd", "optimizer__decay_steps": 7},
+            ["optimizer.decay_steps", "(7)", "train.steps (6)"],
+        ),
         ({"optimizer__name": "sgd"}, ["optimizer.name", "adamw, lamb"]),
+        ({"train__init_step": 3}, ["train.init_step", "(3)", "train.init"]),
+        ({"train__init_takes": "state"}, ["train.init_takes", "(state)", "train.init"]),
         ({"mesh__data": 0}, ["mesh.data", "found 0"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -17,6 +17,7 @@ MODULES = {
 # Lowest first. A module may import what stands lower, and modules of its own folder; `docs/design.md` shows the house.
 FLOORS = (
     ("errors", "huge_pages"),
+    ("fields",),
     ("arguments", "config", "storage"),
     ("lease", "stored"),
     ("model", "parallel", "data"),

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,35 @@ def test_linear_and_cosine_schedules():
     )
     rates = np.array([learning_rate(cosine.optimizer, 100, step) for step in (0, 9, 55, 100)])
     np.testing.assert_allclose(rates, [0.2, 2.0, 1.0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
+def test_wsd_stays_at_the_peak_until_its_decay(shape):
+    config = helpers.config(
+        train__steps=100, optimizer__warmup_steps=10, optimizer__learning_rate=2.0, optimizer__schedule="wsd",
+        optimizer__decay_steps=20, optimizer__decay_shape=shape,
+    )  # fmt: skip
+    rates = np.array([learning_rate(config.optimizer, 100, step) for step in (0, 9, 10, 79, 80, 85, 99, 100, 200)])
+    done = {"linear": lambda x: x, "1-sqrt": np.sqrt}[shape]
+    np.testing.assert_allclose(rates[:5], [0.2, 2, 2, 2, 2], rtol=1e-6)
+    np.testing.assert_allclose(rates[5:], [2 * (1 - done(x)) for x in (0.25, 0.95, 1, 1)], atol=1e-6)
+    stable = dataclasses.replace(config.optimizer, decay_steps=0)
+    np.testing.assert_allclose([learning_rate(stable, 100, step) for step in (9, 50, 99)], 2.0, rtol=1e-6)
+
+
+def test_a_stable_run_goes_on_at_its_rate_and_a_decay_that_is_added_is_said(tmp_path):
+    def config(steps, decay_steps=0):
+        return helpers.config(
+            train__steps=steps,
+            optimizer__warmup_steps=10,
+            optimizer__schedule="wsd",
+            optimizer__decay_steps=decay_steps,
+        )
+
+    assert not report.schedule_lines(config(200), config(100), tmp_path, 100)
+    assert not report.schedule_lines(config(120, 20), config(100), tmp_path, 100)  # begins at the peak
+    (fall,) = report.schedule_lines(config(120, 80), config(100), tmp_path, 100)
+    assert fall.endswith("train.steps was 100 and is 120, optimizer.decay_steps was 0 and is 80")
 
 
 def test_a_run_shorter_than_its_warmup_never_reaches_the_peak():

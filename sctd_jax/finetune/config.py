@@ -6,20 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from sctd_jax import storage
-from sctd_jax.config import (
-    BELOW_ONE,
-    NOT_NEGATIVE,
-    ONE_OR_MORE,
-    Bounds,
-    Config,
-    MeshConfig,
-    OptimizerConfig,
-    field,
-    fill,
-    require,
-)
+from sctd_jax.config import Config, MeshConfig, OptimizerConfig
 from sctd_jax.config import from_dict as config_from_dict
 from sctd_jax.errors import UserError
+from sctd_jax.fields import BELOW_ONE, NOT_NEGATIVE, ONE_OR_MORE, Bounds, field, fill, require
 from sctd_jax.tasks.table import TASKS
 
 _GIVEN = Bounds(bool, "is missing", found="")

@@ -15,8 +15,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax import storage
-from sctd_jax.config import Config, require
+from sctd_jax.config import Config
 from sctd_jax.errors import UserError
+from sctd_jax.fields import require
 from sctd_jax.finetune import batches, report
 from sctd_jax.finetune.config import FinetuneConfig, run_config
 from sctd_jax.finetune.encode import Feature, by_example, encode

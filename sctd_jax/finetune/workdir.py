@@ -8,9 +8,10 @@ from typing import Any
 from etils import epath
 
 from sctd_jax import stored
-from sctd_jax.config import Config, fill, rerun_fields
+from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
+from sctd_jax.fields import fill, rerun_fields
 from sctd_jax.finetune.config import FinetuneConfig
 from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check, claim, differences, follow, same_config
 

@@ -12,13 +12,13 @@ from sctd_jax.config import Config
 from sctd_jax.data.loader import Loader
 from sctd_jax.data.rows import TRAIN, Rows
 from sctd_jax.errors import UserError
-from sctd_jax.models import open_init
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import report
 from sctd_jax.pretrain.evaluation import make_evaluate
 from sctd_jax.pretrain.flops import step_flops
 from sctd_jax.pretrain.model import initial_state, make_model, on_devices, state_layout
+from sctd_jax.pretrain.start import first_state, open_start
 from sctd_jax.pretrain.step import compile_programs, program_at, programs_needed
 from sctd_jax.pretrain.workdir import check_workdir, claim_workdir, followed, open_rows
 from sctd_jax.train.checkpoint import Checkpoints
@@ -58,7 +58,7 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
     train = config.train
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         begins = not checkpoints.steps()
-    pretrained = open_init(config, log) if train.init and begins else None
+    init = open_start(config, log) if train.init and begins else None
     data = open_rows(workdir, config, log)
     hosts.check_same({"the config": config, "the prepared rows": data.metadata})
     rows_here = meshes.host_rows(mesh, train.batch_size)
@@ -67,15 +67,11 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
     flops = {name: step_flops(stage, variant) for name, (stage, variant) in programs.items()}
 
     def start(state: TrainState) -> TrainState:
-        if pretrained is None:
-            return state
-        step, found = pretrained.read(None, mesh)
-        log(f"starting from the parameters of {train.init} at step {step}")
-        return dataclasses.replace(state, params=found["params"])
+        return state if init is None else first_state(init, config, data.folder, mesh, state, log)
 
     def describe(state: TrainState) -> list[str]:
         step, lines = int(state.step), report.start_table(config, attention, mesh, data, state)
-        if step > 0 and (before := read_config(workdir)) != config:
+        if step > 0 and (before := init.config if init else read_config(workdir)) != config:
             lines += report.schedule_lines(config, before, workdir, step)
         return lines + (report.cpu_warning(flops) if step < train.steps else [])
 

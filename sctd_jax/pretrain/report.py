@@ -168,7 +168,10 @@ def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: in
     unchanged = rate(before, min(step, before.train.steps - 1))
     changes = ", ".join(
         f"{section}.{name} was {old} and is {new}"
-        for section, name in (("train", "steps"), ("optimizer", "learning_rate"), ("optimizer", "warmup_steps"))
+        for section, name in (
+            ("train", "steps"),
+            *(("optimizer", name) for name in ("learning_rate", "warmup_steps", "decay_steps", "decay_shape")),
+        )
         if (old := getattr(getattr(before, section), name)) != (new := getattr(getattr(config, section), name))
     )
     lines = []

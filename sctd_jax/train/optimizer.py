@@ -22,11 +22,16 @@ _DECAYED = {
 def learning_rate(optimizer: OptimizerConfig, steps: int, step: jax.Array | int) -> jax.Array:
     """Rate of update number `step` (from 0) of `steps`: linear warm-up to the peak, then linear or cosine to 0.
 
-    The first update has 1/warmup of the peak, the last one a rate just above 0.
+    'wsd' stays at the peak and falls in the last `decay_steps` alone (Hu et al., 2024, arXiv 2404.06395), linearly or
+    by 1 - sqrt(share of them that is done) (Haegele et al., 2024, arXiv 2405.18392). The first update has 1/warmup of
+    the peak, the last one a rate just above 0.
     """
     step = jnp.asarray(step, jnp.float32)
     warmup = (step + 1.0) / max(optimizer.warmup_steps, 1)
-    left = (steps - step) / max(steps - optimizer.warmup_steps, 1)
+    falls = optimizer.decay_steps if optimizer.schedule == "wsd" else steps - optimizer.warmup_steps
+    left = (steps - step) / max(falls, 1)
+    if optimizer.schedule == "wsd" and optimizer.decay_shape == "1-sqrt":
+        left = 1.0 - jnp.sqrt(jnp.clip(1.0 - left, 0.0, 1.0))
     if optimizer.schedule == "cosine":
         left = 0.5 * (1.0 - jnp.cos(jnp.pi * jnp.clip(left, 0.0, 1.0)))
     return optimizer.learning_rate * jnp.clip(jnp.minimum(warmup, left), 0.0, 1.0)

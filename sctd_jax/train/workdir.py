@@ -16,10 +16,11 @@ from typing import Any
 from etils import epath
 
 from sctd_jax import lease, storage, stored
-from sctd_jax.config import Config, from_dict, rerun_fields
+from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE
 from sctd_jax.errors import UserError, printable
+from sctd_jax.fields import rerun_fields
 from sctd_jax.parallel import hosts
 from sctd_jax.train.metrics import METRICS_FILE
 

@@ -1,0 +1,88 @@
+"""Fields of a configuration: one line for each, and mapping -> dataclass by their types, choices and bounds."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from sctd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """A condition on a field's value, and what a message says of it."""
+
+    hold: Callable[[Any], bool]
+    says: str
+    found: str = ", found {}"
+
+
+NOT_NEGATIVE = Bounds(lambda value: value >= 0, "must not be negative")
+POSITIVE = Bounds(lambda value: value > 0, "must be positive")
+SHARE = Bounds(lambda value: 0 <= value <= 1, "must be between 0 and 1")
+BELOW_ONE = Bounds(lambda value: 0 <= value < 1, "must be at least 0 and below 1")  # a share: 1 would leave nothing
+
+
+def at_least(least: int) -> Bounds:
+    """Bounds of a number that has a lowest value."""
+    return Bounds(lambda value: value >= least, f"must be at least {least}")
+
+
+ONE_OR_MORE = at_least(1)
+
+
+def field(default: Any, meaning: str, bounds: Bounds | None = None, *, rerun: bool = False) -> Any:
+    """A field of a configuration, with the meaning that `--help` prints, and bounds of its value beside its type.
+
+    `rerun` says whether the run in a workdir may go on with another value.
+    """
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "bounds": bounds, "rerun": rerun})
+
+
+def fill(where: str, type_: type, values: Mapping[str, Any]) -> Any:
+    """A mapping -> a dataclass of fields as above and of such dataclasses; each field's type and bounds are checked.
+
+    `where` is the mapping's name in messages.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must be a section with fields, found {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(type_)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f"{where}.{name} is unknown; the fields of {where} are {', '.join(fields)}")
+    for name in fields:
+        if name not in values:
+            raise UserError(f"{where}.{name} is missing (a recipe has a value for every field)")
+    return type_(**{name: _value(f"{where}.{name}", field, values[name]) for name, field in fields.items()})
+
+
+def _value(where: str, field: dataclasses.Field, value: Any) -> Any:
+    if dataclasses.is_dataclass(field.type):
+        return fill(where, field.type, value)
+    choices, bounds = get_args(field.type), field.metadata["bounds"]
+    expected = str if choices else field.type
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected:
+        raise UserError(f"{where} must be of type {expected.__name__}, found {value!r}")
+    if choices and value not in choices:
+        raise UserError(f"{where} must be one of {', '.join(choices)}; found {value!r}")
+    if bounds and not bounds.hold(value):
+        raise UserError(f"{where} {bounds.says}{bounds.found.format(value)}")
+    return value
+
+
+def rerun_fields(type_: type) -> set[str]:
+    """Names such as train.steps of the fields that a rerun may change, and of sections of such fields alone."""
+    found = set()
+    for field in dataclasses.fields(type_):
+        inner = rerun_fields(field.type) if dataclasses.is_dataclass(field.type) else set()
+        found |= {f"{field.name}.{name}" for name in inner}
+        if field.metadata.get("rerun") or (inner and len(inner) == len(dataclasses.fields(field.type))):
+            found.add(field.name)
+    return found
+
+
+def require(condition: bool, field: str, message: str) -> None:
+    """Raise UserError about config.FIELD unless the condition holds."""
+    if not condition:
+        raise UserError(f"config.{field} {message}")

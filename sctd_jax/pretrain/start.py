@@ -1,0 +1,82 @@
+"""The first state of a run that starts from another one: its parameters alone, or all of its state."""
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from sctd_jax import storage
+from sctd_jax.config import Config
+from sctd_jax.data.rows import fingerprint
+from sctd_jax.errors import UserError
+from sctd_jax.models import Model, open_init
+from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.state import TrainState
+from sctd_jax.train.workdir import ROWS_FILE
+
+
+def open_start(config: Config, log: Callable[[str], None]) -> Model:
+    """The run at `train.init`, looked at before any long work: a config must be able to start from its checkpoint."""
+    init, train = open_init(config, log), config.train
+    if train.init_step >= 0 and train.init_step not in init.steps:
+        raise UserError(
+            f"config.train.init_step is {train.init_step}, but {init.path} has checkpoints of {list(init.steps)}"
+        )
+    if train.init_takes == "params":
+        return init
+    step = train.init_step if train.init_step >= 0 else init.chosen_step()
+    assert step is not None  # only a folder of transformers has no steps
+    if step >= train.steps:
+        raise UserError(
+            f"config.train.steps is {train.steps}, but {init.path} has trained {step} already, which count with "
+            "train.init_takes=state: give more"
+        )
+    # What decides which arrays the optimizer's state has.
+    for name, kind in (("name", str), ("mu_dtype", str), ("clip_norm", bool)):
+        there, now = (getattr(of.optimizer, name) for of in (init.config, config))
+        if kind(there) != kind(now):
+            raise UserError(
+                f"config.optimizer.{name} is {now}, but {init.path} has {there}: its optimizer's state does not fit; "
+                "set it to that, or train.init_takes=params"
+            )
+    return init
+
+
+def first_state(
+    init: Model, config: Config, rows: Path, mesh: Mesh, state: TrainState, log: Callable[[str], None]
+) -> TrainState:
+    """`state` with what `train.init_takes` says of a checkpoint of `init`; `log` is told what, and of the data.
+
+    `rows` is the folder of the rows; `state` has the layout on the mesh.
+    """
+    wanted = config.train.init_step if config.train.init_step >= 0 else None
+    if config.train.init_takes == "params":
+        step, found = init.read(wanted, mesh)
+        log(f"starting from the parameters of {init.path} at step {step}")
+        return dataclasses.replace(state, params=found["params"])
+    with closing(Checkpoints(init.path, read_only=True)) as checkpoints:
+        taken = checkpoints.restore(state, log, wanted)
+    assert taken is not None  # `open_start` has found checkpoints
+    step = int(taken.step)
+    log(f"going on from step {step:,} of {init.path}: its parameters, optimizer state, importance table and random key")
+    log(_order_line(init, config, rows, step))
+    return taken
+
+
+def _order_line(init: Model, config: Config, rows: Path, step: int) -> str:
+    """What the rows from `step` on are beside those that `init` was trained on: no text comes twice without a word."""
+    path, there = init.path / ROWS_FILE, init.config
+    if not storage.exists(path) or storage.read_json(path) != fingerprint(rows):
+        return f"warning: the rows in {rows} are others than those of {init.path}: text that both have is trained again"
+    for name, theirs, mine in (
+        ("train.seed", there.train.seed, config.train.seed),
+        ("train.batch_size", there.train.batch_size, config.train.batch_size),
+    ):
+        if theirs != mine:
+            return (
+                f"warning: the order of the rows is another than that of {init.path} ({name} {theirs} there, {mine} "
+                "here): rows that it was trained on may come again before the others"
+            )
+    return f"the rows go on where that run stood, at row {step * config.train.batch_size:,} of the same order"
