@@ -81,6 +81,12 @@ def choose(model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str
     automatic: Remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
     remat = automatic if model.remat == "auto" else model.remat
     text = f"{chosen}, {_KERNELS[chosen]} that keeps no probabilities" if chosen in _KERNELS else "plain"
+    if model.global_every > 1:
+        text += "; in local layers " + {
+            "plain": "near the diagonal alone where a row is whole",
+            "splash": "too where a row is whole, on kept tokens plain and recomputed in the backward pass",
+            "cudnn": "plain and recomputed in the backward pass",
+        }[chosen]  # fmt: skip
     if chosen == "cudnn" and model.attention_dropout:
         text += f", and {_OWN_DROPOUT}"
     plain_layers = "the last layer's" if chosen == "splash" else "its"
