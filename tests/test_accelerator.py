@@ -59,6 +59,13 @@ def test_a_part_that_raises_is_reported_and_the_next_one_goes_on(bench):
     assert (bench.out / "table.txt").read_text() == command.table([failed, fine])
 
 
+def test_a_part_that_finds_something_wrong_has_failed(bench):
+    body = 'bench.save("kernels", {"wrong": ["R 1, N 2"]}); yield "R 1, N 2: WRONG"'
+    (outcome,) = command.run_parts(["kernels"], bench, starts({"kernels": body}))
+    assert (outcome.failed, outcome.lines) == (True, ["R 1, N 2: WRONG"])
+    assert "error" not in json.loads((bench.out / "kernels.json").read_text())
+
+
 def test_a_part_that_goes_on_past_its_time_is_ended_with_what_it_started_and_loses_nothing(bench):
     body = (
         'bench.save("numbers", {"one": 1}); yield "one"; import subprocess; '

@@ -3,7 +3,7 @@
 python -m benchmarks.accelerator --minutes 8 --out DIR [--study] [--smoke] [--parts numbers,speed]
 
 Each part writes DIR/PART.json as it measures, and its lines to DIR/table.txt: a run that is cut off loses nothing.
-Exit status 1: a part failed or had to be ended, which the table says.
+Exit status 1: a part failed, found something wrong or had to be ended, which the table says.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ def run_part(outcome: Outcome, bench: Bench, end: float, start: Start, changed: 
     problem = None
     try:
         status = process.wait(max(end - time.monotonic(), 0))
-        # 1 is the status after an exception, which the part has reported itself.
+        # 1 is the status after an exception or something wrong, which the part has reported itself.
         if status not in (0, 1) or (status and not outcome.lines):
             problem = f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
     except subprocess.TimeoutExpired:
