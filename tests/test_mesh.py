@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sctd_jax.errors import UserError
+from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel import sharding
 from sctd_jax.parallel.sharding import shard
@@ -21,16 +22,14 @@ from sctd_jax.train.step import state_shape
 from tests import helpers
 
 SHAPES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "2x2x2": (2, 2, 2), "4x2x1": (4, 2, 1)}
-# Every other step of ScTD is token dropping's; its selector takes the most important tokens and random ones. A compiler
-# takes twice as long over ScTD's two passes with dropout, which one mesh has with the plain selector.
+# One program each: a compiler's time is what this file costs. random_ltd's is a drop step, ScTD's a consistency step,
+# which is a full pass and a drop pass.
 METHODS = {
     "full": {"dropping__method": "full", "model__num_layers": 2},
     "random_ltd": {"dropping__method": "random_ltd", **helpers.DROPOUT},
-    "sctd": {
-        "dropping__method": "sctd", "dropping__sc_interval": 2, "dropping__selector": "importance+random",
-    },
-    "sctd-dropout": {"dropping__method": "sctd", "dropping__sc_interval": 2, **helpers.DROPOUT},
-}  # fmt: skip
+    "sctd": {"dropping__sc_interval": 1, "dropping__selector": "importance+random"},
+}
+DROPPING = [(shape, method) for shape in SHAPES if shape != "4x2x1" for method in ("random_ltd", "sctd")]
 
 
 def config_on(shape, **overrides):
@@ -77,18 +76,13 @@ def on_one_device(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("shape", "method"),
-    # 4x2x1 splits the rows as 8x1x1 and the parameters as 2x2x2 do, which all methods see; 2x2x2 splits all at once.
-    [
-        (shape, method)
-        for shape in SHAPES
-        for method in METHODS
-        if (shape != "4x2x1" or method == "full") and (shape == "2x2x2" or method != "sctd-dropout")
-    ],
-)
+@pytest.mark.parametrize(("shape", "method"), [("2x2x2", "full"), ("4x2x1", "full"), *DROPPING])
 def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
-    """Losses, parameters and importance table to 1e-5."""
+    """Losses, parameters and importance table to 1e-5.
+
+    Of the pairs, a drop step with dropout (random_ltd) and a consistency step meet each axis alone and all three at
+    once; a full step meets all three, and rows over two (4x2x1): alone, each meets the full pass of ScTD's step.
+    """
     (params, importance_V), expected = on_one_device(method)
     state, history = run(config_on(SHAPES[shape], **METHODS[method]))
     for a, b in zip(expected, history, strict=True):
@@ -129,15 +123,21 @@ def collectives(hlo):
         yield kind, re.findall(r"\w+\[([\d,]*)\]", shapes), list(way(int(frame[1]))) if frame else []
 
 
-@pytest.mark.parametrize("method", ["random_ltd", "sctd"])
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "4x2x1"])
-def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape, method):
-    config = config_on(SHAPES[shape], **METHODS[method])
-    found = list(collectives(compiled(config)["drop"].as_text()))
+def collectives_of_a_step(config):
+    """Collectives of the config's one program, where none may be of the tokens' way."""
+    (program,) = compiled(config).values()
+    found = list(collectives(program.as_text()))
     assert found
     assert all("step_fn" in way for *_, way in found)  # none comes from nowhere
-    ours = {"select", "importance_scores", "random_scores", "keep_highest", "gather", "merge", "dropout"}
+    ours = {"select", *(scores.__name__ for scores in SELECTORS.values()), "keep_highest", "gather", "merge", "dropout"}
     assert not [entry for entry in found if ours & set(entry[2])]
+    return found
+
+
+@pytest.mark.parametrize(("shape", "method"), DROPPING)
+def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape, method):
+    config = config_on(SHAPES[shape], **METHODS[method])
+    found = collectives_of_a_step(config)
     if shape == "8x1x1":
         # Collectives that are left: the sums of the gradients, of the importance table and of the metrics.
         assert {kind for kind, *_ in found} == {"all-reduce"}
@@ -151,8 +151,7 @@ def test_a_token_is_chosen_by_its_state_without_a_collective_and_as_on_one_devic
     on_mesh, alone = (
         config_on(sizes, dropping__method="drop", dropping__selector="norm") for sizes in (SHAPES[shape], (1, 1, 1))
     )
-    found = list(collectives(compiled(on_mesh)["drop"].as_text()))
-    assert not [entry for entry in found if {"select", "norm_scores", "keep_highest"} & set(entry[2])]
+    collectives_of_a_step(on_mesh)
     (a, (metrics,)), (b, (expected,)) = (run(config, steps=1, scale=0.1) for config in (on_mesh, alone))
     for name in expected:
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
