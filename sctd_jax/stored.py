@@ -56,6 +56,7 @@ CONFIG: list[Change] = [
     Mended("biases and norms take no part in LAMB's adaptation", "optimizer.name", "lamb"),
     Added("optimizer.decay_steps", 0),
     Added("optimizer.decay_shape", "1-sqrt"),
+    Added("optimizer.muon_beta", 0.95),
     Added("train.init_step", -1),
     Added("train.init_takes", "params"),
 ]
