@@ -117,9 +117,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or LAMB and the learning-rate schedule."""
+    """The rule of the updates and the learning-rate schedule."""
 
-    name: Literal["adamw", "lamb"] = field("adamw", "rule of the updates")
+    name: Literal["adamw", "lamb", "muon", "stable_adamw"] = field(
+        "adamw", "rule of the updates; 'muon': of the layers' and the head's matrices, the rest by AdamW"
+    )
     learning_rate: float = field(1e-4, "peak of the rate, after the warm-up", NOT_NEGATIVE, rerun=True)
     warmup_steps: int = field(10_000, "steps from 0 to the peak", NOT_NEGATIVE, rerun=True)
     schedule: Literal["linear", "cosine", "wsd"] = field(
@@ -129,6 +131,7 @@ class OptimizerConfig:
         0, "steps from the peak to 0 with 'wsd'; 0: at the peak to the end", NOT_NEGATIVE, rerun=True
     )
     decay_shape: Literal["1-sqrt", "linear"] = field("1-sqrt", "curve of these steps", rerun=True)
+    muon_beta: float = field(0.95, "share of the old momentum that a step of 'muon' leaves", BELOW_ONE)
     beta1: float = field(0.9, "share of the old first moment that a step leaves", BELOW_ONE)
     beta2: float = field(0.999, "share of the old second moment that a step leaves", BELOW_ONE)
     eps: float = field(1e-6, "number added to the root of the second moment", POSITIVE)

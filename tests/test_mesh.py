@@ -18,6 +18,7 @@ from sctd_jax.parallel import sharding
 from sctd_jax.parallel.sharding import shard
 from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.step import compile_programs, mask_batch, programs_needed, variant_at
+from sctd_jax.train.optimizer import make_optimizer
 from sctd_jax.train.step import state_shape
 from tests import helpers
 
@@ -59,7 +60,8 @@ def compiled(config):
 def run(config, steps=5, scale=0.0):
     """State and metrics after some steps on the config's mesh, from parameters that are moved by `scale`."""
     mesh, fns, state = meshes.make_mesh(config.mesh), compiled(config), start(config.model.num_layers)
-    state = state.replace(params=helpers.moved(state.params, scale))
+    params = helpers.moved(state.params, scale)
+    state = state.replace(params=params, opt_state=make_optimizer(config.optimizer).init(params))
     state = jax.device_put(state, meshes.shardings(shape_on(config)))
     history = []
     for step in range(steps):
@@ -95,6 +97,28 @@ def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
     copies = [np.asarray(piece.data) for piece in state.importance_V.addressable_shards]
     assert len(copies) == 8
     assert all((copy == copies[0]).all() for copy in copies)  # docs/method.md 9.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lamb", "muon", "stable_adamw"])
+def test_every_optimizer_takes_on_a_mesh_the_steps_of_one_device(name):
+    """Its state is split as the parameters are, and the program writes the new one where the old one was."""
+    on_mesh, alone = (
+        config_on(shape, optimizer__name=name, **METHODS["full"]) for shape in (SHAPES["2x2x2"], (1, 1, 1))
+    )
+    (a, history), (b, expected) = (run(config, steps=3, scale=0.1) for config in (on_mesh, alone))
+    for mine, theirs in zip(history, expected, strict=True):
+        np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5)
+    trees = (jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)) for state in (a, b))
+    for (path, x), (_, y) in zip(*trees, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(x), np.asarray(y), rtol=1e-5, atol=1e-5, err_msg=jax.tree_util.keystr(path)
+        )
+    state = shape_on(on_mesh)
+    split = {x.sharding.spec for x in jax.tree.leaves(state.opt_state)}
+    assert split >= {PartitionSpec("fsdp", "tensor", None), PartitionSpec("tensor", None, "fsdp")}
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in jax.tree.leaves((state.params, state.opt_state)))
+    assert compiled(on_mesh)["full"].memory_analysis().alias_size_in_bytes >= held
 
 
 _COLLECTIVE = re.compile(
