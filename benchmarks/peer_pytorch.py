@@ -1,4 +1,4 @@
-"""PyTorch's BertForMaskedLM on the shapes and rows of benchmarks/train_step.py: training steps on demand.
+"""PyTorch's BertForMaskedLM, or ModernBert's, on the shapes and rows of benchmarks/train_step.py: steps on demand.
 
 Started by train_step.py as `python benchmarks/peer_pytorch.py '{"vocab_size": ...}'`, in an environment that has torch
 and transformers (benchmarks/requirements-peer.txt). Prints a line of JSON when it is ready (`versions`, and the seconds
@@ -53,6 +53,35 @@ def fastest_kernel(sizes: dict) -> str | None:
     return min(seconds, key=seconds.__getitem__) if seconds else None
 
 
+def network(sizes: dict) -> torch.nn.Module:
+    """The family's model for masked language modelling, with random weights."""
+    common = {
+        "vocab_size": sizes["vocab_size"],
+        "hidden_size": sizes["hidden_size"],
+        "num_hidden_layers": sizes["num_layers"],
+        "num_attention_heads": sizes["num_heads"],
+        "intermediate_size": sizes["intermediate_size"],
+        "max_position_embeddings": sizes["max_positions"],
+    }
+    if sizes["family"] == "modernbert":
+        config = transformers.ModernBertConfig(
+            **common,
+            global_attn_every_n_layers=sizes["global_every"],
+            local_attention=sizes["local_attention"],
+            embedding_dropout=sizes["hidden_dropout"],
+            mlp_dropout=sizes["hidden_dropout"],
+            attention_dropout=sizes["attention_dropout"],
+            pad_token_id=0,
+        )
+        return transformers.ModernBertForMaskedLM(config)
+    config = transformers.BertConfig(
+        **common,
+        hidden_dropout_prob=sizes["hidden_dropout"],
+        attention_probs_dropout_prob=sizes["attention_dropout"],
+    )
+    return transformers.BertForMaskedLM(config)
+
+
 def main(sizes: dict) -> None:
     """Answer until stdin ends."""
     device, best = sizes["device"], sizes["device"] == "cuda"
@@ -60,17 +89,7 @@ def main(sizes: dict) -> None:
         sys.exit(f"PyTorch {torch.__version__} finds no GPU")
     torch.set_num_threads(os.cpu_count())
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=sizes["vocab_size"],
-        hidden_size=sizes["hidden_size"],
-        num_hidden_layers=sizes["num_layers"],
-        num_attention_heads=sizes["num_heads"],
-        intermediate_size=sizes["intermediate_size"],
-        max_position_embeddings=sizes["max_positions"],
-        hidden_dropout_prob=sizes["hidden_dropout"],
-        attention_probs_dropout_prob=sizes["attention_dropout"],
-    )
-    model = transformers.BertForMaskedLM(config).train().to(device)
+    model = network(sizes).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.01, fused=True)
     with np.load(sizes["batch"]) as batch:
         ids, positions, targets = (torch.from_numpy(batch[name]).long().to(device) for name in
@@ -80,8 +99,8 @@ def main(sizes: dict) -> None:
 
     def loss_of() -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=best):
-            states = model.bert(input_ids=ids, attention_mask=mask)[0]
-            logits = model.cls(states[rows, positions])
+            states = model.base_model(input_ids=ids, attention_mask=mask)[0][rows, positions]
+            logits = model.cls(states) if hasattr(model, "cls") else model.decoder(model.head(states))
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     versions = f"PyTorch {torch.__version__}, transformers {transformers.__version__}"

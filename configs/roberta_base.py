@@ -2,8 +2,8 @@
 
     python -m sctd_jax.main --config=configs/roberta_base.py --config.data.input='corpus/**/*.txt'
 
-Network, beta2, epsilon and warm-up are those of Liu et al. (2019, arXiv:1907.11692, table 9); the batch, 8,192 rows there,
-and the number of steps are base.py's. A vocabulary of 50,265 needs much text: config.model.vocab_size is for less.
+Network, beta2 and warm-up are those of Liu et al. (2019, arXiv:1907.11692, table 9); the batch, 8,192 rows there, and
+the number of steps are base.py's. A vocabulary of 50,265 needs much text: config.model.vocab_size is for less.
 Hardware: a TPU slice or a GPU node. Its full-length result has not been measured by us.
 """
 

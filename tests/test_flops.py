@@ -9,12 +9,13 @@ from sctd_jax.pretrain.step import variant_at
 from tests import helpers
 
 
+@pytest.mark.parametrize("family", [{}, {"model__family": "modernbert", "model__type_vocab_size": 1,
+                                        "model__global_every": 3, "model__intermediate_size": 1152}])  # fmt: skip
 @pytest.mark.parametrize("method", ["full", "drop", "random_ltd"])
-def test_the_formula_is_xlas_count_of_the_matrix_products(method):
-    """A wide small model has little that is no product."""
-    config = helpers.config(
-        model__hidden_size=768, model__intermediate_size=3072, model__vocab_size=4096, dropping__method=method
-    )
+def test_the_formula_is_xlas_count_of_the_matrix_products(method, family):
+    """A wide small model has little that is no product. A local layer's window holds the rows of 32."""
+    values = {"model__hidden_size": 768, "model__intermediate_size": 3072, "model__vocab_size": 4096}
+    config = helpers.config(**(values | family), dropping__method=method)
     model, ids = make_model(config), helpers.random_rows(2)
     shape = jax.eval_shape(model.init, jax.random.key(0), ids, ids > 0)["params"]
     rows = jnp.tile(jnp.arange(config.num_predicted + 1)[None], (2, 1))

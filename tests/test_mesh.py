@@ -29,7 +29,13 @@ METHODS = {
     "full": {"dropping__method": "full", "model__num_layers": 2},
     "random_ltd": {"dropping__method": "random_ltd", **helpers.DROPOUT},
     "sctd": {"dropping__sc_interval": 1, "dropping__selector": "importance+random"},
-}
+    # Layers 0 and 3 are global; 1, 2 and 4 local, 2 and 3 drop. RoBERTa's network is BERT's.
+    "modernbert": {
+        "model__family": "modernbert", "model__num_layers": 5, "model__global_every": 3, "model__local_attention": 8,
+        "model__type_vocab_size": 1, "dropping__sc_interval": 1, "dropping__first_layer": 2,
+    },
+}  # fmt: skip
+MODERN = [(shape, "modernbert") for shape in SHAPES]
 DROPPING = [(shape, method) for shape in SHAPES if shape != "4x2x1" for method in ("random_ltd", "sctd")]
 
 
@@ -42,7 +48,9 @@ def config_on(shape, **overrides):
 @functools.partial(jax.jit, static_argnums=0)
 def start(layers):
     """Every mesh and method starts alike."""
-    return initial_state(config_on((1, 1, 1), dropping__method="full", model__num_layers=layers), helpers.SPECIAL)
+    values = METHODS["modernbert"] if layers == METHODS["modernbert"]["model__num_layers"] else {}
+    overrides = {**values, "dropping__method": "full", "model__num_layers": layers}
+    return initial_state(config_on((1, 1, 1), **overrides), helpers.SPECIAL)
 
 
 def shape_on(config):
@@ -78,7 +86,7 @@ def on_one_device(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "method"), [("2x2x2", "full"), ("4x2x1", "full"), *DROPPING])
+@pytest.mark.parametrize(("shape", "method"), [("2x2x2", "full"), ("4x2x1", "full"), *DROPPING, *MODERN])
 def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
     """Losses, parameters and importance table to 1e-5.
 

@@ -2,8 +2,8 @@
 
     python -m sctd_jax.main --config=configs/modern/base.py --config.data.input='corpus/**/*.txt'
 
-Network, masking rate, schedule, StableAdamW and its numbers are those of Warner et al. (2024, arXiv:2412.13663, table 3);
-the batch, which they have at 4,608 rows, and the number of steps are our choice. Layers 10 to 20 drop half of the tokens.
+Network, masking rate, schedule, StableAdamW and its numbers are those of Warner et al. (2024, arXiv:2412.13663); the
+batch, 4,608 rows there, and the number of steps are our choice. Layers 10 to 20 drop half of the tokens.
 Hardware: a TPU slice or a GPU node (docs/tpu.md). Its full-length result has not been measured by us.
 """
 
@@ -20,7 +20,8 @@ def get_config():
     config.masking.rate = 0.3
     config.data.seq_len = 1024
     config.optimizer.update(
-        schedule="wsd", learning_rate=8e-4, warmup_steps=3_000, decay_steps=10_000, beta2=0.98, weight_decay=1e-5,
+        name="stable_adamw", clip_norm=0.0, beta2=0.98, weight_decay=1e-5, learning_rate=8e-4, warmup_steps=3_000,
+        schedule="wsd", decay_steps=10_000,
     )  # fmt: skip
     config.train.update(steps=100_000, batch_size=512, accumulation=8, consistency_accumulation=16)
     return config
