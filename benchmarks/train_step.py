@@ -4,8 +4,8 @@ python benchmarks/train_step.py [--config configs/tiny.py] [--repeats 7] [--peer
 
 Without --config: 12 layers x 256 (V 8192, N 128, K 64, P 19, batch 16, dropout 0.1, f32), then BERT-base, the time to
 compile configs/base.py, and the table of targets in docs/performance.md. Rows are random ids on one device. Medians,
-with the spread; only ratios within one run count, absolute times drift. --peer needs `make peer`. --smoke shows in
-seconds that all of it runs, at toy sizes.
+with the spread; only ratios within one run count, absolute times drift. --peer wants torch and
+transformers: `make peer`. --smoke shows in seconds that all of it runs, at toy sizes.
 """
 
 import contextlib

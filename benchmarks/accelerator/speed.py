@@ -135,10 +135,15 @@ def measure(setting: Setting, smoke: bool, peer: Path | None = None) -> tuple[Se
                 raise
             peer, failure = None, str(error)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not out_of_memory(error):
                 raise
             setting = dataclasses.replace(setting, rows=setting.rows // 2)
     return None, [], failure
+
+
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether an error says that the device's memory does not suffice."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def figures(timings: list[Timing], peak: float | None) -> dict[str, dict[str, float | None]]:
