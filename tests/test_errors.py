@@ -85,7 +85,7 @@ def test_a_repeated_signal_disturbs_no_clean_up_and_no_error_on_the_way_hides_it
         except KeyboardInterrupt as interrupt:
             with contextlib.suppress(ValueError):
                 signal.raise_signal(signal.SIGALRM)
-                raise ValueError
+                raise ValueError from None
             done.append("cleaned")
             raise ImportError("a module that names every failure so") from interrupt
 
