@@ -1,0 +1,159 @@
+"""Tokenizers of RoBERTa, XLM-R, CamemBERT and ModernBERT, held against `transformers` where it is installed."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from sctd_jax.data import tokenizer
+from sctd_jax.data.special import SpecialIds
+from sctd_jax.errors import UserError
+from sctd_jax.hf import write
+from tests import tokenizer_folders
+from tests.test_interop import needs_peer, run_peer
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("families") / "folders"
+    tokenizer_folders.write(root)
+    return root
+
+
+def asked(root, texts):
+    """Answers of `transformers` for the folders in `root`."""
+    file = root.with_name("texts.json")
+    file.write_text(json.dumps(texts))
+    run_peer("interop_tokenizers.py", root, file)
+    return json.loads(root.with_suffix(".json").read_text())
+
+
+@pytest.mark.slow
+@needs_peer
+def test_ids_and_pairs_are_those_of_transformers_and_so_are_those_of_an_export(folders, tmp_path):
+    texts = tokenizer_folders.texts()
+    root = shutil.copytree(folders, tmp_path / "folders")
+    theirs, kept = asked(root, texts), tmp_path / "kept"
+    for converted in (tmp_path / "converted").iterdir():
+        shutil.copytree(converted, root / f"{converted.name}_json")
+    exported = tmp_path / "exported"
+    for folder in root.iterdir():
+        expected = theirs[folder.name.removesuffix("_json")]
+        loaded = tokenizer.load(folder)
+        assert len(loaded.pieces) == expected["length"], folder.name
+        for text, ids, row in zip(texts, loaded.encode(texts), expected["ids"], strict=True):
+            assert [loaded.special.cls, *ids.tolist(), loaded.special.sep] == row, (folder.name, text)
+        name, content = tokenizer.canonical(folder)
+        (kept / folder.name).mkdir(parents=True)
+        (kept / folder.name / name).write_bytes(content)
+        (exported / folder.name).mkdir(parents=True)
+        write.write_tokenizer(exported / folder.name, kept / folder.name / name, segments=1, positions=128)
+    # The hidden word takes the space before it along, as in the published files; transformers 5 leaves it where it has
+    # only vocab.json.
+    hidden = [*texts, "the <mask> of", "a\n<mask>b  <mask> <mask>", "the [MASK] of", "<s> and [CLS]"]
+    ours = asked(exported, hidden)
+    shutil.rmtree(root / "roberta_files")
+    theirs = asked(root, hidden)
+    theirs["roberta_files"] = theirs["roberta"]
+    for name, expected in theirs.items():
+        assert ours[name] == expected, name
+
+
+@pytest.mark.parametrize(
+    ("name", "special", "separators"),
+    [
+        ("roberta", SpecialIds(1, 3, 0, 2, 4), 2),
+        ("roberta_files", SpecialIds(1, 3, 0, 2, 4), 2),
+        ("xlm-roberta", SpecialIds(1, 3, 0, 2, 1001), 2),
+        ("camembert", SpecialIds(1, 3, 5, 6, 1004), 2),
+        ("modernbert", SpecialIds(806, 803, 804, 805, 807), 1),
+    ],
+)
+def test_special_ids_and_separators_are_those_of_the_folder(folders, name, special, separators):
+    loaded = tokenizer.load(folders / name)
+    assert loaded.special == special
+    assert tokenizer.separators(loaded, segments=1) == separators
+    assert tokenizer.separators(loaded, segments=2) == 1  # they tell the texts apart
+    for text in ("<mask> [MASK]", "<s> [CLS] </s>", "a <pad> [PAD]"):  # spelled by a document
+        assert not set(loaded.encode([text])[0].tolist()) & set(special.unmaskable)
+
+
+@pytest.mark.parametrize("name", ["roberta", "modernbert"])
+def test_words_of_byte_level_bpe(folders, name):
+    """The space before a word is its first letter; the first word has none, a line's takes the line's end along."""
+    loaded = tokenizer.load(folders / name)
+    text = "The Congress, in 1850\ndid not\tsee été"
+    tokens = loaded.encode_spans([text])[0]
+    starts = loaded.word_start_V[tokens.ids_n].copy()
+    starts[0] = True  # after [CLS], as `mask_tokens` has it
+    words = np.split(tokens.spans_n2, np.flatnonzero(starts)[1:])
+    assert [text[word[0, 0] : word[-1, 1]].strip() for word in words] == [
+        "The", "Congress,", "in", "1850", "did", "not", "see", "été",
+    ]  # fmt: skip
+    assert not loaded.word_start_V[list(loaded.special.unmaskable)].any()
+    assert loaded.word(loaded.encode([" the"])[0][0]) == "the"
+    assert loaded.decode(loaded.encode([text])[0]) == text
+    piece = loaded.pieces.index("Ã©")  # é
+    assert loaded.word(piece) == "é"
+
+
+def test_a_letter_that_looks_like_the_other_kinds_mark_begins_no_word(folders):
+    pieces = tokenizer.load(folders / "xlm-roberta")
+    maltese = [i for i, piece in enumerate(pieces.pieces) if piece.startswith("Ġ")]
+    assert maltese and not pieces.word_start_V[maltese].any()
+    assert pieces.word(maltese[0]) == pieces.pieces[maltese[0]]
+
+
+def edited(folder, out, change=None, **files):
+    """A copy of a folder with other files beside it, and its `tokenizer.json` changed."""
+    shutil.copytree(folder, out)
+    for name, content in files.items():
+        (out / f"{name}.json").write_text(json.dumps(content))
+    if change:
+        content = json.loads((out / "tokenizer.json").read_text())
+        change(content)
+        (out / "tokenizer.json").write_text(json.dumps(content))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "change", "said"),
+    [
+        ("roberta", {}, lambda c: c["pre_tokenizer"].update(add_prefix_space=True),
+         "has add_prefix_space True, but transformers' RobertaTokenizer takes False where tokenizer_config.json does"),
+        ("roberta", {"tokenizer_config": {"add_prefix_space": "no"}}, None, "add_prefix_space is 'no', expected true"),
+        ("roberta", {}, lambda c: c.update(normalizer={"type": "Lowercase"}),
+         "has a normalizer of its own, which transformers' RobertaTokenizer does not read; .*PreTrainedTokenizerFast"),
+        ("roberta", {"config": {"model_type": "xlm-roberta"}}, None,
+         "has a BPE model, a pre_tokenizer of its own, which transformers' XLMRobertaTokenizer does not read"),
+        ("roberta", {"tokenizer_config": {"added_tokens_decoder": {}}},
+         lambda c: c["added_tokens"].append(dict(c["added_tokens"][0], id=800, content="<E>")),
+         "'<E>' is not in added_tokens_decoder .* transformers' RobertaTokenizer goes"),
+        ("roberta_files", {"tokenizer_config": {"tokenizer_class": "GPT2Tokenizer"}}, None,
+         "tokenizer_class is 'GPT2Tokenizer', supported are RobertaTokenizer: "),
+        ("modernbert", {"config": {"model_type": "roberta"}, "tokenizer_config": {}}, None,
+         "has a normalizer of its own, which transformers' RobertaTokenizer"),
+        ("xlm-roberta", {"config": {"model_type": "bert"}}, None, r"no special piece \[PAD\] or <pad>"),
+        ("xlm-roberta", {"tokenizer_config": {"tokenizer_class": "AlbertTokenizer"}}, None,
+         "tokenizer_class is 'AlbertTokenizer', supported are XLMRobertaTokenizer, CamembertTokenizer, Tokenizers"),
+    ],
+)  # fmt: skip
+def test_what_a_class_would_read_otherwise_is_refused(folders, tmp_path, name, files, change, said):
+    with pytest.raises(UserError, match=said):
+        tokenizer.load(edited(folders / name, tmp_path / "x", change, **files))
+
+
+def test_halves_of_a_vocabulary_and_models_with_symbols_of_their_own_are_refused(folders, tmp_path):
+    folder = edited(folders / "roberta_files", tmp_path / "x")
+    (folder / "merges.txt").write_text("#version: 0.2\na b c\n")
+    with pytest.raises(UserError, match=r"vocab.json: no vocabulary of byte-level BPE"):
+        tokenizer.load(folder)
+    (folder / "merges.txt").unlink()
+    with pytest.raises(UserError, match=r"merges.txt is missing beside it"):
+        tokenizer.load(folder)
+    shutil.copy(folders / "xlm-roberta" / "sentencepiece.bpe.model", tmp_path / "own.model")
+    (tmp_path / "config.json").write_text('{"model_type": "camembert"}')
+    assert tokenizer.load(tmp_path / "own.model").special.cls == 5
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        tokenizer.load(tmp_path)
