@@ -1,16 +1,22 @@
 """Tokenizers of RoBERTa, XLM-R, CamemBERT and ModernBERT, held against `transformers` where it is installed."""
 
+import itertools
 import json
 import shutil
 
 import numpy as np
 import pytest
 
-from sctd_jax.data import tokenizer
+from sctd_jax.data import prepare, tokenizer
+from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
+from sctd_jax.finetune.encode import encode
 from sctd_jax.hf import write
-from tests import tokenizer_folders
+from sctd_jax.pretrain.pretraining import train_and_evaluate
+from sctd_jax.probing import perplexity
+from sctd_jax.tasks.examples import Example
+from tests import helpers, tokenizer_folders
 from tests.test_interop import needs_peer, run_peer
 
 
@@ -44,6 +50,10 @@ def test_ids_and_pairs_are_those_of_transformers_and_so_are_those_of_an_export(f
         assert len(loaded.pieces) == expected["length"], folder.name
         for text, ids, row in zip(texts, loaded.encode(texts), expected["ids"], strict=True):
             assert [loaded.special.cls, *ids.tolist(), loaded.special.sep] == row, (folder.name, text)
+        examples = [Example(number, *pair) for number, pair in enumerate(itertools.pairwise(texts)) if all(pair)]
+        features = encode(loaded, examples, "classification", 10_000, segments=1)
+        for feature, example in zip(features, examples, strict=True):
+            assert feature.rows[0].ids.tolist() == expected["pairs"][example.id], folder.name
         name, content = tokenizer.canonical(folder)
         (kept / folder.name).mkdir(parents=True)
         (kept / folder.name / name).write_bytes(content)
@@ -157,3 +167,62 @@ def test_halves_of_a_vocabulary_and_models_with_symbols_of_their_own_are_refused
     assert tokenizer.load(tmp_path / "own.model").special.cls == 5
     with pytest.raises(UserError, match="holds no tokenizer"):
         tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["roberta", "modernbert", "camembert"])
+def test_rows_of_a_family_have_its_special_pieces_and_all_of_the_text(folders, speeches, tmp_path, name):
+    lines, loaded = [], tokenizer.load(folders / name)
+    data = helpers.data(
+        input=",".join(speeches[:4]), tokenizer=str(folders / name), documents="paragraph", heldout_share=0.05
+    )
+    prepare.prepare(data, len(loaded.pieces), tmp_path / "rows", lines.append)
+    special = loaded.special
+    tokens = 0
+    for split in (TRAIN, HELD_OUT):
+        rows_BN = Rows(tmp_path / "rows", split).read(range(len(Rows(tmp_path / "rows", split))))
+        assert (rows_BN[:, 0] == special.cls).all() and not (rows_BN == special.mask).any()
+        last_B = (rows_BN != special.pad).sum(1) - 1
+        assert (rows_BN[np.arange(len(rows_BN)), last_B] == special.sep).all()
+        tokens += (~np.isin(rows_BN, special.unmaskable)).sum()
+    metadata = read_metadata(tmp_path / "rows")
+    assert metadata.tokens == tokens
+    if loaded.is_byte_level:
+        assert metadata.unknown_letters == 0
+        assert not [line for line in lines if "warning" in line]
+
+
+def test_prepare_says_what_byte_level_bpe_knows_as_bytes_only(folders, tmp_path):
+    lines, text = [], "the 字 of 丁 \u0436 " * 40
+    (tmp_path / "x.txt").write_text("\n\n".join(f"{i} {text}" for i in range(400)))
+    data = helpers.data(
+        input=str(tmp_path / "x.txt"), tokenizer=str(folders / "roberta"), documents="paragraph", heldout_share=0.2
+    )
+    prepare.prepare(data, 800, tmp_path / "rows", lines.append)
+    (warning,) = [line for line in lines if "warning" in line]
+    assert "have no piece of their own and take several tokens each, bytes of them: " in warning
+    assert "(字 U+5B57 " in warning
+    assert [line for line in lines if line.startswith("unknown to the tokenizer: 0 of ")]
+
+
+def test_a_run_with_byte_level_bpe_of_its_own_masks_words_and_prints_text(speeches, tmp_path):
+    """Text -> byte_bpe -> rows -> whole words -> fill-mask and pseudo-perplexity."""
+    data = helpers.data(
+        input=",".join(speeches[:6]), tokenizer_type="byte_bpe", documents="paragraph", heldout_share=0.03
+    )
+    lines = []
+    prepare.prepare(data, 700, tmp_path / "rows", lines.append)
+    assert "training a byte_bpe tokenizer of 700 pieces" in lines
+    config = helpers.config(
+        data__rows=str(tmp_path / "rows"), model__vocab_size=700, model__num_layers=1, dropping__method="full",
+        masking__whole_word=True, train__steps=1, train__eval_every=1, train__checkpoint_every=1,
+    )  # fmt: skip
+    train_and_evaluate(config, tmp_path / "run", lines.append)
+    examples = lines[lines.index("fill-mask on held-out text (the model's guesses, and the word that was hidden):") :]
+    assert any(" [MASK] " in line for line in examples)
+    assert not any(letter in line for line in examples for letter in ("\u0120", "[MASK]  ", "  [MASK]"))
+    (tmp_path / "text.txt").write_text("The Congress of 1850.\nété\n")
+    settings = perplexity.Settings(str(tmp_path / "text.txt"), rows=10, every_checkpoint=False, batch_size=4)
+    (found,) = perplexity.measure([str(tmp_path / "run")], settings, lambda line: None)["models"]
+    loaded = tokenizer.load(tmp_path / "rows")
+    assert found["tokens"] == sum(map(len, loaded.encode(["The Congress of 1850.", "été"])))
+    assert (found["characters"], found["unknown_tokens"]) == (24, 0)
