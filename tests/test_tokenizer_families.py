@@ -35,37 +35,72 @@ def asked(root, texts):
     return json.loads(root.with_suffix(".json").read_text())
 
 
+def edited(folder, out, change=None, **files):
+    """A copy of a folder with other files beside it, and its `tokenizer.json` changed."""
+    shutil.copytree(folder, out)
+    for name, content in files.items():
+        (out / f"{name}.json").write_text(json.dumps(content))
+    if change:
+        content = json.loads((out / "tokenizer.json").read_text())
+        change(content)
+        (out / "tokenizer.json").write_text(json.dumps(content))
+    return out
+
+
+def added(content):
+    """Give a `tokenizer.json` tokens of somebody's own."""
+    i = max(token["id"] for token in content["added_tokens"] + [{"id": len(content["model"]["vocab"]) - 1}]) + 1
+    plain = {"single_word": False, "lstrip": True, "rstrip": False, "normalized": True, "special": False}
+    content["added_tokens"] += [{"id": i, "content": "covid19", **plain}, {"id": i + 1, "content": "<E>", **plain}]
+
+
+def converted_later(content):
+    """The stages of a SentencePiece model that a later converter wrote."""
+    spaces = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"}
+    steps = [content["normalizer"], {"type": "Strip", "strip_left": False, "strip_right": True}, spaces]
+    content["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
+
+
 @pytest.mark.slow
 @needs_peer
 def test_ids_and_pairs_are_those_of_transformers_and_so_are_those_of_an_export(folders, tmp_path):
-    texts = tokenizer_folders.texts()
+    texts = [*tokenizer_folders.texts(), "a covid19b <E>c covid19\ncovid19"]
     root = shutil.copytree(folders, tmp_path / "folders")
-    theirs, kept = asked(root, texts), tmp_path / "kept"
-    for converted in (tmp_path / "converted").iterdir():
-        shutil.copytree(converted, root / f"{converted.name}_json")
-    exported = tmp_path / "exported"
-    for folder in root.iterdir():
-        expected = theirs[folder.name.removesuffix("_json")]
-        loaded = tokenizer.load(folder)
-        assert len(loaded.pieces) == expected["length"], folder.name
-        for text, ids, row in zip(texts, loaded.encode(texts), expected["ids"], strict=True):
-            assert [loaded.special.cls, *ids.tolist(), loaded.special.sep] == row, (folder.name, text)
-        examples = [Example(number, *pair) for number, pair in enumerate(itertools.pairwise(texts)) if all(pair)]
-        features = encode(loaded, examples, "classification", 10_000, segments=1)
-        for feature, example in zip(features, examples, strict=True):
-            assert feature.rows[0].ids.tolist() == expected["pairs"][example.id], folder.name
-        name, content = tokenizer.canonical(folder)
-        (kept / folder.name).mkdir(parents=True)
-        (kept / folder.name / name).write_bytes(content)
-        (exported / folder.name).mkdir(parents=True)
-        write.write_tokenizer(exported / folder.name, kept / folder.name / name, segments=1, positions=128)
+    asked(root, texts)  # converts the SentencePiece models
+    for name in ("xlm-roberta", "camembert"):
+        shutil.move(root / name, tmp_path / name)
+        shutil.copytree(tmp_path / "converted" / name, root / name)
+        edited(root / name, root / f"{name}_later", converted_later)
+    files = {"config": {"model_type": "camembert"}, "tokenizer_config": {"add_prefix_space": True}}
+    edited(root / "camembert", root / "camembert_unnamed", added, **files)  # with <s>NOTUSED and others
+    edited(root / "roberta", root / "roberta_added", added)
+    as_it_is = {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<X>"]}
+    edited(root / "roberta_space", root / "as_it_is", added, tokenizer_config=as_it_is)
     # The hidden word takes the space before it along, as in the published files; transformers 5 leaves it where it has
     # only vocab.json.
-    hidden = [*texts, "the <mask> of", "a\n<mask>b  <mask> <mask>", "the [MASK] of", "<s> and [CLS]"]
-    ours = asked(exported, hidden)
-    shutil.rmtree(root / "roberta_files")
-    theirs = asked(root, hidden)
+    hidden = ["the <mask> of", "a\n<mask>b  <mask> <mask>", "the [MASK] of", "<s> and [CLS]"]
+    theirs = asked(root, [*texts, *hidden])
+    count = len(texts)
+    assert theirs["roberta_files"]["ids"][:count] == theirs["roberta"]["ids"][:count]
     theirs["roberta_files"] = theirs["roberta"]
+    for folder in [*root.iterdir(), tmp_path / "xlm-roberta", tmp_path / "camembert"]:
+        expected, loaded = theirs[folder.name], tokenizer.load(folder)
+        assert len(loaded.pieces) == expected["length"], folder
+        for text, ids, row in zip(texts, loaded.encode(texts), expected["ids"], strict=False):
+            assert [loaded.special.cls, *ids.tolist(), loaded.special.sep] == row, (folder, text)
+        examples = [Example(i, *pair) for i, pair in enumerate(itertools.pairwise(texts)) if all(pair)]
+        features = encode(loaded, examples, "classification", 10_000, segments=1)
+        for feature, example in zip(features, examples, strict=True):
+            assert feature.rows[0].ids.tolist() == expected["pairs"][example.id], folder
+        name, content = tokenizer.canonical(folder)
+        kept, out = (tmp_path / part / folder.name for part in ("kept", "exported"))
+        kept.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        (kept / name).write_bytes(content)
+        write.write_tokenizer(out, kept / name, segments=1, positions=128)
+    ours = asked(tmp_path / "exported", [*texts, *hidden])
+    assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         assert ours[name] == expected, name
 
@@ -113,18 +148,6 @@ def test_a_letter_that_looks_like_the_other_kinds_mark_begins_no_word(folders):
     maltese = [i for i, piece in enumerate(pieces.pieces) if piece.startswith("Ġ")]
     assert maltese and not pieces.word_start_V[maltese].any()
     assert pieces.word(maltese[0]) == pieces.pieces[maltese[0]]
-
-
-def edited(folder, out, change=None, **files):
-    """A copy of a folder with other files beside it, and its `tokenizer.json` changed."""
-    shutil.copytree(folder, out)
-    for name, content in files.items():
-        (out / f"{name}.json").write_text(json.dumps(content))
-    if change:
-        content = json.loads((out / "tokenizer.json").read_text())
-        change(content)
-        (out / "tokenizer.json").write_text(json.dumps(content))
-    return out
 
 
 @pytest.mark.parametrize(
