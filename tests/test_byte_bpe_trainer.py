@@ -38,9 +38,9 @@ def test_any_text_comes_back_letter_for_letter(tmp_path):
 
 def test_the_zero_width_non_joiner_is_a_letter_or_a_space(tmp_path):
     word = "\u0645\u06cc\u200c\u062e"
-    assert (lambda kept: kept.decode(kept.encode([word])[0]))(load(tmp_path)) == word
-    spaced = load(tmp_path, keep_zwnj=False)
-    assert spaced.decode(spaced.encode([word])[0]) == word.replace("\u200c", " ")
+    for keep_zwnj, expected in ((True, word), (False, word.replace("\u200c", " "))):
+        trained = load(tmp_path, keep_zwnj=keep_zwnj)
+        assert trained.decode(trained.encode([word])[0]) == expected
 
 
 def test_a_vocabulary_that_cannot_be_is_refused_with_its_bound():
@@ -50,3 +50,14 @@ def test_a_vocabulary_that_cannot_be_is_refused_with_its_bound():
         byte_bpe_trainer.train(TEXTS, 5000)
     most = int(str(caught.value).split("at most ")[1].split()[0])
     assert len(json.load(io.BytesIO(byte_bpe_trainer.train(TEXTS, most)))["model"]["vocab"]) == most
+
+
+def test_the_trainers_memory_is_bounded_by_an_even_part_of_the_text(monkeypatch):
+    texts = ["a b c " * 3, "x" * 10_000, *(f"word{i}" for i in range(100))]
+    assert "".join(byte_bpe_trainer._bounded(texts)) == "".join(texts)
+    assert max(map(len, byte_bpe_trainer._bounded(texts))) == 4096
+    assert byte_bpe_trainer._bounded([]) == []
+    monkeypatch.setattr(byte_bpe_trainer, "_DISTINCT_BYTES", 300)
+    words = [f"w{i:03}" for i in range(100)]  # 400 bytes
+    assert byte_bpe_trainer._bounded(words) == words[::2]
+    assert byte_bpe_trainer._bounded(words[:75] * 9) == words[:75] * 9
