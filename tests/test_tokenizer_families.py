@@ -3,11 +3,12 @@
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sctd_jax.data import prepare, tokenizer
+from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
@@ -212,6 +213,19 @@ def test_rows_of_a_family_have_its_special_pieces_and_all_of_the_text(folders, s
     if loaded.is_byte_level:
         assert metadata.unknown_letters == 0
         assert not [line for line in lines if "warning" in line]
+
+
+def test_rows_of_byte_level_bpe_do_not_depend_on_where_reading_cuts_a_text(folders, speeches, tmp_path, monkeypatch):
+    loaded = tokenizer.load(folders / "modernbert")
+    (tmp_path / "x.txt").write_text("  \n\n".join(Path(speech).read_text() for speech in speeches[:2]))
+    sources = ",".join([str(tmp_path / "x.txt"), *speeches[2:8]])
+    data = helpers.data(input=sources, tokenizer=str(folders / "modernbert"), documents="file", heldout_share=0.2)
+    found = []
+    for chars in (1 << 18, 500):
+        monkeypatch.setattr(corpus, "CHUNK_CHARS", chars)
+        prepare.prepare(data, len(loaded.pieces), tmp_path / str(chars), lambda line: None)
+        found.append(Rows(tmp_path / str(chars), TRAIN).read(range(len(Rows(tmp_path / str(chars), TRAIN)))))
+    np.testing.assert_array_equal(*found)
 
 
 def test_prepare_says_what_byte_level_bpe_knows_as_bytes_only(folders, tmp_path):

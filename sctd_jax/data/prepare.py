@@ -223,7 +223,7 @@ def _encoded(
 
     def batches() -> Iterator[list[corpus.Chunk]]:
         batch, size = [], 0
-        for chunk in chunks:
+        for chunk in _with_space_before(chunks) if tok.is_byte_level else chunks:
             batch.append(chunk)
             size += len(chunk.text)
             if size >= _BATCH_CHARS:
@@ -237,6 +237,20 @@ def _encoded(
         return batch, encoded, unknown.unknown_letters(tok, texts, encoded)
 
     return prefetch(encode, batches(), depth=1)
+
+
+def _with_space_before(chunks: Iterator[corpus.Chunk]) -> Iterator[corpus.Chunk]:
+    """Chunks whose white space at the end begins the next one of the document: byte-level BPE has it in the word."""
+    held = None
+    for chunk in chunks:
+        if held and held.document == chunk.document:
+            text = held.text.rstrip()
+            chunk, held = chunk._replace(text=held.text[len(text) :] + chunk.text), held._replace(text=text)
+        if held:
+            yield held
+        held = chunk
+    if held:
+        yield held
 
 
 def _first_pass(data: DataConfig, sources: list[corpus.Source], log: Callable[[str], None]) -> survey.Survey:
