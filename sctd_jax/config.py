@@ -106,9 +106,9 @@ class DataConfig:
     rows: str = field("", "folder that data.prepare wrote; '' prepares `input` under prepared_dir", rerun=True)
     prepared_dir: str = field("data/prepared", "folder of the rows that are prepared from `input`", rerun=True)
     seq_len: int = field(512, "N, tokens of a row", at_least(8))
-    tokenizer: str = field("", "SentencePiece model, tokenizer.json or vocab.txt to use; '' trains one", rerun=True)
+    tokenizer: str = field("", "tokenizer to use: a file, or the folder of a model or run; '' trains one", rerun=True)
     # The 12 MB of the trial corpus support no unigram vocabulary of 30,522 pieces.
-    tokenizer_type: Literal["unigram", "bpe"] = field("bpe", "kind of the tokenizer that is trained")
+    tokenizer_type: Literal["unigram", "bpe", "byte_bpe"] = field("bpe", "kind of the tokenizer that is trained")
     heldout_share: float = field(0.01, "share of the documents that evaluations read", BELOW_ONE)
     seed: int = field(0, "seed of what is held out and of the tokenizer's sample", NOT_NEGATIVE)
     keep_zwnj: bool = field(True, "a tokenizer that is trained takes zero-width non-joiners for letters, not spaces")
