@@ -28,8 +28,8 @@ from sctd_jax.fields import (
 class ModelConfig:
     """The encoder (docs/method.md 1)."""
 
-    family: Literal["bert", "roberta", "modernbert"] = field(
-        "bert", "kind of network, a key of model.families.FAMILIES"
+    family: Literal["bert", "roberta", "xlm-roberta", "camembert", "modernbert"] = field(
+        "bert", "kind of network, a key of model.families.FAMILIES and the model_type of transformers"
     )
     vocab_size: int = field(30522, "pieces of the tokenizer", ONE_OR_MORE)
     num_layers: int = field(12, "L, layers", ONE_OR_MORE)

@@ -104,7 +104,7 @@ def open_model(path: str, log: Callable[[str], None], field: str = "") -> Model:
         return open_run(place, log)
     if not there:
         raise UserError(
-            f"{f'{field} ' if field else ''}{path}: expected the workdir of a run or a folder of transformers' BERT "
+            f"{f'{field} ' if field else ''}{path}: expected the workdir of a run or a folder of transformers "
             f"(no {CONFIG_FILE}){download_hint(path)}"
         )
     folder = read_folder(Path(place))

@@ -92,7 +92,9 @@ def moved(params, scale: float, seed: int = 5):
 def bert_tensors(model, params) -> dict[str, np.ndarray]:
     """Parameters by the names of `BertForMaskedLM`, those of them that there are."""
     leaves = flatten_dict(params)
-    return {name: names.to_bert(model, at, leaves[at]) for name, at in names.names(model).items() if at in leaves}
+    return {
+        name: names.to_torch(model, paths, leaves) for name, paths in names.names(model).items() if paths[0] in leaves
+    }
 
 
 def candidates(importance_V, ids, mask=None, *, keys_B=None, num_top=0, state_BND=None) -> Candidates:

@@ -190,7 +190,7 @@ def test_zeros_are_the_tasks_values():
 
 
 def test_bad_starts_are_said(pretrained, folders, tmp_path):
-    with pytest.raises(UserError, match="expected the workdir of a run or a folder of transformers' BERT"):
+    with pytest.raises(UserError, match="expected the workdir of a run or a folder of transformers "):
         run(tmp_path, tmp_path / "run", "rte", folders["rte"])
     with pytest.raises(UserError, match=r"config.max_length \(128\) must not exceed the 64 positions of"):
         run(pretrained, tmp_path / "run", "rte", folders["rte"], max_length=128)

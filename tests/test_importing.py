@@ -40,7 +40,7 @@ def params():
 def original(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
     save_file(helpers.bert_tensors(CONFIG.model, params), folder / WEIGHTS)
-    (folder / "config.json").write_text(json.dumps(bert_config.to_json(CONFIG.model, 0)))
+    (folder / "config.json").write_text(json.dumps(bert_config.to_json(CONFIG.model, helpers.SPECIAL)))
     (folder / "vocab.txt").write_text("\n".join(PIECES))
     return folder
 
@@ -218,10 +218,14 @@ def test_a_pooler_that_does_not_fit_is_refused(source, params):
 
 
 def test_other_networks_are_refused_with_every_reason(source):
-    change(source, model_type="roberta", position_embedding_type="relative_key", hidden_act="relu", hidden_size="gone")
+    change(source, position_embedding_type="relative_key", hidden_act="relu", hidden_size="gone")
     message = refused(source, r"config.json: no BERT that can be imported")
-    for part in ("hidden_size is missing", "model_type is 'roberta'", "position_embedding_type is 'rel", "hidden_act"):
+    for part in ("hidden_size is missing", "position_embedding_type is 'rel", "hidden_act"):
         assert part in message
+    for kind in ("distilbert", "electra", "deberta-v2", "roberta-prelayernorm", 3):
+        change(source, model_type=kind)
+        supported = "bert, roberta, xlm-roberta, camembert, modernbert$"
+        refused(source, f"config.json: model_type is {kind!r}, supported are {supported}")
     for text in ("{", "[]"):
         (source / "config.json").write_text(text)
         refused(source, r"config.json cannot be read")
@@ -233,7 +237,7 @@ def test_other_networks_are_refused_with_every_reason(source):
     ("theirs", "ours"), [("gelu_new", "gelu_tanh"), ("gelu_pytorch_tanh", "gelu_tanh"), ("gelu_python", "gelu")]
 )
 def test_activations_by_their_other_names(theirs, ours):
-    found = bert_config.from_json(bert_config.to_json(CONFIG.model, 0) | {"hidden_act": theirs}, "")
+    found = bert_config.from_json(bert_config.to_json(CONFIG.model, helpers.SPECIAL) | {"hidden_act": theirs}, "")
     assert found["activation"] == ours
 
 
@@ -253,16 +257,6 @@ def other_formats(folder, tensors, monkeypatch):
     """Writes the folder's tensors in each format, and stands in for the libraries that our environment has not."""
     folder.mkdir()
     (folder / "bert_config.json").write_text('{"vocab_size": 128}')
-    half = dict(list(tensors.items())[:30])
-    shards = folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors"
-    save_file(half, shards[0])
-    save_file({name: x for name, x in tensors.items() if name not in half}, shards[1])
-    # An index can name any file: it is not read.
-    save_file({"stolen": np.ones(1)}, folder.parent / "secret-00001-of-00001.safetensors")
-    index = {"weight_map": {name: "../secret-00001-of-00001.safetensors" for name in ("stolen", *tensors)}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    yield shards, shards[0], "model-00001-of-00002.safetensors is a shard, and one model.safetensors is expected"
-
     flax = {}
     for name, x in tensors.items():
         norm = "LayerNorm" in name
@@ -358,6 +352,35 @@ def test_weights_of_other_formats_get_the_line_that_converts_them_with_every_ten
         convert.torch_names([("a/weight", np.ones(1)), ("a/kernel", np.zeros(1))])
 
 
+def test_shards_are_read_as_one_file(source, params):
+    tensors = load_file(source / WEIGHTS)
+    one = read.read_folder(source).digest
+    (source / WEIGHTS).unlink()
+    shards = [source / f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
+    for i, shard in enumerate(shards):
+        save_file(dict(list(tensors.items())[i::3]), shard)
+    # An index can name any file: it is not read.
+    save_file({WORD: np.ones(1)}, source.parent / "secret.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {WORD: "../secret.safetensors"}}))
+    folder = read.read_folder(source)
+    assert_same(folder.params(), params)
+    assert folder.tensors == 74 and not folder.left_out and folder.digest != one
+    assert_same(read.read_folder(shards[1]).params(), params)
+    bias = next(name for name in load_file(shards[2]))
+    save_file({bias: tensors[bias], **load_file(shards[1])}, shards[1])
+    with pytest.raises(UserError, match=rf"model-00003-of-00003.safetensors holds {bias}, which another shard holds"):
+        read.read_folder(source)
+    shards[2].rename(source / "hidden")
+    with pytest.raises(UserError, match=r"is one of 3 shards, of which model-00003-of-00003.safetensors is missing"):
+        read.read_folder(source)
+    shards[1].write_bytes(b"hello")
+    (source / "hidden").rename(shards[2])
+    with pytest.raises(UserError, match=r"model-00002-of-00003.safetensors is not a safetensors file that can be read"):
+        read.read_folder(source)
+    with pytest.raises(UserError, match=r"a shard of 1 to 1,?000 is expected"):
+        convert.shards(source / "model-00001-of-99999.safetensors")
+
+
 @pytest.mark.parametrize(
     ("name", "repository"),
     [
@@ -397,7 +420,7 @@ def test_paths_of_a_bucket_do_not_become_folders_called_gs(tmp_path, capsys, mon
 
 
 def plainly(names):
-    found, cut = read._present_names("file", names)
+    found, cut = read._present_names("file", names, weights.LAYOUTS["bert"])
     return list(found), cut
 
 
@@ -414,7 +437,11 @@ def plainly(names):
     ],
 )
 def test_what_wrappers_put_in_front_of_names_is_cut_and_said(front, cut):
-    names = [*weights.task_names(CONFIG.model, False), "cls.predictions.bias", "cls.predictions.decoder.weight"]
+    names = [
+        *weights.task_names(CONFIG.model, weights.SEQUENCE),
+        "cls.predictions.bias",
+        "cls.predictions.decoder.weight",
+    ]
     assert plainly([front + name for name in names]) == (names, cut)
     assert plainly(names) == (names, [])
     # Weights of the encoder alone, as a part of something else or by itself.

@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
     folder.mkdir()
     params = jax.tree.map(np.asarray, helpers.moved(helpers.initial(HF).params, 0.2))
     save_file(helpers.bert_tensors(HF.model, params), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(bert_config.to_json(HF.model, 0)))
+    (folder / "config.json").write_text(json.dumps(bert_config.to_json(HF.model, helpers.SPECIAL)))
     (folder / "vocab.txt").write_text("\n".join(PIECES))
     return folder
 

@@ -1,10 +1,13 @@
-"""Our model section <-> the `config.json` of `transformers`' BERT."""
+"""Our model section <-> the `config.json` of `transformers`, for each kind of model in `names.LAYOUTS`."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sctd_jax.config import ModelConfig
-from sctd_jax.errors import UserError
+from sctd_jax.data.special import SpecialIds
+from sctd_jax.errors import UserError, printable
+from sctd_jax.hf.names import LAYOUTS, first_position
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 # The same functions under their other names.
@@ -20,33 +23,134 @@ _SIZES = {
     "intermediate_size": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
-# Fields with the values that `transformers` takes where the file is silent.
-_OPTIONAL = {
-    "type_vocab_size": ("type_vocab_size", 2),
-    "hidden_dropout": ("hidden_dropout_prob", 0.1),
-    "attention_dropout": ("attention_probs_dropout_prob", 0.1),
-    "layer_norm_eps": ("layer_norm_eps", 1e-12),
-    "initializer_range": ("initializer_range", 0.02),
-}
-# Fields that would make it another network than ours, with the values that do not.
-_REQUIRED = {
-    "model_type": (None, "bert"),
-    "position_embedding_type": (None, "absolute"),
-    "is_decoder": (None, False),
-    "add_cross_attention": (None, False),
-    "tie_word_embeddings": (None, True),
-}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_BASES = {"rope_theta": (_FULL, "global_rope_theta"), "local_rope_theta": (_SLIDING, "local_rope_theta")}
+_EVERY = "global_attn_every_n_layers"
 
 
-def to_json(model: ModelConfig, pad_id: int) -> dict[str, Any]:
-    """Content of the `config.json` that `AutoModelForMaskedLM` reads."""
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+    activation: str  # the field
+    activations: Mapping[str, str]  # theirs -> ours
+    # Ours -> theirs, with the values that `transformers` takes where the file is silent.
+    optional: Mapping[str, tuple[str, Any]]
+    # Fields that would make it another network than ours, with the values that do not.
+    required: Mapping[str, tuple[Any, ...]]
+    ids: tuple[str, ...]  # fields with the ids of [CLS] and [SEP], in turn
+    write: Callable[[ModelConfig], dict[str, Any]]
+    read: Callable[[Mapping[str, Any], list[str]], dict[str, Any]]  # adds what cannot be read to the list
+
+
+def _write_modernbert(model: ModelConfig) -> dict[str, Any]:
+    """Old names for `transformers` 4, and those of 5, where they are fields of each kind of layer."""
+    kinds = [_SLIDING if i % model.global_every else _FULL for i in range(model.num_layers)]
+    bases = {ours: getattr(model, ours) for ours in _BASES}
     return {
-        "architectures": ["BertForMaskedLM"],
-        "model_type": "bert",
-        **{theirs: getattr(model, ours) for ours, theirs in _SIZES.items()},
-        **{theirs: getattr(model, ours) for ours, (theirs, _) in _OPTIONAL.items()},
-        "hidden_act": _ACTIVATIONS[model.activation],
-        "pad_token_id": pad_id,
+        _EVERY: model.global_every,
+        **{old: bases[ours] for ours, (_, old) in _BASES.items()},
+        "layer_types": kinds,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": bases[ours]} for ours, (kind, _) in _BASES.items()
+        },
+        "embedding_dropout": model.hidden_dropout,
+        "classifier_activation": _ACTIVATIONS[model.activation],
+        "classifier_bias": False,
+        "classifier_pooling": "cls",
+        "classifier_dropout": model.hidden_dropout,
+    }
+
+
+def _read_modernbert(found: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
+    for name, like, default in (
+        ("embedding_dropout", "mlp_dropout", 0.0), ("classifier_activation", "hidden_activation", "gelu"),
+    ):  # fmt: skip
+        if found.get(name, default) != found.get(like, default):
+            wrong.append(f"{name} is {found.get(name, default)!r}, supported is that of {like}")
+    layers, every = found.get("num_hidden_layers"), found.get(_EVERY, 3)
+    kinds = found.get("layer_types")
+    if isinstance(kinds, list) and _EVERY not in found:
+        every = kinds.index(_FULL, 1) if _FULL in kinds[1:] else max(len(kinds), 1)
+    if type(every) is not int or every < 1:
+        wrong.append(f"{_EVERY} is {every!r}, expected a number from 1 on")
+    elif kinds is not None and type(layers) is int:
+        expected = [_SLIDING if i % every else _FULL for i in range(layers)]
+        if kinds != expected:
+            wrong.append(f"layer_types are not those of {layers} layers of which every {every}th has {_FULL}")
+    rotary = found.get("rope_parameters") or {}
+    fields = {"type_vocab_size": 1, "global_every": every}
+    for ours, (kind, old) in _BASES.items():
+        of_kind = rotary.get(kind) or {} if isinstance(rotary, dict) else {}
+        fields[ours] = of_kind.get("rope_theta", found.get(old, getattr(ModelConfig, ours)))
+        if of_kind.keys() - {"rope_theta", "rope_type"} or of_kind.get("rope_type", "default") != "default":
+            wrong.append(f"rope_parameters of {kind} are {of_kind}, supported are rope_theta and rope_type 'default'")
+    if not isinstance(rotary, dict) or rotary.keys() - {_FULL, _SLIDING}:
+        wrong.append(f"rope_parameters are {rotary}, expected those of {_FULL} and {_SLIDING}")
+    return fields
+
+
+_BERT = _Fields(
+    activation="hidden_act",
+    activations=_ACTIVATIONS_BACK,
+    optional={
+        "type_vocab_size": ("type_vocab_size", 2),
+        "hidden_dropout": ("hidden_dropout_prob", 0.1),
+        "attention_dropout": ("attention_probs_dropout_prob", 0.1),
+        "layer_norm_eps": ("layer_norm_eps", 1e-12),
+        "initializer_range": ("initializer_range", 0.02),
+    },
+    required={
+        "position_embedding_type": (None, "absolute"),
+        "is_decoder": (None, False),
+        "add_cross_attention": (None, False),
+        "tie_word_embeddings": (None, True),
+    },
+    ids=(),
+    write=lambda model: {},
+    read=lambda found, wrong: {},
+)
+# Its MLM head has this GELU whatever the file says of the layers.
+_ROBERTA = dataclasses.replace(
+    _BERT, activations={"gelu": "gelu", "gelu_python": "gelu"}, ids=("bos_token_id", "eos_token_id")
+)
+_MODERNBERT = _Fields(
+    activation="hidden_activation",
+    activations=_ACTIVATIONS_BACK,
+    optional={
+        "hidden_dropout": ("mlp_dropout", 0.0),
+        "attention_dropout": ("attention_dropout", 0.0),
+        "layer_norm_eps": ("norm_eps", 1e-5),
+        "initializer_range": ("initializer_range", 0.02),
+        "local_attention": ("local_attention", 128),
+    },
+    required={
+        **{name: (None, False) for name in ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias")},
+        "decoder_bias": (None, True),
+        "rope_scaling": (None,),
+        "tie_word_embeddings": (None, True),
+    },
+    ids=("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"),
+    write=_write_modernbert,
+    read=_read_modernbert,
+)
+_FIELDS = dict(bert=_BERT, roberta=_ROBERTA, camembert=_ROBERTA, modernbert=_MODERNBERT) | {"xlm-roberta": _ROBERTA}
+
+
+def to_json(model: ModelConfig, special: SpecialIds) -> dict[str, Any]:
+    """Content of the `config.json` that `AutoModelForMaskedLM` reads."""
+    fields, layout = _FIELDS[model.family], LAYOUTS[model.family]
+    if model.activation not in fields.activations.values():
+        raise UserError(f"model.activation is {model.activation!r}, but transformers' {layout.title} has 'gelu'")
+    sizes = {theirs: getattr(model, ours) for ours, theirs in _SIZES.items()}
+    return {
+        "architectures": [f"{layout.classes}ForMaskedLM"],
+        "model_type": model.family,
+        **sizes,
+        "max_position_embeddings": model.max_positions + first_position(model.family, special.pad),
+        **{theirs: getattr(model, ours) for ours, (theirs, _) in fields.optional.items()},
+        fields.activation: _ACTIVATIONS[model.activation],
+        **fields.write(model),
+        "pad_token_id": special.pad,
+        **{name: (special.cls, special.sep)[i % 2] for i, name in enumerate(fields.ids)},
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
     }
@@ -54,17 +158,32 @@ def to_json(model: ModelConfig, pad_id: int) -> dict[str, Any]:
 
 def from_json(found: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Fields of our model section, without `dtype`."""
+    family = found.get("model_type") or "bert"  # the first checkpoints have none
+    if family not in LAYOUTS:
+        raise UserError(f"{path}: model_type is {printable(repr(family))}, supported are {', '.join(LAYOUTS)}")
+    fields = _FIELDS[family]
     wrong = [f"{name} is missing" for name in _SIZES.values() if type(found.get(name)) is not int]
-    for name, choices in _REQUIRED.items():
+    for name, choices in fields.required.items():
         if found.get(name) not in choices:
             wrong.append(f"{name} is {found.get(name)!r}, supported is {choices[-1]!r}")
-    activation = found.get("hidden_act", "gelu")
-    if not isinstance(activation, str) or activation not in _ACTIVATIONS_BACK:
-        wrong.append(f"hidden_act is {activation!r}, supported are {', '.join(_ACTIVATIONS_BACK)}")
+    activation = found.get(fields.activation, "gelu")
+    if not isinstance(activation, str) or activation not in fields.activations:
+        wrong.append(f"{fields.activation} is {activation!r}, supported are {', '.join(fields.activations)}")
+    own = fields.read(found, wrong)
+    if type(pad_id := found.get("pad_token_id", 1)) is not int and LAYOUTS[family].after_padding:
+        wrong.append(f"pad_token_id is {pad_id!r}, expected an id, after which positions begin")
     if wrong:
-        raise UserError(f"{path}: no BERT that can be imported: {'; '.join(wrong)}")
+        raise UserError(f"{path}: no {LAYOUTS[family].title} that can be imported: {printable('; '.join(wrong))}")
     return {
+        "family": family,
         **{ours: found[theirs] for ours, theirs in _SIZES.items()},
-        **{ours: found.get(theirs, default) for ours, (theirs, default) in _OPTIONAL.items()},
-        "activation": _ACTIVATIONS_BACK[activation],
+        "max_positions": found["max_position_embeddings"] - first_row(found),
+        **{ours: found.get(theirs, default) for ours, (theirs, default) in fields.optional.items()},
+        "activation": fields.activations[activation],
+        **own,
     }
+
+
+def first_row(found: Mapping[str, Any]) -> int:
+    """Row of the checkpoint's position table that a text's first token reads."""
+    return first_position(found.get("model_type") or "bert", found.get("pad_token_id", 1))

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from sctd_jax.errors import UserError, printable
 
 WEIGHTS_FILE = "model.safetensors"
 _PARTS = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")  # parts of one TensorFlow checkpoint
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+_MOST_SHARDS = 1_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Names of Flax, Keras and TensorFlow -> torch's, in this order.
 _NAMES = (
@@ -47,10 +49,6 @@ def torch_names(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarra
             raise UserError(f"two tensors are called {printable(name)}, the second as {printable(theirs)}")
         found[name] = array
     return found
-
-
-def _read_shards(files: list[Path]) -> Mapping[str, np.ndarray]:
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def _read_pickles(files: list[Path]) -> Mapping[str, np.ndarray]:
@@ -103,7 +101,6 @@ _PICKLE = _Format(
     r"^pytorch_model.*\.bin$|\.ckpt$", "is a pickle, which can run any code and is never loaded", "torch", _read_pickles
 )
 _FORMATS = (
-    _Format(r"-\d+-of-\d+\.safetensors$", f"is a shard, and one {WEIGHTS_FILE} is expected", "", _read_shards),
     _PICKLE,
     _Format(r"\.msgpack$", "is Flax's", "flax", _read_flax),
     _Format(_PARTS.pattern, "is TensorFlow's", "tensorflow", _read_tensorflow),
@@ -112,15 +109,30 @@ _FORMATS = (
 
 
 def find_weights(source: Path) -> Path:
-    """The safetensors file of a folder, or the file itself; an error has the command that makes one of others."""
+    """The safetensors file or first shard of a folder, or the file itself; an error has the command that makes one."""
     found, files = _look(source)
     if not found:
         return files[0]
-    where = f", where {found.needs} and safetensors are installed" if found.needs else ""
     raise UserError(
-        f"{printable(files[0])} {found.what}; convert it{where}: python -m sctd_jax.interop.convert "
-        f"{printable(shlex.quote(str(source)))}"
+        f"{printable(files[0])} {found.what}; convert it, where {found.needs} and safetensors are installed: "
+        f"python -m sctd_jax.interop.convert {printable(shlex.quote(str(source)))}"
     )
+
+
+def shards(path: Path) -> list[Path]:
+    """The files that hold a model's weights together, where `path` may be any of them.
+
+    They are found by their names: the index beside them could name any path.
+    """
+    if not (found := _SHARD.fullmatch(path.name)):
+        return [path]
+    stem, _, count = found.groups()
+    if not 1 <= int(count) <= _MOST_SHARDS:
+        raise UserError(f"{printable(path)}: a shard of 1 to {_MOST_SHARDS} is expected")
+    files = [path.with_name(f"{stem}-{i:0{len(count)}}-of-{count}.safetensors") for i in range(1, int(count) + 1)]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise UserError(f"{printable(path)} is one of {len(files)} shards, of which {printable(missing[0])} is missing")
+    return files
 
 
 def _look(source: Path) -> tuple[_Format | None, list[Path]]:
@@ -128,8 +140,10 @@ def _look(source: Path) -> tuple[_Format | None, list[Path]]:
     folder, names = source.parent, [source.name]
     if source.is_dir():
         folder, names = source, sorted(path.name for path in source.iterdir() if path.is_file())
-        if WEIGHTS_FILE in names:
-            return None, [source / WEIGHTS_FILE]
+        stem = WEIGHTS_FILE.removesuffix(".safetensors")
+        sharded = [name for name in names if (found := _SHARD.fullmatch(name)) and found[1] == stem]
+        if first := [name for name in names if name == WEIGHTS_FILE] or sharded:
+            return None, [source / first[0]]
     elif not source.is_file():
         names = [f"{source.name}.index"]  # TensorFlow's users name what its files have in common
         if not (folder / names[0]).is_file():
@@ -138,9 +152,7 @@ def _look(source: Path) -> tuple[_Format | None, list[Path]]:
         return _PICKLE, [source]
     for form in _FORMATS:
         if any(re.search(form.pattern, name) for name in names):
-            # Names as they lie in the folder: an index that names shards could name any path.
-            every = names if form.needs else sorted(path.name for path in folder.iterdir())
-            return form, [folder / name for name in every if re.search(form.pattern, name)]
+            return form, [folder / name for name in names if re.search(form.pattern, name)]
     if source.is_file():
         return None, [source]
     others = [name for name in names if name.endswith(".safetensors")]
@@ -165,9 +177,7 @@ def convert(source: Path) -> Path:
         raise UserError(f"{printable(files[0])}: {error}") from error
     except Exception as error:  # each library has its own
         reason = printable((str(error) or repr(error)).splitlines()[0])
-        raise UserError(
-            f"{printable(files[0])} cannot be read with {found.needs or 'safetensors'}: {reason}"
-        ) from error
+        raise UserError(f"{printable(files[0])} cannot be read with {found.needs}: {reason}") from error
     partial = to.with_name(f"{WEIGHTS_FILE}.incomplete")
     try:
         save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, partial, metadata={"format": "pt"})

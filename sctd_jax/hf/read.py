@@ -1,4 +1,4 @@
-"""A BERT checkpoint in `transformers`' format, checked and read; numbers are read when they are asked for."""
+"""A checkpoint in `transformers`' format, checked and read; numbers are read when they are asked for."""
 
 import contextlib
 import dataclasses
@@ -17,17 +17,11 @@ from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
 from sctd_jax.hf import config_json
 from sctd_jax.hf import names as weights
-from sctd_jax.hf.convert import find_weights
+from sctd_jax.hf.convert import find_weights, shards
 
 _CONFIG_FILE = "config.json"
-# Parts of names that torch's wrappers leave (DataParallel, compile, FSDP), and the name by which a BERT is found.
+# Parts of names that torch's wrappers leave (DataParallel, compile, FSDP).
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_LANDMARK = "embeddings.word_embeddings.weight"
-# Tensors of BERT checkpoints that are not in this network: tasks' heads, and an index that is always 0, 1, 2 ...
-_LEFT_OUT = ("bert.pooler.", "cls.seq_relationship.", "bert.embeddings.position_ids", "classifier.", "qa_outputs.")
-_DECODER_BIAS = "cls.predictions.decoder.bias"
-# Saved a second time by some versions, and what they are tied to.
-_TIED = {"cls.predictions.decoder.weight": weights.WORD_EMBEDDINGS, _DECODER_BIAS: weights.OUTPUT_BIAS}
 _POINTER = b"version https://git-lfs"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LISTED = 12
@@ -50,10 +44,10 @@ class Folder:
 
 
 def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
-    """Look at a `BertForMaskedLM` or `BertModel` checkpoint; every number is checked, and none is kept.
+    """Look at a checkpoint of a kind in `names.LAYOUTS`; every number is checked, and none is kept.
 
-    The source is a folder with `model.safetensors`, `config.json` and a tokenizer (unless `tokenizer_file` is given),
-    or the safetensors file in it.
+    It may lack the MLM head. The source is a folder with `model.safetensors` or its shards, `config.json` and a
+    tokenizer (unless `tokenizer_file` is given), or the safetensors file in it.
     """
     checkpoint = find_weights(source)
     folder = checkpoint.parent
@@ -66,7 +60,9 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
         raise UserError(f"the tokenizer {file} has {count} pieces, but the checkpoint's {_CONFIG_FILE} says {rows}")
     fields["vocab_size"] = count
     config = around(fields, dataclasses.asdict(Config()))
-    taken, left_out, fronts = check_tensors(checkpoint, config.model, rows)
+    first, layout = config_json.first_row(described), weights.LAYOUTS[config.model.family]
+    taken, left_out, fronts = check_tensors(checkpoint, config.model, rows, first)
+    pooler = layout.pooler(taken)
     notes = tokenizer.remarks(file)
     pad, said = loaded.special.pad, described.get("pad_token_id")
     if said not in (None, pad):
@@ -82,22 +78,26 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
 
     def params() -> dict[str, Any]:
         with _opened(checkpoint) as tensors:
-            by_vocabulary = (weights.WORD_EMBEDDINGS, weights.OUTPUT_BIAS)
-            return weights.from_bert(config.model, (
-                (name, tensors.get_tensor(theirs)[: count if name in by_vocabulary else None])
+            by_vocabulary = (layout.word, layout.output_bias)
+            named = (
+                (name, tensors[theirs].get_tensor(theirs)[: count if name in by_vocabulary else None])
                 for name, theirs in taken.items()
-            ))  # fmt: skip
+            )
+            return weights.from_torch(config.model, weights.names(config.model) | pooler, named, first)
 
-    with checkpoint.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file_of_weights in shards(checkpoint):
+        with file_of_weights.open("rb") as content:
+            while part := content.read(1 << 24):
+                digest.update(part)
     return Folder(
         network=fields,
         config=config,
         tokenizer=loaded,
         tokenizer_file=file,
-        tensors=len(taken.keys() - weights.POOLER.keys()),
-        has_head=any(name.startswith(weights.HEAD) for name in taken),
-        digest=digest,
+        tensors=len(taken.keys() - pooler.keys()),
+        has_head=layout.output_bias in taken,
+        digest=digest.hexdigest(),
         left_out=tuple(left_out),
         notes=tuple(notes),
         params=params,
@@ -125,47 +125,62 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def check_tensors(path: Path, model: ModelConfig, rows: int) -> tuple[dict[str, str], list[str], list[str]]:
-    """Check that a safetensors file holds this network, and no number in it that is not finite.
+def check_tensors(
+    path: Path, model: ModelConfig, rows: int, first: int = 0
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """Check that a safetensors file and its shards hold this network, and no number that is not finite.
 
-    The network has the vocabulary of the tokenizer, the file's word embedding `rows`.
+    The network has the vocabulary of the tokenizer, the file's word embedding `rows`; `first` is the row of its
+    position table that the first token reads.
 
     Returns:
-      The file's names of tensors to take by `BertForMaskedLM`'s present ones, a pooler's among them, the names that
+      The file's names of tensors to take by the present ones of `names.names`, a pooler's among them, the names that
       pretraining leaves out, and what was cut from names.
     """
-    with _opened(path) as file:
-        names, fronts = _present_names(path, file.keys())
-        left_out = [theirs for name, theirs in names.items() if name.startswith(_LEFT_OUT)]
-        taken = {name: theirs for name, theirs in names.items() if not name.startswith(_LEFT_OUT)}
-        decoders = {name: taken.pop(name) for name in _TIED if name in taken}
-        if weights.OUTPUT_BIAS not in taken and _DECODER_BIAS in decoders:
-            taken[weights.OUTPUT_BIAS] = decoders.pop(_DECODER_BIAS)
-        _check_fit(path, file, taken, model, rows)
+    layout = weights.LAYOUTS[model.family]
+    with _opened(path) as tensors:
+        names, fronts = _present_names(path, tensors, layout)
+        pooler = layout.pooler(names)
+        left = [name for name in names if name in pooler or name.startswith(layout.left_out)]
+        taken = {name: theirs for name, theirs in names.items() if name not in left}
+        second = {name: taken.pop(name) for name in layout.tied if name in taken}
+        for name in [name for name in second if layout.tied[name] not in taken]:
+            taken[layout.tied[name]] = second.pop(name)
+        _check_fit(path, tensors, taken, model, rows, first)
         # All of them, for a file with one such number is damaged, and fine-tuning takes the pooler too.
-        broken = [theirs for theirs in names.values() if not _is_finite(file, theirs)]
+        broken = [theirs for theirs in names.values() if not _is_finite(tensors[theirs], theirs)]
         if broken:
             raise UserError(f"{path}: numbers that are not finite in {listed(broken)}; take another copy of it")
-        for name, theirs in decoders.items():
-            if not np.array_equal(file.get_tensor(theirs), file.get_tensor(taken[_TIED[name]])):
+        for name, theirs in second.items():
+            tied = taken[layout.tied[name]]
+            if not np.array_equal(tensors[theirs].get_tensor(theirs), tensors[tied].get_tensor(tied)):
                 raise UserError(
-                    f"{path}: {printable(theirs)} differs from {_TIED[name]}, but this network ties the two"
+                    f"{path}: {printable(theirs)} differs from {layout.tied[name]}, but this network ties the two"
                 )
-        return taken | _check_pooler(path, file, names, model.hidden_size), left_out, fronts
+        return taken | _check_pooler(path, tensors, names, model, pooler), [names[name] for name in left], fronts
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[dict[str, Any]]:
+    """The opened file of each tensor by its name."""
+    tensors: dict[str, Any] = {}
+    shard = path
     try:
-        with safe_open(path, framework="np") as file:
-            yield file
+        with contextlib.ExitStack() as stack:
+            for shard in shards(path):
+                file = stack.enter_context(safe_open(shard, framework="np"))
+                for name in file.keys():  # noqa: SIM118
+                    if name in tensors:
+                        raise UserError(f"{shard} holds {printable(name)}, which another shard holds too")
+                    tensors[name] = file
+            yield tensors
     except (SafetensorError, OSError) as error:
-        with contextlib.suppress(OSError), path.open("rb") as start:
+        with contextlib.suppress(OSError), shard.open("rb") as start:
             if start.read(len(_POINTER)) == _POINTER:
                 raise UserError(
-                    f"{path} is Git LFS's pointer to the weights, not the weights: git lfs pull fetches them"
+                    f"{shard} is Git LFS's pointer to the weights, not the weights: git lfs pull fetches them"
                 ) from error
-        raise UserError(f"{path} is not a safetensors file that can be read: {printable(error)}") from error
+        raise UserError(f"{shard} is not a safetensors file that can be read: {printable(error)}") from error
 
 
 def _is_finite(file, name: str) -> bool:
@@ -175,38 +190,45 @@ def _is_finite(file, name: str) -> bool:
         return bool(np.isfinite(np.asarray(file.get_tensor(name), np.float32)).all())
 
 
-def _check_pooler(path: Path, file, names: Mapping[str, str], width: int) -> dict[str, str]:
+def _check_pooler(
+    path: Path, tensors: Mapping[str, Any], names: Mapping[str, str], model: ModelConfig, pooler: weights.Table
+) -> dict[str, str]:
     """The file's names of a pooler's tensors, or none."""
-    there = {name: names[name] for name in weights.POOLER if name in names}
-    if there and len(there) < len(weights.POOLER):
+    there = {name: names[name] for name in pooler if name in names}
+    if there and len(there) < len(pooler):
         raise UserError(f"{path} has half a pooler: {printable(*there.values())} alone")
-    shapes = [tuple(file.get_slice(theirs).get_shape()) for theirs in there.values()]
-    if shapes not in ([], [(width, width), (width,)]):
-        raise UserError(f"{path}: the pooler is {shapes[0]} and {shapes[1]}, expected {width, width} and {(width,)}")
+    shapes, ours = (
+        [tuple(tensors[theirs].get_slice(theirs).get_shape()) for theirs in there.values()],
+        weights.shapes(model),
+    )
+    expected = [weights.shape_in_torch(model, pooler[name], ours) for name in there]
+    if shapes != expected:
+        raise UserError(f"{path}: the pooler is {shapes[0]} and {shapes[1]}, expected {expected[0]} and {expected[1]}")
     return there
 
 
-def _present_names(path: Path, names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """The file's names by `BertForMaskedLM`'s present ones, and what was cut from them.
+def _present_names(path: Path, names: Iterable[str], layout: weights.Layout) -> tuple[dict[str, str], list[str]]:
+    """The file's names by the present ones of `names.names`, and what was cut from them.
 
-    BertModel saves without "bert.", old checkpoints call LayerNorm's leaves otherwise, and a network that was part of
-    another one has the names of its parents in front.
+    A class without a head, as BertModel, saves without "bert.", old checkpoints call LayerNorm's leaves otherwise, and
+    a network that was part of another one has the names of its parents in front.
     """
     found, cut = {}, set()
     plain = {theirs: ".".join(part for part in theirs.split(".") if part not in _WRAPPERS) for theirs in names}
-    fronts = {name.removesuffix(_LANDMARK) for name in plain.values() if f".{name}".endswith(f".{_LANDMARK}")}
+    landmark = layout.word.removeprefix(layout.inner)
+    fronts = {name.removesuffix(landmark) for name in plain.values() if f".{name}".endswith(f".{landmark}")}
     if len(fronts) > 1:
         raise UserError(
             f"{path} holds {len(fronts)} encoders ({listed(sorted(fronts))}), and one is expected: save it alone"
         )
     inner = "".join(fronts)
-    outer = inner.removesuffix("bert.") if f".{inner}".endswith(".bert.") else inner
+    outer = inner.removesuffix(layout.inner) if f".{inner}".endswith(f".{layout.inner}") else inner
     for theirs, name in plain.items():
         cut |= set(theirs.split(".")) & set(_WRAPPERS)
         name = name.removeprefix(inner if name.startswith(inner) else outer)
         for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
             name = name.replace(old, new)
-        name = f"bert.{name}" if name.startswith(("embeddings.", "encoder.", "pooler.")) else name
+        name = f"{layout.inner}{name}" if name.startswith(layout.parts) else name
         if name in found:
             raise UserError(
                 f"{path} holds {printable(name)} twice, as {printable(found[name])} and as {printable(theirs)}"
@@ -215,19 +237,19 @@ def _present_names(path: Path, names: Iterable[str]) -> tuple[dict[str, str], li
     return found, sorted(f"{part}." for part in cut) + ([outer] if outer else [])
 
 
-def _check_fit(path: Path, file, found: Mapping[str, str], model: ModelConfig, rows: int) -> None:
-    shapes = weights.shapes(model)
-    expected = {
-        name: weights.shape_in_bert(model, ours, shapes[ours].shape) for name, ours in weights.names(model).items()
-    }
-    for name in (weights.WORD_EMBEDDINGS, weights.OUTPUT_BIAS):
+def _check_fit(
+    path: Path, tensors: Mapping[str, Any], found: Mapping[str, str], model: ModelConfig, rows: int, first: int
+) -> None:
+    shapes, layout = weights.shapes(model), weights.LAYOUTS[model.family]
+    expected = {name: weights.shape_in_torch(model, ours, shapes, first) for name, ours in weights.names(model).items()}
+    for name in (layout.word, layout.output_bias):
         expected[name] = (rows, *expected[name][1:])
-    has_head = any(name.startswith(weights.HEAD) for name in found)
-    missing = [name for name in expected if name not in found and (has_head or not name.startswith(weights.HEAD))]
+    has_head = any(name.startswith(layout.head) for name in found)
+    missing = [name for name in expected if name not in found and (has_head or not name.startswith(layout.head))]
     unknown = [theirs for name, theirs in found.items() if name not in expected]
     misfits = []
     for name in expected.keys() & found.keys():
-        part = file.get_slice(found[name])
+        part = tensors[found[name]].get_slice(found[name])
         shape, kind = tuple(part.get_shape()), part.get_dtype()
         if shape != expected[name] or kind not in _FLOATS:
             misfits.append(f"{found[name]} is {kind} {shape}, expected a float {expected[name]}")
@@ -237,7 +259,7 @@ def _check_fit(path: Path, file, found: Mapping[str, str], model: ModelConfig, r
         if items
     ]
     if problems:
-        raise UserError(f"{path} does not fit the BERT of its config.json; {'; '.join(problems)}")
+        raise UserError(f"{path} does not fit the {layout.title} of its config.json; {'; '.join(problems)}")
 
 
 def listed(items: Sequence[str]) -> str:

@@ -26,17 +26,18 @@ def write_folder(
     params: Mapping[str, Any],
     tokenizer_file: epath.Path,
     *,
-    table: Mapping[str, tuple[str, ...]],
+    table: names.Table,
     settings: Mapping[str, Any],
 ) -> None:
     """Write weights, `config.json` and a run's tokenizer into a folder that exists.
 
-    The table has the paths of parameters by the names of their tensors (`names.names` or `names.task_names`), the
-    settings are the fields of `config.json` that differ from BertForMaskedLM's.
+    The table is one of `names`, the settings are the fields of `config.json` that differ from those of the class for
+    masked language modelling.
     """
-    write_weights(folder / WEIGHTS_FILE, config, params, table)
     special = write_tokenizer(folder, tokenizer_file, segments=config.type_vocab_size, positions=config.max_positions)
-    _write_json(folder / _CONFIG, config_json.to_json(config, special.pad) | dict(settings))
+    first = names.first_position(config.family, special.pad)
+    write_weights(folder / WEIGHTS_FILE, config, params, table, first)
+    _write_json(folder / _CONFIG, config_json.to_json(config, special) | dict(settings))
 
 
 def write_tokenizer(folder: Path, tokenizer_file: epath.Path, *, segments: int, positions: int) -> SpecialIds:
@@ -76,23 +77,23 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_weights(
-    path: Path, config: ModelConfig, params: Mapping[str, Any], table: Mapping[str, tuple[str, ...]]
-) -> None:
+def write_weights(path: Path, config: ModelConfig, params: Mapping[str, Any], table: names.Table, first: int) -> None:
     """Write parameters as safetensors, one by one: `safetensors.numpy` wants all of them at once, in torch's layout.
+
+    `first` is the row of the position table that the first token reads.
 
     The format is that of github.com/huggingface/safetensors: the header's length u64, the header, the numbers.
     """
     leaves = flatten_dict(params)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, at in table.items():
-        shape = names.shape_in_bert(config, at, leaves[at].shape)
+    for name, paths in table.items():
+        shape = names.shape_in_torch(config, paths, leaves, first)
         begin, end = end, end + 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": (begin, end)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for at in table.values():
-            file.write(names.to_bert(config, at, leaves[at]).astype("<f4", copy=False).data)
+        for paths in table.values():
+            file.write(names.to_torch(config, paths, leaves, first).astype("<f4", copy=False).data)

@@ -13,6 +13,7 @@ import yaml
 
 from sctd_jax.config import ModelConfig
 from sctd_jax.errors import UserError, printable
+from sctd_jax.hf.names import LAYOUTS, Table
 
 _FORMS = {
     "license": (r"[a-z0-9][a-z0-9.+-]*", "an id of huggingface.co/docs/hub/repositories-licenses, as apache-2.0"),
@@ -98,8 +99,8 @@ class Model:
 
     config: ModelConfig
     params: Mapping[str, Any]
-    table: Mapping[str, tuple[str, ...]]  # paths in `params` by the names of the tensors
-    settings: Mapping[str, Any]  # fields of config.json that differ from BertForMaskedLM's
+    table: Table  # leaves of `params` by the names of the tensors
+    settings: Mapping[str, Any]  # fields of config.json that differ from those of a model for masked language modelling
     card: Card
     step: int
 
@@ -139,7 +140,7 @@ def render(model: Model, said: Said) -> str:
     parts = [
         f"---\n{head}---",
         f"# {printable(card.title)}",
-        f"A BERT encoder, {card.how}.",
+        f"A {LAYOUTS[network.family].title} encoder, {card.how}.",
         _bullets(facts),
         "## Use",
         f"```python\n{card.use}```",

@@ -97,7 +97,7 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
             facts=[*facts, f"Command: `{read_command(workdir)}`"],
             use=_FILL_MASK.format(text=f"the {mask} of the United States"),
             limits=[f"It reads at most {config.model.max_positions} tokens at once.", *by_us, *_LIMITS],
-            tags=["bert", "sctd_jax", *(_TAGS.get(method, ()) if metadata else ())],
+            tags=[config.model.family, "sctd_jax", *(_TAGS.get(method, ()) if metadata else ())],
             language=["en"] if metadata and is_trial else [],
             results=[Result({"type": "unknown", "name": data}, "loss", name, line["eval/loss"]) for line in there[-1:]],
             scored=False,

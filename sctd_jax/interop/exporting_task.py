@@ -1,4 +1,4 @@
-"""A fine-tuned model as `transformers`' BertForSequenceClassification, ...MultipleChoice or ...QuestionAnswering."""
+"""A fine-tuned model as the `transformers` class of its family for text classification, choices or answers."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +16,12 @@ from sctd_jax.tasks.task import Task
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.workdir import read_command
 
-# Head -> the class in transformers and the pipeline that runs it.
+# Head -> the end of the class's name in transformers and the pipeline that runs it.
 _CLASSES = {
-    "classification": ("BertForSequenceClassification", "text-classification"),
-    "regression": ("BertForSequenceClassification", "text-classification"),
-    "multiple_choice": ("BertForMultipleChoice", "multiple-choice"),
-    "span": ("BertForQuestionAnswering", "question-answering"),
+    "classification": (weights.SEQUENCE, "text-classification"),
+    "regression": (weights.SEQUENCE, "text-classification"),
+    "multiple_choice": (weights.CHOICE, "multiple-choice"),
+    "span": (weights.ANSWER, "question-answering"),
 }
 _METRICS = {"macro_f1": "f1", "f1a": "f1", "mcc": "matthews_correlation", "pearson": "pearsonr",
             "spearman": "spearmanr", "em": "exact_match", "accuracy_mm": "accuracy"}  # fmt: skip
@@ -63,19 +63,20 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
         raise UserError(f"{workdir}: the classifier of {name} reads the marked words; transformers has no such class")
     run = open_run(workdir, log)
     reached, found = run.read(step)
-    architecture, pipeline = _CLASSES[task.head]
+    model, (head, pipeline) = run.config.model, _CLASSES[task.head]
+    architecture = weights.LAYOUTS[model.family].classes + head
     started = "random weights" if settings["random_init"] else settings["init"]
     limits = [
-        f"It reads at most {run.config.model.max_positions} tokens at once; rows of fine-tuning had at most "
+        f"It reads at most {model.max_positions} tokens at once; rows of fine-tuning had at most "
         f"{settings['max_length']}.",
         "Its scores are of the development set, by which checkpoints are chosen: of other text expect less.",
         "Whatever is one-sided or wrong in the texts of its training may be so in the model; nobody has measured it.",
     ]
     dataset, _ = task.hub
     return Model(
-        config=run.config.model,
+        config=model,
         params=found["params"],
-        table=weights.task_names(run.config.model, task.head == "span"),
+        table=weights.task_names(model, head),
         settings={"architectures": [architecture], **_labels(task, task.names or settings["labels"])},
         card=Card(
             title=workdir.name,
@@ -89,7 +90,7 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
             ],
             use=_USES.get(task.head) or _classify(task, settings),
             limits=limits,
-            tags=["bert", "sctd_jax", name],
+            tags=[model.family, "sctd_jax", name],
             language=["en"] if dataset else [],
             # A folder of the hub's cache is called by its model.
             base_model=["/".join(ids) for ids in re.findall(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", started)],

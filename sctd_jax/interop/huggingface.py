@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         ("dataset", "dataset of the hub"),
     ):
         add(f"--{name}", action="append", default=[], help=f"for the model card, {what}; may be repeated")
-    add = commands.add_parser("import", help="a BERT from transformers -> a workdir to start from").add_argument
+    add = commands.add_parser("import", help="a model from transformers -> a workdir to start from").add_argument
     add("--from", required=True, dest="source", help="folder, or model.safetensors in it")
     add("--workdir", required=True, type=local_path, help="folder to write, which must not exist")
     add("--tokenizer", type=local_path, help="tokenizer's file, or a folder with it; default: beside --from")

@@ -1,4 +1,4 @@
-"""A BERT checkpoint in `transformers`' format -> a workdir that later runs start from."""
+"""A checkpoint in `transformers`' format -> a workdir that later runs start from."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,12 +24,11 @@ def import_model(
     recipe: Mapping[str, Mapping[str, Any]],
     log: Callable[[str], None],
 ) -> None:
-    """Make `workdir` a run at step 0 with the parameters of a `BertForMaskedLM` or `BertModel` checkpoint.
+    """Make `workdir` a run at step 0 with the parameters of a checkpoint, as `hf.read.read_folder` reads it.
 
-    `source` is a folder with `model.safetensors`, `config.json` and a tokenizer, or the safetensors file in it; a
-    `tokenizer_file` stands for the one beside the weights. The folder `workdir`, which must not exist yet, appears only
-    when complete; its config has the sections of `recipe`, but for the network. `log` receives what was left out or
-    initialised, and the next command.
+    A `tokenizer_file` stands for the one beside the weights. The folder `workdir`, which must not exist yet, appears
+    only when complete; its config has the sections of `recipe`, but for the network. `log` receives what was left out
+    or initialised, and the next command.
     """
     if workdir.exists():
         raise UserError(f"{workdir} exists already; choose another --workdir")

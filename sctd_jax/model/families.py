@@ -4,7 +4,12 @@ from sctd_jax.config import ModelConfig
 from sctd_jax.model import bert, modernbert, roberta
 from sctd_jax.model.family import Family
 
-FAMILIES: dict[str, Family] = {"bert": bert.FAMILY, "roberta": roberta.FAMILY, "modernbert": modernbert.FAMILY}
+# RoBERTa's network has three names, so that an export is of the class that was imported.
+FAMILIES: dict[str, Family] = {
+    "bert": bert.FAMILY,
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), roberta.FAMILY),
+    "modernbert": modernbert.FAMILY,
+}
 
 
 def layer_flops(model: ModelConfig, layer: int, queries: int, context: int, all_tokens: bool = False) -> float:

@@ -1,0 +1,133 @@
+"""RoBERTa's family and ModernBERT against `transformers` in its own environment (tests/interop_families.py)."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from sctd_jax.hf import names
+from sctd_jax.hf.read import read_folder
+from sctd_jax.interop import importing
+from sctd_jax.models import open_model, open_run
+from sctd_jax.pretrain.model import make_model
+from tests import small
+from tests.test_interop import export, needs_peer, real_lines, run_peer
+
+KINDS = ("roberta", "xlm-roberta", "camembert", "modernbert")
+LENGTHS = {"modernbert": (128, 512, 1024, 2048)}
+TYPES = ("float32", "bfloat16", "float16")
+# Largest deviations that are float32's: logits reach 10, gradients are compared in units of their tensor's largest.
+LOGITS, GRADIENT = 1e-4, 1e-4
+
+
+@pytest.fixture(scope="module")
+def created(tmp_path_factory):
+    """Models that `transformers` made, and its answers."""
+    out = tmp_path_factory.mktemp("families")
+    (out / "lines.txt").write_text("\n".join(" ".join(line.split()) for line in real_lines(300)))
+    run_peer("interop_families.py", "create", out, out / "lines.txt")
+    return out
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request, created):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def answers(created, kind):
+    return np.load(created / f"{kind}.npz", allow_pickle=False)
+
+
+def opened(folder):
+    """(parameters, config to compute in float32)."""
+    model = open_model(str(folder), print)
+    return model.params(), dataclasses.replace(
+        model.config, model=dataclasses.replace(model.config.model, dtype="float32")
+    )  # fmt: skip
+
+
+def forward(config, params, ids, mask):
+    """(embeddings and layers' outputs, logits [B, N, V])."""
+
+    def states_and_logits(network):
+        embedded = network.encoder.embeddings(ids, jnp.zeros_like(ids), True)
+        output, states = network.encoder(ids, mask)
+        return (embedded, *states), network.mlm_logits(output)
+
+    return make_model(config).apply({"params": params}, method=states_and_logits)
+
+
+@needs_peer
+@pytest.mark.parametrize("dtype", TYPES)
+def test_logits_are_those_of_transformers_at_every_length(created, kind, answers, dtype):
+    params, config = opened(created / kind / dtype)
+    assert config.model.family == kind
+    run = jax.jit(lambda params, ids, mask: forward(config, params, ids, mask)[1])
+    lengths = LENGTHS.get(kind, (128, 512))
+    for length in lengths if dtype == "float32" else lengths[:1]:
+        ids, mask = answers[f"ids_{length}"], answers[f"mask_{length}"]
+        theirs = answers[f"logits_{dtype}_{length}" if length == lengths[0] else f"logits_{length}"]
+        ours = run(params, jnp.asarray(ids, jnp.int32), jnp.asarray(mask))
+        deviation = np.abs(ours - theirs)[mask].max()
+        print(f"{kind} {dtype} {length}: logits' largest deviation {deviation:.1e} of {np.abs(theirs[mask]).max():.1f}")
+        assert deviation < LOGITS
+        assert theirs[mask].std() > 0.3  # a network that says something
+
+
+@needs_peer
+def test_states_loss_and_the_gradient_of_every_parameter_are_those_of_torch(created, kind, answers):
+    params, config = opened(created / kind / "float32")
+    ids, mask = jnp.asarray(answers["ids_128"], jnp.int32), jnp.asarray(answers["mask_128"])
+    labels = answers["labels"]
+    there = jnp.asarray(labels >= 0)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_of(params):
+        log_BNV = jax.nn.log_softmax(forward(config, params, ids, mask)[1])
+        picked_BN = jnp.take_along_axis(log_BNV, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+        return -(picked_BN * there).sum() / there.sum()
+
+    loss, gradient = loss_of(params)
+    assert loss == pytest.approx(float(answers["loss"]), rel=1e-5)
+    states, _ = jax.jit(lambda params: forward(config, params, ids, mask))(params)
+    states = np.stack(states)
+    assert states.shape == answers["hidden"].shape
+    layers = [np.abs(a - b)[mask].max() for a, b in zip(states, answers["hidden"], strict=True)]
+    print(f"{kind}: states' largest deviation by layer {[f'{d:.1e}' for d in layers]}")
+    assert max(layers) < 1e-4
+    leaves, table = flatten_dict(gradient), names.names(config.model)
+    first = names.first_position(kind, config_of(created, kind)["pad_token_id"])
+    theirs = {name.removeprefix("grad."): answers[name] for name in answers.files if name.startswith("grad.")}
+    theirs = {names.LAYOUTS[kind].tied.get(name, name): gradient for name, gradient in theirs.items()}
+    assert theirs.keys() == table.keys()
+    deviations = {}
+    for name, paths in table.items():
+        mine = names.to_torch(config.model, paths, leaves, first)
+        deviations[name] = np.abs(mine - theirs[name]).max() / max(np.abs(theirs[name]).max(), 1e-3)
+    worst = max(deviations, key=deviations.get)
+    print(f"{kind}: {len(deviations)} gradients, largest relative deviation {deviations[worst]:.1e} ({worst})")
+    assert deviations[worst] < GRADIENT
+
+
+def config_of(created, kind):
+    return json.loads((created / kind / "float32" / "config.json").read_text())
+
+
+@needs_peer
+def test_models_come_in_go_out_and_transformers_loads_them_without_a_warning(created, tmp_path):
+    recipe = small.get_config().to_dict()
+    for kind in KINDS:
+        source, back = created / kind / "float32", created / kind / "back"
+        importing.import_model(source, tmp_path / kind, tokenizer_file=None, recipe=recipe, log=print)
+        assert open_run(tmp_path / kind, print).config.model.family == kind
+        export(tmp_path / kind, back)
+        before, after = read_folder(source), read_folder(back)
+        jax.tree.map(np.testing.assert_array_equal, after.params(), before.params())
+        assert after.network == before.network
+    run_peer("interop_families.py", "check", created, created / "lines.txt")
