@@ -39,7 +39,8 @@ def get_config(init: str = "") -> ConfigDict:
     if not isinstance(model, dict) or not tokenizers:
         raise ValueError(
             f"--config=configs/continued.py:WORKDIR wants the workdir of a run or an import, found {init!r}; a model "
-            "of transformers becomes one by python -m sctd_jax.interop.huggingface import --from FOLDER --workdir WORKDIR"
+            "of transformers becomes one by python -m sctd_jax.interop.huggingface import --from FOLDER --workdir "
+            "WORKDIR"
         )
     config = _RECIPES[model["family"]].get_config()
     config.model.update(model)
