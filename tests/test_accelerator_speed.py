@@ -87,6 +87,16 @@ def test_ours_is_measured_without_a_peer_that_fails_which_the_table_says(tmp_pat
     assert setting["steps"]["drop"]["times_peer"] is None
 
 
+def test_a_setting_of_which_no_row_fits_is_said_in_table_and_json(tmp_path, monkeypatch):
+    def measure(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(train_step, "measure", measure)
+    *_, last = speed.run(bench(tmp_path))
+    assert last.endswith("not even one row fits in the device's memory")
+    assert len(json.loads((tmp_path / "speed.json").read_text())["does_not_fit"]) == 1
+
+
 def test_an_error_of_ours_is_not_taken_for_the_peers(monkeypatch):
     def measure(*args):
         raise UserError("config.train.batch_size is wrong")

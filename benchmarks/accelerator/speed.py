@@ -63,7 +63,7 @@ def run(bench: Bench) -> Iterator[str]:
     peer, why = find_peer(device)
     report: dict[str, Any] = {
         "device": device.device_kind, "peak_flops": chip and chip.flops, "peer": str(peer or why), "settings": [],
-        "left_out_for_time": [],
+        "does_not_fit": [], "left_out_for_time": [],
     }  # fmt: skip
     if not chip:
         yield f"no MFU: the peak of a {device.device_kind} is not known"
@@ -80,6 +80,8 @@ def run(bench: Bench) -> Iterator[str]:
             with_peer, reason = None, "left out for time"
         fits, timings, failure = measure(setting, bench.smoke, with_peer)
         if fits is None:
+            report["does_not_fit"].append(setting.title)
+            bench.save("speed", report)
             yield f"{setting.title}: not even one row fits in the device's memory"
             continue
         values = figures(timings, chip and chip.flops)
