@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.accelerator.comparing import worst
 from benchmarks.accelerator.part import Bench
-from sctd_jax.config import MeshConfig
+from sctd_jax.config import MeshConfig, ModelConfig
 from sctd_jax.model import attention
 from sctd_jax.model.attention import Attend
 from sctd_jax.parallel import mesh as meshes
@@ -120,9 +120,12 @@ def drawn(kernel: Callable[[int], Attend]) -> dict[str, Any]:
     unit = jnp.broadcast_to(jnp.eye(n, dtype=jnp.bfloat16)[None, :, None], zeros.shape)
     mask = jnp.ones((16, n), bool)
 
+    # As a training program is compiled.
+    options = attention.compiler_options(ModelConfig(attention="cudnn", attention_dropout=_RATE))
+
     def program(seed: int):
         attend = kernel(seed)
-        return jax.jit(lambda value: attend(zeros, zeros, value, mask, _RATE, None)).lower(unit).compile()
+        return jax.jit(lambda value: attend(zeros, zeros, value, mask, _RATE, None)).lower(unit).compile(options)
 
     first, same, other = (program(seed) for seed in (0, 0, 1))
     drawn, of_same, of_other, later = (np.asarray(p(unit), np.float32) for p in (first, same, other, first))
