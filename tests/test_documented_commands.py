@@ -79,12 +79,6 @@ REWRITES = [
         (rf"^({PRETRAIN}(?!.* --config\.data\.).*)$", r"\1 --config.data.rows=rows"),
         (rf"^({PRETRAIN}.*)$", rf"\1 --config.data.documents=paragraph {SMALL}"),
         (rf"^({PRETRAIN}random_ltd.*)$", r"\1 --config.dropping.keep_schedule=0:8,1:16"),
-        # They differ in values from the recipes that train here; that they are valid is held by test_config.py.
-        (rf"^{PRETRAIN}(large|random|presets/\w+)\.py.*$", DEMO),
-        (
-            r"--config\.init=labels/minilm --config\.task=boolq.*$",
-            "--config.task=boolq --config.init=RUN --config.data_dir=SuperGLUE",
-        ),
         (r"--config\.init=(RUN|runs/mine)", "--config.init=runs/base"),
         (rf"^({MAIN}--mode=(finetune|sweep) .*)$", r"\1 --config.max_length=32 --config.epochs=1"),
         (r" --workdir=runs/sweep", ""),
@@ -123,6 +117,7 @@ NAMED = {
     "make interop": INSTALLS,
     "make tpu": INSTALLS,
     "make peer": INSTALLS,
+    "make constraints": INSTALLS,
     "make labels": INSTALLS,
     "pip install *": INSTALLS,
     "pip download *": INSTALLS,
@@ -279,6 +274,15 @@ def test_a_documented_command_runs(answered, line):
     status, output = answered[line]
     assert status == 0, f"{RUN[line].place}: {RUN[line].text}\nrun as {line}\n{output}"
     assert output, line
+
+
+def test_the_readme_shows_the_lines_that_a_run_prints(answered):
+    """By how they begin, for their numbers are of another size; the note is of the embedded corpus."""
+    shown = next(block.text for block in blocks(helpers.ROOT / "README.md") if "kept tokens" in block.text)
+    shown, printed = shown[shown.index("     devices") :], answered[rewritten("make demo")][1]
+    names, words = (re.compile(text, re.M) for text in (r"^ *([A-Za-z][A-Za-z ]*?)  \S", r"^[a-z-]+"))
+    assert names.findall(printed) == names.findall(shown) != []
+    assert set(words.findall(shown)) - set(words.findall(printed)) <= {"note"}
 
 
 def test_every_entry_of_the_tables_is_of_a_documented_command():
