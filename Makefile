@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 ACCELERATOR ?= --minutes 8 --out runs/accelerator
 
-.PHONY: accelerator compat demo help interop labels lint peer test tpu venv
+.PHONY: accelerator compat constraints demo help interop labels lint peer test tpu venv
 
 demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
@@ -54,6 +54,13 @@ compat:  ## the fast tests on another Python with the newest libraries, or anoth
 	rm -rf build
 	.venv-compat/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|numpy) '
 	.venv-compat/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+constraints: venv  ## launch/constraints.txt anew: what images and TPU VMs take, the newest that pyproject.toml allows
+	$(BIN)/pip install --quiet --disable-pip-version-check --target .uv uv
+	UV_CUSTOM_COMPILE_COMMAND="make constraints" .uv/bin/uv pip compile --quiet --upgrade --no-annotate \
+		--python-version 3.13 --python-platform x86_64-manylinux_2_31 --extra tpu --extra cuda \
+		--output-file launch/constraints.txt pyproject.toml
+	rm -r .uv
 
 lint: venv  ## what CI asks of the code's form
 	$(BIN)/ruff check .

@@ -4,16 +4,19 @@ python benchmarks/train_step.py [--config configs/tiny.py] [--repeats 7] [--peer
 
 Without --config: 12 layers x 256 (V 8192, N 128, K 64, P 19, batch 16, dropout 0.1, f32), then BERT-base, the time to
 compile configs/base.py, and the table of targets in docs/performance.md. Rows are random ids on one device. Medians,
-with the spread; only ratios within one run count, absolute times drift. --peer needs `make peer`. --smoke shows in
-seconds that all of it runs, at toy sizes.
+with the spread; only ratios within one run count, absolute times drift. --peer wants torch and
+transformers: `make peer`. --smoke shows in seconds that all of it runs, at toy sizes.
 """
 
+import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,12 +36,13 @@ from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, run_command
 from sctd_jax.huge_pages import restart_with_huge_pages
 from sctd_jax.model.attention import platform_of
+from sctd_jax.objective.masking import MaskedBatch
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import step
 from sctd_jax.pretrain.flops import plain_step_flops, step_flops
 from sctd_jax.pretrain.model import initial_state, settle, state_layout
 from sctd_jax.pretrain.report import matmul_flops_per_second
-from sctd_jax.pretrain.step import compile_programs, compile_train_step, programs_needed
+from sctd_jax.pretrain.step import compile_programs, compile_train_step, mask_batch, programs_needed
 from sctd_jax.train.step import peak_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -117,80 +121,116 @@ def compile_step(config: Config, mesh, kind: str) -> jax.stages.Compiled:
         return compile_train_step(config, SPECIAL, variant, mesh, state_layout(config, SPECIAL, mesh))
 
 
+def peer_python() -> Path | None:
+    """A Python that has torch and transformers: this one, or that of `make peer` or `make interop`; or None."""
+    if all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        return Path(sys.executable)
+    environments = (ROOT / name / "bin" / "python" for name in (".venv-peer", ".venv-interop"))
+    return next(filter(Path.is_file, environments), None)
+
+
 class Peer:
-    """benchmarks/peer_pytorch.py on a config's shapes, asleep between its steps."""
+    """benchmarks/peer_pytorch.py on a config's shapes and on masked rows, asleep between its steps.
 
-    def __init__(self, config: Config, python: Path):
-        sizes = dataclasses.asdict(config.model) | {
-            "batch_size": config.train.batch_size,
-            "seq_len": config.data.seq_len,
-            "num_predicted": config.num_predicted,
-        }
-        command = [python, ROOT / "benchmarks" / "peer_pytorch.py", json.dumps(sizes)]
-        # Started as a user of PyTorch would: without our setting of the allocator, which does not help it.
-        environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.versions = self._read()
+    Raises UserError where it fails, with the last line that it has said.
+    """
 
-    def step(self) -> float:
-        """Seconds of one step."""
-        self._process.stdin.write("\n")
+    def __init__(self, config: Config, python: Path, batch: MaskedBatch):
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        names = ("input_ids_BN", "positions_BP", "targets_BP")
+        with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+            np.savez(file, **{name: np.asarray(getattr(batch, name)) for name in names})
+            file.flush()
+            sizes = dataclasses.asdict(config.model) | {
+                "batch_size": config.train.batch_size,
+                "seq_len": config.data.seq_len,
+                "device": "cuda" if jax.default_backend() == "gpu" else "cpu",
+                "batch": file.name,
+            }
+            command = [python, ROOT / "benchmarks" / "peer_pytorch.py", json.dumps(sizes)]
+            # Started as a user of PyTorch would: without our setting of the allocator, which does not help it.
+            environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment
+            )
+            self.facts = self._read()
+
+    def steps(self, count: int) -> float:
+        """Seconds of one of so many steps, the clock read at both ends; `facts` then has the bytes it needed."""
+        self._process.stdin.write(f"{count}\n")
         self._process.stdin.flush()
-        return float(self._read())
+        self.facts |= self._read()
+        return self.facts["seconds"]
 
-    def _read(self) -> str:
-        if not (line := self._process.stdout.readline()):
-            sys.exit(f"the peer ended with status {self._process.wait()}")
-        return line.strip()
+    def _read(self) -> dict:
+        if line := self._process.stdout.readline():
+            return json.loads(line)
+        status = self._process.wait()
+        self._log.seek(0)
+        said = self._log.read().strip().splitlines() or ["it said nothing"]
+        self.close()
+        raise UserError(f"the peer, benchmarks/peer_pytorch.py, ended with status {status}: {said[-1]}")
 
     def close(self) -> None:
         """End the process."""
-        self._process.stdin.close()
+        for file in (self._process.stdin, self._process.stdout, self._log):
+            file.close()
         self._process.wait()
 
 
-def measure(title: str, config: Config, kinds: tuple[str, ...], repeats: int, peer_python: Path | None) -> Timing:
-    """Every repeat times each kind of step once, on a state of its own."""
+def measure(
+    title: str, config: Config, kinds: tuple[str, ...], repeats: int, peer_python: Path | None, steps: int = 1
+) -> Timing:
+    """Every repeat times so many steps of each kind, one kind after the other, on one state.
+
+    An accelerator runs them one behind the other as in training, the clock read at both ends.
+    """
     mesh = meshes.make_mesh(config.mesh)
     rng = np.random.default_rng(0)
     rows = rng.integers(5, config.model.vocab_size, (config.train.batch_size, config.data.seq_len), dtype=np.int32)
     rows[:, 0], rows[:, -1] = SPECIAL.cls, SPECIAL.sep
     tokens = meshes.put_batch(mesh, len(rows), rows)
-    compiled, compile_seconds = {}, {}
-    for kind in kinds:
-        started = time.perf_counter()
-        compiled[kind] = compile_step(config, mesh, kind)
-        compile_seconds[kind] = time.perf_counter() - started
-    layout = state_layout(config, SPECIAL, mesh)
-    new_state = jax.jit(lambda: initial_state(config, SPECIAL), out_shardings=meshes.shardings(layout))
-    states = {kind: new_state() for kind in kinds}
-    peer = Peer(config, peer_python) if peer_python else None
+    with contextlib.ExitStack() as stack:
+        # Ready and asleep before ours is compiled: on a GPU XLA times kernels meanwhile.
+        peer = None
+        if peer_python:
+            batch = mask_batch(config, SPECIAL, jax.random.key(0), tokens)
+            peer = stack.enter_context(contextlib.closing(Peer(config, peer_python, batch)))
+        compiled, compile_seconds = {}, {}
+        for kind in kinds:
+            started = time.perf_counter()
+            compiled[kind] = compile_step(config, mesh, kind)
+            compile_seconds[kind] = time.perf_counter() - started
+        layout = state_layout(config, SPECIAL, mesh)
+        state = jax.jit(lambda: initial_state(config, SPECIAL), out_shardings=meshes.shardings(layout))()
 
-    def ours(kind: str) -> float:
-        started = time.perf_counter()
-        states[kind], metrics = compiled[kind](states[kind], tokens)
-        jax.block_until_ready((states[kind].params, metrics))
-        return time.perf_counter() - started
+        def ours(kind: str) -> float:
+            nonlocal state
+            started = time.perf_counter()
+            for _ in range(steps):
+                state, metrics = compiled[kind](state, tokens)
+            jax.block_until_ready((state.params, metrics))
+            return (time.perf_counter() - started) / steps
 
-    runs: dict[str, Callable[[], float]] = {kind: lambda kind=kind: ours(kind) for kind in kinds}
-    if peer:
-        runs[PEER] = peer.step
-    for run in runs.values():
-        run()
-    found = [{kind: run() for kind, run in runs.items()} for _ in range(repeats)]
-    if peer:
-        peer.close()
+        runs: dict[str, Callable[[], float]] = {kind: lambda kind=kind: ours(kind) for kind in kinds}
+        if peer:
+            runs[PEER] = lambda: peer.steps(steps)
+        for run in runs.values():
+            run()
+        found = [{kind: run() for kind, run in runs.items()} for _ in range(repeats)]
     seconds = {kind: np.array([values[kind] for values in found]) for kind in runs}
     flops = {kind: plain_step_flops(config) if kind == PLAIN else step_flops(config, kind) for kind in kinds}
     interval = config.dropping.sc_interval
     if CONSISTENCY in kinds:
         for values in (seconds, flops):
             values[AVERAGE] = ((interval - 1) * values[DROP] + values[CONSISTENCY]) / interval
-    flops[PEER] = plain_step_flops(config)
     memory = {kind: peak_bytes(compiled[kind]) for kind in kinds}
-    return Timing(title, config, seconds, flops, memory, compile_seconds, peer.versions if peer else "")
+    if peer:
+        flops[PEER] = plain_step_flops(config)
+        for values, name in ((memory, "peak_bytes"), (compile_seconds, "compile_seconds")):
+            if peer.facts[name] is not None:
+                values[PEER] = peer.facts[name]
+    return Timing(title, config, seconds, flops, memory, compile_seconds, peer.facts["versions"] if peer else "")
 
 
 def seconds_to_compile(config: Config) -> float:
@@ -302,13 +342,13 @@ def main() -> None:
     parser.add_argument("--config", help="a recipe; default: the settings of the table of targets")
     parser.add_argument("--repeats", type=number(int, 1), default=7)
     parser.add_argument("--peer", choices=("pytorch",), help="measure it too, interleaved")
-    parser.add_argument("--peer-python", type=Path, default=ROOT / ".venv-peer" / "bin" / "python")
+    parser.add_argument("--peer-python", type=Path, help="a Python with torch and transformers; default: that of here")
     parser.add_argument("--out", type=Path, help="folder for a JSON and a PNG")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, whose figures say nothing")
     args = parser.parse_args()
-    peer = args.peer_python if args.peer else None
-    if peer and not peer.is_file():
-        parser.error(f"{peer}: no such file; `make peer` makes that environment")
+    peer = args.peer_python or peer_python() if args.peer else None
+    if args.peer and not (peer and peer.is_file()):
+        parser.error(f"--peer: {peer or 'torch and transformers'}: not there; `make peer` makes one that has them")
     size = toy if args.smoke else (lambda config: config)
     matmul = matmul_flops_per_second()
     device = jax.devices()[0].device_kind

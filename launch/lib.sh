@@ -1,10 +1,15 @@
 # shellcheck shell=bash
 # What the launch scripts share; sourced, not run.
 
-# What everything is installed with on a machine with TPUs; the version is requirements.txt's.
-# shellcheck disable=SC2034  # for the scripts that source this
-readonly jax_version=0.10.2
 dry_run='' flags=() arguments=()
+
+# Everything in .venv, for an accelerator: tpu, or cuda. The images' own Python is older; uv brings one.
+install_stack() {
+    python3 -m pip install --quiet uv
+    python3 -m uv venv --quiet --clear --python 3.13 .venv
+    python3 -m uv pip install --quiet --python .venv/bin/python --constraint launch/constraints.txt \
+        --requirement pyproject.toml --extra "$1"
+}
 
 # What stands before -- into flags, without --dry-run; what stands behind it, the run's own, into arguments.
 split() {

@@ -20,13 +20,9 @@ check() {
     if running; then die "a run is going on on this worker (process $(<"$state/pid")): stop it first"; fi
 }
 
-# The images' own Python is older than 3.11; uv brings one.
 setup() {
     check
-    python3 -m pip install --quiet --user uv
-    python3 -m uv venv --quiet --clear --python 3.11 .venv
-    python3 -m uv pip install --quiet --python .venv/bin/python --no-deps -r requirements.txt
-    python3 -m uv pip install --quiet --python .venv/bin/python "jax[tpu]==$jax_version"
+    install_stack tpu
     .venv/bin/python -c 'import sctd_jax.config'
     echo "sctd_jax worker: installed"
 }

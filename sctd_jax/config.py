@@ -106,9 +106,9 @@ class DataConfig:
     rows: str = field("", "folder that data.prepare wrote; '' prepares `input` under prepared_dir", rerun=True)
     prepared_dir: str = field("data/prepared", "folder of the rows that are prepared from `input`", rerun=True)
     seq_len: int = field(512, "N, tokens of a row", at_least(8))
-    tokenizer: str = field("", "SentencePiece model, tokenizer.json or vocab.txt to use; '' trains one", rerun=True)
+    tokenizer: str = field("", "tokenizer to use: a file, or the folder of a model or run; '' trains one", rerun=True)
     # The 12 MB of the trial corpus support no unigram vocabulary of 30,522 pieces.
-    tokenizer_type: Literal["unigram", "bpe"] = field("bpe", "kind of the tokenizer that is trained")
+    tokenizer_type: Literal["unigram", "bpe", "byte_bpe"] = field("bpe", "kind of the tokenizer that is trained")
     heldout_share: float = field(0.01, "share of the documents that evaluations read", BELOW_ONE)
     seed: int = field(0, "seed of what is held out and of the tokenizer's sample", NOT_NEGATIVE)
     keep_zwnj: bool = field(True, "a tokenizer that is trained takes zero-width non-joiners for letters, not spaces")
@@ -117,9 +117,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or LAMB and the learning-rate schedule."""
+    """The rule of the updates and the learning-rate schedule."""
 
-    name: Literal["adamw", "lamb"] = field("adamw", "rule of the updates")
+    name: Literal["adamw", "lamb", "muon", "stable_adamw"] = field(
+        "adamw", "rule of the updates; 'muon': of the layers' and the head's matrices, the rest by AdamW"
+    )
     learning_rate: float = field(1e-4, "peak of the rate, after the warm-up", NOT_NEGATIVE, rerun=True)
     warmup_steps: int = field(10_000, "steps from 0 to the peak", NOT_NEGATIVE, rerun=True)
     schedule: Literal["linear", "cosine", "wsd"] = field(
@@ -129,6 +131,7 @@ class OptimizerConfig:
         0, "steps from the peak to 0 with 'wsd'; 0: at the peak to the end", NOT_NEGATIVE, rerun=True
     )
     decay_shape: Literal["1-sqrt", "linear"] = field("1-sqrt", "curve of these steps", rerun=True)
+    muon_beta: float = field(0.95, "share of the old momentum that a step of 'muon' leaves", BELOW_ONE)
     beta1: float = field(0.9, "share of the old first moment that a step leaves", BELOW_ONE)
     beta2: float = field(0.999, "share of the old second moment that a step leaves", BELOW_ONE)
     eps: float = field(1e-6, "number added to the root of the second moment", POSITIVE)

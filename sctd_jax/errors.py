@@ -30,6 +30,7 @@ class TryAgainError(UserError):
 
 TRY_AGAIN_STATUS = 75  # sysexits.h: a temporary failure; launch/babysit.sh runs the command again on it
 _CLOUD_LIBRARIES = ("gcsfs", "google", "aiohttp")  # their exceptions have no common base
+_REPEAT_SECONDS = 0.5  # until a signal's exception that was lost is raised again
 
 
 def printable(text: object) -> str:
@@ -69,30 +70,47 @@ def run_command(command: Callable[[], int]) -> int:
     after SIGTERM or Ctrl-C.
 
     SIGTERM becomes an exception like Ctrl-C, so that temporary files are removed on the way out; the training
-    loop puts its own handlers in the place of both.
+    loop puts its own handlers in the place of both. An exception can be lost where it lands: compiled modules pass over
+    any while they are imported, and so does Python in `__del__`. So each of the two signals starts a timer, and the
+    exception is raised again until the command ends, except while one is being handled: nothing disturbs a clean-up.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding shall end no run
-    received = [signal.SIGINT]
+    received = []
 
     def interrupt(signum, frame):
-        received.append(signum)
+        if signum != signal.SIGALRM:
+            received.append(signum)
+        elif _follows_interrupt(sys.exception()):
+            return
+        signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS, _REPEAT_SECONDS)
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    handled = [signal.SIGTERM, signal.SIGALRM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores Ctrl-C
+        handled.append(signal.SIGINT)
+    previous = {number: signal.signal(number, interrupt) for number in handled}
     try:
         return command()
-    except UserError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return TRY_AGAIN_STATUS if isinstance(error, TryAgainError) else 2
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _CLOUD_LIBRARIES:
+    except (Exception, KeyboardInterrupt) as error:
+        if _follows_interrupt(error):
+            signum = received[-1] if received else signal.SIGINT
+            print(f"stopped by signal {signum}; what was saved before is there", file=sys.stderr)
+            return 128 + signum
+        cloud = type(error).__module__.partition(".")[0] in _CLOUD_LIBRARIES
+        if not cloud and not isinstance(error, UserError):
             raise
-        print(f"error: the bucket failed: {printable(error)}", file=sys.stderr)
-        return TRY_AGAIN_STATUS
-    except KeyboardInterrupt:
-        print(f"stopped by signal {received[-1]}; what was saved before is there", file=sys.stderr)
-        return 128 + received[-1]
+        print(f"error: {'the bucket failed: ' if cloud else ''}{printable(error)}", file=sys.stderr)
+        return TRY_AGAIN_STATUS if cloud or isinstance(error, TryAgainError) else 2
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _follows_interrupt(error: BaseException | None) -> bool:
+    """Whether the error is a KeyboardInterrupt, or was raised while one was handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None

@@ -61,6 +61,7 @@ CONFIG: list[Change] = [
     Added("model.local_rope_theta", 10_000.0),
     Added("optimizer.decay_steps", 0),
     Added("optimizer.decay_shape", "1-sqrt"),
+    Added("optimizer.muon_beta", 0.95),
     Added("train.init_step", -1),
     Added("train.init_takes", "params"),
 ]

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks import train_step
 from benchmarks.accelerator import __main__ as command
 from benchmarks.accelerator import comparing
 from benchmarks.accelerator.part import Bench
@@ -57,6 +58,13 @@ def test_a_part_that_raises_is_reported_and_the_next_one_goes_on(bench):
     assert written["one"] == 1
     assert "ValueError: of the\nsecond" in written["error"]
     assert (bench.out / "table.txt").read_text() == command.table([failed, fine])
+
+
+def test_a_part_that_finds_something_wrong_has_failed(bench):
+    body = 'bench.save("kernels", {"wrong": ["R 1, N 2"]}); yield "R 1, N 2: WRONG"'
+    (outcome,) = command.run_parts(["kernels"], bench, starts({"kernels": body}))
+    assert (outcome.failed, outcome.lines) == (True, ["R 1, N 2: WRONG"])
+    assert "error" not in json.loads((bench.out / "kernels.json").read_text())
 
 
 def test_a_part_that_goes_on_past_its_time_is_ended_with_what_it_started_and_loses_nothing(bench):
@@ -125,13 +133,13 @@ def test_a_deviation_is_relative_to_its_leaf_and_nan_is_the_largest():
 
 @pytest.mark.slow
 def test_smoke_runs_every_part(tmp_path):
-    names = "numbers,kernels,speed,whole_run,study"
+    names = "numbers,kernels,speed,whole_run,batches,study"
     line = [sys.executable, "-m", "benchmarks.accelerator", "--smoke", "--minutes", "30", "--out", str(tmp_path)]
     line += ["--study", "--parts", names]
     done = subprocess.run(line, cwd=helpers.ROOT, env=helpers.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == (tmp_path / "table.txt").read_text()
-    machine, numbers, kernels, speed, whole, study = (
+    machine, numbers, kernels, speed, whole, batches, study = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("machine", *names.split(","))
     )
     assert machine["platform"] == "cpu"
@@ -145,14 +153,18 @@ def test_smoke_runs_every_part(tmp_path):
     assert whole["bit_equal"]
     assert 50 <= whole["resumed_at_step"] <= whole["killed_at_step"] + 10
     assert whole["losses_before_the_kill"]["equal"]
-    assert whole["loader_seconds_a_batch"] > 0
+    assert 0 <= whole["uninterrupted"]["batch_wait_share"] < 1
     curve = study["methods"]["drop"]["curve"]
     assert len(curve) == 5
     assert curve[-1]["loss"] < curve[0]["loss"]
     assert kernels["kernel"] == "splash"
     steps = speed["settings"][0]["steps"]
-    assert list(steps) == ["plain full", "full", "drop", "consistency", "ScTD average", "random-LTD"]
+    peer = [train_step.PEER] if train_step.peer_python() else []
+    assert list(steps) == ["plain full", "full", "drop", "consistency", *peer, "ScTD average", "random-LTD"]
     for values in steps.values():
         assert values["tokens_per_second"] == pytest.approx(4 * 32 / values["seconds"])
     assert steps["drop"]["flops"] < steps["full"]["flops"] < steps["plain full"]["flops"]
-    assert not any("error" in values for values in (machine, numbers, kernels, speed, whole, study))
+    (cell,) = batches["cells"]
+    assert (cell["fits"], cell["too_many"], cell["finished"]) == (4, None, True)
+    found = (machine, numbers, kernels, speed, whole, batches, study)
+    assert not any("error" in values or values.get("wrong") for values in found)

@@ -1,7 +1,9 @@
 """The part of benchmarks.accelerator that times steps."""
 
 import json
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,19 +12,25 @@ import pytest
 from benchmarks import train_step
 from benchmarks.accelerator import speed
 from benchmarks.accelerator.part import Bench
+from sctd_jax.errors import UserError
 
 
 def bench(tmp_path, seconds=100.0, smoke=True):
     return Bench(smoke, tmp_path, time.monotonic() + seconds, print)
 
 
-def test_figures_of_a_step_by_hand():
+def timing(seconds, peer=""):
+    """Figures of drop steps of 4 rows of 32, and of other kinds with seconds."""
     config = speed.config_of(speed.Setting("BERT-base", 32, 4), "sctd", smoke=True)
-    timing = train_step.Timing(
-        title="", config=config, seconds={"drop": np.array([3.0, 1.0, 2.0])}, flops={"drop": 8e9},
-        memory={"drop": 2**30}, compile_seconds={"drop": 5.0}, peer="",
+    return train_step.Timing(
+        title="", config=config, seconds={kind: np.array(values) for kind, values in seconds.items()},
+        flops=dict.fromkeys(seconds, 8e9), memory={"drop": 2**30}, compile_seconds={"drop": 5.0}, peer=peer,
     )  # fmt: skip
-    found = speed.figures([timing, timing], 1e10)
+
+
+def test_figures_of_a_step_by_hand():
+    drop = timing({"drop": [3.0, 1.0, 2.0]})
+    found = speed.figures([drop, drop], 1e10)
     assert list(found) == ["drop", "random-LTD"]
     assert (found["drop"]["seconds"], found["drop"]["tokens_per_second"], found["drop"]["mfu"]) == (2.0, 64.0, 0.4)
     assert speed.line("drop", found["drop"]).split() == [
@@ -30,10 +38,19 @@ def test_figures_of_a_step_by_hand():
     ]  # fmt: skip
 
 
+def test_ours_is_told_as_so_many_times_the_peers_speed():
+    with_peer = timing({"drop": [2.0], train_step.PEER: [3.0]}, "PyTorch 9")
+    found = speed.figures([with_peer, timing({"drop": [4.0]})], None)
+    assert {kind: values["times_peer"] for kind, values in found.items()} == {
+        "drop": 1.5, train_step.PEER: 1.0, "random-LTD": 0.75,
+    }  # fmt: skip
+    assert "1.50 x PyTorch" in speed.line("drop", found["drop"])
+
+
 def test_rows_that_do_not_fit_are_halved_and_another_error_is_not_swallowed(monkeypatch):
     tried = []
 
-    def measure(title, config, kinds, repeats, peer):
+    def measure(title, config, kinds, repeats, peer, steps):
         tried.append(config.train.batch_size)
         if config.train.batch_size > limit:
             raise jax.errors.JaxRuntimeError(message)
@@ -41,14 +58,87 @@ def test_rows_that_do_not_fit_are_halved_and_another_error_is_not_swallowed(monk
 
     monkeypatch.setattr(train_step, "measure", measure)
     setting, limit, message = speed.Setting("BERT-base", 32, 8), 3, "RESOURCE_EXHAUSTED: Out of memory"
-    fits, timings = speed.measure(setting, smoke=True)
+    fits, timings, _ = speed.measure(setting, smoke=True)
     assert (fits.rows, len(timings)) == (2, 2)
     assert tried == [8, 4, 2, 2]
     limit = 0
-    assert speed.measure(setting, smoke=True) == (None, [])
+    assert speed.measure(setting, smoke=True) == (None, [], None)
     message = "INTERNAL: something else"
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         speed.measure(setting, smoke=True)
+
+
+def test_ours_is_measured_without_a_peer_that_fails_which_the_table_says(tmp_path, monkeypatch):
+    asked = []
+
+    def measure(title, config, kinds, repeats, peer, steps):
+        asked.append(peer)
+        if peer:
+            raise UserError("the peer ended with status 1: out of memory")
+        return timing({"drop": [2.0]})
+
+    monkeypatch.setattr(train_step, "measure", measure)
+    monkeypatch.setattr(train_step, "peer_python", lambda: Path("python"))
+    assert "  PyTorch: the peer ended with status 1: out of memory" in list(speed.run(bench(tmp_path)))
+    assert asked == [Path("python"), None, None]
+    (setting,) = json.loads((tmp_path / "speed.json").read_text())["settings"]
+    assert setting["peer"] == "the peer ended with status 1: out of memory"
+    assert setting["steps"]["drop"]["times_peer"] is None
+
+
+def test_an_error_of_ours_is_not_taken_for_the_peers(monkeypatch):
+    def measure(*args):
+        raise UserError("config.train.batch_size is wrong")
+
+    monkeypatch.setattr(train_step, "measure", measure)
+    with pytest.raises(UserError, match="batch_size is wrong"):
+        speed.measure(speed.Setting("BERT-base", 32, 8), True, Path("python"))
+
+
+def test_a_machine_without_torch_says_so_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_step, "measure", lambda *args: timing({"drop": [2.0]}))
+    monkeypatch.setattr(train_step, "peer_python", lambda: None)
+    lines = list(speed.run(bench(tmp_path)))
+    assert [line for line in lines if "PyTorch" in line] == [
+        "PyTorch: not compared: no torch and transformers are here; make peer, or make interop"
+    ]
+    assert "torch" in json.loads((tmp_path / "speed.json").read_text())["peer"]
+
+
+def pretended_peer(folder, monkeypatch, body):
+    """A peer without PyTorch in the place of benchmarks/peer_pytorch.py; it has read its sizes and rows."""
+    (folder / "benchmarks").mkdir()
+    start = "import json, sys\nimport numpy as np\nsizes = json.loads(sys.argv[1])\nrows = np.load(sizes['batch'])\n"
+    (folder / "benchmarks" / "peer_pytorch.py").write_text(start + body)
+    monkeypatch.setattr(train_step, "ROOT", folder)
+
+
+def test_the_peer_takes_our_masked_rows_and_is_timed_in_turn(tmp_path, monkeypatch):
+    body = """
+assert sizes["device"] == "cpu" and sizes["num_layers"] == 4
+shape = [list(rows[name].shape) for name in ("input_ids_BN", "positions_BP", "targets_BP")]
+masked = int((rows["input_ids_BN"] == 4).sum())  # [MASK]
+print(json.dumps({"versions": f"{shape} {masked > 0}", "compile_seconds": 7.0}), flush=True)
+for number, count in enumerate(sys.stdin):
+    print(json.dumps({"seconds": number + int(count) / 10, "peak_bytes": 2**20}), flush=True)
+"""
+    pretended_peer(tmp_path, monkeypatch, body)
+    config = speed.config_of(speed.Setting("BERT-base", 32, 4), "sctd", smoke=True)
+    found = train_step.measure("", config, ("drop",), 2, Path(sys.executable), 3)
+    assert found.peer == "[[4, 32], [4, 5], [4, 5]] True"
+    assert found.seconds[train_step.PEER].tolist() == [1.3, 2.3]  # the first is not counted
+    assert (found.memory[train_step.PEER], found.compile_seconds[train_step.PEER]) == (2**20, 7.0)
+
+
+@pytest.mark.parametrize("when", ["before it is ready", "in a step"])
+def test_a_peer_that_ends_is_an_error_of_one_line_with_its_last(tmp_path, monkeypatch, when):
+    ready = 'print(json.dumps({"versions": "", "compile_seconds": None}), flush=True)\nsys.stdin.readline()\n'
+    end = 'sys.exit("first\\nOutOfMemoryError: 3 GiB")\n'
+    pretended_peer(tmp_path, monkeypatch, (ready if when == "in a step" else "") + end)
+    config = speed.config_of(speed.Setting("BERT-base", 32, 4), "sctd", smoke=True)
+    monkeypatch.setattr(train_step, "compile_step", lambda *args: lambda state, tokens: (state, {}))
+    with pytest.raises(UserError, match=r"ended with status 1: OutOfMemoryError: 3 GiB$"):
+        train_step.measure("", config, ("drop",), 1, Path(sys.executable))
 
 
 def test_what_there_is_no_time_for_is_said(tmp_path):

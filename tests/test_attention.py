@@ -196,9 +196,40 @@ def test_without_cudnn_attention_is_plain_and_says_so():
     assert "no cudnn: JAX finds no cuDNN" in text
 
 
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [(8_907, r"cuDNN 9\.0\.0 or newer is needed, found 8\.9\.7"), (90_000, None), (91_200, None)],
+)
+def test_a_cudnn_that_is_too_old_leaves_attention_plain_in_one_line(monkeypatch, version, expected):
+    monkeypatch.setattr(attention.binding, "check_cudnn_version", lambda: version)
+    config, text = settle(long_config(**BF16), "gpu")
+    assert config.model.attention == ("plain" if expected else "cudnn")
+    assert "\n" not in text
+    if expected:
+        assert re.search(rf"\(no cudnn: {expected}\)", text)
+        with pytest.raises(UserError, match=expected):
+            settle(long_config(model__attention="cudnn", **BF16), "gpu")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_what_jax_itself_refuses_is_known_before_a_program_is_made(with_cudnn, monkeypatch, rate):
+    """As it does on compute capability 10.3 with a cuDNN before 9.11."""
+
+    def check(*args, **kwargs):
+        raise NotImplementedError("Compute capability 10.3 requires\ncuDNN version >= 9.11.")
+
+    monkeypatch.setattr(attention.binding, "check_is_flash_attention", check)
+    said = r"with cuDNN 9\.12\.0 refuses it \(Compute capability 10\.3 requires cuDNN version >= 9\.11\)"
+    config, text = settle(long_config(**BF16), "gpu")
+    assert config.model.attention == "plain"
+    assert re.search(said, text)
+    with pytest.raises(UserError, match=said):
+        settle(long_config(model__attention="cudnn", **BF16, model__attention_dropout=rate), "gpu")
+
+
 def test_a_binding_without_dropout_is_not_asked_for_it(with_cudnn, monkeypatch):
     monkeypatch.setattr(attention.binding, "dot_product_attention", lambda query, key, value: None)
-    with pytest.raises(UserError, match=r"does not pass on model\.attention_dropout, which is 0\.1"):
+    with pytest.raises(UserError, match=r"refuses it \(.*unexpected keyword argument"):
         settle(long_config(model__attention="cudnn", **BF16, **DROPOUT), "gpu")
 
 

@@ -139,7 +139,7 @@ def test_the_kept_tokens_of_a_step_follow_the_schedule():
             {"optimizer__schedule": "wsd", "optimizer__decay_steps": 7},
             ["optimizer.decay_steps", "(7)", "train.steps (6)"],
         ),
-        ({"optimizer__name": "sgd"}, ["optimizer.name", "adamw, lamb"]),
+        ({"optimizer__name": "sgd"}, ["optimizer.name", "adamw, lamb, muon, stable_adamw"]),
         ({"train__init_step": 3}, ["train.init_step", "(3)", "train.init"]),
         ({"train__init_takes": "state"}, ["train.init_takes", "(state)", "train.init"]),
         ({"mesh__data": 0}, ["mesh.data", "found 0"]),

@@ -48,6 +48,29 @@ def test_single_text_and_pair():
     assert pair.rows[0].second == 5
 
 
+def test_two_separators_stand_between_the_texts_of_a_model_of_one_segment():
+    """RoBERTa's pairs, in each kind of head; a model of two segments has BERT's, whatever its tokenizer does."""
+    first, second = "They lead us", "He leads them now"
+    tokenizer = dataclasses.replace(words_tokenizer(first, second), pair_separators=2)
+    example = Example(0, first, second, label=0, marked=(Span(0, 5, 9), Span(1, 3, 8)))
+    (feature,) = encode_all(tokenizer, [example], "classification", 9, segments=1)
+    assert feature.rows[0].ids.tolist() == [CLS, 5, 6, 7, SEP, SEP, 8, 9, SEP]  # cut to 9 tokens, the separators too
+    assert feature.rows[0].second == 6
+    assert feature.marked == ((2, 2), (7, 7))
+    (feature,) = encode_all(tokenizer, [Example(0, first)], "classification", 9, segments=1)
+    assert feature.rows[0].ids.tolist() == [CLS, 5, 6, 7, SEP]
+    choices = Example(0, "us", choices=("He", "now"))
+    (feature,) = encode_all(tokenizer, [choices], "multiple_choice", 9, segments=1)
+    assert [row.ids.tolist() for row in feature.rows] == [[CLS, 7, SEP, SEP, 8, SEP], [CLS, 7, SEP, SEP, 11, SEP]]
+    passage = Example("q", "us", second, answers=(Answer("leads them", 3),))
+    (feature,) = encode_all(tokenizer, [passage], "span", 9, segments=1)
+    assert feature.rows[0].ids.tolist() == [CLS, 7, SEP, SEP, 8, 9, 10, 11, SEP]
+    assert feature.answer == (5, 6)
+    assert [second[start:end] for start, end in feature.spans[4:8]] == second.split()
+    (feature,) = encode_all(tokenizer, [example], "classification", 16)
+    assert feature.rows[0].ids.tolist() == [CLS, 5, 6, 7, SEP, 8, 9, 10, 11, SEP]
+
+
 def test_a_hidden_label_is_encoded_as_any():
     (feature,) = encode_all(words_tokenizer("a"), [Example(0, "a")], "classification", 16)
     assert feature.label == 0.0

@@ -1,8 +1,13 @@
+import contextlib
 import io
+import os
+import signal
 import sys
+import time
 
 import pytest
 
+from sctd_jax import errors
 from sctd_jax.errors import TRY_AGAIN_STATUS, TryAgainError, UserError, run_command, say, shown
 
 FORGED = "tensor x\nerror: forged\x1b[31m\r\u2028\udcff unknown"
@@ -28,3 +33,69 @@ def test_a_terminal_of_another_encoding_ends_no_command_and_a_command_to_copy_is
     assert stream.buffer.getvalue() == b"\\u0434\n"
     command = f"curves: python -m sctd_jax.plot {'x ' * 99}y"
     assert shown(command, 100) == command
+
+
+class _Closing:
+    """An object whose end is interrupted: Python passes over what `__del__` raises."""
+
+    def __init__(self, signum):
+        self.signum = signum
+
+    def __del__(self):
+        os.kill(os.getpid(), self.signum)
+        time.sleep(0)
+
+
+def _lost_in_a_bare_except(signum):
+    with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), signum)
+        time.sleep(10)
+
+
+def _lost_twice(signum):
+    _lost_in_a_bare_except(signum)
+    with contextlib.suppress(BaseException):
+        time.sleep(10)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("lose", [_Closing, _lost_in_a_bare_except, _lost_twice])
+def test_a_signal_whose_exception_is_lost_ends_the_command_all_the_same(capsys, monkeypatch, signum, lose):
+    monkeypatch.setattr(errors, "_REPEAT_SECONDS", 0.01)
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
+    kept = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)]
+
+    def command():
+        lose(signum)
+        time.sleep(5)
+        return 0
+
+    assert run_command(command) == 128 + signum
+    assert capsys.readouterr().err == f"stopped by signal {signum}; what was saved before is there\n"
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)] == kept
+
+
+def test_a_repeated_signal_disturbs_no_clean_up_and_no_error_on_the_way_hides_it():
+    done = []
+
+    def command():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as interrupt:
+            with contextlib.suppress(ValueError):
+                signal.raise_signal(signal.SIGALRM)
+                raise ValueError from None
+            done.append("cleaned")
+            raise ImportError("a module that names every failure so") from interrupt
+
+    assert run_command(command) == 128 + signal.SIGTERM
+    assert done == ["cleaned"]
+
+
+def test_ctrl_c_that_the_shell_had_ignored_stays_ignored():
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run_command(lambda: signal.raise_signal(signal.SIGINT) or 7) == 7
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -107,7 +107,7 @@ def test_transformers_sees_the_same_models(runs, tmp_path, monkeypatch):
 
 
 def test_pairs_of_an_export_are_those_of_fine_tuning_whatever_the_tokenizer_does_with_them(rows):
-    """BERT's own gives segment 1 to a model of one segment; RoBERTa's has two separators, and one segment always."""
+    """BERT's own gives segment 1 to a model of one segment; RoBERTa's has two separators, and one segment."""
     names = {role: f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
     special = SpecialIds(*range(5))
     vocab = {piece: i for i, piece in enumerate([*names.values(), "a", "b"])}
@@ -116,10 +116,10 @@ def test_pairs_of_an_export_are_those_of_fine_tuning_whatever_the_tokenizer_does
     roberta.post_processor = tokenizers.processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))
     for kind in (bert, roberta, tokenizer_json.convert(tokenizer.find(epath.Path(rows)).read_bytes(), special)):
         a, b = (kind.encode(text, add_special_tokens=False).ids for text in ("a b", "b"))
-        for segments, second in ((2, 1), (1, 0), (3, 1)):
-            pair = tokenizer_json.framed(kind, special, segments).encode("a b", "b")
-            assert pair.ids == [2, *a, 3, *b, 3]
-            assert pair.type_ids == [0] * (len(a) + 2) + [second] * (len(b) + 1)
+        for segments, second, between in ((2, 1, 1), (1, 0, 1), (3, 1, 1), (1, 0, 2)):
+            pair = tokenizer_json.framed(kind, special, segments, between).encode("a b", "b")
+            assert pair.ids == [2, *a, *[3] * between, *b, 3]
+            assert pair.type_ids == [0] * (len(a) + 1 + between) + [second] * (len(b) + 1)
 
 
 def test_the_export_is_the_best_checkpoint_with_its_labels(runs, tmp_path):

@@ -43,9 +43,13 @@ def assert_killing_ends_the_other(processes, killed):
 
 
 def one(workdir, rows, **overrides):
-    """The same run in one process, on up to eight devices."""
-    sizes = {"mesh__data": 4, **overrides}
-    return train_and_evaluate(helpers.config(data__rows=str(rows), **sizes), workdir, lambda line: None)
+    """The end of the same run in one process, on one device or up to eight."""
+    config = helpers.config(data__rows=str(rows), **{"mesh__data": 1, **overrides})
+    return train_and_evaluate(config, workdir, lambda line: None).state
+
+
+# What moves is the state; `helpers.ONE_LAYER` has each kind of leaf.
+ONE_LAYER = {"dropping__method": "full", "model__num_layers": 1}
 
 
 def assert_same_state(a, b):
@@ -56,17 +60,20 @@ def assert_same_state(a, b):
 
 
 @pytest.fixture(scope="module")
-def pair(rows, tmp_path_factory):
-    """Workdir, exit statuses and outputs of the same run in two processes."""
-    workdir = tmp_path_factory.mktemp("pair") / "run"
-    return workdir, *helpers.end(helpers.start_pair(workdir, rows, "--config.mesh.tensor=2"))
+def alone(rows, tmp_path_factory):
+    """Workdir and end of an uninterrupted run of one layer in one process, with checkpoints at 3 and 6."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    return workdir, one(workdir, rows, **ONE_LAYER)
 
 
 @pytest.fixture(scope="module")
-def alone(rows, tmp_path_factory):
-    """Workdir and end of an uninterrupted run in one process, with checkpoints at 3 and 6."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    return workdir, one(workdir, rows).state
+def moved(alone, rows, tmp_path_factory):
+    """Workdir, exit statuses and outputs of two processes that go on with that run from 3: its 6 is damaged."""
+    workdir = shutil.copytree(alone[0], tmp_path_factory.mktemp("moved") / "run")
+    files = [path for path in (workdir / "checkpoints" / "6").rglob("*") if path.is_file()]
+    max(files, key=lambda path: path.stat().st_size).unlink()
+    processes = helpers.start_pair(workdir, rows, *helpers.ONE_LAYER, "--config.mesh.fsdp=4")
+    return workdir, *helpers.end(processes)
 
 
 def stored(workdir):
@@ -76,36 +83,38 @@ def stored(workdir):
         return checkpoints.restore(shape, print, 6)
 
 
-def test_two_processes_do_what_one_does_and_the_first_speaks_for_both(alone, pair):
-    workdir, statuses, (first, second) = pair
+def test_two_processes_do_what_one_does_and_the_first_speaks_for_both(rows, tmp_path):
+    """ScTD: consistency steps and those between them are different programs."""
+    workdir = tmp_path / "pair"
+    statuses, (first, second) = helpers.end(helpers.start_pair(workdir, rows, "--config.mesh.tensor=2"))
     assert statuses == [0, 0], first + second
-    assert_same_state(stored(workdir), alone[1])
+    assert_same_state(stored(workdir), one(tmp_path / "run", rows))
     assert "--process_id=0" in (workdir / "command.txt").read_text()
     for words in ("process 0 of 2, 2 devices", "4 x cpu, 2 host(s)", "data 2 x fsdp 1 x tensor 2", "done: 6 steps"):
         assert words in first
     assert "process 1 of 2" in second
     assert "step" not in second
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == len((alone[0] / "metrics.jsonl").read_text().splitlines())
+    assert len(lines) == len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
 
 
-def test_a_run_moves_from_two_processes_to_one_with_more_devices(alone, pair, rows, tmp_path):
-    shutil.copytree(pair[0], tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
-    moved = one(tmp_path / "run", rows, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
-    assert_same_state(moved.state, alone[1])
-
-
-def test_a_run_moves_from_one_process_to_two_on_another_mesh_past_a_damaged_checkpoint(alone, rows, tmp_path):
-    shutil.copytree(alone[0], tmp_path / "run")
-    files = [path for path in (tmp_path / "run" / "checkpoints" / "6").rglob("*") if path.is_file()]
-    max(files, key=lambda path: path.stat().st_size).unlink()
-    statuses, (first, second) = helpers.end(helpers.start_pair(tmp_path / "run", rows, "--config.mesh.fsdp=4"))
+def test_a_run_moves_from_one_process_to_two_on_another_mesh_past_a_damaged_checkpoint(alone, moved):
+    workdir, statuses, (first, second) = moved
     assert statuses == [0, 0], first + second
     assert "is damaged and passed over" in first
     assert "Traceback" not in first + second
     assert "resuming at step 3" in first
-    assert_same_state(stored(tmp_path / "run"), alone[1])
+    assert_same_state(stored(workdir), alone[1])
+
+
+def test_a_run_moves_from_two_processes_to_one_with_more_devices(alone, moved, rows, tmp_path):
+    for name, workdir in (("alone", alone[0]), ("moved", moved[0])):
+        shutil.copytree(workdir, tmp_path / name)
+    on_all = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    assert_same_state(
+        one(tmp_path / "moved", rows, **ONE_LAYER, train__steps=8, **on_all),
+        one(tmp_path / "alone", rows, **ONE_LAYER, train__steps=8),
+    )
 
 
 # The command, but a silent process counts as dead after a sixth of the time.

@@ -483,7 +483,7 @@ def test_files_that_are_not_there_or_damaged(source):
     (source / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440449768\n")
     refused(source, r"model.safetensors is Git LFS's pointer to the weights, not the weights: git lfs pull")
     (source / "vocab.txt").unlink()
-    refused(source, r"holds no tokenizer \(tokenizer.model, tokenizer.json, vocab.txt\); name one with --tokenizer")
+    refused(source, r"holds no tokenizer \(tokenizer.model, tokenizer.json, .*, vocab.txt\); name one with --tokenizer")
     (source / WEIGHTS).rename(source / "model.fp16.safetensors")
     refused(source, r"no model.safetensors there; name .*model.fp16.safetensors if it is what you mean")
     (source / "model.fp16.safetensors").unlink()

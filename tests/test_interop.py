@@ -24,7 +24,6 @@ from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
 from sctd_jax.hf import write
-from sctd_jax.hf.read import find_tokenizer
 from sctd_jax.interop import exported as exported_module
 from sctd_jax.interop import exporting, huggingface, importing
 from sctd_jax.models import open_run
@@ -353,7 +352,7 @@ def test_tokenizers_have_the_ids_of_transformers_whatever_lies_beside_them(creat
     texts = json.loads((created / "tokenizers.json").read_text())
     for folder in sorted((created / "tokenizers").iterdir()):
         expected, size = json.loads((folder / "expected.json").read_text())
-        loaded = tokenizer.load(find_tokenizer(folder))
+        loaded = tokenizer.load(folder)
         assert len(loaded.pieces) == size, folder.name
         for text, ids, theirs in zip(texts, loaded.encode(texts), expected, strict=True):
             assert ids.tolist() == theirs, (folder.name, text)

@@ -76,7 +76,7 @@ def test_a_dry_run_prints_the_command_and_runs_nothing(cluster):
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (["--config=configs/base.py"], {"PYTHON": "/nowhere/python"}, "make venv"),
+        (["--config=configs/base.py"], {"PYTHON": "/nowhere/python"}, "pip install -c launch/constraints.txt"),
         (["--config=configs/base.py"], {"PATH": "/nowhere"}, "no program srun here: this is a job for Slurm"),
         ([], {}, "the run's own arguments are missing"),
     ],
@@ -87,3 +87,19 @@ def test_what_is_missing_is_said_and_nothing_is_called(cluster, arguments, envir
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not calls
+
+
+@pytest.mark.parametrize("in_environment", [True, False])
+def test_makes_own_variable_for_the_python_to_install_is_not_the_scripts_for_the_one_to_run(in_environment):
+    """launch/ starts the run with $PYTHON, where that is set."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--no-print-directory", "-f", "-", "show"]
+    if in_environment:
+        environment["PYTHON"] = "python3.99"
+    else:
+        command += ["PYTHON=python3.99"]
+    rules = "include Makefile\nshow:\n\t@echo '$(PYTHON)' \"$${PYTHON-unset}\"\n"
+    done = subprocess.run(
+        command, input=rules, env=environment, cwd=helpers.ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "python3.99 unset\n"

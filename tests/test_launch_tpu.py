@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from tests import helpers
 
@@ -467,13 +469,42 @@ def test_gke_dry_runs(cloud, command):
         assert shlex.split(printed[-1][-1].removeprefix("--command="))[-3:] == list(ODD)
 
 
-def test_images_and_recipes_ask_for_the_pinned_jax():
-    pinned = re.search(r"^jax==(\S+)", (helpers.ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
-    assert f"readonly jax_version={pinned}" in (LAUNCH / "lib.sh").read_text()
-    for name in ("Dockerfile", "sky.yaml", "slurm.sbatch"):
-        asked = re.findall(r"jax\[[^]]*\]==([\d.]+)", (LAUNCH / name).read_text())
-        assert asked
-        assert set(asked) == {pinned}, name
+def test_what_images_and_slices_install_is_pinned_whole_and_within_the_tested_ranges():
+    project = tomllib.loads((helpers.ROOT / "pyproject.toml").read_text())["project"]
+    lines = (LAUNCH / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    normal = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    for text in project["dependencies"]:
+        asked = Requirement(text)
+        assert asked.specifier.contains(normal[asked.name.lower().replace("_", "-")]), text
+    assert {"libtpu", "jax-cuda13-plugin"} <= normal.keys()
+    assert normal["jax"] == normal["jaxlib"] == normal["jax-cuda13-plugin"]
+
+
+def test_a_slice_and_an_image_install_the_same_for_the_same_python(cloud, tmp_path):
+    task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
+    shutil.copytree(LAUNCH, tmp_path / "launch")
+    (tmp_path / "pyproject.toml").symlink_to(helpers.ROOT / "pyproject.toml")
+    cloud._program("python3", f'printf "%q " "$@" >> {tmp_path}/asked; echo >> {tmp_path}/asked; {INSTALL}')
+    worker = ["bash", "launch/worker.sh", "setup"]
+    for command, extra in ((["bash", "-c", task["setup"]], "cuda"), (worker, "tpu")):
+        (tmp_path / "asked").unlink(missing_ok=True)
+        env = cloud.environment() | {"ACCELERATOR": extra, "SCTD_JAX_STATE": str(tmp_path / "state")}
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        _, environment, install = [shlex.split(line) for line in (tmp_path / "asked").read_text().splitlines()]
+        options = dict(zip(words := install[4:], words[1:], strict=False))
+        python = environment[environment.index("--python") + 1]
+        assert options["--extra"] == extra
+        for file in (options["--constraint"], options["--requirement"]):
+            assert (tmp_path / file).is_file()
+    image = (LAUNCH / "Dockerfile").read_text()
+    assert f"FROM python:{python}-slim\n" in image
+    assert "--constraint launch/constraints.txt --requirement pyproject.toml --extra" in image
+    assert f"--python-version {python} " in (helpers.ROOT / "Makefile").read_text()
+    extras = tomllib.loads((helpers.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = re.findall(r"ACCELERATOR[=:] ?(\w+)", image + (LAUNCH / "sky.yaml").read_text())
+    assert set(asked) == {"tpu", "cuda"} <= extras.keys()
 
 
 def test_the_sky_recipe_runs_the_command_with_its_environment(cloud, tmp_path):

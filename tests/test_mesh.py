@@ -12,25 +12,31 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from sctd_jax.errors import UserError
+from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel import sharding
 from sctd_jax.parallel.sharding import shard
 from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.step import compile_programs, mask_batch, programs_needed, variant_at
+from sctd_jax.train.optimizer import make_optimizer
 from sctd_jax.train.step import state_shape
 from tests import helpers
 
 SHAPES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "2x2x2": (2, 2, 2), "4x2x1": (4, 2, 1)}
-# Every other step of ScTD is token dropping's; its selector takes the most important tokens and random ones. A compiler
-# takes twice as long over ScTD's two passes with dropout, which one mesh has with the plain selector.
+# One program each: a compiler's time is what this file costs. random_ltd's is a drop step, ScTD's a consistency step,
+# which is a full pass and a drop pass.
 METHODS = {
     "full": {"dropping__method": "full", "model__num_layers": 2},
     "random_ltd": {"dropping__method": "random_ltd", **helpers.DROPOUT},
-    "sctd": {
-        "dropping__method": "sctd", "dropping__sc_interval": 2, "dropping__selector": "importance+random",
+    "sctd": {"dropping__sc_interval": 1, "dropping__selector": "importance+random"},
+    # Layers 0 and 3 are global; 1, 2 and 4 local, 2 and 3 drop. RoBERTa's network is BERT's.
+    "modernbert": {
+        "model__family": "modernbert", "model__num_layers": 5, "model__global_every": 3, "model__local_attention": 8,
+        "model__type_vocab_size": 1, "dropping__sc_interval": 1, "dropping__first_layer": 2,
     },
-    "sctd-dropout": {"dropping__method": "sctd", "dropping__sc_interval": 2, **helpers.DROPOUT},
 }  # fmt: skip
+MODERN = [(shape, "modernbert") for shape in SHAPES]
+DROPPING = [(shape, method) for shape in SHAPES if shape != "4x2x1" for method in ("random_ltd", "sctd")]
 
 
 def config_on(shape, **overrides):
@@ -42,7 +48,9 @@ def config_on(shape, **overrides):
 @functools.partial(jax.jit, static_argnums=0)
 def start(layers):
     """Every mesh and method starts alike."""
-    return initial_state(config_on((1, 1, 1), dropping__method="full", model__num_layers=layers), helpers.SPECIAL)
+    values = METHODS["modernbert"] if layers == METHODS["modernbert"]["model__num_layers"] else {}
+    overrides = {**values, "dropping__method": "full", "model__num_layers": layers}
+    return initial_state(config_on((1, 1, 1), **overrides), helpers.SPECIAL)
 
 
 def shape_on(config):
@@ -60,7 +68,8 @@ def compiled(config):
 def run(config, steps=5, scale=0.0):
     """State and metrics after some steps on the config's mesh, from parameters that are moved by `scale`."""
     mesh, fns, state = meshes.make_mesh(config.mesh), compiled(config), start(config.model.num_layers)
-    state = state.replace(params=helpers.moved(state.params, scale))
+    params = helpers.moved(state.params, scale)
+    state = state.replace(params=params, opt_state=make_optimizer(config.optimizer).init(params))
     state = jax.device_put(state, meshes.shardings(shape_on(config)))
     history = []
     for step in range(steps):
@@ -77,18 +86,13 @@ def on_one_device(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("shape", "method"),
-    # 4x2x1 splits the rows as 8x1x1 and the parameters as 2x2x2 do, which all methods see; 2x2x2 splits all at once.
-    [
-        (shape, method)
-        for shape in SHAPES
-        for method in METHODS
-        if (shape != "4x2x1" or method == "full") and (shape == "2x2x2" or method != "sctd-dropout")
-    ],
-)
+@pytest.mark.parametrize(("shape", "method"), [("2x2x2", "full"), ("4x2x1", "full"), *DROPPING, *MODERN])
 def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
-    """Losses, parameters and importance table to 1e-5."""
+    """Losses, parameters and importance table to 1e-5.
+
+    Of the pairs, a drop step with dropout (random_ltd) and a consistency step meet each axis alone and all three at
+    once; a full step meets all three, and rows over two (4x2x1): alone, each meets the full pass of ScTD's step.
+    """
     (params, importance_V), expected = on_one_device(method)
     state, history = run(config_on(SHAPES[shape], **METHODS[method]))
     for a, b in zip(expected, history, strict=True):
@@ -101,6 +105,28 @@ def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
     copies = [np.asarray(piece.data) for piece in state.importance_V.addressable_shards]
     assert len(copies) == 8
     assert all((copy == copies[0]).all() for copy in copies)  # docs/method.md 9.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lamb", "muon", "stable_adamw"])
+def test_every_optimizer_takes_on_a_mesh_the_steps_of_one_device(name):
+    """Its state is split as the parameters are, and the program writes the new one where the old one was."""
+    on_mesh, alone = (
+        config_on(shape, optimizer__name=name, **METHODS["full"]) for shape in (SHAPES["2x2x2"], (1, 1, 1))
+    )
+    (a, history), (b, expected) = (run(config, steps=3, scale=0.1) for config in (on_mesh, alone))
+    for mine, theirs in zip(history, expected, strict=True):
+        np.testing.assert_allclose(mine["loss"], theirs["loss"], rtol=1e-5)
+    trees = (jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)) for state in (a, b))
+    for (path, x), (_, y) in zip(*trees, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(x), np.asarray(y), rtol=1e-5, atol=1e-5, err_msg=jax.tree_util.keystr(path)
+        )
+    state = shape_on(on_mesh)
+    split = {x.sharding.spec for x in jax.tree.leaves(state.opt_state)}
+    assert split >= {PartitionSpec("fsdp", "tensor", None), PartitionSpec("tensor", None, "fsdp")}
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in jax.tree.leaves((state.params, state.opt_state)))
+    assert compiled(on_mesh)["full"].memory_analysis().alias_size_in_bytes >= held
 
 
 _COLLECTIVE = re.compile(
@@ -129,15 +155,21 @@ def collectives(hlo):
         yield kind, re.findall(r"\w+\[([\d,]*)\]", shapes), list(way(int(frame[1]))) if frame else []
 
 
-@pytest.mark.parametrize("method", ["random_ltd", "sctd"])
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "4x2x1"])
-def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape, method):
-    config = config_on(SHAPES[shape], **METHODS[method])
-    found = list(collectives(compiled(config)["drop"].as_text()))
+def collectives_of_a_step(config):
+    """Collectives of the config's one program, where none may be of the tokens' way."""
+    (program,) = compiled(config).values()
+    found = list(collectives(program.as_text()))
     assert found
     assert all("step_fn" in way for *_, way in found)  # none comes from nowhere
-    ours = {"select", "importance_scores", "random_scores", "keep_highest", "gather", "merge", "dropout"}
+    ours = {"select", *(scores.__name__ for scores in SELECTORS.values()), "keep_highest", "gather", "merge", "dropout"}
     assert not [entry for entry in found if ours & set(entry[2])]
+    return found
+
+
+@pytest.mark.parametrize(("shape", "method"), DROPPING)
+def test_choosing_gathering_and_merging_tokens_costs_no_collective(shape, method):
+    config = config_on(SHAPES[shape], **METHODS[method])
+    found = collectives_of_a_step(config)
     if shape == "8x1x1":
         # Collectives that are left: the sums of the gradients, of the importance table and of the metrics.
         assert {kind for kind, *_ in found} == {"all-reduce"}
@@ -151,8 +183,7 @@ def test_a_token_is_chosen_by_its_state_without_a_collective_and_as_on_one_devic
     on_mesh, alone = (
         config_on(sizes, dropping__method="drop", dropping__selector="norm") for sizes in (SHAPES[shape], (1, 1, 1))
     )
-    found = list(collectives(compiled(on_mesh)["drop"].as_text()))
-    assert not [entry for entry in found if {"select", "norm_scores", "keep_highest"} & set(entry[2])]
+    collectives_of_a_step(on_mesh)
     (a, (metrics,)), (b, (expected,)) = (run(config, steps=1, scale=0.1) for config in (on_mesh, alone))
     for name in expected:
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)

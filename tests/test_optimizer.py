@@ -8,7 +8,8 @@ import pytest
 
 from sctd_jax.pretrain import report
 from sctd_jax.pretrain.model import initial_state
-from sctd_jax.train.optimizer import decay_mask, learning_rate, make_optimizer
+from sctd_jax.pretrain.pretraining import train_and_evaluate
+from sctd_jax.train.optimizer import decay_mask, learning_rate, make_optimizer, muon_dimensions
 from tests import helpers
 
 
@@ -132,6 +133,109 @@ def test_lamb_leaves_biases_and_norms_to_adam():
         np.testing.assert_allclose(jnp.linalg.norm(got["all"][name]), jnp.linalg.norm(params["a"][name]), rtol=1e-4)
     state = make_optimizer(helpers.config(optimizer__name="lamb").optimizer).init(params)
     assert type(state[-1]) is type(optax.scale_by_trust_ratio().init(params))
+
+
+def orthogonal(matrix):
+    """Five steps of the Newton-Schulz iteration of Jordan et al., 2024, in float64."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def test_muon_turns_each_matrix_of_the_layers_and_the_heads_into_an_orthogonal_one():
+    """In numpy, of what the kernel does to a token's state: attention's kernels are one D x D matrix for all heads."""
+    params = jax.eval_shape(lambda: initial_state(helpers.config(), helpers.SPECIAL)).params
+    rng = np.random.default_rng(0)
+    params, grads = (jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape)), params) for _ in range(2))
+    got = updates("muon", params, grads, optimizer__decay="all")
+    adam = updates("adamw", params, grads, optimizer__decay="all")
+    leaves = zip(*(jax.tree_util.tree_leaves_with_path(tree) for tree in (params, grads, got, adam)), strict=True)
+    count = 0
+    for (path, param), (_, grad), (_, update), (_, by_adam) in leaves:
+        if path[-1].key != "kernel":
+            np.testing.assert_array_equal(update, by_adam, err_msg=jax.tree_util.keystr(path))
+            continue
+        count += 1
+        first = grad.shape[0] if path[-2].key != "output" or grad.ndim == 2 else grad.shape[0] * grad.shape[1]
+        matrix = np.asarray(grad, np.float64).reshape(first, -1)
+        matrix = orthogonal(matrix) if matrix.shape[0] <= matrix.shape[1] else orthogonal(matrix.T).T
+        expected = 0.2 * np.sqrt(max(matrix.shape)) * matrix.reshape(grad.shape) + 0.5 * param
+        np.testing.assert_allclose(update, expected, rtol=1e-3, atol=1e-3, err_msg=jax.tree_util.keystr(path))
+    assert count == 4 * 6 + 1
+
+
+def test_muons_momentum_is_nesterovs_with_its_bias_corrected():
+    params = {"dense": {"kernel": jnp.zeros((3, 5))}}
+    optimizer = make_optimizer(
+        helpers.config(optimizer__name="muon", optimizer__clip_norm=0.0, optimizer__muon_beta=0.8).optimizer
+    )
+    rng, state, momentum = np.random.default_rng(1), optimizer.init(params), np.zeros((3, 5))
+    for t in range(1, 4):
+        grad = rng.standard_normal((3, 5))
+        update, state = optimizer.update({"dense": {"kernel": jnp.asarray(grad)}}, state, params)
+        momentum = 0.8 * momentum + 0.2 * grad
+        ahead = 0.8 * momentum / (1 - 0.8 ** (t + 1)) + 0.2 * grad / (1 - 0.8**t)
+        np.testing.assert_allclose(
+            update["dense"]["kernel"], 0.2 * np.sqrt(5) * orthogonal(ahead), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_a_kernel_that_muon_has_no_rule_for_raises():
+    with pytest.raises(KeyError, match=r"surprise.*\(2, 2, 2\)"):
+        muon_dimensions({"surprise": {"kernel": jnp.zeros((2, 2, 2))}})
+
+
+def test_stable_adamw_takes_a_smaller_step_where_the_second_moment_is_too_old():
+    """Wortsman et al., 2023, algorithm 2, in numpy; the rate of each leaf is divided, its decay's too."""
+    kinds = {"eps": 1e-6, "weight_decay": 0.5, "clip_norm": 0.0, "beta2": 0.99}
+    optimizer = make_optimizer(
+        helpers.config(optimizer__name="stable_adamw", **{f"optimizer__{k}": v for k, v in kinds.items()}).optimizer
+    )
+    param = np.array([2.0, -4.0, 1.0])
+    params = {"a": {"kernel": jnp.asarray(param)}}
+    rng, state, m, v, divided = np.random.default_rng(0), optimizer.init(params), np.zeros(3), np.zeros(3), []
+    for t, size in enumerate((1.0, 1.0, 30.0, 0.1), start=1):
+        grad = size * rng.standard_normal(3)
+        m, v = 0.9 * m + 0.1 * grad, 0.99 * v + 0.01 * grad**2
+        second = v / (1 - 0.99**t)
+        divided.append(max(1.0, np.sqrt(np.mean(grad**2 / np.maximum(second, 1e-12)))))
+        expected = (m / (1 - 0.9**t) / (np.sqrt(second) + 1e-6) + 0.5 * param) / divided[-1]
+        update, state = optimizer.update({"a": {"kernel": jnp.asarray(grad)}}, state, params)
+        np.testing.assert_allclose(update["a"]["kernel"], expected, rtol=1e-4, atol=1e-5)
+    assert divided[2] > 1.5
+    assert divided[3] == 1.0
+    adam = make_optimizer(helpers.config(optimizer__clip_norm=0.0).optimizer)
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [
+        leaf.shape for leaf in jax.tree.leaves(adam.init(params))
+    ]
+
+
+@pytest.mark.parametrize("name", ["muon", "stable_adamw"])
+def test_a_run_that_was_interrupted_is_bit_for_bit_the_whole_one(name, rows, tmp_path):
+    def train(folder, on_step=lambda step: None):
+        config = helpers.config(
+            data__rows=str(rows), optimizer__name=name, dropping__method="full", model__num_layers=1,
+            optimizer__mu_dtype="bfloat16", train__eval_rows=8,
+        )  # fmt: skip
+        return train_and_evaluate(config, tmp_path / folder, lambda line: None, on_step)
+
+    def end(step):
+        if step == 4:
+            raise RuntimeError("killed")
+
+    whole = train("whole").state
+    with pytest.raises(RuntimeError, match="killed"):
+        train("resumed", end)
+    resumed = train("resumed").state
+    assert int(resumed.step) == 6
+    for a, b in zip(
+        jax.tree.leaves((whole.params, whole.opt_state)),
+        jax.tree.leaves((resumed.params, resumed.opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_epsilon_before_the_bias_correction_is_keras_and_fairseqs():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from etils import epath
 
 from sctd_jax.errors import UserError
 from sctd_jax.parallel import mesh as meshes
+from sctd_jax.train import metrics, trainer
 from sctd_jax.train.checkpoint import Best
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.optimizer import make_optimizer
@@ -102,3 +104,25 @@ def test_a_job_may_start_from_parameters_trained_before_and_claims_its_workdir_b
     run(tmp_path, job)
     assert happened == ["claimed", 0, 1]
     assert read_metrics(tmp_path)[0]["eval/slope"] == 2.0
+
+
+def test_the_share_of_the_time_that_the_loop_waits_for_batches_is_a_metric(tmp_path, monkeypatch):
+    """By a clock that only batches, 3 seconds each, and the rest of a step, 1 second, move."""
+    now = [0.0]
+    monkeypatch.setattr(trainer, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+
+    def prefetch(make, steps):
+        for step in steps:
+            now[0] += 3.0
+            yield make(step)
+
+    def on_step(step):
+        now[0] += 1.0
+
+    monkeypatch.setattr(trainer, "prefetch", prefetch)
+    config = helpers.config(train__steps=6, train__eval_every=9, train__checkpoint_every=9, train__log_every=4)
+    run(tmp_path, line(6, config=config.train, on_step=on_step))
+    found = next(values for values in read_metrics(tmp_path) if values["step"] == 4)
+    assert found["train/step_seconds"] == pytest.approx(4.0)
+    assert found["train/batch_wait_share"] == pytest.approx(0.75)

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import tokenizers
 
-from sctd_jax.data import tokenizer, unknown
+from sctd_jax.data import byte_bpe_trainer, tokenizer, unknown
 from sctd_jax.errors import UserError
 from sctd_jax.hf import tokenizer_json
 
@@ -98,4 +98,14 @@ def test_letters_in_no_token_are_found_whatever_left_them_out():
     words.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("[^\x00-\x7f]"), "")
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     spans = tokenizer._hugging_face(words.to_str().encode(), "x", kept=False)
-    assert unknown.lost_letters(spans, ["a 一丁 a\xad", "b"]) == [Counter("一丁"), Counter()]
+    assert unknown.lost_and_divided(spans, ["a 一丁 a\xad", "b"])[0] == [Counter("一丁"), Counter()]
+
+
+def test_letters_of_which_byte_level_bpe_knows_the_bytes_alone_are_divided(tmp_path):
+    """Nothing is unknown to it; a script that it has not learned takes several tokens a letter."""
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(byte_bpe_trainer.train(["the café of the café " * 5], 270))
+    pieces = tokenizer.load(path)
+    texts = ["the café", "the 字 ☃", "Ж x"]
+    assert unknown.lost_and_divided(pieces, texts) == ([Counter()] * 3, [Counter(), Counter("字☃"), Counter("Ж")])
+    assert unknown.unknown_letters(pieces, texts, pieces.encode(texts)) == [Counter()] * 3

@@ -3,13 +3,14 @@
 python -m benchmarks.accelerator --minutes 8 --out DIR [--study] [--smoke] [--parts numbers,speed]
 
 Each part writes DIR/PART.json as it measures, and its lines to DIR/table.txt: a run that is cut off loses nothing.
-Exit status 1: a part failed or had to be ended, which the table says.
+Exit status 1: a part failed, found something wrong or had to be ended, which the table says.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,13 +28,15 @@ from sctd_jax.errors import UserError, run_command
 ROOT = Path(__file__).parents[2]
 MACHINE = "machine"
 # Parts, most important first, and their shares of the time; what a part leaves goes to the later ones.
-SHARES = {MACHINE: 2, "numbers": 24, "kernels": 12, "speed": 38, "whole_run": 24, "study": 60}
+SHARES = {MACHINE: 2, "numbers": 24, "kernels": 10, "speed": 58, "whole_run": 26, "batches": 12, "study": 60}
 _PATIENCE = 20  # seconds after its deadline at which a part is ended
 _RESERVE = 5  # seconds at the end in which nothing runs
 # XLA's compiler takes most of the time at toy size.
 _SMOKE_FLAGS = "--xla_backend_optimization_level=0"
 if OLD_EMITTERS:
     _SMOKE_FLAGS += " --xla_cpu_use_fusion_emitters=false"
+
+_PROGRAMS = "programs"  # folder of compiled programs; it goes at the end
 
 Start = Callable[[str, Bench], subprocess.Popen]
 
@@ -54,6 +57,9 @@ def start_part(name: str, bench: Bench) -> subprocess.Popen:
     environment = dict(os.environ)
     if bench.smoke:
         environment["XLA_FLAGS"] = f"{_SMOKE_FLAGS} {environment.get('XLA_FLAGS', '')}".strip()
+        # What is the same program in two parts is compiled once; elsewhere the time to compile is measured.
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(bench.out / _PROGRAMS))
+        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     return subprocess.Popen(
         [*command, "smoke" if bench.smoke else "full"], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
@@ -90,7 +96,7 @@ def run_part(outcome: Outcome, bench: Bench, end: float, start: Start, changed: 
     problem = None
     try:
         status = process.wait(max(end - time.monotonic(), 0))
-        # 1 is the status after an exception, which the part has reported itself.
+        # 1 is the status after an exception or something wrong, which the part has reported itself.
         if status not in (0, 1) or (status and not outcome.lines):
             problem = f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
     except subprocess.TimeoutExpired:
@@ -183,6 +189,7 @@ def main() -> int:
     with (out / "log.txt").open("w") as file:
         bench = Bench(args.smoke, out, time.monotonic() + 60 * args.minutes - _RESERVE, log_to(file))
         outcomes = run_parts(names, bench)
+    shutil.rmtree(out / _PROGRAMS, ignore_errors=True)
     print(table(outcomes), end="")
     return int(any(outcome.failed for outcome in outcomes))
 

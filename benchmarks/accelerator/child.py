@@ -10,12 +10,13 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from benchmarks.accelerator.part import Bench
 
 
 def main(name: str, out: str, deadline: str, size: str) -> int:
-    """Exit status: 0, or 1 where the part raised."""
+    """Exit status: 0, or 1 where the part raised or found something `wrong`."""
     table = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     began = time.monotonic()
@@ -33,14 +34,18 @@ def main(name: str, out: str, deadline: str, size: str) -> int:
         summary = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"FAILED: {summary[:200]} (traceback in {name}.json)", file=table)
         return 1
-    return 0
+    return int(bool(measured(bench, name).get("wrong")))
+
+
+def measured(bench: Bench, name: str) -> dict[str, Any]:
+    """What a part has saved so far."""
+    path = bench.out / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def add_error(bench: Bench, name: str, error: str) -> None:
     """Add what ended a part to what it has measured."""
-    path = bench.out / f"{name}.json"
-    measured = json.loads(path.read_text()) if path.exists() else {}
-    bench.save(name, {**measured, "error": error})
+    bench.save(name, {**measured(bench, name), "error": error})
 
 
 if __name__ == "__main__":

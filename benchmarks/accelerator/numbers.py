@@ -53,7 +53,7 @@ def run(bench: Bench) -> Iterator[str]:
             try:
                 yield from part.bits()
                 exact = yield from part.exact(pool)
-                yield _golden_line(bench, report, tests)
+                yield part.recorded(tests)
                 yield from part.rounded(pool, exact)
                 yield from part.deterministic()
                 yield from part.wide(pool)
@@ -97,6 +97,10 @@ class _Part:
     def save(self) -> None:
         self.bench.save("numbers", self.report)
 
+    def judge(self, item: str, right: bool) -> None:
+        """Name an item among what is wrong, unless it is right."""
+        self.report.setdefault("wrong", []).extend([] if right else [item])
+
     def left_out(self, item: str, seconds: float) -> bool:
         """Whether less than so many seconds are left, which is written down."""
         if self.bench.left() >= (5 if self.bench.smoke else seconds):
@@ -127,6 +131,7 @@ class _Part:
         )
         initial, leaf = comparing.largest(*parameters)
         self.report["bits"] = {"same": same, "first parameters": {"deviation": initial, "leaf": leaf}}
+        self.judge("bits", all(same.values()))
         self.save()
         odd = [name for name, equal in same.items() if not equal]
         verdict = f"NOT the CPU's: {', '.join(odd)}" if odd else "the CPU's bits"
@@ -150,9 +155,23 @@ class _Part:
             again = comparing.train(programs[method][0].result(), first, rows)
             values["differs from run to run"] = moving = comparing.differing(again.state, ours.state)
             self.report.setdefault("f32", {})[method] = values
+            self.judge(f"f32 {method}", values["equal"])
             self.save()
             yield f"f32 {method:<10} against the CPU: {text(values)}; {moving_text(moving)}"
         return found
+
+    def recorded(self, tests: golden.Tests | None) -> str:
+        """The tests of the recorded numbers."""
+        found: dict[str, Any] = {"left out": "pytest is not installed"}
+        if tests:
+            try:
+                found = golden.read(tests, max(self.bench.left(), 1))
+                self.judge("golden parity", found["status"] == 0)
+            except subprocess.TimeoutExpired:
+                found = {"left out": "its tests had not ended in time"}
+        self.report["golden"] = found
+        self.save()
+        return f"golden parity: {found['left out']}" if "left out" in found else golden.line(found)
 
     def rounded(self, pool: ThreadPoolExecutor, exact: dict[str, tuple[Trajectory, Trajectory]]) -> Iterator[str]:
         """bf16 against f32, beside the same on the CPU, and f32 as JAX multiplies it by default."""
@@ -207,6 +226,7 @@ class _Part:
         first, rows = comparing.first_state(config, self.cpu), comparing.random_rows(config, STEPS)
         values = compare(*(comparing.train(of_side, first, rows) for of_side in programs))
         self.report["f32 sctd of 12 x 768"] = values
+        self.judge("f32 sctd of 12 x 768", values["equal"])
         self.save()
         yield f"f32 sctd of {config.model.num_layers} x {config.model.hidden_size}: {text(values)}"
 
@@ -285,15 +305,3 @@ def rounding_text(values: dict[str, Any]) -> str:
     """The spread in a line."""
     gradients = values["gradients"]
     return f"loss {values['loss']:.0e}, gradients {gradients['median']:.0e} to {gradients['largest']:.0e}"
-
-
-def _golden_line(bench: Bench, report: dict[str, Any], tests: golden.Tests | None) -> str:
-    found: dict[str, Any] = {"left out": "pytest is not installed"}
-    if tests:
-        try:
-            found = golden.read(tests, max(bench.left(), 1))
-        except subprocess.TimeoutExpired:
-            found = {"left out": "its tests had not ended in time"}
-    report["golden"] = found
-    bench.save("numbers", report)
-    return f"golden parity: {found['left out']}" if "left out" in found else golden.line(found)

@@ -22,8 +22,6 @@ from etils import epath
 from benchmarks.accelerator.comparing import differing
 from benchmarks.accelerator.part import Bench
 from benchmarks.accelerator.rows import prepare_rows
-from sctd_jax.data.loader import Loader
-from sctd_jax.data.rows import TRAIN, Rows
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import read_metrics
@@ -31,7 +29,6 @@ from sctd_jax.train.workdir import CHECKPOINTS
 
 ROOT = Path(__file__).parents[2]
 _FIELDS = ("params", "opt_state", "importance_V")
-_LOADED = 20  # batches by which the loader is timed
 
 _FULL = {
     "model.attention_dropout": 0.0, "train.batch_size": 64, "train.steps": 200, "train.checkpoint_every": 50,
@@ -67,9 +64,7 @@ def run(bench: Bench) -> Iterator[str]:
         log, seconds = finish(bench, start(work, whole, settings), whole)
         save(uninterrupted=measured(whole, log) | {"process_seconds": seconds})
         yield run_line(report["uninterrupted"], settings)
-        loader = loader_seconds(work / "rows", settings["train.batch_size"])
-        save(loader_seconds_a_batch=loader)
-        yield loader_line(loader, report["uninterrupted"]["step_seconds"])
+        yield wait_line(report["uninterrupted"]["batch_wait_share"])
 
         took = time.monotonic() - began
         if not bench.smoke and bench.left() < 1.5 * took:
@@ -154,7 +149,7 @@ def measured(workdir: Path, log: str) -> dict[str, Any]:
     lines = read_metrics(epath.Path(workdir))
     compiled = re.search(r"^compiled (.*) in (\d+) s$", log, re.M)
     medians: dict[str, float | None] = {}
-    for name in ("step_seconds", "tokens_per_second", "mfu"):
+    for name in ("step_seconds", "tokens_per_second", "mfu", "batch_wait_share"):
         values = [line[f"train/{name}"] for line in lines if f"train/{name}" in line]
         medians[name] = float(np.median(values)) if values else None
     return medians | {
@@ -171,16 +166,6 @@ def resumed_at(log: str) -> int:
     if not found:
         raise RuntimeError("the second run has not resumed; its first lines:\n" + "\n".join(log.splitlines()[:30]))
     return int(found[1].replace(",", ""))
-
-
-def loader_seconds(rows: Path, batch_size: int) -> float:
-    """Median seconds in which the loader alone makes a batch."""
-    loader, seconds = Loader(Rows(rows, TRAIN), batch_size=batch_size, seed=0), []
-    for step in range(_LOADED):
-        began = time.perf_counter()
-        loader.batch(step)
-        seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds))
 
 
 def same_losses(before: Sequence[Mapping], whole: Sequence[Mapping]) -> dict[str, Any]:
@@ -219,10 +204,9 @@ def run_line(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     )
 
 
-def loader_line(loader: float, step_seconds: float) -> str:
-    """Whether the loader, which works while the device does, is as fast as the steps."""
-    verdict = "loader-bound" if loader > step_seconds else "not loader-bound"
-    return f"the loader makes a batch in {1e3 * loader:.1f} ms, {loader / step_seconds:.2f} of a step: {verdict}"
+def wait_line(share: float) -> str:
+    """How long the loop waited for batches, which the loader makes while the device works."""
+    return f"the loop waited for its next batch for {share:.1%} of the time of its steps (median of the windows)"
 
 
 def resume_line(report: Mapping[str, Any]) -> str:

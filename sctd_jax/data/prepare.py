@@ -1,7 +1,7 @@
 """Documents -> packed rows on disk, once per text, tokenizer and length.
 
 python -m sctd_jax.data.prepare --input 'books/**/*.txt' --input tfds:NAME --out DIR \
-    --vocab-size 30522 --seq-len 512 [--tokenizer existing.model|tokenizer.json|vocab.txt]
+    --vocab-size 30522 --seq-len 512 [--tokenizer existing.model|tokenizer.json|vocab.txt|vocab.json|FOLDER]
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sctd_jax import lease, storage
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config, DataConfig
-from sctd_jax.data import corpus, files, sentencepiece_trainer, survey, tokenizer, unknown
+from sctd_jax.data import byte_bpe_trainer, corpus, files, sentencepiece_trainer, survey, tokenizer, unknown
 from sctd_jax.data.loader import prefetch
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
@@ -223,7 +223,7 @@ def _encoded(
 
     def batches() -> Iterator[list[corpus.Chunk]]:
         batch, size = [], 0
-        for chunk in chunks:
+        for chunk in _with_space_before(chunks) if tok.is_byte_level else chunks:
             batch.append(chunk)
             size += len(chunk.text)
             if size >= _BATCH_CHARS:
@@ -237,6 +237,20 @@ def _encoded(
         return batch, encoded, unknown.unknown_letters(tok, texts, encoded)
 
     return prefetch(encode, batches(), depth=1)
+
+
+def _with_space_before(chunks: Iterator[corpus.Chunk]) -> Iterator[corpus.Chunk]:
+    """Chunks whose white space at the end begins the next one of the document: byte-level BPE has it in the word."""
+    held = None
+    for chunk in chunks:
+        if held and held.document == chunk.document:
+            text = held.text.rstrip()
+            chunk, held = chunk._replace(text=held.text[len(text) :] + chunk.text), held._replace(text=text)
+        if held:
+            yield held
+        held = chunk
+    if held:
+        yield held
 
 
 def _first_pass(data: DataConfig, sources: list[corpus.Source], log: Callable[[str], None]) -> survey.Survey:
@@ -269,8 +283,11 @@ def _keep_tokenizer(
     else:
         log(f"training a {data.tokenizer_type} tokenizer of {vocab_size:,} pieces")
         lines = [line for line, _ in look.sample]
-        model = sentencepiece_trainer.train(lines, vocab_size, data.tokenizer_type, data.keep_zwnj)
-        name = tokenizer.SENTENCEPIECE_FILE
+        if data.tokenizer_type == "byte_bpe":
+            name, model = tokenizer.JSON_FILE, byte_bpe_trainer.train(lines, vocab_size, data.keep_zwnj)
+        else:
+            model = sentencepiece_trainer.train(lines, vocab_size, data.tokenizer_type, data.keep_zwnj)
+            name = tokenizer.SENTENCEPIECE_FILE
     (work / name).write_bytes(model)
     return tokenizer.load(work / name)
 
@@ -297,9 +314,13 @@ def _check_sample(look: survey.Survey, tok: tokenizer.Tokenizer, log: Callable[[
         return
     # Learning where each token stands takes longer than its id: a part of the sample does.
     part = [(line[:_LOST_CHARS], source) for line, source in lines[:_LOST_LINES]]
-    lost = by_source(part, unknown.lost_letters(tok, [line for line, _ in part]))
+    lost, divided = (by_source(part, odd) for odd in unknown.lost_and_divided(tok, [line for line, _ in part]))
     if unknown.total(lost).share > unknown.WARN:
         for line in unknown.report(lost, allow, " of a sample", "are left out, in no token"):
+            log(line)
+    if tok.is_byte_level and unknown.total(divided).share > unknown.WARN:
+        what = "have no piece of their own and take several tokens each, bytes of them"
+        for line in unknown.report(divided, True, " of a sample", what):
             log(line)
     texts = [line for line, _ in lines]
     letters = by_source(lines, unknown.unknown_letters(tok, texts, tok.encode(texts)))
@@ -319,9 +340,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", required=True, help="folder to write, which must not exist")
     add("--vocab-size", type=int, help="default that of --tokenizer, or 30522")
     add("--seq-len", type=int, default=512)
-    kinds = "SentencePiece model, tokenizer.json or vocab.txt; none: train one"
+    kinds = "SentencePiece model, tokenizer.json, vocab.txt, vocab.json or a folder with one; none: train one"
     add("--tokenizer", default="", metavar="MODEL", help=kinds)
-    add("--tokenizer-type", choices=("unigram", "bpe"), default="unigram")
+    add("--tokenizer-type", choices=("unigram", "bpe", "byte_bpe"), default="unigram")
     add("--text-field", default="text", help="field of JSONL, Parquet and TFDS sources")
     add("--documents", choices=("file", "paragraph", "line"), default="file", help="a document in .txt files")
     add("--heldout-share", type=float, default=0.01)

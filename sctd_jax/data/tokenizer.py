@@ -21,9 +21,12 @@ from sctd_jax.errors import UserError, printable
 
 # Names of a tokenizer in a folder of rows or a workdir: a SentencePiece model or `tokenizers` JSON.
 SENTENCEPIECE_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
-_JSON_SUFFIXES = (".txt", ".json")  # BERT's vocab.txt, one WordPiece a line, becomes `tokenizers` JSON
+# Files of a folder of `transformers`, in the order in which they are taken.
+_PUBLISHED = (SENTENCEPIECE_FILE, JSON_FILE, "sentencepiece.bpe.model", tokenizer_files.VOCAB_JSON, "vocab.txt")
 _EXPORTABLE = (1, 2, 4)  # SentencePiece's unigram, bpe and char
-_WORD_MARKS = ("\u2581", "\u0120")  # a space before the piece: of SentencePiece, of byte-level BPE
+_SPACE = "\u2581"  # SentencePiece's mark of a space before the piece
+_SPACE_BYTES = tuple("\u0120\u010a\u0109\u010d\u010b\u010c")  # byte-level BPE's letters for the bytes of white space
+_BYTES = tokenizers.decoders.ByteLevel()
 _ENCODE_TEXTS = 256  # texts encoded at a time where the encodings take many times the memory of the ids
 
 
@@ -45,6 +48,8 @@ class Tokenizer:
     ids_of: Callable[[list[str]], Iterable[Sequence[int]]]
     spans_of: Callable[[list[str]], Iterable[tuple[Sequence[int], Iterable[tuple[int, int]]]]]
     text_of: Callable[[list[int]], str]
+    is_byte_level: bool = False  # pieces are spelled in byte-level BPE's letters for bytes, and no letter is unknown
+    pair_separators: int = 1  # [SEP] between the texts of a pair, by its own template; RoBERTa has two
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids i32[n] of each text, on all cores; never a special one but unk."""
@@ -72,17 +77,22 @@ class Tokenizer:
     def word(self, piece_id: int) -> str:
         """A piece as a person reads it, without the mark of a word's beginning."""
         piece = self.pieces[piece_id]
-        return piece[1:] if piece.startswith(_WORD_MARKS) else piece
+        return _BYTES.decode([piece]).strip() if self.is_byte_level else piece.removeprefix(_SPACE)
+
+
+def separators(tokenizer: Tokenizer, segments: int) -> int:
+    """Number of [SEP] between the texts of a pair: one where segments tell them apart, else the tokenizer's own."""
+    return 1 if segments > 1 else tokenizer.pair_separators
 
 
 def load(path: str | os.PathLike, *, kept: bool = False) -> Tokenizer:
-    """Load a SentencePiece model, a `tokenizer.json` or a WordPiece `vocab.txt`, as `transformers` reads it.
+    """Load a SentencePiece model, `tokenizer.json`, `vocab.json` or `vocab.txt` as `transformers` reads it.
 
     Special ids are read from the vocabulary by name. Truncation and padding that a `tokenizer.json` asks for are left
     out: rows are packed. Added tokens stay whole; the literal text of the five roles stays text.
 
     Args:
-      path: the file; what lies beside it (`tokenizer_config.json` ...) counts.
+      path: the file, or the folder that holds it; what lies beside it (`tokenizer_config.json` ...) counts.
       kept: whether it lies in a workdir or beside rows, where a kind that is refused today must still open.
     """
     name, content = canonical(path, kept=kept)
@@ -91,14 +101,14 @@ def load(path: str | os.PathLike, *, kept: bool = False) -> Tokenizer:
     loaded = _sentencepiece(content, path)
     if not kept:
         check_exportable(content, path)
-        tokenizer_files.check_sentencepiece(storage.as_path(path), loaded.pieces)
+        tokenizer_files.check_sentencepiece(_existing(path), loaded.pieces)
     return loaded
 
 
 def canonical(path: str | os.PathLike, *, kept: bool = False) -> tuple[str, bytes]:
     """File name and content with which a tokenizer is kept in a folder of rows or a workdir, or already is (`kept`)."""
     file = _existing(path)
-    if file.suffix not in _JSON_SUFFIXES:
+    if not _becomes_json(file, kept):
         try:
             return SENTENCEPIECE_FILE, file.read_bytes()
         except OSError as error:
@@ -112,7 +122,7 @@ def canonical(path: str | os.PathLike, *, kept: bool = False) -> tuple[str, byte
 def remarks(path: str | os.PathLike) -> list[str]:
     """Remarks on what `canonical` guesses or finds odd, a line each; errors as there."""
     file = _existing(path)
-    if file.suffix in _JSON_SUFFIXES:
+    if _becomes_json(file):
         return _read(file)[1]
     proto = sentencepiece_model.ModelProto.FromString(file.read_bytes())
     split = [piece.piece for piece in proto.pieces if piece.type == piece.CONTROL]
@@ -125,8 +135,14 @@ def remarks(path: str | os.PathLike) -> list[str]:
     ]
 
 
+def _becomes_json(file: epath.Path, kept: bool = False) -> bool:
+    return file.suffix in tokenizer_files.TEXT_SUFFIXES or (not kept and tokenizer_files.is_shifted(file))
+
+
 def _existing(path: str | os.PathLike) -> epath.Path:
     file = storage.as_path(path)
+    if file.is_dir():
+        return find_published(file, "give a file of these")
     if not file.is_file():
         raise UserError(f"data.tokenizer {file}: no such file")
     return file
@@ -141,6 +157,19 @@ def _read(path: epath.Path, kept: bool = False) -> tuple[tokenizers.Tokenizer, l
         raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
     except Exception as error:  # `tokenizers` raises plain Exception on JSON it does not understand
         raise UserError(f"data.tokenizer {path}: not a tokenizer ({printable(error)})") from error
+
+
+def find_published(folder: epath.Path, advice: str) -> epath.Path:
+    """The tokenizer in a folder of `transformers`, which takes the JSON of several; a UserError ends with `advice`."""
+    there = [folder / name for name in _PUBLISHED if (folder / name).is_file()]
+    if not there:
+        raise UserError(f"{folder} holds no tokenizer ({', '.join(_PUBLISHED)}); {advice}")
+    # Only the JSON has tokens that were added since.
+    if [file.name for file in there[:2]] == list(_PUBLISHED[:2]):
+        pieces = load(there[0], kept=True).pieces
+        if [piece.strip() for piece in load(there[1]).pieces] != [piece.strip() for piece in pieces]:
+            return there[1]
+    return there[0]
 
 
 def find(folder: str | os.PathLike) -> epath.Path:
@@ -189,7 +218,7 @@ def _sentencepiece(content: bytes, path: str | os.PathLike) -> Tokenizer:
 
     # The piece that the model gives, whatever other one is called [UNK].
     special = tokenizer_files.special_ids(pieces, path)._replace(unk=processor.unk_id())
-    return Tokenizer(tuple(pieces), special, _marked(pieces), encode, spans_of, processor.decode)
+    return Tokenizer(tuple(pieces), special, _begin(pieces, _SPACE), encode, spans_of, processor.decode)
 
 
 def check_exportable(content: bytes, path: str | os.PathLike) -> None:
@@ -224,9 +253,8 @@ def check_exportable(content: bytes, path: str | os.PathLike) -> None:
         )
 
 
-def _knows_all_bytes(settings: dict, pieces: Sequence[str]) -> bool:
-    stages = json.dumps([settings.get("normalizer"), settings.get("pre_tokenizer")])
-    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet() if '"ByteLevel"' in stages else ()
+def _knows_all_bytes(settings: dict, pieces: Sequence[str], is_byte_level: bool) -> bool:
+    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet() if is_byte_level else ()
     if settings["model"].get("byte_fallback"):
         letters = [f"<0x{byte:02X}>" for byte in range(256)]
     return bool(letters) and set(letters) <= set(pieces)
@@ -235,7 +263,9 @@ def _knows_all_bytes(settings: dict, pieces: Sequence[str]) -> bool:
 def _hugging_face(content: bytes, path: str | os.PathLike, kept: bool) -> Tokenizer:
     settings = json.loads(content)
     model = settings["model"]
-    ids = tokenizers.Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
+    is_byte_level = '"ByteLevel"' in json.dumps([settings["normalizer"], settings["pre_tokenizer"]])
+    inner = tokenizers.Tokenizer.from_buffer(content)
+    ids = inner.get_vocab(with_added_tokens=True)
     pieces = [""] * (max(ids.values()) + 1)
     for piece, i in ids.items():
         pieces[i] = piece
@@ -246,11 +276,12 @@ def _hugging_face(content: bytes, path: str | os.PathLike, kept: bool) -> Tokeni
     unk = model.get("unk_id") if model["type"] == "Unigram" else ids.get(model.get("unk_token"))
     if unk is not None:
         special = special._replace(unk=unk)
-    elif not kept and not _knows_all_bytes(settings, pieces):
+    elif not kept and not _knows_all_bytes(settings, pieces, is_byte_level):
         raise UserError(
             f"data.tokenizer {path}: its model has no unk_token in its vocabulary and not all 256 bytes, so that "
             "letters it does not know would be left out or end in an error; set its unk_token"
         )
+    pair = inner.encode("", "").ids
     roles = {pieces[i] for i in special}
     for token in settings["added_tokens"]:
         token["special"] = token["content"] in roles
@@ -260,7 +291,7 @@ def _hugging_face(content: bytes, path: str | os.PathLike, kept: bool) -> Tokeni
     if model["type"] == "WordPiece":  # only the prefix continues a word, also after [UNK]
         word_start_V = np.array([not piece.startswith(model["continuing_subword_prefix"]) for piece in pieces])
     else:
-        word_start_V = _marked(pieces)
+        word_start_V = _begin(pieces, _SPACE_BYTES if is_byte_level else _SPACE)
     word_start_V[[ids[token["content"]] for token in settings["added_tokens"]]] = True
     word_start_V[list(special.unmaskable)] = False
 
@@ -272,8 +303,12 @@ def _hugging_face(content: bytes, path: str | os.PathLike, kept: bool) -> Tokeni
     def spans_of(texts: list[str]) -> list[tuple[Sequence[int], Sequence[tuple[int, int]]]]:
         return [(e.ids, e.offsets) for e in inner.encode_batch(texts, add_special_tokens=False)]
 
-    return Tokenizer(tuple(pieces), special, word_start_V, ids_of, spans_of, inner.decode)
+    separators = 2 if pair == [special.cls, *[special.sep] * 3] else 1
+    return Tokenizer(
+        tuple(pieces), special, word_start_V, ids_of, spans_of, inner.decode, is_byte_level, separators
+    )  # fmt: skip
 
 
-def _marked(pieces: Sequence[str]) -> np.ndarray:
-    return np.array([piece.startswith(_WORD_MARKS) for piece in pieces])
+def _begin(pieces: Sequence[str], marks: str | tuple[str, ...]) -> np.ndarray:
+    """bool[V]: the pieces that begin with one of the marks of a space. Punctuation belongs to the word before it."""
+    return np.array([piece.startswith(marks) for piece in pieces])

@@ -1,7 +1,8 @@
-"""Reading of a `vocab.txt` or `tokenizer.json` and the files beside it as `transformers` does: same ids, or a refusal.
+"""Reading of a tokenizer and the files beside it as `transformers` does: same ids, or a refusal.
 
 Followed is transformers 5: its BertTokenizer takes the vocabulary and the added tokens from a `tokenizer.json`, and its
-normaliser from the options in `tokenizer_config.json`; PreTrainedTokenizerFast takes the file as it is.
+normaliser from the options in `tokenizer_config.json`; `tokenizer_classes.py` has the classes of RoBERTa's family;
+PreTrainedTokenizerFast takes the file as it is.
 """
 
 import collections
@@ -15,6 +16,7 @@ import tokenizers
 from etils import epath
 from tokenizers import AddedToken
 
+from sctd_jax.data import tokenizer_classes
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable
 
@@ -30,7 +32,16 @@ ROLE_NAMES = frozenset(name for names in SPECIAL_PIECES.values() for name in nam
 _OPTIONS, _MODEL = "tokenizer_config.json", "config.json"
 _ROLES, _ADDED = "special_tokens_map.json", "added_tokens.json"
 _BERT = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")  # names of one class
-_AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_AS_IT_IS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+# Classes that the model's type names where no file does; for ModernBERT any file's class is passed over.
+_BY_TYPE = {
+    "bert": _BERT[0], "roberta": tokenizer_classes.ROBERTA, "xlm-roberta": tokenizer_classes.XLM_R,
+    "camembert": tokenizer_classes.CAMEMBERT,
+}  # fmt: skip
+_TYPE_AS_IT_IS = "modernbert"
+TEXT_SUFFIXES = (".txt", ".json")  # vocabularies; other files are SentencePiece models
+VOCAB_JSON = "vocab.json"  # byte-level BPE, with merges.txt beside it
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 # Options that made other ids in some version of `transformers`, with the values that did not.
 _INERT = {
@@ -86,26 +97,33 @@ def beside(path: epath.Path) -> Beside:
 
 
 def read(path: epath.Path, alone: bool = False) -> tuple[tokenizers.Tokenizer, list[str]]:
-    """A `vocab.txt` or `tokenizer.json` as `transformers` reads it (or the file alone), and what was guessed.
+    """A vocabulary, `tokenizer.json` or shifted model as `transformers` reads it (or alone), and what was guessed.
 
     Any Exception may come from `tokenizers`, where it does not understand the content.
     """
     around = Beside({}, {}, {}, {}) if alone else beside(path)
     remarks: list[str] = []
-    is_bert = _is_bert(path, around)
-    if path.suffix == ".json":
+    name = _followed(path, around)
+    if path.suffix not in TEXT_SUFFIXES:
+        assert name  # `is_shifted`
+        inner = tokenizer_classes.from_sentencepiece(name, path, around.options)
+    elif path.name == VOCAB_JSON:
+        inner = tokenizer_classes.from_merges(path, around.options)
+    elif path.suffix == ".json":
         content = path.read_bytes().decode("utf-8-sig")
         inner = tokenizers.Tokenizer.from_str(content)
         listed = json.loads(content).get("added_tokens") or []
         _check_ids(path, inner, [(token["id"], token["content"]) for token in listed])
-        if is_bert:
+        if name in _BERT:
             _follow_bert(path, inner, around)
+        elif name:
+            inner = tokenizer_classes.follow(name, path, json.loads(inner.to_str()), around.options)
     else:
         pieces = path.read_bytes().decode("utf-8-sig").split("\n")
         vocab = {piece.rstrip(): i for i, piece in enumerate(pieces) if piece.strip()}
         case = _case(path, around, vocab, remarks)
         inner = tokenizers.BertWordPieceTokenizer(vocab, **case._asdict())._tokenizer
-    _add_tokens(path, inner, around, is_bert)
+    _add_tokens(path, inner, around, name)
     counts = collections.Counter(inner.get_vocab(with_added_tokens=True).values())
     if shared := [str(token) for i, token in inner.get_added_tokens_decoder().items() if counts[i] > 1]:
         remarks.append(f"warning: {path}: {len(shared)} added tokens, such as {printable(shared[0])!r}, have the id of "
@@ -113,10 +131,14 @@ def read(path: epath.Path, alone: bool = False) -> tuple[tokenizers.Tokenizer, l
     return inner, remarks
 
 
+def is_shifted(path: epath.Path) -> bool:
+    """Whether `transformers` has the pieces of a SentencePiece model behind fairseq's special ones."""
+    return _class(path, beside(path)) in tokenizer_classes.SHIFTED
+
+
 def check_sentencepiece(path: epath.Path, pieces: Sequence[str]) -> None:
     """Check what lies beside a SentencePiece model of these pieces."""
     around = beside(path)
-    _class(path, around, _AS_IT_IS)
     lacking = sorted({str(token) for _, token in _declared(path, around)} - set(pieces))
     if lacking:
         raise UserError(
@@ -137,36 +159,43 @@ def special_ids(pieces: Sequence[str], path: object) -> SpecialIds:
     return SpecialIds(**ids)
 
 
-def _class(path: epath.Path, around: Beside, supported: Sequence[str]) -> str | None:
-    """The class that `transformers` would build, where a file names one."""
+def _class(path: epath.Path, around: Beside) -> str | None:
+    """The class that `transformers` would build, by a file or the model's type; None: it takes the file as it is."""
     if around.options.get("auto_map"):
         raise UserError(f"{path.with_name(_OPTIONS)}: auto_map, so the tokenizer is code, which is never run; give a "
                         "tokenizer.json without it")  # fmt: skip
+    names = {
+        ".txt": (*_BERT, *_AS_IT_IS), ".json": (*_BERT, *tokenizer_classes.ALL, *_AS_IT_IS)
+    }.get(path.suffix, (*tokenizer_classes.SHIFTED, *_AS_IT_IS))  # fmt: skip
+    if path.name == VOCAB_JSON:
+        names = (tokenizer_classes.ROBERTA,)
+    by_type = around.model.get("model_type")
+    if by_type == _TYPE_AS_IT_IS:
+        return None
     for name, fields in ((_OPTIONS, around.options), (_MODEL, around.model)):
         found = fields.get("tokenizer_class")
         if not found:
             continue
-        if found not in supported and not (isinstance(found, str) and found.removesuffix("Fast") in supported):
+        plain = found.removesuffix("Fast") if isinstance(found, str) and found not in names else found
+        if plain not in names:
             raise UserError(
                 f"{path.with_name(name)}: tokenizer_class is {printable(repr(found))}, supported are "
-                f"{', '.join(supported)}: another reads text otherwise than {path.name} alone says; if the model was "
-                f"trained with {path.name} as it is, write 'PreTrainedTokenizerFast' there"
+                f"{', '.join(names)}: another reads text otherwise than {path.name} alone says; if the model was "
+                f"trained with {path.name} as it is, write {names[-1]!r} there"
             )
-        return found
-    return None
+        return None if plain in _AS_IT_IS else plain
+    return next((name for kind, name in _BY_TYPE.items() if kind == by_type and name in names), None)
 
 
-def _is_bert(path: epath.Path, around: Beside) -> bool:
-    named = _class(path, around, (*_BERT, *_AS_IT_IS))
+def _followed(path: epath.Path, around: Beside) -> str | None:
+    """The class to follow, its options checked; None: the file as it is."""
+    named = _class(path, around)
     options = path.with_name(_OPTIONS)
     if around.options.get("split_special_tokens"):
         raise UserError(f"{options}: split_special_tokens is true, which is not supported; expected false")
-    # The model's type names the class where no file does.
-    is_bert = path.suffix != ".json" or (
-        named.removesuffix("Fast") in _BERT if named else around.model.get("model_type") == "bert"
-    )
-    if not is_bert:
-        return False
+    name = _BERT[0] if path.suffix == ".txt" else tokenizer_classes.ROBERTA if path.name == VOCAB_JSON else named
+    if name not in _BERT:
+        return name
     for option, values in _INERT.items():
         if (found := around.options.get(option)) is not None and found not in values:
             raise UserError(f"{options}: {option} is {printable(repr(found))}, for which transformers' "
@@ -178,7 +207,7 @@ def _is_bert(path: epath.Path, around: Beside) -> bool:
     if lost := sorted(map(str, never - ROLE_NAMES)):
         raise UserError(f"{options}: never_split names {printable(lost[0])!r}, which transformers splits since "
                         "version 5; list it in additional_special_tokens or take it out")  # fmt: skip
-    return True
+    return name
 
 
 def _follow_bert(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside) -> None:
@@ -270,7 +299,7 @@ def _declared(path: epath.Path, around: Beside) -> list[tuple[int | None, AddedT
 
     special = [token(found, special=True) for found in named(options)]
     try:
-        extra = several(options, "extra_special_tokens", "additional_special_tokens")
+        extra = several(options, *_EXTRA)
         if "added_tokens_decoder" in options:
             with_ids = [(int(i), token(found)) for i, found in (options["added_tokens_decoder"] or {}).items()]
         else:
@@ -289,17 +318,21 @@ def _declared(path: epath.Path, around: Beside) -> list[tuple[int | None, AddedT
     return sorted(with_ids, key=lambda pair: pair[0]) + [(None, found) for found in more]
 
 
-def _add_tokens(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside, is_bert: bool) -> None:
+def _add_tokens(path: epath.Path, inner: tokenizers.Tokenizer, around: Beside, name: str | None) -> None:
     pieces = list(inner.get_vocab(with_added_tokens=True))
     roles = {pieces[i] for i in special_ids(pieces, path)}
     declared = _declared(path, around)
+    if name == tokenizer_classes.CAMEMBERT and not any(
+        fields.get(kind) for fields in (around.options, around.roles) for kind in _EXTRA
+    ):
+        declared += [(None, AddedToken(token, special=True)) for token in tokenizer_classes.NOT_USED]
     tokens = [pair for pair in declared if str(pair[1]) not in roles]
     held = {str(token) for token in inner.get_added_tokens_decoder().values()}
     lost = sorted(held - {str(token) for _, token in tokens} - roles)
-    if is_bert and lost and "added_tokens_decoder" in around.options:
+    if name and lost and "added_tokens_decoder" in around.options:
         raise UserError(
             f"{path}: the added token {printable(lost[0])!r} is not in added_tokens_decoder of {_OPTIONS}, "
-            "by which transformers' BertTokenizer goes; add it there or take it out here"
+            f"by which transformers' {name} goes; add it there or take it out here"
         )
     inner.add_tokens([token for i, token in tokens if i is not None or str(token) not in held])
     _check_ids(path, inner, [(i, str(token)) for i, token in declared])

@@ -69,16 +69,22 @@ def unknown_letters(tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[np
     return found
 
 
-def lost_letters(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Counter]:
-    """The letters of each text that no token stands for, not even [UNK]: a normaliser or a model has left them out."""
-    found = []
+def lost_and_divided(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[Counter], list[Counter]]:
+    """The letters of each text that no token stands for, not even [UNK], and those that several tokens stand for.
+
+    A normaliser or a model has left the former out; of the latter byte-level BPE knows the bytes alone.
+    """
+    lost: list[Counter[str]] = []
+    divided: list[Counter[str]] = []
     for text, (_, spans_n2) in zip(texts, tokenizer.encode_spans(texts), strict=True):
         covered = np.zeros(len(text) + 1, np.int64)
         np.add.at(covered, spans_n2[:, 0], 1)
         np.add.at(covered, spans_n2[:, 1], -1)
-        letters = (text[i] for i in np.flatnonzero(np.cumsum(covered)[:-1] == 0))
-        found.append(Counter(letter for letter in letters if not letter.isspace() and letter.isprintable()))
-    return found
+        times = np.cumsum(covered)[:-1]
+        for found, here in ((lost, times == 0), (divided, times > 1)):
+            letters = (text[i] for i in np.flatnonzero(here))
+            found.append(Counter(letter for letter in letters if not letter.isspace() and letter.isprintable()))
+    return lost, divided
 
 
 def _within_unknown(tokenizer: Tokenizer, words: list[str]) -> dict[str, tuple[int, str]]:

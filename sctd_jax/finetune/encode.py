@@ -1,4 +1,7 @@
-"""Examples -> token rows, as BERT builds them: [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with segments 0 and 1."""
+"""Examples -> token rows: [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with segments 0 and 1, as BERT builds them.
+
+RoBERTa has two [SEP] between the texts, and one segment.
+"""
 
 import dataclasses
 import itertools
@@ -8,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sctd_jax.data.tokenizer import Tokenizer
+from sctd_jax.data.tokenizer import Tokenizer, separators
 from sctd_jax.errors import UserError
 from sctd_jax.tasks.examples import Example
 from sctd_jax.tasks.squad import Window, max_context
@@ -21,7 +24,7 @@ class Row(NamedTuple):
     """n tokens of one sequence."""
 
     ids: np.ndarray  # i32[n]
-    second: int  # position at which segment 1 begins; n for a single text
+    second: int  # position at which the second text begins, and segment 1; n for a single text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,8 +51,10 @@ def encode(
     head: str,
     max_length: int,
     say: Callable[[str], None] = lambda line: None,
+    *,
+    segments: int = 2,
 ) -> list[Feature]:
-    """The features of examples, in their order.
+    """The features of examples, in their order, for a model of so many segments (`type_vocab_size`).
 
     Pairs that are too long lose tokens at the end of the longer text, one at a time; SQuAD's passages are cut into
     windows that begin every 128 tokens. A marked word that is cut off is a UserError. `say` receives a line for each
@@ -60,8 +65,11 @@ def encode(
     counts = {len(example.choices) for example in examples}
     if len(counts) > 1:
         raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
+    between = separators(tokenizer, segments)
     build = _windows if head == "span" else _rows
-    built = (build(tokenizer, number, example, pieces, max_length, lost) for number, example in enumerate(examples))
+    built = (
+        build(tokenizer, number, example, pieces, max_length, between, lost) for number, example in enumerate(examples)
+    )
     features = list(itertools.chain.from_iterable(built))
     for what, count in lost.items():
         if count:
@@ -77,27 +85,27 @@ def encode(
 
 
 def _rows(
-    tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, lost: Counter
+    tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, between: int, lost: Counter
 ) -> Iterable[Feature]:
     first = pieces[example.first].ids_n
     rows, lengths, cut = [], (0, 0), False
     for text in example.choices or (example.second,):
         second = [pieces[text].ids_n] if text else []
         sizes = len(first), sum(map(len, second))
-        lengths = _lengths(*sizes, max_length - 2 - len(second))
+        lengths = _lengths(*sizes, max_length - 2 - between * len(second))
         cut |= lengths != sizes
-        rows.append(_row(tokenizer, first[: lengths[0]], *(ids_n[: lengths[1]] for ids_n in second)))
+        rows.append(_row(tokenizer, between, first[: lengths[0]], *(ids_n[: lengths[1]] for ids_n in second)))
     lost[f"rows are longer than {max_length} tokens: cut at the end of the longer text"] += cut
     texts = (example.first, example.second, *example.choices)
     lost["rows have a text without any token"] += any(text.strip() and not len(pieces[text].ids_n) for text in texts)
-    marked = tuple(_marked(example, span, pieces, lengths) for span in example.marked)
+    marked = tuple(_marked(example, span, pieces, lengths, between) for span in example.marked)
     yield Feature(number, tuple(rows), 0.0 if example.label is None else float(example.label), marked)
 
 
-def _row(tokenizer: Tokenizer, *texts: np.ndarray) -> Row:
-    special = tokenizer.special
-    parts = [[special.cls], *(part for ids_n in texts for part in (ids_n, [special.sep]))]
-    return Row(np.concatenate(parts).astype(np.int32), len(texts[0]) + 2)
+def _row(tokenizer: Tokenizer, between: int, first: np.ndarray, *second: np.ndarray) -> Row:
+    cls, sep = [tokenizer.special.cls], [tokenizer.special.sep]
+    parts = [cls, first, *(part for ids_n in second for part in (sep * between, ids_n)), sep]
+    return Row(np.concatenate(parts).astype(np.int32), 1 + len(first) + (between if second else 1))
 
 
 def _lengths(first: int, second: int, room: int) -> tuple[int, int]:
@@ -108,7 +116,7 @@ def _lengths(first: int, second: int, room: int) -> tuple[int, int]:
     return room - kept, kept
 
 
-def _marked(example: Example, span, pieces: dict, lengths: tuple[int, int]) -> tuple[int, int]:
+def _marked(example: Example, span, pieces: dict, lengths: tuple[int, int], between: int) -> tuple[int, int]:
     text = (example.first, example.second)[span.text]
     inside = _tokens_of(pieces[text].spans_n2, span.start, span.end)
     if inside is None or inside[1] >= lengths[span.text]:
@@ -116,7 +124,7 @@ def _marked(example: Example, span, pieces: dict, lengths: tuple[int, int]) -> t
             f"example {example.id}: the marked text {text[span.start : span.end]!r} is cut off or has no token; "
             "raise config.max_length"
         )
-    offset = 1 if span.text == 0 else lengths[0] + 2
+    offset = 1 if span.text == 0 else 1 + lengths[0] + between
     return inside[0] + offset, inside[1] + offset
 
 
@@ -127,13 +135,13 @@ def _tokens_of(spans_n2: np.ndarray, start: int, end: int) -> tuple[int, int] | 
 
 
 def _windows(
-    tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, lost: Counter
+    tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, between: int, lost: Counter
 ) -> Iterable[Feature]:
     longest = min(_QUESTION_TOKENS, max_length // 2)
     question = pieces[example.first].ids_n[:longest]
     lost[f"questions are longer than {longest} tokens: cut"] += len(pieces[example.first].ids_n) > longest
     passage = pieces[example.second]
-    room, count = max_length - len(question) - 3, len(passage.ids_n)
+    room, count = max_length - len(question) - 2 - between, len(passage.ids_n)
     starts = [0]
     while starts[-1] + room < count:
         starts.append(starts[-1] + min(_STRIDE, room))
@@ -145,7 +153,7 @@ def _windows(
         shown = answer and any(s <= answer[0] and answer[1] < s + n for s, n in zip(starts, sizes, strict=True))
         lost["answers are whole in no window of the passage: learned as no answer"] += not shown
     for start, size, best in zip(starts, sizes, max_context(starts, sizes), strict=True):
-        row = _row(tokenizer, question, passage.ids_n[start : start + size])
+        row = _row(tokenizer, between, question, passage.ids_n[start : start + size])
         around = (row.second, 1)  # [CLS] question [SEP], and the last [SEP]
         spans_n2 = np.pad(passage.spans_n2[start : start + size], (around, (0, 0)), constant_values=-1)
         inside = answer is not None and start <= answer[0] and answer[1] < start + size

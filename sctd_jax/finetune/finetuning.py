@@ -168,9 +168,12 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     check_workdir(workdir, settings, config, origin)
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
 
+    segments = config.model.type_vocab_size
+
     def encoded(name: str, examples: tuple[Example, ...]) -> list[Feature]:
         try:
-            return encode(pretrained.tokenizer, examples, task.head, length, lambda line: log(f"{name}: {line}"))
+            tokenizer, said = pretrained.tokenizer, lambda line: log(f"{name}: {line}")
+            return encode(tokenizer, examples, task.head, length, said, segments=segments)
         except UserError as error:
             raise UserError(f"{settings.data_dir}, {name}: {error}") from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from sctd_jax.config import Config, ModelConfig, from_dict
@@ -19,7 +20,6 @@ from sctd_jax.hf import names as weights
 from sctd_jax.hf.convert import find_weights, shards
 
 _CONFIG_FILE = "config.json"
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.txt")
 # Parts of names that torch's wrappers leave (DataParallel, compile, FSDP).
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _POINTER = b"version https://git-lfs"
@@ -51,7 +51,7 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
     """
     checkpoint = find_weights(source)
     folder = checkpoint.parent
-    file = tokenizer_file or find_tokenizer(folder)
+    file = tokenizer_file or Path(tokenizer.find_published(epath.Path(folder), "name one with --tokenizer"))
     loaded = tokenizer.load(file)
     described = _read_json(folder / _CONFIG_FILE)
     fields = config_json.from_json(described, str(folder / _CONFIG_FILE))
@@ -111,19 +111,6 @@ def around(network: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]
     sections["dropping"]["method"] = "full"
     sections["data"]["seq_len"] = min(sections["data"]["seq_len"], network["max_positions"])
     return from_dict(sections)
-
-
-def find_tokenizer(folder: Path) -> Path:
-    """The tokenizer beside weights, as `transformers` chooses it."""
-    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-    if not found:
-        raise UserError(f"{folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); name one with --tokenizer")
-    # `transformers` reads the JSON of two, to which tokens may have been added since.
-    if [file.name for file in found[:2]] == list(_TOKENIZER_FILES[:2]):
-        pieces = tokenizer.load(found[0], kept=True).pieces
-        if [piece.strip() for piece in tokenizer.load(found[1]).pieces] != [piece.strip() for piece in pieces]:
-            return found[1]
-    return found[0]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def convert(model: bytes, special: SpecialIds) -> Tokenizer:
     tokenizer.add_special_tokens(
         [AddedToken(name, special=True, normalized=False, lstrip=role == "mask") for role, name in names.items()]
     )
-    tokenizer.post_processor = _template(tokenizer, special, 1)
+    tokenizer.post_processor = _template(tokenizer, special, 1, 1)
     return tokenizer
 
 
@@ -86,25 +86,27 @@ def _class(codes: set[int]) -> str:
     return f"[{''.join(f'{chr(a)}-{chr(b)}' for a, b in zip(starts, ends, strict=True))}]"
 
 
-def framed(tokenizer: Tokenizer, special: SpecialIds, segments: int) -> Tokenizer:
+def framed(tokenizer: Tokenizer, special: SpecialIds, segments: int, separators: int) -> Tokenizer:
     """The same tokenizer, which adds [CLS] and [SEP] as rows have them, whether it did so before or not.
 
-    Pairs are those of fine-tuning: [CLS] a [SEP] b [SEP], b in segment 1 if the model has one. RoBERTa's own has two
-    separators and one segment; a model of one segment (`type_vocab_size`) has no embedding for an id of 1.
+    Pairs are those of fine-tuning: [CLS] a [SEP] b [SEP], b in segment 1 if the model has one. A model of one segment
+    (`type_vocab_size`) has no embedding for an id of 1, and may have two `separators` there.
     """
     second = min(1, segments - 1)
     single, pair = tokenizer.encode(""), tokenizer.encode("", "")
-    cls, sep = special.cls, special.sep
-    if (single.ids, pair.ids, pair.type_ids) != ([cls, sep], [cls, sep, sep], [0, 0, second]):
-        tokenizer.post_processor = _template(tokenizer, special, second)
+    cls, between = special.cls, [special.sep] * separators
+    expected = [cls, *between, special.sep]
+    types = [0] * (1 + separators) + [second]
+    if (single.ids, pair.ids, pair.type_ids) != ([cls, special.sep], expected, types):
+        tokenizer.post_processor = _template(tokenizer, special, second, separators)
     return tokenizer
 
 
-def _template(tokenizer: Tokenizer, special: SpecialIds, second: int) -> processors.TemplateProcessing:
+def _template(tokenizer: Tokenizer, special: SpecialIds, second: int, separators: int) -> processors.TemplateProcessing:
     cls, sep = map(tokenizer.id_to_token, (special.cls, special.sep))
     return processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:{second} {sep}:{second}",
+        pair=f"{cls}:0 $A:0 {f'{sep}:0 ' * separators}$B:{second} {sep}:{second}",
         special_tokens=[(cls, special.cls), (sep, special.sep)],
     )
 

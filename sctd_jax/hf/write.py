@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from sctd_jax.config import ModelConfig
 from sctd_jax.data import tokenizer
+from sctd_jax.data.special import SpecialIds
 from sctd_jax.hf import config_json, names, tokenizer_json
 from sctd_jax.hf.convert import WEIGHTS_FILE
 
@@ -33,11 +34,20 @@ def write_folder(
     The table is one of `names`, the settings are the fields of `config.json` that differ from those of the class for
     masked language modelling.
     """
+    special = write_tokenizer(folder, tokenizer_file, segments=config.type_vocab_size, positions=config.max_positions)
+    first = names.first_position(config.family, special.pad)
+    write_weights(folder / WEIGHTS_FILE, config, params, table, first)
+    _write_json(folder / _CONFIG, config_json.to_json(config, special) | dict(settings))
+
+
+def write_tokenizer(folder: Path, tokenizer_file: epath.Path, *, segments: int, positions: int) -> SpecialIds:
+    """Write a run's tokenizer as `AutoTokenizer` reads it, with the pairs of fine-tuning.
+
+    A model of one segment has an embedding for no other and asks for none; sequences have at most `positions` tokens.
+    """
     loaded = tokenizer.load(tokenizer_file, kept=True)
     special = loaded.special
     tokens = {f"{role}_token": loaded.pieces[i] for role, i in special._asdict().items()}
-    first = names.first_position(config.family, special.pad)
-    write_weights(folder / WEIGHTS_FILE, config, params, table, first)
     name, content = tokenizer.canonical(tokenizer_file, kept=True)
     if name == tokenizer.SENTENCEPIECE_FILE:
         tokenizer.check_exportable(content, tokenizer_file)
@@ -45,24 +55,26 @@ def write_folder(
         fast = tokenizer_json.convert(content, special)
     else:
         fast = Tokenizer.from_buffer(content)
-    fast = tokenizer_json.framed(fast, special, config.type_vocab_size)
+    fast = tokenizer_json.framed(fast, special, segments, tokenizer.separators(loaded, segments))
     added = fast.get_added_tokens_decoder().values()
     more = [str(token) for token in added if token.special and str(token) not in tokens.values()]
     (folder / tokenizer.JSON_FILE).write_text(fast.to_str(), encoding="utf-8")
-    # Without the class transformers 5 builds a BertTokenizer from the model type, and gets every sentence wrong.
+    # Without the class transformers 5 builds that of the model type, and gets every sentence of another one wrong.
     options = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_positions,
-        # ModernBERT takes no segments, and where there is one kind they say nothing.
-        "model_input_names": ["input_ids", *["token_type_ids"] * (config.type_vocab_size > 1), "attention_mask"],
+        "model_max_length": positions,
+        "model_input_names": ["input_ids", *["token_type_ids"] * (segments > 1), "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **tokens,
         **({"additional_special_tokens": more} if more else {}),
     }
-    described = config_json.to_json(config, special) | dict(settings)
-    for name, content in ((_CONFIG, described), (_TOKENS, tokens), (_TOKENIZER_CONFIG, options)):
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / name).write_text(text, encoding="utf-8")
+    _write_json(folder / _TOKENS, tokens)
+    _write_json(folder / _TOKENIZER_CONFIG, options)
+    return special
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_weights(path: Path, config: ModelConfig, params: Mapping[str, Any], table: names.Table, first: int) -> None:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     add = commands.add_parser("import", help="a model from transformers -> a workdir to start from").add_argument
     add("--from", required=True, dest="source", help="folder, or model.safetensors in it")
     add("--workdir", required=True, type=local_path, help="folder to write, which must not exist")
-    add("--tokenizer", type=local_path, help="tokenizer.json, vocab.txt or SentencePiece model; default: beside --from")
+    add("--tokenizer", type=local_path, help="tokenizer's file, or a folder with it; default: beside --from")
     add("--config", default="configs/base.py", help="recipe of all but the model; default %(default)s")
     args = parser.parse_args(argv)
 

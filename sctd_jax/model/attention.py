@@ -7,7 +7,6 @@ Shapes: B batch, R query rows, N context rows, H heads, d width of a head. Queri
 
 import dataclasses
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -49,8 +48,7 @@ Remat = Literal["none", "attention", "block"]
 _KERNELS = {"splash": "a TPU kernel", "cudnn": "a kernel of NVIDIA's"}
 _KERNEL_OF: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn"}
 _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
-# Arguments of JAX's binding that only dropout needs: `jax.nn.dot_product_attention` does not pass the last two on.
-_BINDING = {"query", "key", "value", "q_seqlen", "kv_seqlen", "scale", "mask_type", "dropout_rate", "seed"}
+_OLDEST_CUDNN = (9, 0, 0)  # XLA's own tests of these kernels leave earlier ones out
 _OWN_DROPOUT = (
     "draws their dropout by place in each GPU's batch and by the steps since this process began: other bits than plain "
     "attention's, than another mesh's and than a run's that was not interrupted"
@@ -81,6 +79,12 @@ def choose(model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str
     automatic: Remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
     remat = automatic if model.remat == "auto" else model.remat
     text = f"{chosen}, {_KERNELS[chosen]} that keeps no probabilities" if chosen in _KERNELS else "plain"
+    if model.global_every > 1:
+        text += "; in local layers " + {
+            "plain": "near the diagonal alone where a row is whole",
+            "splash": "too where a row is whole, on kept tokens plain and recomputed in the backward pass",
+            "cudnn": "plain and recomputed in the backward pass",
+        }[chosen]  # fmt: skip
     if chosen == "cudnn" and model.attention_dropout:
         text += f", and {_OWN_DROPOUT}"
     plain_layers = "the last layer's" if chosen == "splash" else "its"
@@ -103,31 +107,44 @@ def _obstacle(kernel: str, model: ModelConfig, lengths: Iterable[tuple[str, int]
         return (
             f"its dropout is no function of (seed, step, row), and {rate}; model.attention=cudnn takes it all the same"
         )
-    if kernel == "cudnn" and not _cudnn_is_there():
-        return "JAX finds no cuDNN"
-    if model.attention_dropout and not _dropout_can_be_asked_for():
-        return f"JAX {jax.__version__} does not pass on model.attention_dropout, which is {model.attention_dropout}"
     width = model.hidden_size // model.num_heads
     if kernel == "cudnn" and model.dtype != "bfloat16":
         return f"it computes in bfloat16, and model.dtype is {model.dtype}"
     if kernel == "cudnn" and (width % 8 or width > 128):
         return f"a head must be a multiple of 8 wide for it, at most 128, found {width}"
+    if kernel == "cudnn" and (refusal := _cudnn_refusal(model)):
+        return refusal
     for name, length in lengths if kernel == "splash" else ():
         if length % _LANES:
             return f"{name} must be a multiple of {_LANES} for it, found {length}"
     return None
 
 
-def _cudnn_is_there() -> bool:
+def _cudnn_refusal(model: ModelConfig) -> str | None:
+    """Why JAX or its cuDNN would not compute a model's attention, or None."""
     try:
-        binding.check_cudnn_version()
-    except RuntimeError:
-        return False
-    return True
+        number = binding.check_cudnn_version()
+    except (RuntimeError, OSError):
+        return "JAX finds no cuDNN"
+    thousand = 10_000 if number >= 90_000 else 1_000  # 9.1.2 is 90102, and 8.9.7 was 8907
+    version = (number // thousand, number % thousand // 100, number % 100)
+    if version < _OLDEST_CUDNN:
+        found, oldest = (".".join(map(str, numbers)) for numbers in (version, _OLDEST_CUDNN))
+        return f"cuDNN {oldest} or newer is needed, found {found}"
+    # JAX has more conditions, others in each version, and looks at them when a gradient is traced.
+    shape = (1, 2, model.num_heads, model.hidden_size // model.num_heads)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16)] * 3
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
 
+    def total(*inputs):
+        return _cudnn_kernel(*inputs, rate=model.attention_dropout, seed=0).astype(jnp.float32).sum()
 
-def _dropout_can_be_asked_for() -> bool:
-    return inspect.signature(binding.dot_product_attention).parameters.keys() >= _BINDING
+    try:
+        jax.eval_shape(jax.grad(total, argnums=(0, 1, 2)), *arrays, lengths)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        summary = " ".join(str(error).split()).removesuffix(".")
+        return f"JAX {jax.__version__} with cuDNN {'.'.join(map(str, version))} refuses it ({summary})"
+    return None
 
 
 def compiler_options(model: ModelConfig) -> dict[str, str]:
@@ -221,7 +238,7 @@ def by_lengths(
     (the last layer's P + 1 rows may be odd), and at least one token in each row. What it gives padding for a gradient
     is left out: cuDNN leaves it unwritten, and not every version of XLA sets it to 0 before.
     """
-    # cuDNN divides 0 by 0 for a row of padding alone.
+    # cuDNN skips a row of length 0, says its documentation: its output would be what stood in memory.
     lengths_B = jnp.maximum(mask_BN.sum(axis=1, dtype=jnp.int32), 1)
     key_BNHd, value_BNHd = (jnp.where(mask_BN[:, :, None, None], x, jnp.zeros_like(x)) for x in (key_BNHd, value_BNHd))
 

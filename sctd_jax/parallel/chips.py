@@ -26,13 +26,20 @@ _CHIPS = {
     "TPU v5p": Chip(459e12, 2765e9, 95.74),
     "TPU v6 lite": Chip(918e12, 1640e9, 31.25),
     "TPU v6e": Chip(918e12, 1640e9, 31.25),
-    "NVIDIA A100": Chip(312e12, 2039e9),
-    "NVIDIA H100": Chip(989e12, 3350e9),
-    "NVIDIA H200": Chip(989e12, 4800e9),
+    # NVIDIA's data sheets "A100 Tensor Core GPU", "H100 Tensor Core GPU" and "H200 Tensor Core GPU". The latter two
+    # give peaks with sparsity, twice these.
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 1555e9),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 2039e9),
+    "NVIDIA A100-PCIE-40GB": Chip(312e12, 1555e9),
+    "NVIDIA A100 80GB PCIe": Chip(312e12, 1935e9),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 3350e9),  # SXM
+    "NVIDIA H100 PCIe": Chip(756e12, 2000e9),
+    "NVIDIA H100 NVL": Chip(835e12, 3900e9),
+    "NVIDIA H200": Chip(989e12, 4800e9),  # SXM
+    "NVIDIA H200 NVL": Chip(835e12, 4800e9),
 }
 
 
 def find(device_kind: str) -> Chip | None:
-    """The data sheet of a kind of device, or None if it is not known."""
-    known = [name for name in _CHIPS if device_kind.startswith(name)]
-    return _CHIPS[max(known, key=len)] if known else None
+    """The data sheet of exactly this kind of device, or None: a MIG slice's name begins with that of its whole GPU."""
+    return _CHIPS.get(device_kind)

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-_PARAMETER = r"(?:params|opt_state/\d+/(?:mu|nu))/"
+_MOMENTS = r"opt_state/\d+/(?:inner_states/\w+/inner_state/)?"  # Muon's state has two parts
+_PARAMETER = rf"(?:params|{_MOMENTS}(?:mu|nu))/"
 _LAYER = _PARAMETER + r"encoder/layer_\d+/"
 # Pattern of a whole path -> the mesh axes of its dimensions. Every leaf must match exactly one.
 RULES = {
-    r"step|skipped|key|importance_V|opt_state/\d+/count": (),
+    rf"step|skipped|key|importance_V|{_MOMENTS}(?:count|ns_coeffs)": (),
     _PARAMETER + r"encoder/embeddings/word": ("tensor", None),
     _PARAMETER + r"encoder/embeddings/(?:position|segment)": (),
     _PARAMETER + r"(?:encoder/embeddings/norm|encoder/final_norm/norm|mlm_head/norm)/(?:scale|bias)": (),

@@ -11,6 +11,7 @@ from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.model.attention import attention_options, choose, platform_of
 from sctd_jax.model.encoder import MaskedLm
+from sctd_jax.model.families import check_family
 from sctd_jax.model.token_dropping import check_selector, initial_importance
 from sctd_jax.parallel.mesh import check_sizes, make_mesh
 from sctd_jax.train.state import TrainState, first_state
@@ -33,6 +34,7 @@ def settle(config: Config, platform: str) -> tuple[Config, str]:
 def on_devices(config: Config, devices: Sequence[jax.Device] | None = None) -> tuple[Config, str, Mesh]:
     """The config that `settle` makes for these devices, by default all there are, its text, and their mesh; checked."""
     check_selector(config.dropping.selector)
+    check_family(config.model)
     mesh = make_mesh(config.mesh, devices)
     check_sizes(mesh, config.model, config.train)
     return *settle(config, platform_of(mesh.devices.flat[0])), mesh

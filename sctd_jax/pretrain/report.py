@@ -210,12 +210,16 @@ def fill_mask_examples(model: MaskedLm, data: Data, mesh: Mesh, state: TrainStat
         return jax.lax.top_k(jax.nn.softmax(logits[:, 0]), _CANDIDATES)
 
     scores, ids = predict(state.params, hidden_BN, positions[:, None])
+    mask = data.tokenizer.pieces[special.mask]
     lines = ["fill-mask on held-out text (the model's guesses, and the word that was hidden):"]
     for row, position, guesses, chances in zip(tokens_BN, positions, np.asarray(ids), np.asarray(scores), strict=True):
         left = data.tokenizer.decode(row[max(position - _CONTEXT, 1) : position])
         right = data.tokenizer.decode(row[position + 1 : position + 1 + _CONTEXT])
         best = " | ".join(f"{data.tokenizer.word(i)} {p:.0%}" for i, p in zip(guesses, chances, strict=True))
-        lines += [f"  ... {left} [MASK] {right} ...", f"      {best}   (was: {data.tokenizer.word(row[position])})"]
+        lines += [
+            f"  ... {left.strip()} {mask} {right.strip()} ...",
+            f"      {best}   (was: {data.tokenizer.word(row[position])})",
+        ]
     return lines
 
 

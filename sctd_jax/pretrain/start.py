@@ -33,7 +33,7 @@ def open_start(config: Config, log: Callable[[str], None]) -> Model:
             f"config.train.steps is {train.steps}, but {init.path} has trained {step} already, which count with "
             "train.init_takes=state: give more"
         )
-    # What decides which arrays the optimizer's state has.
+    # Fields that decide which arrays the optimizer's state has.
     for name, kind in (("name", str), ("mu_dtype", str), ("clip_norm", bool)):
         there, now = (getattr(of.optimizer, name) for of in (init.config, config))
         if kind(there) != kind(now):
@@ -66,7 +66,7 @@ def first_state(
 
 
 def _order_line(init: Model, config: Config, rows: Path, step: int) -> str:
-    """What the rows from `step` on are beside those that `init` was trained on: no text comes twice without a word."""
+    """A line on the rows from `step` on, beside those that `init` was trained on: none comes twice without a word."""
     path, there = init.path / ROWS_FILE, init.config
     if not storage.exists(path) or storage.read_json(path) != fingerprint(rows):
         return f"warning: the rows in {rows} are others than those of {init.path}: text that both have is trained again"

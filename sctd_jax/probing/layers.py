@@ -107,7 +107,10 @@ def _probe(
 
     def read(split: str, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         tokenizer = pretrained.tokenizer
-        features = encode(tokenizer, examples, task.head, max_length, lambda line: log(f"{name}, {split}: {line}"))
+        features = encode(
+            tokenizer, examples, task.head, max_length, lambda line: log(f"{name}, {split}: {line}"),
+            segments=config.type_vocab_size,
+        )  # fmt: skip
         for group in batches.by_length(features, settings.batch_size, max_length):
             members, weights = [features[i] for i in group.members], np.ones(settings.batch_size)
             batch = batches.assemble(members, weights, group.length, tokenizer.special.pad)

@@ -19,6 +19,7 @@ from jax.experimental import topologies
 from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
+from sctd_jax.model.families import check_family
 from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.parallel import chips
 from sctd_jax.parallel.chips import Chip
@@ -83,6 +84,7 @@ def chip_hours(config: Config, chip: Chip, mfu: float) -> float:
 def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tuple[Config, jax.sharding.Mesh, Chip]:
     """A config as it would run on a slice, the slice's mesh and what its chips are; says so."""
     check_selector(config.dropping.selector)
+    check_family(config.model)
     devices = topology_devices(topology)
     config, attention, mesh = on_devices(config, devices)
     chip = chips.find(devices[0].device_kind)

@@ -195,12 +195,17 @@ class Speed:
 
     def __init__(self, peak_flops: float | None):
         self._peak = peak_flops
-        self._seconds, self._steps, self._tokens, self._flops = 0.0, 0, 0, 0.0
+        self._seconds, self._steps, self._tokens, self._flops, self._waited = 0.0, 0, 0, 0.0, 0.0
         self._since: float | None = None
 
     def pause(self) -> None:
         """The next step's time does not count."""
         self._since = None
+
+    def wait(self, seconds: float) -> None:
+        """The loop has waited so long for its next batch, within the time of the step that is to finish next."""
+        if self._since is not None:
+            self._waited += seconds
 
     def step(self, tokens: int, flops: float) -> None:
         """A step of so many tokens and FLOPs has finished now."""
@@ -221,10 +226,11 @@ class Speed:
             "train/step_seconds": self._seconds / self._steps,
             "train/flops_per_second": self._flops / self._seconds,
             "train/eta_seconds": steps_left * self._seconds / self._steps,
+            "train/batch_wait_share": self._waited / self._seconds,
         }
         if self._peak:
             values["train/mfu"] = values["train/flops_per_second"] / self._peak
-        self._seconds, self._steps, self._tokens, self._flops = 0.0, 0, 0, 0.0
+        self._seconds, self._steps, self._tokens, self._flops, self._waited = 0.0, 0, 0, 0.0, 0.0
         return values
 
 

@@ -1,10 +1,13 @@
-"""Learning-rate schedule, AdamW or LAMB, decay by rule, clipping: optax, put together."""
+"""Learning-rate schedule, AdamW, LAMB, Muon or StableAdamW, decay by rule, clipping: optax, put together."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import optax.contrib
 
 from sctd_jax.config import OptimizerConfig
 
@@ -17,6 +20,8 @@ _DECAYED = {
     "bias": False,
     "scale": False,
 }
+# Root mean square of an update of Muon, whatever the matrix's shape: that of AdamW's, so that both have one rate.
+_MUON_RMS = 0.2
 
 
 def learning_rate(optimizer: OptimizerConfig, steps: int, step: jax.Array | int) -> jax.Array:
@@ -59,8 +64,15 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     So a skipped step moves the schedule on but not the moments, and no counter has to agree with another.
     """
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    steps.append(_scale_by_adam(config))
-    steps.append(optax.add_decayed_weights(config.weight_decay, lambda params: decay_mask(config, params)))
+    decay = optax.add_decayed_weights(config.weight_decay, lambda params: decay_mask(config, params))
+    match config.name:
+        case "muon":
+            parts = {"muon": _scale_by_muon(config), "adamw": _scale_by_adam(config)}
+            steps += [optax.partition(parts, _muon_or_adamw), decay]
+        case "stable_adamw":
+            steps.append(_scale_by_stable_adamw(config, decay))
+        case _:
+            steps += [_scale_by_adam(config), decay]
     if config.name == "lamb":
         steps.append(_scale_by_trust_ratio(config))
     return optax.chain(*steps)
@@ -99,3 +111,70 @@ def _scale_by_trust_ratio(config: OptimizerConfig) -> optax.GradientTransformati
         return jax.tree.map(lambda on, a, b: a if on else b, decay_mask(config, params), scaled, updates), state
 
     return optax.GradientTransformation(adapted.init, update)
+
+
+def _muon_or_adamw(params: Any) -> Any:
+    """Tree like `params` of 'muon' at matrices, and 'adamw' at embeddings, which are the decoder too, and vectors."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if path[-1].key == "kernel" else "adamw", params)
+
+
+def muon_dimensions(params: Any) -> Any:
+    """Tree like `params`, or a part of it, with the axes of each kernel that are the matrix's rows and columns.
+
+    Attention's kernels have the heads apart, [D, H, D/H] and for its output [H, D/H, D], and are one D x D matrix.
+
+    Raises:
+      KeyError: a kernel has a shape and name that no rule covers.
+    """
+
+    def rule(path, kernel):
+        if kernel.ndim == 2:
+            return optax.contrib.MuonDimensionNumbers(0, 1)
+        if kernel.ndim == 3 and path[-2].key in ("query", "key", "value"):
+            return optax.contrib.MuonDimensionNumbers(0, (1, 2))
+        if kernel.ndim == 3 and path[-2].key == "output":
+            return optax.contrib.MuonDimensionNumbers((0, 1), 2)
+        raise KeyError(f"no rule of Muon for parameter {jax.tree_util.keystr(path)} {kernel.shape}")
+
+    return jax.tree_util.tree_map_with_path(rule, params)
+
+
+def _scale_by_muon(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Muon (Jordan et al., 2024) with updates as large as AdamW's (Liu et al., 2025, arXiv 2502.16982, section 2.2)."""
+    muon = optax.contrib.scale_by_muon(
+        beta=config.muon_beta, mu_dtype=config.mu_dtype, weight_dimension_numbers=muon_dimensions
+    )
+
+    def update(updates, state, params=None):
+        def scaled(update, axes):
+            rows, columns = (math.prod(update.shape[i] for i in np.atleast_1d(side)) for side in axes)
+            return _MUON_RMS * math.sqrt(max(rows, columns)) * update
+
+        updates, state = muon.update(updates, state, params)
+        return jax.tree.map(scaled, updates, muon_dimensions(updates)), state
+
+    return optax.GradientTransformation(muon.init, update)
+
+
+def _scale_by_stable_adamw(
+    config: OptimizerConfig, decay: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """AdamW whose rate of a leaf is divided by RMS = sqrt(mean(g^2 / v)) where that exceeds 1.
+
+    So a gradient that its second moment has not seen coming moves no leaf far (Wortsman et al., 2023, arXiv 2304.13013,
+    algorithm 2: StableAdamW; the clipping is Adafactor's). The state is AdamW's.
+    """
+    adam = _scale_by_adam(config)
+
+    def update(grads, state, params=None):
+        updates, state = adam.update(grads, state, params)
+        updates, _ = decay.update(updates, decay.init(params), params)
+        correction = 1.0 - config.beta2 ** state.count.astype(jnp.float32)
+
+        def calmed(update, grad, nu):
+            rms = jnp.sqrt(jnp.mean(jnp.square(grad) / jnp.maximum(nu / correction, config.eps**2)))
+            return update / jnp.maximum(1.0, rms)
+
+        return jax.tree.map(calmed, updates, grads, state.nu), state
+
+    return optax.GradientTransformation(adam.init, update)

@@ -149,7 +149,9 @@ def train(
             if last or stopping:
                 metrics.flush()
                 break
+            asked = time.monotonic()
             batch = next(batches)
+            metrics.waited(time.monotonic() - asked)
             state, of_step = programs[job.program(step)](state, batch)
             metrics.take(step, of_step)
             job.on_step(step)
@@ -213,6 +215,10 @@ class StepMetrics:
         previous, self._unread = self._unread, (step, metrics)
         if previous is not None:
             self._read(*previous)
+
+    def waited(self, seconds: float) -> None:
+        """The loop has waited so long for its next batch."""
+        self._speed.wait(seconds)
 
     def flush(self) -> None:
         """Wait for the last update and read it; what follows (evaluation, saving) is not timed."""
