@@ -1,206 +1,37 @@
-"""The configuration: frozen dataclasses with one line for each field, their checks, and mapping -> dataclass.
+"""The configuration of a whole run: sizes that follow from it, stages, and checks across its sections.
 
-A line has the field's type or choices, its default, its meaning as `--help` prints it, its bounds and whether a rerun
-may change it. A new field has a line in `stored.py` too. Letters of docs/method.md: N sequence length, K kept tokens,
-P predicted tokens, L layers.
+Letters of docs/method.md: N sequence length, K kept tokens, P predicted tokens, L layers.
 """
 
 import dataclasses
-import re
+import itertools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from sctd_jax.fields import (
-    BELOW_ONE,
-    NOT_NEGATIVE,
-    ONE_OR_MORE,
-    POSITIVE,
-    SHARE,
-    Bounds,
-    at_least,
-    field,
-    fill,
-    require,
+from sctd_jax import schedules
+from sctd_jax.fields import fill, require
+from sctd_jax.sections import (
+    DataConfig,
+    DroppingConfig,
+    MaskingConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The encoder (docs/method.md 1)."""
-
-    family: Literal["bert", "roberta", "xlm-roberta", "camembert", "modernbert"] = field(
-        "bert", "kind of network, a key of model.families.FAMILIES and the model_type of transformers"
-    )
-    vocab_size: int = field(30522, "pieces of the tokenizer", ONE_OR_MORE)
-    num_layers: int = field(12, "L, layers", ONE_OR_MORE)
-    hidden_size: int = field(768, "D, width of a token's state", ONE_OR_MORE)
-    num_heads: int = field(12, "attention heads; divides hidden_size", ONE_OR_MORE)
-    intermediate_size: int = field(3072, "width inside a feed-forward part, usually 4 x hidden_size", ONE_OR_MORE)
-    max_positions: int = field(512, "length of the longest row that the model can read")
-    type_vocab_size: int = field(2, "kinds of segments; 2 for pairs of texts", ONE_OR_MORE)
-    hidden_dropout: float = field(0.1, "dropout after embeddings, attention and the feed-forward part", BELOW_ONE)
-    attention_dropout: float = field(0.1, "dropout of attention's probabilities", BELOW_ONE)
-    activation: Literal["gelu", "gelu_tanh"] = field("gelu", "'gelu' (erf, BERT) or 'gelu_tanh' (Model Garden)")
-    layer_norm_eps: float = field(1e-12, "number added to the variance", POSITIVE)
-    initializer_range: float = field(0.02, "standard deviation of the first weights", POSITIVE)
-    global_every: int = field(
-        1, "layers 0, n, 2n ... attend to all tokens, the others near by (modernbert)", ONE_OR_MORE
-    )
-    local_attention: int = field(128, "tokens around each that a local layer sees, half on either side", at_least(2))
-    rope_theta: float = field(160_000.0, "base of the rotary positions in layers that attend to all tokens", POSITIVE)
-    local_rope_theta: float = field(10_000.0, "base of the rotary positions in local layers", POSITIVE)
-    dtype: Literal["float32", "bfloat16"] = field("bfloat16", "type to compute in; parameters are float32")
-    attention: Literal["auto", "plain", "splash", "cudnn"] = field(
-        "auto",
-        "'splash' (TPUs): no attention_dropout; 'cudnn' (GPUs): its own; 'auto': what is possible",
-        rerun=True,
-    )
-    remat: Literal["auto", "none", "attention", "block"] = field(
-        "auto", "what the backward pass recomputes; 'block': whole layers; 'auto': 'attention' on TPUs", rerun=True
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class DroppingConfig:
-    """Tokens that skip layers, and ScTD's consistency steps (docs/method.md 3 to 5)."""
-
-    method: Literal["full", "drop", "sctd", "random", "random_ltd"] = field(
-        "sctd", "way to train; 'random' is 'drop' with the selector 'random'"
-    )
-    selector: str = field("importance", "key of model.token_dropping.SELECTORS, for 'drop' and 'sctd'")
-    drop_rate: float = field(0.5, "share of a row's N tokens that the dropping layers do not see", BELOW_ONE)
-    keep_schedule: str = field("", "'STEP:K,...': K tokens to keep from each step on; '': by drop_rate")
-    random_share: float = field(0.5, "random part of the kept tokens, with the selector 'importance+random'", SHARE)
-    first_layer: int = field(-1, "first layer with K queries, counted from 0; -1: L/2 - 1 (random_ltd: 1)")
-    last_layer: int = field(-1, "last layer without the dropped tokens; -1: L - 2")
-    importance_init: float = field(10.0, "importance of an id before its first loss")
-    importance_beta: float = field(0.95, "share of the old importance that a new loss leaves", SHARE)
-    sc_interval: int = field(10, "Fi: every how many steps a consistency step", ONE_OR_MORE)
-    sc_weight: float = field(0.05, "lambda: weight of the mean KL beside the mean MLM loss", NOT_NEGATIVE)
-    sc_stop_gradient: bool = field(False, "detach the full pass in the KL")
-    sc_pool: Literal["cls", "mean"] = field("cls", "states that the KL compares: [CLS] or the mean of all tokens")
-    sc_share_prefix: bool = field(True, "compute the layers before the drop once for both passes")
-    full_steps_first: int = field(0, "steps without dropping at the beginning", NOT_NEGATIVE)
-    full_steps_last: int = field(0, "steps without dropping at the end", NOT_NEGATIVE)
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskingConfig:
-    """Dynamic masking on the device (docs/method.md 2)."""
-
-    rate: float = field(0.15, "share of N that is predicted", Bounds(lambda rate: 0 < rate < 1, SHARE.says))
-    mask_share: float = field(0.8, "share of the predicted positions that is shown as [MASK]", SHARE)
-    random_share: float = field(0.1, "share of the predicted positions that is shown as a random id", SHARE)
-    whole_word: bool = field(False, "predict all pieces of a word or none")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Text and how it becomes rows of N tokens."""
-
-    input: str = field("", "sources separated by commas; '' is the embedded trial corpus", rerun=True)
-    text_field: str = field("text", "field with the text in JSONL, Parquet and TFDS sources", rerun=True)
-    documents: Literal["file", "paragraph", "line"] = field(
-        "file", "what a document is in .txt; blank lines end a paragraph", rerun=True
-    )
-    rows: str = field("", "folder that data.prepare wrote; '' prepares `input` under prepared_dir", rerun=True)
-    prepared_dir: str = field("data/prepared", "folder of the rows that are prepared from `input`", rerun=True)
-    seq_len: int = field(512, "N, tokens of a row", at_least(8))
-    tokenizer: str = field("", "tokenizer to use: a file, or the folder of a model or run; '' trains one", rerun=True)
-    # The 12 MB of the trial corpus support no unigram vocabulary of 30,522 pieces.
-    tokenizer_type: Literal["unigram", "bpe", "byte_bpe"] = field("bpe", "kind of the tokenizer that is trained")
-    heldout_share: float = field(0.01, "share of the documents that evaluations read", BELOW_ONE)
-    seed: int = field(0, "seed of what is held out and of the tokenizer's sample", NOT_NEGATIVE)
-    keep_zwnj: bool = field(True, "a tokenizer that is trained takes zero-width non-joiners for letters, not spaces")
-    allow_unknown: bool = field(False, "take also a text of which the tokenizer does not know a fifth", rerun=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """The rule of the updates and the learning-rate schedule."""
-
-    name: Literal["adamw", "lamb", "muon", "stable_adamw"] = field(
-        "adamw", "rule of the updates; 'muon': of the layers' and the head's matrices, the rest by AdamW"
-    )
-    learning_rate: float = field(1e-4, "peak of the rate, after the warm-up", NOT_NEGATIVE, rerun=True)
-    warmup_steps: int = field(10_000, "steps from 0 to the peak", NOT_NEGATIVE, rerun=True)
-    schedule: Literal["linear", "cosine", "wsd"] = field(
-        "linear", "way from the peak to 0 at train.steps; 'wsd': at the peak until decay_steps before it"
-    )
-    decay_steps: int = field(
-        0, "steps from the peak to 0 with 'wsd'; 0: at the peak to the end", NOT_NEGATIVE, rerun=True
-    )
-    decay_shape: Literal["1-sqrt", "linear"] = field("1-sqrt", "curve of these steps", rerun=True)
-    muon_beta: float = field(0.95, "share of the old momentum that a step of 'muon' leaves", BELOW_ONE)
-    beta1: float = field(0.9, "share of the old first moment that a step leaves", BELOW_ONE)
-    beta2: float = field(0.999, "share of the old second moment that a step leaves", BELOW_ONE)
-    eps: float = field(1e-6, "number added to the root of the second moment", POSITIVE)
-    eps_place: Literal["after_correction", "before_correction"] = field(
-        "after_correction", "eps stands after the correction of v's bias (optax, torch) or before it (Keras, fairseq)"
-    )
-    weight_decay: float = field(0.01, "share of a weight, times the learning rate, that a step takes off", NOT_NEGATIVE)
-    decay: Literal["kernels", "all"] = field("kernels", "what decays; 'kernels': all but biases and LayerNorm")
-    clip_norm: float = field(1.0, "largest global norm of a gradient; 0: no clipping", NOT_NEGATIVE)
-    # The second moments stay float32: bfloat16 would round their changes away.
-    mu_dtype: Literal["float32", "bfloat16"] = field("float32", "type of the first moments")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The loop."""
-
-    seed: int = field(0, "seed of the weights, the order of rows, masking and dropout", NOT_NEGATIVE)
-    init: str = field("", "workdir that training starts from; '': random weights", rerun=True)
-    init_step: int = field(-1, "step of its checkpoint to start from; -1: the newest", at_least(-1), rerun=True)
-    init_takes: Literal["params", "state"] = field(
-        "params", "'state': optimizer, importance table and step too, so that its run goes on here", rerun=True
-    )
-    steps: int = field(250_000, "updates in all, those before a resume included", ONE_OR_MORE, rerun=True)
-    batch_size: int = field(256, "rows in the global batch", ONE_OR_MORE)
-    accumulation: int = field(1, "microbatches of a step", ONE_OR_MORE, rerun=True)
-    consistency_accumulation: int = field(
-        0, "microbatches of a consistency step; 0: accumulation", NOT_NEGATIVE, rerun=True
-    )
-    eval_every: int = field(2_500, "steps between evaluations", ONE_OR_MORE, rerun=True)
-    eval_rows: int = field(256, "held-out rows of an evaluation at most, spread evenly", ONE_OR_MORE, rerun=True)
-    checkpoint_every: int = field(2_500, "steps between checkpoints; a multiple of eval_every", ONE_OR_MORE, rerun=True)
-    keep_checkpoints: int = field(2, "newest checkpoints to keep, beside the best", ONE_OR_MORE, rerun=True)
-    log_every: int = field(50, "steps between lines of metrics", ONE_OR_MORE, rerun=True)
-    max_bad_steps: int = field(20, "non-finite steps in a row that end the run", ONE_OR_MORE, rerun=True)
-
-    def microbatches(self, variant: str) -> int:
-        """Microbatches of a step of a variant."""
-        own = self.consistency_accumulation if variant == "consistency" else 0
-        return own or self.accumulation
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along the mesh axes."""
-
-    data: int = field(
-        -1,
-        "parts of the batch; -1: all devices that the others leave",
-        Bounds(lambda data: data == -1 or data >= 1, "must be -1 (all devices) or at least 1"),
-        rerun=True,
-    )
-    fsdp: int = field(
-        1, "parts of the batch, and of the layers' parameters and moments by width", ONE_OR_MORE, rerun=True
-    )
-    tensor: int = field(1, "parts of the heads, the feed-forward width and the vocabulary", ONE_OR_MORE, rerun=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run."""
 
-    model: ModelConfig = ModelConfig()
-    dropping: DroppingConfig = DroppingConfig()
-    masking: MaskingConfig = MaskingConfig()
-    data: DataConfig = DataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    train: TrainConfig = TrainConfig()
-    mesh: MeshConfig = MeshConfig()
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    dropping: DroppingConfig = dataclasses.field(default_factory=DroppingConfig)
+    masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     @property
     def drop_layers(self) -> tuple[int, int]:
@@ -220,33 +51,87 @@ class Config:
     @property
     def keep_stages(self) -> tuple[tuple[int, int], ...]:
         """(first step, K) of each stage of `keep_schedule`, ascending."""
-        if not self.dropping.keep_schedule:
-            return ((0, self.num_kept),)
-        pairs = (part.split(":") for part in self.dropping.keep_schedule.split(","))
-        return tuple((int(step), int(kept)) for step, kept in pairs)
+        schedule = self.dropping.keep_schedule
+        return schedules.parse(schedule, int) if schedule else ((0, self.num_kept),)
+
+    @property
+    def length_stages(self) -> tuple[tuple[int, int], ...]:
+        """(first step, N) of each stage of `seq_len_schedule`, ascending."""
+        schedule = self.data.seq_len_schedule
+        return schedules.parse(schedule, int) if schedule else ((0, self.data.seq_len),)
+
+    @property
+    def batch_stages(self) -> tuple[tuple[int, int], ...]:
+        """(first step, rows) of each stage of `batch_schedule`, ascending."""
+        schedule = self.train.batch_schedule
+        return schedules.parse(schedule, int) if schedule else ((0, self.train.batch_size),)
 
     def at(self, step: int) -> "Config":
-        """The config of one step: its stage's K, and no schedule."""
-        if not self.dropping.keep_schedule:
+        """The config of one step: its stage's K, N and batch, and no schedule but that of the masking rate."""
+        dropping, data, train = self.dropping, self.data, self.train
+        if not (dropping.keep_schedule or data.seq_len_schedule or train.batch_schedule):
             return self
-        kept = [kept for first, kept in self.keep_stages if first <= step][-1]
-        dropping = dataclasses.replace(self.dropping, keep_schedule="", drop_rate=1 - kept / self.data.seq_len)
-        return dataclasses.replace(self, dropping=dropping)
+        length, rows = schedules.value_at(self.length_stages, step), schedules.value_at(self.batch_stages, step)
+        if dropping.keep_schedule and dropping.method != "full":
+            kept = schedules.value_at(self.keep_stages, step)
+            dropping = dataclasses.replace(dropping, drop_rate=1 - kept / length)
+        # Microbatches stay as large or become smaller, so that each stage fits where the largest does.
+        counts = {
+            name: -(-getattr(train, name) * rows // train.batch_size)
+            for name in ("accumulation", "consistency_accumulation")
+        }
+        return dataclasses.replace(
+            self,
+            dropping=dataclasses.replace(dropping, keep_schedule=""),
+            data=dataclasses.replace(data, seq_len=length, seq_len_schedule=""),
+            train=dataclasses.replace(train, batch_size=rows, batch_schedule="", **counts),
+        )
 
     def after(self, steps: int) -> "Config":
-        """The config of the last of so many steps."""
-        return self.at(max(steps - 1, 0))
+        """The config of an evaluation after so many steps: drop rate of the last one, the other fields of all alike."""
+        return dataclasses.replace(
+            self,
+            dropping=self.at(max(steps - 1, 0)).dropping,
+            masking=dataclasses.replace(self.masking, rate_schedule=""),
+            data=dataclasses.replace(self.data, seq_len_schedule=""),
+            train=dataclasses.replace(self.train, batch_schedule=""),
+        )
+
+    def stages(self, until: int) -> tuple[tuple[int, int, "Config"], ...]:
+        """(first step, the step after the last, config) of each stage before step `until`."""
+        of = [self.length_stages, self.batch_stages, *([] if self.dropping.method == "full" else [self.keep_stages])]
+        starts = sorted({step for stages in of for step, _ in stages if step < until})
+        return tuple((start, end, self.at(start)) for start, end in itertools.pairwise([*starts, until]))
+
+    def rows_before(self, step: int) -> int:
+        """Rows of this step's length that the steps before it have read."""
+        length = schedules.value_at(self.length_stages, step)
+        return sum(
+            (end - start) * stage.train.batch_size
+            for start, end, stage in self.stages(step)
+            if stage.data.seq_len == length
+        )
+
+    @property
+    def rows_folders(self) -> tuple[str, ...]:
+        """Folders in `data.rows`: one, or one for each length of a `seq_len_schedule`."""
+        return tuple(self.data.rows.split(",")) if self.data.seq_len_schedule else (self.data.rows,)
 
     @property
     def context_lengths(self) -> tuple[tuple[str, int], ...]:
         """Name and number of context rows of every attention of the run."""
-        kept = () if self.dropping.method == "full" else self.keep_stages
-        return ("data.seq_len", self.data.seq_len), *(("K, the kept tokens,", k) for _, k in kept)
+        stages = [
+            stage for start, _, stage in self.stages(self.train.steps) for stage in (stage, self.after(start + 1))
+        ]
+        kept = [] if self.dropping.method == "full" else [("K, the kept tokens,", stage.num_kept) for stage in stages]
+        return tuple(dict.fromkeys([*(("data.seq_len", stage.data.seq_len) for stage in stages), *kept]))
 
     @property
     def num_predicted(self) -> int:
-        """P, prediction slots of a row."""
-        return round(self.data.seq_len * self.masking.rate)
+        """P, prediction slots of a row: as many as the highest rate of the run asks for."""
+        schedule = self.masking.rate_schedule
+        rates = [rate for _, rate in schedules.parse(schedule, float)] if schedule else [self.masking.rate]
+        return round(self.data.seq_len * max(rates))
 
     @property
     def selector(self) -> str:
@@ -259,17 +144,43 @@ class Config:
         return self.num_kept - round(self.num_kept * self.dropping.random_share)
 
 
-_MAX_STAGES = 6  # stages of keep_schedule: each is compiled
-
-
 def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     """Nested mapping -> Config, after every check but that of the selector, whose registry loads JAX."""
     config = fill("config", Config, sections)
-    _check_rows(config)
+    _check_schedules(config)
+    for stage in (config, *(stage for *_, stage in config.stages(_END))):
+        _check_rows(stage)
     if config.dropping.method != "full":
         _check_dropping(config)
     _check_train(config)
     return config
+
+
+_END = 1 << 62  # after the last step of any run
+
+
+def _check_schedules(config: Config) -> None:
+    """Check each schedule, and that it has the value of the field that it changes, which evaluations have."""
+    dropping, masking, data, train = config.dropping, config.masking, config.data, config.train
+    if dropping.keep_schedule and dropping.method != "full":
+        schedules.check("dropping.keep_schedule", dropping.keep_schedule, "K", int)
+    if schedule := masking.rate_schedule:
+        schedules.check("masking.rate_schedule", schedule, "RATE", float)
+        rates = [rate for _, rate in schedules.parse(schedule, float)]
+        has = all(0 < rate < 1 for rate in rates) and masking.rate in rates
+        said = f"must have rates between 0 and 1, masking.rate ({masking.rate}) among them, found {schedule!r}"
+        require(has, "masking.rate_schedule", said)
+    for name, schedule, what, least, most in (
+        ("data.seq_len", data.seq_len_schedule, "N", 8, data.seq_len),
+        ("train.batch_size", train.batch_schedule, "ROWS", 1, train.batch_size),
+    ):
+        if not schedule:
+            continue
+        field = {"N": "data.seq_len_schedule", "ROWS": "train.batch_schedule"}[what]
+        schedules.check(field, schedule, what, int)
+        values = [value for _, value in schedules.parse(schedule, int)]
+        said = f"must have numbers from {least} on, the largest of them {name} ({most}), found {schedule!r}"
+        require(least <= min(values) and max(values) == most, field, said)
 
 
 def _check_rows(config: Config) -> None:
@@ -300,20 +211,13 @@ def _check_dropping(config: Config) -> None:
         f"and last_layer must be in order and before the last layer (0 <= first <= last <= {layers - 2}), "
         f"found {first} and {last}",
     )
-    if schedule := dropping.keep_schedule:
-        pattern = rf"0:\d+(,\d+:\d+){{0,{_MAX_STAGES - 1}}}"
-        starts = [step for step, _ in config.keep_stages] if re.fullmatch(pattern, schedule) else []
+    for name, stage in [("drop_rate", config), *(("keep_schedule", stage) for *_, stage in config.stages(_END))]:
+        name, length = name if dropping.keep_schedule else "drop_rate", stage.data.seq_len
         require(
-            bool(starts) and starts == sorted(set(starts)),
-            "dropping.keep_schedule",
-            f"must be STEP:K,STEP:K,... with at most {_MAX_STAGES} ascending steps from 0 on, found {schedule!r}",
-        )
-    for name, kept in [("drop_rate", config.num_kept), *(("keep_schedule", kept) for _, kept in config.keep_stages)]:
-        require(
-            config.num_predicted + 2 <= kept <= config.data.seq_len,
+            stage.num_predicted + 2 <= stage.num_kept <= length,
             f"dropping.{name}",
-            f"{getattr(dropping, name)} keeps K = {kept} of N = {config.data.seq_len} tokens, but [CLS], [SEP] "
-            f"and P = {config.num_predicted} masked positions need {config.num_predicted + 2}: change it or lower "
+            f"{getattr(dropping, name)} keeps K = {stage.num_kept} of N = {length} tokens, but [CLS], [SEP] "
+            f"and P = {stage.num_predicted} masked positions need {stage.num_predicted + 2}: change it or lower "
             "masking.rate",
         )
     require(
@@ -346,6 +250,13 @@ def _check_train(config: Config) -> None:
             "train.batch_size",
             f"({train.batch_size}) must be divisible by train.{name} ({count})",
         )
+        for *_, stage in config.stages(_END):
+            rows, parts = stage.train.batch_size, stage.train.microbatches(variant)
+            require(
+                rows % parts == 0,
+                "train.batch_schedule",
+                f"has {rows} rows, which {parts} microbatches of at most {train.batch_size // count} do not divide",
+            )
     require(
         train.checkpoint_every % train.eval_every == 0,
         "train.checkpoint_every",

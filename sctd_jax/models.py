@@ -134,7 +134,7 @@ def open_init(config: Config, log: Callable[[str], None]) -> Model:
     there, now = (dict(stored.flat({"model": dataclasses.asdict(it.model)})) for it in (init.config, config))
     if other := workdirs.differences(there, now, _FREE_TO_CHANGE):
         raise UserError(f"config.train.init {init.path} is another network: {other}")
-    rows = config.data.rows
+    rows = config.rows_folders[0]
     path = tokenizer.find(storage.as_path(rows)) if rows else config.data.tokenizer
     # The pieces, not the file: a vocab.txt and a tokenizer.json of one model give the same ids.
     if not path or tokenizer.load(path, kept=bool(rows)).pieces != init.tokenizer.pieces:

@@ -64,6 +64,9 @@ CONFIG: list[Change] = [
     Added("optimizer.muon_beta", 0.95),
     Added("train.init_step", -1),
     Added("train.init_takes", "params"),
+    Added("masking.rate_schedule", ""),
+    Added("train.batch_schedule", ""),
+    Added("data.seq_len_schedule", ""),
 ]
 TASK: list[Change] = []
 # Old name of a metric in `metrics.jsonl` -> its name.

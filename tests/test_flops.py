@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from sctd_jax.parallel import chips
-from sctd_jax.pretrain.flops import forward_flops, mean_step_flops, plain_step_flops, step_flops
+from sctd_jax.pretrain.flops import forward_flops, mean_plain_step_flops, mean_step_flops, plain_step_flops, step_flops
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.step import variant_at
 from tests import helpers
@@ -36,19 +36,28 @@ def test_the_formula_is_xlas_count_of_the_matrix_products(method, family):
     assert 2 * forward_flops(config, "full" if method == "full" else "drop") == pytest.approx(counted, rel=0.02)
 
 
-@pytest.mark.parametrize("keep_schedule", ["", "0:12,4:20,11:32"])
+@pytest.mark.parametrize(
+    "schedules",
+    [
+        {}, {"dropping__keep_schedule": "0:12,4:20,11:32"},
+        {"data__seq_len_schedule": "0:16,5:32", "train__batch_schedule": "0:2,4:4,19:8"},
+        {"data__seq_len_schedule": "0:24,5:32", "dropping__keep_schedule": "0:12,3:24"},
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("method", ["full", "drop", "sctd", "random_ltd"])
 @pytest.mark.parametrize(
     ("first", "last", "steps", "interval"), [(0, 0, 20, 10), (3, 2, 23, 5), (7, 0, 20, 3), (0, 5, 6, 4)]
 )
-def test_the_mean_over_the_schedule_is_the_mean_of_its_steps(keep_schedule, method, first, last, steps, interval):
+def test_the_mean_over_the_schedule_is_the_mean_of_its_steps(schedules, method, first, last, steps, interval):
     config = helpers.config(
-        dropping__keep_schedule=keep_schedule,
+        **schedules,
         dropping__method=method, dropping__full_steps_first=first, dropping__full_steps_last=last,
         dropping__sc_interval=interval, train__steps=steps,
     )  # fmt: skip
     expected = sum(step_flops(config.at(step), variant_at(config, step)) for step in range(steps)) / steps
     assert mean_step_flops(config) == pytest.approx(expected, rel=1e-12)
+    plain = sum(plain_step_flops(config.at(step)) for step in range(steps)) / steps
+    assert mean_plain_step_flops(config) == pytest.approx(plain, rel=1e-12)
 
 
 def test_ratios_of_the_12_layer_model_of_the_performance_issue():

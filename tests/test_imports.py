@@ -18,6 +18,7 @@ MODULES = {
 FLOORS = (
     ("errors", "huge_pages"),
     ("fields",),
+    ("schedules", "sections"),
     ("arguments", "config", "storage"),
     ("lease", "stored"),
     ("model", "parallel", "data"),

@@ -67,8 +67,8 @@ def test_parameters_alone_can_be_those_of_any_checkpoint(stable, rows, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train__batch_size": 16}, "(train.batch_size 8 there, 16 here): rows that it was trained on may come again"),
-        ({"train__seed": 1}, "(train.seed 0 there, 1 here)"),
+        ({"train__batch_size": 16}, "(rows before 48 there, 96 here): rows that it was trained on may come again"),
+        ({"train__seed": 1}, "(seed 0 there, 1 here)"),
     ],
 )
 def test_another_order_of_the_rows_is_said(stable, rows, tmp_path, changes, said):

@@ -25,7 +25,10 @@ class Loader:
 
     def batch(self, step: int) -> np.ndarray:
         """Rows i32[B / hosts, N] of update number `step` that this host reads."""
-        positions = step * self._batch_size + self._mine
+        return self.read(step * self._batch_size + self._mine)
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Rows i32[len(positions), N] at places of the endless shuffled sequence."""
         epochs, offsets = np.divmod(positions, len(self._rows))
         # One epoch after the other, so that one index is in memory at a time even where a batch straddles two.
         indices = [self._permutation(int(epoch))[offsets[epochs == epoch]] for epoch in np.unique(epochs)]

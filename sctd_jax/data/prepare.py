@@ -39,7 +39,7 @@ _WAIT = 5.0  # seconds between looks whether another process has prepared the ro
 def settings_of(data: DataConfig, vocab_size: int) -> dict[str, Any]:
     """Settings that determine the rows, besides the text, as `prepared.json` holds them."""
     values = dataclasses.asdict(data) | {"input": files.split(data.input), "vocab_size": vocab_size}
-    return {name: value for name, value in values.items() if name not in ("rows", "prepared_dir")}
+    return {name: value for name, value in values.items() if name not in ("rows", "prepared_dir", "seq_len_schedule")}
 
 
 def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Path:
@@ -206,6 +206,7 @@ def _prepare_into(
             dataclasses.asdict(count) | {"letters": here.total, "unknown_letters": here.unknown}
             for count, here in zip(counts.sources, letters, strict=True)
         ],
+        heldout_up_to=threshold,
     )
     for split, expected in writer.counts.items():
         if len(Rows(work, split)) != expected:

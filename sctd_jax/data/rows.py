@@ -48,6 +48,7 @@ class Metadata:
     unknown_letters: int = 0  # letters that are [UNK] in the rows
     commonest_unknown: dict[str, int] = dataclasses.field(default_factory=dict)  # the first hundred
     by_source: list[dict] = dataclasses.field(default_factory=list)  # counts, in the order of `sources`
+    heldout_up_to: float = 0.0  # highest draw that is held out; 0: not recorded
 
 
 class RowWriter:

@@ -143,17 +143,18 @@ def run_config(settings: FinetuneConfig, pretrained: Config, steps_per_epoch: in
         dropping=dataclasses.replace(
             pretrained.dropping, method="full", keep_schedule="", full_steps_first=0, full_steps_last=0
         ),
-        masking=pretrained.masking,
-        data=dataclasses.replace(pretrained.data, seq_len=settings.max_length),
+        masking=dataclasses.replace(pretrained.masking, rate_schedule=""),
+        data=dataclasses.replace(pretrained.data, seq_len=settings.max_length, seq_len_schedule=""),
         optimizer=OptimizerConfig(
             name="adamw", learning_rate=settings.learning_rate, warmup_steps=round(settings.warmup_share * steps),
             schedule="linear", beta1=0.9, beta2=0.999, eps=1e-6, eps_place="after_correction",
             weight_decay=settings.weight_decay, decay="kernels", clip_norm=1.0, mu_dtype="float32",
         ),
         train=dataclasses.replace(
-            pretrained.train, seed=settings.seed, init=settings.init, steps=steps, batch_size=settings.batch_size,
-            accumulation=settings.accumulation, consistency_accumulation=0, eval_every=between,
-            checkpoint_every=between, keep_checkpoints=settings.keep_checkpoints, log_every=settings.log_every,
+            pretrained.train, seed=settings.seed, init=settings.init, init_step=-1, init_takes="params", steps=steps,
+            batch_size=settings.batch_size, batch_schedule="", accumulation=settings.accumulation,
+            consistency_accumulation=0, eval_every=between, checkpoint_every=between,
+            keep_checkpoints=settings.keep_checkpoints, log_every=settings.log_every,
         ),
         mesh=settings.mesh,
     )  # fmt: skip

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from sctd_jax import schedules
 from sctd_jax.config import MaskingConfig
 from sctd_jax.data.special import SpecialIds
 
@@ -36,6 +37,18 @@ def row_keys(key: jax.Array, rows_B: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
 
 
+def rate_at(masking: MaskingConfig, step: jax.Array | int) -> jax.Array | float:
+    """Share of a row's tokens that update number `step` predicts: a number in the program, of which one serves all.
+
+    The slots P are those of the highest rate; at lower ones some stay empty and cost the last layer and the head alone.
+    A falling rate is Yang et al.'s (2023, arXiv 2208.10806).
+    """
+    if not masking.rate_schedule:
+        return masking.rate
+    starts, rates = zip(*schedules.parse(masking.rate_schedule, float), strict=True)
+    return jnp.array(rates, jnp.float32)[jnp.searchsorted(jnp.array(starts), step, side="right") - 1]
+
+
 def mask_tokens(
     key: jax.Array,
     rows_B: jax.Array,
@@ -45,6 +58,7 @@ def mask_tokens(
     special: SpecialIds,
     vocab_size: int,
     num_predicted: int,
+    step: jax.Array | int = 0,
     word_start_V: jax.Array | np.ndarray | None = None,
 ) -> MaskedBatch:
     """Choose min(P, rate * tokens in the row) positions, at least one, and hide them.
@@ -57,13 +71,14 @@ def mask_tokens(
       special: ids that are never predicted, and [MASK].
       vocab_size: V.
       num_predicted: P, static.
+      step: number of the update, which a `rate_schedule` reads.
       word_start_V: bool[V], True for ids that begin a word: whole words are chosen (`_whole_words`). None: single
         tokens are chosen.
     """
     tokens_BN = tokens_BN.astype(jnp.int32)
     mask_BN = tokens_BN != special.pad
     candidate_BN = ~jnp.isin(tokens_BN, jnp.array(special.unmaskable))
-    budget_B = jnp.clip(jnp.round(masking.rate * mask_BN.sum(1)).astype(jnp.int32), 1, num_predicted)
+    budget_B = jnp.clip(jnp.round(rate_at(masking, step) * mask_BN.sum(1)).astype(jnp.int32), 1, num_predicted)
     choose_key, show_key, random_key = (jax.random.fold_in(key, i) for i in range(3))
 
     score_BN = _row_uniform(choose_key, rows_B, tokens_BN.shape[1])

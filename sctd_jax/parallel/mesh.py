@@ -52,13 +52,13 @@ def across_slices(shape: tuple[int, int, int], slices: int, devices: Sequence[ja
     return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
 
 
-def check_sizes(mesh: Mesh, model: ModelConfig, train: TrainConfig) -> None:
-    """Check that the axes of a mesh divide the sizes of a run."""
+def check_sizes(mesh: Mesh, model: ModelConfig, train: TrainConfig, batch: str = "train.batch_size") -> None:
+    """Check that the axes of a mesh divide the sizes of a run; `batch` names the field with the rows of its batch."""
     data, fsdp, tensor = mesh.shape.values()
     rows = [train.batch_size // train.microbatches(variant) for variant in ("drop", "consistency")]
     for what, size, by, axes in (
-        ("train.batch_size / accumulation", rows[0], data * fsdp, "mesh.data x fsdp"),
-        ("train.batch_size / consistency_accumulation", rows[1], data * fsdp, "mesh.data x fsdp"),
+        (f"{batch} / accumulation", rows[0], data * fsdp, "mesh.data x fsdp"),
+        (f"{batch} / consistency_accumulation", rows[1], data * fsdp, "mesh.data x fsdp"),
         ("model.hidden_size", model.hidden_size, fsdp, "mesh.fsdp"),
         ("model.num_heads", model.num_heads, tensor, "mesh.tensor"),
         ("model.intermediate_size", model.intermediate_size, tensor, "mesh.tensor"),

@@ -77,7 +77,7 @@ def make_eval_step(
 ):
     """(state, tokens_BN, rows_B, valid_B) -> sums, for `summarize`.
 
-    The drop pass keeps the config's K; under a `keep_schedule`, pass `config.at(step)`. `rows_B` are held-out row
+    The drop pass keeps the config's K; under a schedule, pass `config.after(steps)`. `rows_B` are held-out row
     numbers, which fix the masks; rows with `valid_B` False do not count.
     """
     model = make_model(config, mesh)

@@ -46,13 +46,17 @@ def step_flops(config: Config, variant: Variant) -> float:
 
 def mean_step_flops(config: Config) -> float:
     """FLOPs of a step averaged over the run's schedule."""
-    steps, stages = config.train.steps, config.keep_stages
-    ends = [start for start, _ in stages[1:]] + [steps]
     total = 0.0
-    for (start, _), end in zip(stages, ends, strict=True):
-        counts = _counts(config, min(start, steps), min(end, steps))
-        total += sum(count * step_flops(config.at(start), variant) for variant, count in counts.items())
-    return total / steps
+    for start, end, stage in config.stages(config.train.steps):
+        counts = _counts(config, start, end)
+        total += sum(count * step_flops(stage, variant) for variant, count in counts.items())
+    return total / config.train.steps
+
+
+def mean_plain_step_flops(config: Config) -> float:
+    """`plain_step_flops` averaged over the run's lengths and batches."""
+    stages = config.stages(config.train.steps)
+    return sum((end - start) * plain_step_flops(stage) for start, end, stage in stages) / config.train.steps
 
 
 def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:

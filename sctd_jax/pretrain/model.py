@@ -37,6 +37,8 @@ def on_devices(config: Config, devices: Sequence[jax.Device] | None = None) -> t
     check_family(config.model)
     mesh = make_mesh(config.mesh, devices)
     check_sizes(mesh, config.model, config.train)
+    for *_, stage in config.stages(config.train.steps):
+        check_sizes(mesh, config.model, stage.train, "train.batch_schedule")
     return *settle(config, platform_of(mesh.devices.flat[0])), mesh
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 
+import jax
 from etils import epath
 
 from sctd_jax import storage
@@ -20,7 +21,7 @@ from sctd_jax.pretrain.flops import step_flops
 from sctd_jax.pretrain.model import initial_state, make_model, on_devices, state_layout
 from sctd_jax.pretrain.start import first_state, open_start
 from sctd_jax.pretrain.step import compile_programs, program_at, programs_needed
-from sctd_jax.pretrain.workdir import check_workdir, claim_workdir, followed, open_rows
+from sctd_jax.pretrain.workdir import check_workdir, claim_workdir, folders, followed, open_rows
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import Track, ignore
 from sctd_jax.train.state import TrainState
@@ -60,14 +61,27 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
         begins = not checkpoints.steps()
     init = open_start(config, log) if train.init and begins else None
     data = open_rows(workdir, config, log)
-    hosts.check_same({"the config": config, "the prepared rows": data.metadata})
-    rows_here = meshes.host_rows(mesh, train.batch_size)
-    loader = Loader(Rows(data.folder, TRAIN), batch_size=train.batch_size, seed=train.seed, host_rows=rows_here)
+    metadata = [rows.metadata for rows in data.by_length().values()]
+    hosts.check_same({"the config": config, "the prepared rows": metadata})
+    loaders = {
+        length: Loader(Rows(rows.folder, TRAIN), batch_size=train.batch_size, seed=train.seed)
+        for length, rows in data.by_length().items()
+    }
     layout, programs = state_layout(settled, data.tokenizer.special, mesh), programs_needed(settled)
     flops = {name: step_flops(stage, variant) for name, (stage, variant) in programs.items()}
 
+    def batch(step: int) -> jax.Array:
+        stage = config.at(step)
+        mine = meshes.host_rows(mesh, stage.train.batch_size)
+        rows = loaders[stage.data.seq_len].read(config.rows_before(step) + mine)
+        return meshes.put_batch(mesh, stage.train.batch_size, rows)
+
+    def cost(step: int) -> tuple[int, float]:
+        stage = config.at(step)
+        return stage.train.batch_size * stage.data.seq_len, flops[program_at(config, step)]
+
     def start(state: TrainState) -> TrainState:
-        return state if init is None else first_state(init, config, data.folder, mesh, state, log)
+        return state if init is None else first_state(init, config, data, mesh, state, log)
 
     def describe(state: TrainState) -> list[str]:
         step, lines = int(state.step), report.start_table(config, attention, mesh, data, state)
@@ -82,11 +96,11 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
         layout=layout,
         start=start,
         describe=describe,
-        claim=lambda: claim_workdir(workdir, config, data.folder, log),
+        claim=lambda: claim_workdir(workdir, config, data.folder, log, folders(data)[1:]),
         compile=lambda: compile_programs(programs, data.tokenizer.special, mesh, layout, data.word_start_V),
         program=lambda step: program_at(config, step),
-        batch=lambda step: meshes.put_batch(mesh, train.batch_size, loader.batch(step)),
-        cost=lambda step: (train.batch_size * config.data.seq_len, flops[program_at(config, step)]),
+        batch=batch,
+        cost=cost,
         evaluate=make_evaluate(settled, data, mesh, layout),
         evaluation_lines=report.evaluation_lines,
         advice=f"Lower optimizer.learning_rate ({config.optimizer.learning_rate}) or lengthen the warm-up, and run "

@@ -1,10 +1,11 @@
 """Lines for a person: the table at the start, evaluation lines, the summary, fill-mask examples."""
 
 import functools
+import itertools
 import math
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +14,13 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from sctd_jax import schedules
 from sctd_jax.config import Config, DataConfig
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
 from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.parallel.mesh import replicated
-from sctd_jax.pretrain.flops import mean_step_flops, plain_step_flops
+from sctd_jax.pretrain.flops import mean_plain_step_flops, mean_step_flops
 from sctd_jax.pretrain.rows import Data
 from sctd_jax.pretrain.step import variant_at
 from sctd_jax.train import trainer
@@ -35,23 +37,30 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
     """Lines that say what is about to run."""
     model, dropping, metadata = config.model, config.dropping, data.metadata
     parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
-    flops, plain = mean_step_flops(config), plain_step_flops(config)
+    flops, plain = mean_step_flops(config), mean_plain_step_flops(config)
     rows = [
         ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}, "
                   f"{parameters / 1e6:,.1f} M parameters"),
         ("attention", attention),
         ("data", f"{metadata.rows:,} rows of {metadata.seq_len} tokens, {metadata.heldout_rows:,} held out; "
                  f"vocabulary {metadata.vocab_size:,}; {data.folder}"),
-        ("steps", f"{int(state.step):,} to {config.train.steps:,} of {config.train.batch_size} rows "
-                  f"({config.train.steps * config.train.batch_size / metadata.rows:,.1f} epochs)"),
+        *(("", f"{rows.metadata.rows:,} rows of {length} tokens; {rows.folder}")
+          for length, rows in data.by_length().items() if rows is not data),
+        ("steps", f"{int(state.step):,} to {config.train.steps:,} of {_staged(config.batch_stages)} rows "
+                  f"({_epochs(config, data)})"),
         ("method", _method(config)),
     ]  # fmt: skip
+    if config.masking.rate_schedule:
+        rates = _staged(schedules.parse(config.masking.rate_schedule, float))
+        rows.append(("masking", f"{rates} of the tokens, {config.masking.rate:g} in evaluations"))
     if dropping.method != "full":
         first, last = config.drop_layers
-        stages = config.keep_stages
-        counts = ", then ".join(str(kept) + (f" from step {start:,}" if start else "") for start, kept in stages)
+        counts = f"{_staged(config.keep_stages)} of {config.data.seq_len}"
+        if config.data.seq_len_schedule:
+            stages = config.stages(config.train.steps)
+            counts = _staged([(start, f"{stage.num_kept} of {stage.data.seq_len}") for start, _, stage in stages])
         layers = f"layers {first} to {last} of 0 to {model.num_layers - 1}"
-        kept = f"{counts} of {config.data.seq_len} in {layers}, selector {config.selector}"
+        kept = f"{counts} in {layers}, selector {config.selector}"
         rows.append(("kept tokens", kept))
     rows.append(("FLOPs", f"{flops:.3g} a step, {flops / plain:.2f} of plain full-token BERT"))
     lines = trainer.start_lines(mesh, rows)
@@ -61,6 +70,23 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
             "tool, not to pretrain a useful model. Your own text: --config.data.input='folder/**/*.txt'"
         )  # fmt: skip
     return lines
+
+
+def _staged(stages: Sequence[tuple[int, Any]]) -> str:
+    """Values and the steps from which they hold."""
+    runs = [next(group) for _, group in itertools.groupby(stages, key=lambda stage: stage[1])]
+    return ", then ".join(f"{value}" + (f" from step {start:,}" if start else "") for start, value in runs)
+
+
+def _epochs(config: Config, data: Data) -> str:
+    """Passes over the rows of each length."""
+    read = dict.fromkeys(data.by_length(), 0)
+    for start, end, stage in config.stages(config.train.steps):
+        read[stage.data.seq_len] += (end - start) * stage.train.batch_size
+    shares = {length: read[length] / rows.metadata.rows for length, rows in data.by_length().items()}
+    if len(shares) == 1:
+        return f"{shares[config.data.seq_len]:,.1f} epochs"
+    return ", ".join(f"{share:,.1f} epochs of {length} tokens" for length, share in sorted(shares.items()))
 
 
 def _method(config: Config) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +23,69 @@ class Data:
     metadata: Metadata
     tokenizer: tokenizer.Tokenizer
     word_start_V: np.ndarray | None  # bool; None without whole-word masking
+    others: tuple["Data", ...] = ()  # the rows of the other lengths of a `seq_len_schedule`
+
+    def by_length(self) -> dict[int, "Data"]:
+        """N -> the rows of N tokens, for each length of the run; those of `seq_len` first, which evaluations read."""
+        return {data.metadata.seq_len: data for data in (self, *self.others)}
 
 
 def open_data(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Data:
-    """The config's rows, prepared now if missing; `began`: of those that its run has been trained on."""
+    """The config's rows, prepared now if missing; `began`: of those that its run has been trained on.
+
+    Each length of a `seq_len_schedule` has rows of its own, with one tokenizer, and all hold the same documents out.
+    """
+    data, lengths = config.data, [length for _, length in config.length_stages]
+    if len(config.length_stages) == 1:
+        return _open_length(config, log, began)
+    folders = {read_metadata(folder).seq_len: folder for folder in config.rows_folders} if data.rows else {}
+    if folders and (missing := sorted(set(lengths) - folders.keys())):
+        raise UserError(
+            f"config.data.seq_len_schedule asks for rows of {missing[0]} tokens, but those in config.data.rows have "
+            f"{sorted(folders)}: give a folder for each length, separated by commas"
+        )
+
+    def rows_of(length: int, **changes) -> Config:
+        own = dataclasses.replace(
+            data, seq_len=length, seq_len_schedule="", rows=str(folders.get(length, "")), **changes
+        )
+        return dataclasses.replace(config, data=own)
+
+    longest = _open_length(rows_of(data.seq_len), log, began)
+    like: dict[str, Any] = {}
+    if not folders:
+        like["tokenizer"] = str(tokenizer.find(longest.folder))
+        # Longer rows may hold more documents out, so that they are enough.
+        like["heldout_share"] = max(data.heldout_share, longest.metadata.heldout_up_to)
+    others = [_open_length(rows_of(length, **like), log) for length in dict.fromkeys(lengths) if length != data.seq_len]
+    for other in others:
+        _check_beside(longest, other, log)
+    return dataclasses.replace(longest, others=tuple(others))
+
+
+def _check_beside(longest: Data, other: Data, log: Callable[[str], None]) -> None:
+    """Check that rows of another length have the tokens, and train on no document that `longest` holds out."""
+    mine, theirs = longest.metadata, other.metadata
+    if mine.tokenizer_sha256 != theirs.tokenizer_sha256:
+        raise UserError(
+            f"the rows in {other.folder} and {longest.folder} have different tokenizers: prepare both with "
+            f"--tokenizer {tokenizer.find(longest.folder)}"
+        )
+    reading = ("text_field", "documents", "seed")
+    if mine.sources != theirs.sources or any(mine.settings.get(k) != theirs.settings.get(k) for k in reading):
+        log(
+            f"warning: the rows in {other.folder} are of another text than those in {longest.folder}, or were split "
+            "otherwise: documents that evaluations read may be trained on"
+        )
+    elif theirs.heldout_documents < mine.heldout_documents:
+        raise UserError(
+            f"the rows in {other.folder} hold out {theirs.heldout_documents} documents, those in {longest.folder} "
+            f"{mine.heldout_documents}, so that evaluations would read what was trained on: prepare the former anew "
+            f"with --heldout-share {mine.heldout_up_to or 'of the latter'}"
+        )
+
+
+def _open_length(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Data:
     with hosts.first_then_others("rows"):
         folder = ensure_rows(config, log, began)
     metadata = read_metadata(folder)

@@ -3,15 +3,15 @@
 import dataclasses
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 from jax.sharding import Mesh
 
 from sctd_jax import storage
 from sctd_jax.config import Config
-from sctd_jax.data.rows import fingerprint
 from sctd_jax.errors import UserError
 from sctd_jax.models import Model, open_init
+from sctd_jax.pretrain.rows import Data
+from sctd_jax.pretrain.workdir import fingerprints, folders
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.workdir import ROWS_FILE
@@ -45,11 +45,11 @@ def open_start(config: Config, log: Callable[[str], None]) -> Model:
 
 
 def first_state(
-    init: Model, config: Config, rows: Path, mesh: Mesh, state: TrainState, log: Callable[[str], None]
+    init: Model, config: Config, data: Data, mesh: Mesh, state: TrainState, log: Callable[[str], None]
 ) -> TrainState:
     """`state` with what `train.init_takes` says of a checkpoint of `init`; `log` is told what, and of the data.
 
-    `rows` is the folder of the rows; `state` has the layout on the mesh.
+    `state` has the layout on the mesh.
     """
     wanted = config.train.init_step if config.train.init_step >= 0 else None
     if config.train.init_takes == "params":
@@ -61,22 +61,26 @@ def first_state(
     assert taken is not None  # `open_start` has found checkpoints
     step = int(taken.step)
     log(f"going on from step {step:,} of {init.path}: its parameters, optimizer state, importance table and random key")
-    log(_order_line(init, config, rows, step))
+    log(_order_line(init, config, data, step))
     return taken
 
 
-def _order_line(init: Model, config: Config, rows: Path, step: int) -> str:
+def _order_line(init: Model, config: Config, data: Data, step: int) -> str:
     """A line on the rows from `step` on, beside those that `init` was trained on: none comes twice without a word."""
     path, there = init.path / ROWS_FILE, init.config
-    if not storage.exists(path) or storage.read_json(path) != fingerprint(rows):
-        return f"warning: the rows in {rows} are others than those of {init.path}: text that both have is trained again"
-    for name, theirs, mine in (
-        ("train.seed", there.train.seed, config.train.seed),
-        ("train.batch_size", there.train.batch_size, config.train.batch_size),
-    ):
-        if theirs != mine:
-            return (
-                f"warning: the order of the rows is another than that of {init.path} ({name} {theirs} there, {mine} "
-                "here): rows that it was trained on may come again before the others"
-            )
-    return f"the rows go on where that run stood, at row {step * config.train.batch_size:,} of the same order"
+    if not storage.exists(path) or storage.read_json(path) != fingerprints(*folders(data)):
+        return (
+            f"warning: the rows in {data.folder} are others than those of {init.path}: text that both have is trained "
+            "again"
+        )
+    places = [(of.train.seed, of.at(step).data.seq_len, of.rows_before(step)) for of in (there, config)]
+    if places[0] != places[1]:
+        names = ("seed", "tokens a row", "rows before")
+        differ = ", ".join(
+            f"{name} {a:,} there, {b:,} here" for name, a, b in zip(names, *places, strict=True) if a != b
+        )
+        return (
+            f"warning: the order of the rows is another than that of {init.path} ({differ}): rows that it was trained "
+            "on may come again before the others"
+        )
+    return f"the rows go on where that run stood, at row {config.rows_before(step):,} of the same order"

@@ -43,20 +43,22 @@ def variant_at(config: Config, step: int) -> Variant:
 
 
 def program_at(config: Config, step: int) -> str:
-    """Name of the program that update number `step` runs: its variant, and K where a schedule changes it."""
-    variant = variant_at(config, step)
-    one = variant == "full" or len(config.keep_stages) == 1
-    return variant if one else f"{variant} of {config.at(step).num_kept}"
+    """Name of the program that update number `step` runs: its variant, and those of K, N and rows that change."""
+    stage, name = config.at(step), variant_at(config, step)
+    lengths, batches = len(config.length_stages) > 1, len(config.batch_stages) > 1
+    kept = name != "full" and (lengths or len(config.keep_stages) > 1)
+    parts = [f" of {stage.num_kept}" * kept, f" of {stage.data.seq_len}" * lengths]
+    return "".join([name, *parts, f" x {stage.train.batch_size} rows" * batches])
 
 
 def programs_needed(config: Config) -> dict[str, tuple[Config, Variant]]:
     """Name -> config and variant of every program that a run may need, without walking its steps."""
     first, last = config.dropping.full_steps_first, config.train.steps - config.dropping.full_steps_last
     needed: dict[str, tuple[Config, Variant]] = {}
-    for start, _ in config.keep_stages:
-        start = max(start, first)
-        probes = {0, config.train.steps - 1, *range(start, min(last, start + config.dropping.sc_interval + 1))}
-        needed |= {program_at(config, step): (config.at(step), variant_at(config, step)) for step in probes}
+    for start, end, stage in config.stages(config.train.steps):
+        drops = range(max(start, first), min(end, last))
+        for step in (start, end - 1, *drops[: config.dropping.sc_interval + 1], *range(max(start, last), end)[:1]):
+            needed[program_at(config, step)] = (stage, variant_at(config, step))
     return {name: needed[name] for name in sorted(needed, key=lambda name: _ORDER.index(name.split()[0]))}
 
 
@@ -77,7 +79,7 @@ def make_train_step(
     def step_fn(state: TrainState, tokens_BN: jax.Array) -> tuple[TrainState, Metrics]:
         assert state.importance_V is not None  # only fine-tuning has no table
         importance_V, key = state.importance_V, jax.random.fold_in(state.key, state.step)
-        batch = mask_batch(config, special, jax.random.fold_in(key, _MASKING), tokens_BN, word_start_V)
+        batch = mask_batch(config, special, jax.random.fold_in(key, _MASKING), tokens_BN, word_start_V, step=state.step)
         predictions = batch.weights_BP.sum()
         # A batch without one maskable token has loss 0 / 1, and no gradient, rather than 0 / 0.
         denominators = (jnp.maximum(predictions, 1.0), tokens_BN.shape[0])
@@ -145,9 +147,9 @@ def compile_programs(
 
 
 def mask_batch(
-    config: Config, special: SpecialIds, key: jax.Array, tokens_BN: jax.Array, word_start_V=None, rows_B=None
+    config: Config, special: SpecialIds, key: jax.Array, tokens_BN: jax.Array, word_start_V=None, rows_B=None, step=0
 ) -> MaskedBatch:
-    """`mask_tokens` with a config's settings; row numbers default to 0 .. B-1."""
+    """`mask_tokens` with a config's settings at a step; row numbers default to 0 .. B-1."""
     return mask_tokens(
         key,
         jnp.arange(tokens_BN.shape[0]) if rows_B is None else rows_B,
@@ -156,6 +158,7 @@ def mask_batch(
         special=special,
         vocab_size=config.model.vocab_size,
         num_predicted=config.num_predicted,
+        step=step,
         word_start_V=word_start_V,
     )
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -43,13 +44,27 @@ def open_rows(workdir: epath.Path, config: Config, log: Callable[[str], None]) -
     """The config's rows, prepared now if missing: those that the steps in `workdir` were trained on."""
     began = read_metadata(workdir) if (workdir / CONFIG_FILE).is_file() else None
     data = open_data(config, log, began)
-    check_rows(workdir, data.folder)
+    check_rows(workdir, *folders(data))
     return data
 
 
-def check_rows(workdir: epath.Path, rows: Path) -> None:
+def folders(data: Data) -> list[Path]:
+    """Folders of a run's rows, that of the length that evaluations read first."""
+    return [of_length.folder for of_length in data.by_length().values()]
+
+
+def fingerprints(rows: Path, *others: Path) -> dict[str, Any]:
+    """`rows.fingerprint` of a run's rows, those of other lengths with N in their names."""
+    found = fingerprint(rows)
+    for folder in others:
+        length = read_metadata(folder).seq_len
+        found |= {f"{split} of {length} tokens": one for split, one in fingerprint(folder).items()}
+    return found
+
+
+def check_rows(workdir: epath.Path, rows: Path, *others: Path) -> None:
     """Check that rows can be read, and that the steps in `workdir` were trained on these."""
-    mine = fingerprint(rows)
+    mine = fingerprints(rows, *others)
     if not (workdir / CONFIG_FILE).exists():
         return
     there, now = read_metadata(workdir), read_metadata(rows)
@@ -63,7 +78,9 @@ def check_rows(workdir: epath.Path, rows: Path) -> None:
                             f"{ours} here; give it those, or choose another --workdir")  # fmt: skip
 
 
-def claim_workdir(workdir: epath.Path, config: Config, rows: Path, log: Callable[[str], None] = say) -> None:
+def claim_workdir(
+    workdir: epath.Path, config: Config, rows: Path, log: Callable[[str], None] = say, others: Sequence[Path] = ()
+) -> None:
     """Make `workdir` this run's: tokenizer, metadata and fingerprint of its rows, command and config."""
 
     def files():
@@ -74,6 +91,6 @@ def claim_workdir(workdir: epath.Path, config: Config, rows: Path, log: Callable
             log(f"{workdir} has no {ROWS_FILE}, which earlier code did not write: from now on it remembers the rows in "
                 f"{rows} by it")  # fmt: skip
         if new or not (workdir / ROWS_FILE).exists():
-            yield ROWS_FILE, json.dumps(fingerprint(rows), indent=2).encode()
+            yield ROWS_FILE, json.dumps(fingerprints(rows, *others), indent=2).encode()
 
     workdirs.claim(workdir, config, files)
