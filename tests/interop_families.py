@@ -2,11 +2,13 @@
 
 python tests/interop_families.py create OUT LINES.txt
 python tests/interop_families.py check OUT LINES.txt
+python tests/interop_families.py tasks OUT
 
 `create` writes for each kind of model OUT/KIND/{float32,bfloat16,float16}, a random network with a tokenizer, the last
 two in shards, and OUT/KIND.npz: for each length N a padded batch of LINES `ids_N`, `mask_N` and its `logits_N`, of the
 first length `logits_TYPE_N` too, and `labels`, `loss`, `hidden` [L+1, B, N, D] and the gradient `grad.NAME` of every
-parameter. `check` reads what our side exported to OUT/KIND/back: warnings, ids of LINES, logits, fill-mask.
+parameter. `check` reads what our side exported to OUT/KIND/back: warnings, ids of LINES, logits, fill-mask. `tasks`
+reads OUT/*/HEAD, exports with a task's head, and OUT/*/HEAD.npz with `ids`, `mask` and our `logits`.
 """
 
 import json
@@ -80,7 +82,7 @@ def network_of(kind: str, tokenizer) -> torch.nn.Module:
         more = {"num_hidden_layers": 7, "max_position_embeddings": longest, "local_attention": 64}
     else:
         places = longest + tokenizer.pad_token_id + 1
-        more = {"num_hidden_layers": 3, "max_position_embeddings": places, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+        more = {"num_hidden_layers": 4, "max_position_embeddings": places, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
     torch.manual_seed(0)
     config = getattr(transformers, f"{KINDS[kind]}Config")(**ids, **sizes, **more)
     network = getattr(transformers, f"{KINDS[kind]}ForMaskedLM")(config).eval()
@@ -175,6 +177,32 @@ def check(out: Path, lines: list[str]) -> None:
     assert not heard.found, heard.found
 
 
+def tasks(out: Path) -> None:
+    heard = Lines()
+    logging.getLogger("transformers").addHandler(heard)
+    for file in sorted(out.glob("*/*.npz")):
+        expected, (kind, head) = np.load(file), file.with_suffix("").parts[-2:]
+        network, info = getattr(transformers, f"AutoModel{head}").from_pretrained(
+            file.with_suffix(""), output_loading_info=True
+        )
+        assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+        assert type(network).__name__ == KINDS[kind] + head
+        ids, mask = torch.tensor(expected["ids"]), torch.tensor(expected["mask"]).long()
+        if head == "ForMultipleChoice":
+            ids, mask = ids[None], mask[None]
+        with torch.no_grad():
+            found = network.eval()(input_ids=ids, attention_mask=mask)
+        theirs = torch.stack([found.start_logits, found.end_logits], -1) if "start_logits" in found else found.logits
+        deviation = np.abs(theirs.numpy().reshape(expected["logits"].shape) - expected["logits"])
+        deviation = deviation[expected["mask"]].max() if "start_logits" in found else deviation.max()
+        print(f"{kind}{head}: logits' largest deviation {deviation:.1e} of {np.abs(expected['logits']).max():.1f}")
+        assert deviation < 1e-4
+    assert not heard.found, heard.found
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[2])
-    {"create": create, "check": check}[sys.argv[1]](folder, Path(sys.argv[3]).read_text().splitlines())
+    if sys.argv[1] == "tasks":
+        tasks(folder)
+    else:
+        {"create": create, "check": check}[sys.argv[1]](folder, Path(sys.argv[3]).read_text().splitlines())

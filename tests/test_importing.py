@@ -385,6 +385,10 @@ def test_shards_are_read_as_one_file(source, params):
     ("name", "repository"),
     [
         ("bert-base-uncased", "google-bert/bert-base-uncased"),
+        ("roberta-large", "FacebookAI/roberta-large"),
+        ("xlm-roberta-base", "FacebookAI/xlm-roberta-base"),
+        ("camembert-base", "almanach/camembert-base"),
+        ("ModernBERT-base", "answerdotai/ModernBERT-base"),
         ("nlpaueb/legal-bert-base-uncased", "nlpaueb/legal-bert-base-uncased"),
         ("hf://org/x", "org/x"),
         ("https://huggingface.co/org/x/tree/main", "org/x"),

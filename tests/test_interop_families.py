@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from sctd_jax.hf import names
+from configs import continued
+from sctd_jax.config import from_dict
+from sctd_jax.data import prepare, tokenizer
+from sctd_jax.hf import names, write
 from sctd_jax.hf.read import read_folder
 from sctd_jax.interop import importing
+from sctd_jax.model.heads import TaskModel
 from sctd_jax.models import open_model, open_run
 from sctd_jax.pretrain.model import make_model
-from tests import small
+from sctd_jax.pretrain.pretraining import train_and_evaluate
+from tests import finetuning, helpers, small
 from tests.test_interop import export, needs_peer, real_lines, run_peer
 
 KINDS = ("roberta", "xlm-roberta", "camembert", "modernbert")
@@ -131,3 +136,67 @@ def test_models_come_in_go_out_and_transformers_loads_them_without_a_warning(cre
         jax.tree.map(np.testing.assert_array_equal, after.params(), before.params())
         assert after.network == before.network
     run_peer("interop_families.py", "check", created, created / "lines.txt")
+
+
+@needs_peer
+@pytest.mark.parametrize("kind", ["camembert", "modernbert"], indirect=True)
+def test_an_import_is_pretrained_on_fine_tuned_and_leaves_as_what_it_was(created, kind, speeches, folders, tmp_path):
+    recipe = small.get_config().to_dict()
+    start, source = tmp_path / "start", created / kind / "bfloat16"
+    importing.import_model(source, start, tokenizer_file=None, recipe=recipe, log=print)
+    values = continued.get_config(str(start)).to_dict()
+    data = helpers.data(
+        input=",".join(speeches[:3]), documents="paragraph", tokenizer=values["data"]["tokenizer"], heldout_share=0.02
+    )
+    prepare.prepare(data, values["model"]["vocab_size"], tmp_path / "rows", lambda line: None)
+    values["model"]["dtype"] = "float32"
+    values["dropping"]["sc_interval"] = 2
+    values["data"] |= {"rows": str(tmp_path / "rows"), "seq_len": 32}
+    values["optimizer"]["warmup_steps"] = 1
+    values["train"] |= {"steps": 2, "batch_size": 8, "eval_every": 2, "checkpoint_every": 2, "eval_rows": 8}
+    result = train_and_evaluate(from_dict(values), tmp_path / "run", print)
+    export(tmp_path / "run", tmp_path / "out")
+    back = read_folder(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, back.params(), jax.device_get(dict(result.state.params)))
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["architectures"] == [f"{names.LAYOUTS[kind].classes}ForMaskedLM"]
+    assert {**written, **config_of(created, kind), "torch_dtype": 0} == {
+        **config_of(created, kind), **written, "torch_dtype": 0
+    }  # fmt: skip
+
+    finetuning.run(tmp_path / "out", tmp_path / "tuned", "cb", folders["cb"], epochs=1, max_length=32)
+    export(tmp_path / "tuned", tmp_path / "cb")
+    written = json.loads((tmp_path / "cb" / "config.json").read_text())
+    assert written["architectures"] == [f"{names.LAYOUTS[kind].classes}ForSequenceClassification"]
+    card = (tmp_path / "cb" / "README.md").read_text()
+    assert f"A {names.LAYOUTS[kind].title} encoder, fine-tuned on cb" in card and f"- {kind}\n" in card
+    assert read_folder(tmp_path / "cb").params().keys() == {"encoder", "pooler"}
+
+
+@needs_peer
+def test_fine_tuned_heads_are_those_of_the_familys_own_classes(tmp_path, rows):
+    """Random parameters of our task models, what `transformers` makes of them, and what an import of them takes."""
+    ids, mask = (np.asarray(x) for x in (helpers.random_rows(3, pad=True), helpers.random_rows(3, pad=True) != 0))
+    for kind in KINDS:
+        family = {"global_every": 3, "local_attention": 8} if kind == "modernbert" else {}
+        changes = {"family": kind, "type_vocab_size": 1, **family}
+        config = helpers.config(**{f"model__{name}": value for name, value in changes.items()}).model
+        for head, outputs in ((names.SEQUENCE, 3), (names.CHOICE, 1), (names.ANSWER, 2)):
+            network = TaskModel(config, outputs, each_token=head == names.ANSWER)
+            inputs = ids, mask, np.zeros_like(ids)
+            params = helpers.moved(network.init(jax.random.key(0), *inputs)["params"], 0.2)
+            folder = tmp_path / kind / head
+            folder.mkdir(parents=True)
+            architecture = names.LAYOUTS[kind].classes + head
+            settings = {"architectures": [architecture], "id2label": {str(i): str(i) for i in range(outputs)}}
+            table = names.task_names(config, head)
+            write.write_folder(folder, config, params, tokenizer.find(rows), table=table, settings=settings)
+            assert sum(len(paths) for paths in table.values()) == len(jax.tree.leaves(params))
+            logits = network.apply({"params": params}, *inputs)
+            np.savez(folder.with_suffix(".npz"), ids=ids, mask=mask, logits=logits)
+            back = read_folder(folder)
+            assert not back.has_head
+            parts = ("encoder", *(["pooler"] if "pooler" in params else []))
+            assert back.params().keys() == set(parts)
+            jax.tree.map(np.testing.assert_array_equal, back.params(), {name: params[name] for name in parts})
+    run_peer("interop_families.py", "tasks", tmp_path)

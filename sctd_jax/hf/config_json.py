@@ -66,25 +66,31 @@ def _read_modernbert(found: Mapping[str, Any], wrong: list[str]) -> dict[str, An
     ):  # fmt: skip
         if found.get(name, default) != found.get(like, default):
             wrong.append(f"{name} is {found.get(name, default)!r}, supported is that of {like}")
-    layers, every = found.get("num_hidden_layers"), found.get(_EVERY, 3)
-    kinds = found.get("layer_types")
-    if isinstance(kinds, list) and _EVERY not in found:
-        every = kinds.index(_FULL, 1) if _FULL in kinds[1:] else max(len(kinds), 1)
+    kinds, every = found.get("layer_types"), found.get(_EVERY)
+    if every is None:  # transformers 5 writes the kinds alone
+        every = 3
+        if isinstance(kinds, list) and kinds:
+            every = kinds.index(_FULL, 1) if _FULL in kinds[1:] else len(kinds)
     if type(every) is not int or every < 1:
         wrong.append(f"{_EVERY} is {every!r}, expected a number from 1 on")
-    elif kinds is not None and type(layers) is int:
-        expected = [_SLIDING if i % every else _FULL for i in range(layers)]
-        if kinds != expected:
-            wrong.append(f"layer_types are not those of {layers} layers of which every {every}th has {_FULL}")
+    elif kinds not in (None, [_SLIDING if i % every else _FULL for i in range(found["num_hidden_layers"])]):
+        wrong.append(
+            f"layer_types are {kinds}, supported is {_FULL} in layers 0, n, 2n ... and {_SLIDING} in the others"
+        )
     rotary = found.get("rope_parameters") or {}
-    fields = {"type_vocab_size": 1, "global_every": every}
-    for ours, (kind, old) in _BASES.items():
-        of_kind = rotary.get(kind) or {} if isinstance(rotary, dict) else {}
-        fields[ours] = of_kind.get("rope_theta", found.get(old, getattr(ModelConfig, ours)))
-        if of_kind.keys() - {"rope_theta", "rope_type"} or of_kind.get("rope_type", "default") != "default":
-            wrong.append(f"rope_parameters of {kind} are {of_kind}, supported are rope_theta and rope_type 'default'")
     if not isinstance(rotary, dict) or rotary.keys() - {_FULL, _SLIDING}:
         wrong.append(f"rope_parameters are {rotary}, expected those of {_FULL} and {_SLIDING}")
+        rotary = {}
+    fields = {"type_vocab_size": 1, "global_every": every}
+    for ours, (kind, old) in _BASES.items():
+        of_kind = {"rope_theta": found.get(old, getattr(ModelConfig, ours)), **(rotary.get(kind) or {})}
+        fields[ours] = of_kind.pop("rope_theta")
+        if of_kind.pop("rope_type", "default") != "default" or of_kind:
+            wrong.append(
+                f"rope_parameters of {kind} are {rotary[kind]}, supported is rope_type 'default' with rope_theta"
+            )
+        if not isinstance(fields[ours], int | float):
+            wrong.append(f"{old} is {fields[ours]!r}, expected a number")
     return fields
 
 
@@ -132,7 +138,11 @@ _MODERNBERT = _Fields(
     write=_write_modernbert,
     read=_read_modernbert,
 )
-_FIELDS = dict(bert=_BERT, roberta=_ROBERTA, camembert=_ROBERTA, modernbert=_MODERNBERT) | {"xlm-roberta": _ROBERTA}
+_FIELDS = {
+    "bert": _BERT,
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _ROBERTA),
+    "modernbert": _MODERNBERT,
+}
 
 
 def to_json(model: ModelConfig, special: SpecialIds) -> dict[str, Any]:
@@ -169,7 +179,7 @@ def from_json(found: Mapping[str, Any], path: str) -> dict[str, Any]:
     activation = found.get(fields.activation, "gelu")
     if not isinstance(activation, str) or activation not in fields.activations:
         wrong.append(f"{fields.activation} is {activation!r}, supported are {', '.join(fields.activations)}")
-    own = fields.read(found, wrong)
+    own = {} if wrong else fields.read(found, wrong)
     if type(pad_id := found.get("pad_token_id", 1)) is not int and LAYOUTS[family].after_padding:
         wrong.append(f"pad_token_id is {pad_id!r}, expected an id, after which positions begin")
     if wrong:

@@ -32,6 +32,13 @@ _NAMES = (
     (r"\.(kernel|scale|gamma|output_weights)$", ".weight"),
     (r"\.(beta|output_bias)$", ".bias"),
 )
+# Models that are known by a name without their owner's.
+_OWNERS = {
+    r"bert-(base|large)-": "google-bert/",
+    r"(xlm-)?roberta-(base|large)$": "FacebookAI/",
+    r"camembert-base$": "almanach/",
+    r"ModernBERT-(base|large)$": "answerdotai/",
+}
 _HUB_NAME = re.compile(
     r"(?:hf:/*|https?:/+)?(?:huggingface\.co/)?((?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*?)(?:/|/(?:tree|blob)/.*)?"
 )
@@ -200,7 +207,8 @@ def download_hint(name: str) -> str:
     """Advice to download a name that is no folder from the Hugging Face hub; '' if it cannot be a model there."""
     if not (found := _HUB_NAME.fullmatch(name)):
         return ""
-    repository = f"google-bert/{found[1]}" if re.match(r"bert-(base|large)-", found[1]) else found[1]
+    owners = (owner for names, owner in _OWNERS.items() if re.match(names, found[1]))
+    repository = next(owners, "") + found[1]
     folder = repository.rpartition("/")[2]
     return (
         "; a model of the Hugging Face hub is downloaded first (pip install huggingface_hub): "

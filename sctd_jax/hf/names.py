@@ -29,9 +29,9 @@ SEQUENCE, CHOICE, ANSWER = "ForSequenceClassification", "ForMultipleChoice", "Fo
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How `transformers` calls the tensors of a kind of model."""
+    """Names of the tensors of a kind of model in `transformers`."""
 
-    title: str  # for messages
+    title: str  # name in messages and model cards
     classes: str  # beginning of its classes' names
     inner: str  # stands before an encoder's names where a head is beside it
     parts: tuple[str, ...]  # beginnings of an encoder's names without `inner`

@@ -80,7 +80,8 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_weights(path: Path, config: ModelConfig, params: Mapping[str, Any], table: names.Table, first: int) -> None:
     """Write parameters as safetensors, one by one: `safetensors.numpy` wants all of them at once, in torch's layout.
 
-    `first` is the row of the position table that the first token reads.
+    `first` is the row of the position table that the first token reads. Numbers are float32 in one file, as those of
+    the encoders on the hub: `from_pretrained(dtype=...)` casts them, and `transformers` begins to split at 50 GB.
 
     The format is that of github.com/huggingface/safetensors: the header's length u64, the header, the numbers.
     """
