@@ -38,7 +38,7 @@ def main(name: str, out: str, deadline: str, size: str) -> int:
 
 
 def measured(bench: Bench, name: str) -> dict[str, Any]:
-    """What a part has saved so far."""
+    """Results that a part has saved so far."""
     path = bench.out / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
