@@ -16,7 +16,7 @@ def _head(config: Config) -> float:
 def forward_flops(config: Config, variant: Variant) -> float:
     """Forward FLOPs of one row in one variant, with the savings of docs/method.md 6."""
     length, kept, last = config.data.seq_len, config.num_kept, config.model.num_layers - 1
-    rows = length if needs_all_rows(config, variant) else config.num_predicted + 1
+    rows = length if needs_all_rows(config.dropping, variant) else config.num_predicted + 1
     head = _head(config)
     first_drop, last_drop = config.drop_layers
     prefix = first_drop * layer_flops(config.model, length, length)

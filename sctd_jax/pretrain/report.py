@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from sctd_jax.config import Config, DataConfig
+from sctd_jax.config import Config, DataConfig, DroppingConfig
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
 from sctd_jax.model.bert import Bert
@@ -44,7 +44,7 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
                  f"vocabulary {metadata.vocab_size:,}; {data.folder}"),
         ("steps", f"{int(state.step):,} to {config.train.steps:,} of {config.train.batch_size} rows "
                   f"({config.train.steps * config.train.batch_size / metadata.rows:,.1f} epochs)"),
-        ("method", _method(config)),
+        ("method", _method(dropping)),
     ]  # fmt: skip
     if dropping.method != "full":
         first, last = config.drop_layers
@@ -63,8 +63,7 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
     return lines
 
 
-def _method(config: Config) -> str:
-    dropping = config.dropping
+def _method(dropping: DroppingConfig) -> str:
     text = {
         "full": "full-token training",
         "drop": "token dropping",
