@@ -108,7 +108,7 @@ def candidates(importance_V, ids, mask=None, *, keys_B=None, num_top=0, state_BN
 
 # One process for many programs, which forks for each after the imports that take the time.
 _FORKING = """
-import importlib, json, os, runpy, sys, tempfile, warnings
+import importlib, json, os, runpy, signal, sys, tempfile, warnings
 for module in json.loads(sys.stdin.readline()):
     importlib.import_module(module)
 warnings.simplefilter("ignore", RuntimeWarning)  # JAX's, of forks; it has no threads before its backend
@@ -129,7 +129,10 @@ for line in sys.stdin:
             sys.path[0] = os.path.dirname(kind)
             runpy.run_path(kind, run_name="__main__")
         sys.exit(0)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.alarm(300)  # one that hangs ends, and its test fails
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    signal.alarm(0)
     texts = [(file.seek(0), file.read().decode(errors="replace"), file.close())[1] for file in files]
     print(json.dumps([status, *texts]), flush=True)
 """

@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax import schedules
-from sctd_jax.config import Config, DataConfig
+from sctd_jax.config import Config, DataConfig, DroppingConfig
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
 from sctd_jax.model.encoder import MaskedLm
@@ -48,7 +48,7 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
           for length, rows in data.by_length().items() if rows is not data),
         ("steps", f"{int(state.step):,} to {config.train.steps:,} of {_staged(config.batch_stages)} rows "
                   f"({_epochs(config, data)})"),
-        ("method", _method(config)),
+        ("method", _method(dropping)),
     ]  # fmt: skip
     if config.masking.rate_schedule:
         rates = _staged(schedules.parse(config.masking.rate_schedule, float))
@@ -89,8 +89,7 @@ def _epochs(config: Config, data: Data) -> str:
     return ", ".join(f"{share:,.1f} epochs of {length} tokens" for length, share in sorted(shares.items()))
 
 
-def _method(config: Config) -> str:
-    dropping = config.dropping
+def _method(dropping: DroppingConfig) -> str:
     text = {
         "full": "full-token training",
         "drop": "token dropping",
