@@ -130,7 +130,7 @@ for line in sys.stdin:
             runpy.run_path(kind, run_name="__main__")
         sys.exit(0)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    signal.alarm(300)  # one that hangs ends, and its test fails
+    signal.alarm(1200)  # one that hangs ends, and its test fails
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     signal.alarm(0)
     texts = [(file.seek(0), file.read().decode(errors="replace"), file.close())[1] for file in files]

@@ -22,7 +22,7 @@ from sctd_jax.parallel import mesh as meshes
 _REPEATS = 10
 _RATE = 0.1
 _TOLERANCE = 0.02  # part of the largest number; bfloat16 has 8 bits
-_OFF = 0.005  # miss of the rate that the share of zeros may have; 786,432 draws miss it by a tenth of that
+_OFF = 0.005  # difference that the share of zeros may have to the rate; that of 786,432 draws has a tenth of it
 
 
 def run(bench: Bench) -> Iterator[str]:
@@ -120,7 +120,7 @@ def drawn(kernel: Callable[[int], Attend]) -> dict[str, Any]:
     unit = jnp.broadcast_to(jnp.eye(n, dtype=jnp.bfloat16)[None, :, None], zeros.shape)
     mask = jnp.ones((16, n), bool)
 
-    # Options of the compiler are a training program's.
+    # Options of a training program.
     options = attention.compiler_options(ModelConfig(attention="cudnn", attention_dropout=_RATE))
 
     def program(seed: int):
