@@ -197,13 +197,10 @@ def _check_pooler(
     there = {name: names[name] for name in pooler if name in names}
     if there and len(there) < len(pooler):
         raise UserError(f"{path} has half a pooler: {printable(*there.values())} alone")
-    shapes, ours = (
-        [tuple(tensors[theirs].get_slice(theirs).get_shape()) for theirs in there.values()],
-        weights.shapes(model),
-    )
+    found, ours = [tuple(tensors[name].get_slice(name).get_shape()) for name in there.values()], weights.shapes(model)
     expected = [weights.shape_in_torch(model, pooler[name], ours) for name in there]
-    if shapes != expected:
-        raise UserError(f"{path}: the pooler is {shapes[0]} and {shapes[1]}, expected {expected[0]} and {expected[1]}")
+    if found != expected:
+        raise UserError(f"{path}: the pooler is {found[0]} and {found[1]}, expected {expected[0]} and {expected[1]}")
     return there
 
 
