@@ -23,16 +23,16 @@ def train(workdir, rows, lines=None, **changes):
 
 
 @pytest.fixture(scope="module")
-def said():
+def printed():
     """What the run `stable` said."""
     return []
 
 
 @pytest.fixture(scope="module")
-def stable(rows, said, tmp_path_factory):
+def stable(rows, printed, tmp_path_factory):
     """A run of six steps at its peak, with checkpoints of steps 3 and 6."""
     workdir = tmp_path_factory.mktemp("stable") / "run"
-    train(workdir, rows, said)
+    train(workdir, rows, printed)
     return workdir
 
 
@@ -62,8 +62,8 @@ def test_a_stable_run_decayed_from_a_checkpoint_elsewhere_is_one_that_decayed_in
     assert "resuming at step 6" in longer
 
 
-def test_a_stable_run_says_how_it_is_ended(stable, said):
-    (line,) = (line for line in said if line.startswith("to train longer"))
+def test_a_stable_run_says_how_it_is_ended(stable, printed):
+    (line,) = (line for line in printed if line.startswith("to train longer"))
     for word in (f"--config.train.init={stable} --config.train.init_takes=state", "--config.optimizer.decay_steps"):
         assert word in line
 
