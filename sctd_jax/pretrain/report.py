@@ -150,7 +150,7 @@ def blank(metrics: Mapping[str, float]) -> str:
     return "" if metrics["predictions"] else "all tokens of its rows are special tokens"
 
 
-def summary(data: DataConfig, workdir: epath.Path, result: trainer.Result, seconds: float) -> list[str]:
+def summary(config: Config, workdir: epath.Path, result: trainer.Result, seconds: float) -> list[str]:
     """Lines for the end of a run."""
     state = result.state
     lines = [f"done: {result.step:,} steps, {duration(seconds)} in this run"]
@@ -165,17 +165,25 @@ def summary(data: DataConfig, workdir: epath.Path, result: trainer.Result, secon
     best = "" if result.best_step is None else f" (lowest held-out loss: step {result.best_step})"
     lines.append(f"checkpoint: {workdir / CHECKPOINTS / str(result.step)}{best}")
     lines.append(f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}")
-    return [*lines, f"to train longer, with a warm-up of its own: {_longer(data, workdir)}"]
+    if config.optimizer.schedule == "wsd" and not config.optimizer.decay_steps:
+        return [
+            *lines,
+            "to train longer: this command with more --config.train.steps; to let the rate fall, from any checkpoint: "
+            f"{_another(config.data, workdir)} --config.train.init_takes=state, --config.optimizer.decay_steps and as "
+            "many more --config.train.steps",
+        ]
+    return [*lines, f"to train longer, with a warm-up of its own: {_longer(config.data, workdir)}"]
 
 
 def _longer(data: DataConfig, workdir: epath.Path) -> str:
     """Why not by more steps in the same workdir: `schedule_lines`."""
+    return f"a new run from these weights, by {_another(data, workdir)} and the steps to add as --config.train.steps"
+
+
+def _another(data: DataConfig, workdir: epath.Path) -> str:
     # Rows that were prepared have the tokenizer of the weights.
     tokenizer = "" if data.rows else f" --config.data.tokenizer={shlex.quote(str(find(workdir)))}"
-    return (
-        "a new run from these weights, by this command with --workdir=ANOTHER "
-        f"--config.train.init={shlex.quote(str(workdir))}{tokenizer} and the steps to add as --config.train.steps"
-    )
+    return f"this command with --workdir=ANOTHER --config.train.init={shlex.quote(str(workdir))}{tokenizer}"
 
 
 def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: int) -> list[str]:
