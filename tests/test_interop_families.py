@@ -150,10 +150,10 @@ def test_an_import_is_pretrained_on_fine_tuned_and_leaves_as_what_it_was(created
     )
     prepare.prepare(data, values["model"]["vocab_size"], tmp_path / "rows", lambda line: None)
     values["model"]["dtype"] = "float32"
-    values["dropping"]["sc_interval"] = 2
     values["data"] |= {"rows": str(tmp_path / "rows"), "seq_len": 32}
-    values["optimizer"]["warmup_steps"] = 1
-    values["train"] |= {"steps": 2, "batch_size": 8, "eval_every": 2, "checkpoint_every": 2, "eval_rows": 8}
+    values["optimizer"] |= {"warmup_steps": 1, "decay_steps": 0}
+    values["train"] |= {"steps": 2, "batch_size": 8, "accumulation": 1, "consistency_accumulation": 0}
+    values["train"] |= {"eval_every": 2, "checkpoint_every": 2, "eval_rows": 8}
     result = train_and_evaluate(from_dict(values), tmp_path / "run", print)
     export(tmp_path / "run", tmp_path / "out")
     back = read_folder(tmp_path / "out")
