@@ -13,7 +13,8 @@ from benchmarks import train_step
 from benchmarks.accelerator import speed
 from benchmarks.accelerator.part import Bench
 from sctd_jax.errors import UserError
-from tests.test_interop import PEER, needs_peer
+from tests import helpers
+from tests.test_interop import needs_peer
 
 
 def bench(tmp_path, seconds=100.0, smoke=True):
@@ -160,7 +161,7 @@ def test_the_real_peer_without_a_gpu_does_not_pass_for_one_on_a_gpu(monkeypatch)
     monkeypatch.setattr(train_step.jax, "default_backend", lambda: "gpu")
     config = speed.config_of(speed.Setting("BERT-base", 32, 4), "sctd", smoke=True)
     with pytest.raises(UserError, match=r"PyTorch \S+ finds no GPU$"):
-        train_step.measure("", config, ("drop",), 1, PEER)
+        train_step.measure("", config, ("drop",), 1, helpers.PEER)
 
 
 def test_what_there_is_no_time_for_is_said(tmp_path):

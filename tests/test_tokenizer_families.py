@@ -18,7 +18,7 @@ from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.probing import perplexity
 from sctd_jax.tasks.examples import Example
 from tests import helpers, tokenizer_folders
-from tests.test_interop import needs_peer, run_peer
+from tests.test_interop import needs_peer
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def folders(tmp_path_factory):
     return root
 
 
-def asked(root, texts):
+def asked(run_peer, root, texts):
     """Answers of `transformers` for the folders in `root`."""
     file = root.with_name("texts.json")
     file.write_text(json.dumps(texts))
@@ -65,10 +65,10 @@ def converted_later(content):
 
 @pytest.mark.slow
 @needs_peer
-def test_ids_and_pairs_are_those_of_transformers_and_so_are_those_of_an_export(folders, tmp_path):
+def test_ids_and_pairs_are_those_of_transformers_and_so_are_those_of_an_export(folders, tmp_path, run_peer):
     texts = [*tokenizer_folders.texts(), "a covid19b <E>c covid19\ncovid19"]
     root = shutil.copytree(folders, tmp_path / "folders")
-    asked(root, texts)  # converts the SentencePiece models
+    asked(run_peer, root, texts)  # converts the SentencePiece models
     for name in ("xlm-roberta", "camembert"):
         shutil.move(root / name, tmp_path / name)
         shutil.copytree(tmp_path / "converted" / name, root / name)
@@ -81,7 +81,7 @@ def test_ids_and_pairs_are_those_of_transformers_and_so_are_those_of_an_export(f
     # The hidden word takes the space before it along, as in the published files; transformers 5 leaves it where it has
     # only vocab.json.
     hidden = ["the <mask> of", "a\n<mask>b  <mask> <mask>", "the [MASK] of", "<s> and [CLS]"]
-    theirs = asked(root, [*texts, *hidden])
+    theirs = asked(run_peer, root, [*texts, *hidden])
     count = len(texts)
     assert theirs["roberta_files"]["ids"][:count] == theirs["roberta"]["ids"][:count]
     theirs["roberta_files"] = theirs["roberta"]
@@ -100,7 +100,7 @@ def test_ids_and_pairs_are_those_of_transformers_and_so_are_those_of_an_export(f
         out.mkdir(parents=True, exist_ok=True)
         (kept / name).write_bytes(content)
         write.write_tokenizer(out, kept / name, segments=1, positions=128)
-    ours = asked(tmp_path / "exported", [*texts, *hidden])
+    ours = asked(run_peer, tmp_path / "exported", [*texts, *hidden])
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         assert ours[name] == expected, name

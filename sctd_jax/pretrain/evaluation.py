@@ -93,7 +93,7 @@ def make_eval_step(
         def network(bert):
             def branch(kept_BK):
                 output, states = bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept_BK, rows_BR=rows_BR)
-                vectors = [bert.encoder.normed(states[-2][:, 0]), states[-1][:, 0]]
+                vectors = [*(bert.encoder.normed(x[:, 0]) for x in states[-2:-1]), states[-1][:, 0]]
                 return bert.mlm_logits(output[:, 1:]), vectors
 
             x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)

@@ -233,7 +233,7 @@ def forward_sums(
             )  # fmt: skip
             predicted = token_dropping.gather(output, batch.positions_BP) if all_rows else output[:, 1:]
             loss_BP = losses.cross_entropy(bound.mlm_logits(predicted), batch.targets_BP)
-            return loss_BP, (encoder.normed(states[-2]), states[-1])
+            return loss_BP, (*map(encoder.normed, states[-2:-1]), states[-1])
 
         x_BND, kept_BK = prefix(), None
         if variant != "full":  # the state of the pass that drops counts, where a consistency step has two prefixes
