@@ -52,6 +52,21 @@ def rows(speeches, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def run_peer():
+    """Run a script of tests/ with torch and transformers; its imports take longer than what it does."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    imports = ("torch", "transformers.pipelines", "sentence_transformers")
+    with helpers.forking(helpers.PEER, imports, environment | {"HF_HUB_OFFLINE": "1"}) as forked:
+
+        def run(script, *args):
+            done = forked([str(helpers.ROOT / "tests" / script), *map(str, args)])
+            assert done.returncode == 0, done.stdout + done.stderr
+            print(done.stdout)
+
+        yield run
+
+
 @pytest.fixture(scope="session")
 def pretrained(rows, tmp_path_factory):
     """Run that the tests of fine-tuning start from."""

@@ -37,7 +37,7 @@ def settings(pretrained, name, folder, **overrides):
     values = recipe.get_config().to_dict()
     values |= {
         "task": name, "init": str(pretrained), "data_dir": str(folder), "max_length": 64, "batch_size": 8, "epochs": 2,
-        "learning_rate": 1e-3,
+        "learning_rate": 1e-3, "mesh": values["mesh"] | {"data": 1},
     }  # fmt: skip
     return finetune_settings.from_dict(values | overrides)
 

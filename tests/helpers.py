@@ -1,5 +1,6 @@
 """Helpers of several tests."""
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -9,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,6 +37,8 @@ COMPILATION_CACHE = {
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0,
 }
+# Made by .ci/run or `make interop`; a Python that has torch and transformers.
+PEER = Path(os.environ.get("SCTD_INTEROP_PYTHON", ROOT / ".venv-interop" / "bin" / "python"))
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
@@ -102,12 +106,68 @@ def candidates(importance_V, ids, mask=None, *, keys_B=None, num_top=0, state_BN
     return Candidates(importance_V, ids, ids > 0 if mask is None else mask, state_BND, keys_B, num_top)
 
 
-def run_module(module: str, *args: str, cwd: Path = ROOT, env=None, **kwargs) -> subprocess.CompletedProcess:
-    """`python -m module args` as a user would, on one CPU device."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *args], cwd=cwd, env=env or environment(), capture_output=True, text=True,
-        timeout=300, **kwargs,
-    )  # fmt: skip
+# One process for many programs, which forks for each after the imports that take the time.
+_FORKING = """
+import importlib, json, os, runpy, signal, sys, tempfile, warnings
+for module in json.loads(sys.stdin.readline()):
+    importlib.import_module(module)
+warnings.simplefilter("ignore", RuntimeWarning)  # JAX's, of forks; it has no threads before its backend
+for line in sys.stdin:
+    arguments = json.loads(line)
+    files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+    child = os.fork()
+    if not child:
+        for number, descriptor in enumerate([os.open(os.devnull, os.O_RDONLY), *(file.fileno() for file in files)]):
+            os.dup2(descriptor, number)
+        (kind, *rest), sys.path[0] = arguments, os.getcwd()
+        sys.argv = rest if kind == "-m" or kind == "-c" else arguments
+        if kind == "-c":
+            exec(rest[0], {"__name__": "__main__"})
+        elif kind == "-m":
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.path[0] = os.path.dirname(kind)
+            runpy.run_path(kind, run_name="__main__")
+        sys.exit(0)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.alarm(1200)  # one that hangs ends, and its test fails
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    signal.alarm(0)
+    texts = [(file.seek(0), file.read().decode(errors="replace"), file.close())[1] for file in files]
+    print(json.dumps([status, *texts]), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def forking(
+    python: str | Path, preload: tuple[str, ...], env: dict[str, str], cwd: Path = ROOT
+) -> Iterator[Callable[[list[str]], subprocess.CompletedProcess]]:
+    """A function that runs `python` with arguments, after imports that all of its calls share."""
+    env = {"GLIBC_TUNABLES": ""} | env  # for huge pages the command would start Python again
+    with subprocess.Popen(
+        [python, "-c", _FORKING], env=env, cwd=cwd, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+
+        def run(arguments: list[str]) -> subprocess.CompletedProcess:
+            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.flush()
+            return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
+
+        process.stdin.write(json.dumps(preload) + "\n")
+        yield run
+
+
+@functools.cache
+def _forks(env: frozenset[tuple[str, str]]):
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(forking(sys.executable, ("sctd_jax.pretrain.pretraining",), dict(env)))
+
+
+def run_module(module: str, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """`python -m module args` as a user would, on one CPU device; without the seconds of its imports."""
+    env = {name: value for name, value in (env or environment()).items() if name != "PYTEST_CURRENT_TEST"}
+    return _forks(frozenset(env.items()))(["-m", module, *args])
 
 
 # One program of one layer, for runs whose end or place is the point and not what they train.
@@ -129,15 +189,11 @@ def environment() -> dict[str, str]:
 
 # One process for many command lines, which forks for each: absl parses once in a process.
 _FORKS = """
-import importlib, json, os, sys, tempfile, warnings
+import json, os, sys, tempfile
 from absl import app
 from sctd_jax import main
-lines, preload = json.load(sys.stdin)
-for module in preload:
-    importlib.import_module(module)
-warnings.simplefilter("ignore", RuntimeWarning)  # JAX's, of forks; it has no threads before its backend
 answers = []
-for arguments in lines:
+for arguments in json.load(sys.stdin):
     files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
     child = os.fork()
     if not child:
@@ -151,10 +207,10 @@ print(json.dumps(answers))
 """
 
 
-def answers(command_lines: list[list[str]], preload: tuple[str, ...] = ()) -> list[tuple[int, str, str]]:
-    """(exit status, stdout, stderr) of sctd_jax.main with each list of arguments."""
+def answers(command_lines: list[list[str]]) -> list[tuple[int, str, str]]:
+    """(exit status, stdout, stderr) of sctd_jax.main with each list of arguments, before JAX is loaded."""
     done = subprocess.run(
-        [sys.executable, "-c", _FORKS], input=json.dumps([command_lines, preload]), env=environment(), cwd=ROOT,
+        [sys.executable, "-c", _FORKS], input=json.dumps(command_lines), env=environment(), cwd=ROOT,
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -77,7 +77,7 @@ def test_a_part_that_goes_on_past_its_time_is_ended_with_what_it_started_and_los
 
     def start(name, bench):
         process = started(name, bench)
-        while not (bench.out / "pid").exists():
+        while not ((bench.out / "pid").exists() and (bench.out / "pid").read_text()):
             time.sleep(0.01)
         return process
 

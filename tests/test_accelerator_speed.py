@@ -13,6 +13,7 @@ from benchmarks import train_step
 from benchmarks.accelerator import speed
 from benchmarks.accelerator.part import Bench
 from sctd_jax.errors import UserError
+from tests.test_interop import PEER, needs_peer
 
 
 def bench(tmp_path, seconds=100.0, smoke=True):
@@ -86,6 +87,16 @@ def test_ours_is_measured_without_a_peer_that_fails_which_the_table_says(tmp_pat
     assert setting["steps"]["drop"]["times_peer"] is None
 
 
+def test_a_setting_of_which_no_row_fits_is_said_in_table_and_json(tmp_path, monkeypatch):
+    def measure(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(train_step, "measure", measure)
+    *_, last = speed.run(bench(tmp_path))
+    assert last.endswith("not even one row fits in the device's memory")
+    assert len(json.loads((tmp_path / "speed.json").read_text())["does_not_fit"]) == 1
+
+
 def test_an_error_of_ours_is_not_taken_for_the_peers(monkeypatch):
     def measure(*args):
         raise UserError("config.train.batch_size is wrong")
@@ -139,6 +150,17 @@ def test_a_peer_that_ends_is_an_error_of_one_line_with_its_last(tmp_path, monkey
     monkeypatch.setattr(train_step, "compile_step", lambda *args: lambda state, tokens: (state, {}))
     with pytest.raises(UserError, match=r"ended with status 1: OutOfMemoryError: 3 GiB$"):
         train_step.measure("", config, ("drop",), 1, Path(sys.executable))
+
+
+@pytest.mark.slow
+@needs_peer
+def test_the_real_peer_without_a_gpu_does_not_pass_for_one_on_a_gpu(monkeypatch):
+    """A build of PyTorch for CPUs on a machine with a GPU, say."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(train_step.jax, "default_backend", lambda: "gpu")
+    config = speed.config_of(speed.Setting("BERT-base", 32, 4), "sctd", smoke=True)
+    with pytest.raises(UserError, match=r"PyTorch \S+ finds no GPU$"):
+        train_step.measure("", config, ("drop",), 1, PEER)
 
 
 def test_what_there_is_no_time_for_is_said(tmp_path):

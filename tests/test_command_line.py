@@ -44,7 +44,7 @@ WRONG = [
     ([TINY, "--config.steps", "3"], "did you mean --config.train.steps?"),
     ([TINY, "--config.task=boolq"], "configs/tiny.py has no such field"),
     ([TINY, "--noconfig.train.zero=3"], "--config.train.zero: configs/tiny.py has no such field"),
-    ([TINY, "--config.train=3"], "--config.train is a section; its fields are accumulation, batch_size, "),
+    ([TINY, "--config.train=3"], "--config.train is a section; its fields are accumulation, batch_schedule, "),
     ([TINY, "--config.model.num_heads=5"], "config.model.num_heads must divide model.hidden_size (128), found 5"),
     ([TINY, "--config.dropping.drop_rate=0.9"], "config.dropping.drop_rate 0.9 keeps K = 13 of N = 128 tokens"),
     ([TINY, "--config.train.steps.x=3"], "--config.train.steps.x: configs/tiny.py has no such field"),

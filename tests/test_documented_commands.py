@@ -16,7 +16,6 @@ import pytest
 
 from tests import helpers, task_files
 from tests.documented_commands import blocks, commands, documents
-from tests.test_interop import PEER
 
 DOCUMENTED = commands(helpers.ROOT)
 
@@ -32,12 +31,14 @@ def _recipe_of(target: str) -> str:
     return done.stdout.strip()
 
 
+# Few programs: recipes that differ in numbers alone (those are test_config.py's) have one here.
 SMALL = (
     "--config.model.vocab_size=512 --config.model.num_layers=4 --config.model.hidden_size=32 "
     "--config.model.num_heads=4 --config.model.intermediate_size=64 --config.model.max_positions=32 "
     "--config.model.hidden_dropout=0 --config.model.attention_dropout=0 --config.model.dtype=float32 "
     "--config.data.seq_len=32 --config.train.steps=1 --config.train.batch_size=8 --config.train.eval_rows=8 "
-    "--config.optimizer.warmup_steps=1"
+    "--config.optimizer.warmup_steps=1 --config.optimizer.learning_rate=1e-3 --config.train.accumulation=1 "
+    "--config.model.initializer_range=0.05"
 )
 MAIN = r"python -m sctd_jax\.main "
 ROWS = "--config.data.rows=rows --config.data.documents=paragraph"
@@ -79,12 +80,6 @@ REWRITES = [
         (rf"^({PRETRAIN}(?!.* --config\.data\.).*)$", r"\1 --config.data.rows=rows"),
         (rf"^({PRETRAIN}.*)$", rf"\1 --config.data.documents=paragraph {SMALL}"),
         (rf"^({PRETRAIN}random_ltd.*)$", r"\1 --config.dropping.keep_schedule=0:8,1:16"),
-        # They differ in values from the recipes that train here; that they are valid is held by test_config.py.
-        (rf"^{PRETRAIN}(large|random|presets/\w+)\.py.*$", DEMO),
-        (
-            r"--config\.init=labels/minilm --config\.task=boolq.*$",
-            "--config.task=boolq --config.init=RUN --config.data_dir=SuperGLUE",
-        ),
         (r"--config\.init=(RUN|runs/mine)", "--config.init=runs/base"),
         (rf"^({MAIN}--mode=(finetune|sweep) .*)$", r"\1 --config.max_length=32 --config.epochs=1"),
         (r" --workdir=runs/sweep", ""),
@@ -100,7 +95,7 @@ REWRITES = [
         (r"loader\.py$", "loader.py --rows 2000 --seq-len 512 --batch-size 256"),
         (r"export\.py$", "export.py --smoke"),
         (r"train_step\.py --config configs/tiny\.py( .*)?$", "train_step.py --peer pytorch --repeats 9 --out docs"),
-        (r"--peer pytorch --repeats 9", rf"--peer pytorch --peer-python {PEER} --repeats 1 --smoke"),
+        (r"--peer pytorch --repeats 9", rf"--peer pytorch --peer-python {helpers.PEER} --repeats 1 --smoke"),
         (r"tpu_(batches|recipes)\.py$", r"tpu_\1.py --out docs/tpu_\1.json"),
         (r" --minutes 100$", ""),
         (r"tpu_recipes\.py base_v5e_8 ", "tpu_recipes.py "),
@@ -123,6 +118,7 @@ NAMED = {
     "make interop": INSTALLS,
     "make tpu": INSTALLS,
     "make peer": INSTALLS,
+    "make constraints": INSTALLS,
     "make labels": INSTALLS,
     "pip install *": INSTALLS,
     "pip download *": INSTALLS,
@@ -172,33 +168,6 @@ for found in DOCUMENTED:
         RUN.setdefault(rewritten(found.text), found)
 RUN = dict(sorted(RUN.items(), key=lambda item: _rank(item[0])))
 
-# One process for many commands, which forks for each after the imports that take the time.
-FORKS = """
-import importlib, json, os, runpy, sys, tempfile, warnings
-commands, preload = json.load(sys.stdin)
-for module in preload:
-    importlib.import_module(module)
-warnings.simplefilter("ignore", RuntimeWarning)  # JAX's, of forks; it has no threads before its backend
-for arguments in commands:
-    with tempfile.TemporaryFile() as output:
-        child = os.fork()
-        if not child:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-            (kind, *rest), sys.path[0] = arguments, os.getcwd()
-            sys.argv = rest if kind == "-m" or kind == "-c" else arguments
-            if kind == "-c":
-                exec(rest[0], {"__name__": "__main__"})
-            elif kind == "-m":
-                runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-            else:
-                sys.path[0] = os.path.dirname(kind)
-                runpy.run_path(kind, run_name="__main__")
-            sys.exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        output.seek(0)
-        print(json.dumps((status, output.read().decode(errors="replace"))), flush=True)
-"""
 JAX = ("sctd_jax.pretrain.pretraining", "sctd_jax.finetune.finetuning", "matplotlib.figure", "sklearn.linear_model")
 TORCH_WEIGHTS = (
     "python -c \"import os, torch; os.mkdir('weights'); torch.save({'x': torch.ones(2)}, 'weights/pytorch_model.bin')\""
@@ -208,14 +177,10 @@ TORCH = ("torch", "transformers.pipelines", "sentence_transformers")
 
 def forked(python, lines: list[str], preload: tuple[str, ...], folder: Path) -> list[tuple[int, str]]:
     """(exit status, output) of each line, `python ...`, run in a folder."""
-    environment = helpers.environment() | {"HF_HUB_OFFLINE": "1", "GLIBC_TUNABLES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    commands = [shlex.split(line)[1:] for line in lines]
-    done = subprocess.run(
-        [python, "-c", FORKS], input=json.dumps([commands, preload]), env=environment, cwd=folder, capture_output=True,
-        text=True, timeout=1500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    environment = helpers.environment() | {"HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with helpers.forking(python, preload, environment, folder) as run:
+        answers = [run(shlex.split(line)[1:]) for line in lines]
+    return [(done.returncode, done.stdout + done.stderr) for done in answers]
 
 
 @pytest.fixture(scope="module")
@@ -257,11 +222,11 @@ def _write_packages(packages: Path, boolq: Path) -> None:
 @pytest.fixture(scope="module")
 def answered(folder):
     """(exit status, output) of every command that is run."""
-    ours = [line for line in RUN if line.startswith("python ") and (PEER.exists() or "--peer " not in line)]
+    ours = [line for line in RUN if line.startswith("python ") and (helpers.PEER.exists() or "--peer " not in line)]
     answers = dict(zip(ours, forked(sys.executable, ours, JAX, folder), strict=True))
     theirs = [line for line in RUN if line.startswith(".venv-interop/")]
-    if PEER.exists():
-        found = forked(PEER, [TORCH_WEIGHTS, *theirs], TORCH, folder)
+    if helpers.PEER.exists():
+        found = forked(helpers.PEER, [TORCH_WEIGHTS, *theirs], TORCH, folder)
         answers |= zip(theirs, found[1:], strict=True)
     for line in (line for line in RUN if line.startswith(("launch/", "git "))):
         done = subprocess.run(
@@ -279,6 +244,15 @@ def test_a_documented_command_runs(answered, line):
     status, output = answered[line]
     assert status == 0, f"{RUN[line].place}: {RUN[line].text}\nrun as {line}\n{output}"
     assert output, line
+
+
+def test_the_readme_shows_the_lines_that_a_run_prints(answered):
+    """By how they begin, for their numbers are of another size; the note is of the embedded corpus."""
+    shown = next(block.text for block in blocks(helpers.ROOT / "README.md") if "kept tokens" in block.text)
+    shown, printed = shown[shown.index("     devices") :], answered[rewritten("make demo")][1]
+    names, words = (re.compile(text, re.M) for text in (r"^ *([A-Za-z][A-Za-z ]*?)  \S", r"^[a-z-]+"))
+    assert names.findall(printed) == names.findall(shown) != []
+    assert set(words.findall(shown)) - set(words.findall(printed)) <= {"note"}
 
 
 def test_every_entry_of_the_tables_is_of_a_documented_command():

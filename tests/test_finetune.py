@@ -42,9 +42,9 @@ def saved_shape():
 
 @pytest.fixture(scope="module")
 def tuned(pretrained, folders, tmp_path_factory):
-    """A workdir after one epoch of RTE, which the tests leave as it is."""
+    """A workdir after one epoch of RTE on all devices, which the tests leave as it is."""
     workdir = tmp_path_factory.mktemp("tuned") / "run"
-    run(pretrained, workdir, "rte", folders["rte"], epochs=1)
+    run(pretrained, workdir, "rte", folders["rte"], epochs=1, mesh={"data": -1, "fsdp": 1, "tensor": 1})
     return workdir
 
 

@@ -24,7 +24,8 @@ from sctd_jax.interop.exporting import export
 from sctd_jax.tasks.examples import FileSettings
 from sctd_jax.tasks.splits import open_task
 from sctd_jax.tasks.table import TASKS
-from tests import finetuning, test_interop
+from tests import finetuning
+from tests.test_interop import needs_peer
 
 CLASSES = {
     "cb": "AutoModelForSequenceClassification",
@@ -68,8 +69,8 @@ def logits(name, workdir, params, examples, labels, **model):
     return np.asarray(jax.jit(lambda p, b: step.logits(step.make_model(config, shape), p, b))(params, batch))
 
 
-@test_interop.needs_peer
-def test_transformers_sees_the_same_models(runs, tmp_path, monkeypatch):
+@needs_peer
+def test_transformers_sees_the_same_models(runs, run_peer, tmp_path, monkeypatch):
     def check(name, workdir, params, examples, labels, out, **model):
         # transformers pads to the longest row too; multiple choice takes one example here.
         some = examples[:1] if TASKS[name].head == "multiple_choice" else examples[:3]
@@ -103,7 +104,7 @@ def test_transformers_sees_the_same_models(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporting, "task_model", one_segment)
     check("cb", workdir, first(state.params), examples, labels, tmp_path / "one_segment", type_vocab_size=1)
-    test_interop.run_peer("interop_task_check.py", tmp_path)
+    run_peer("interop_task_check.py", tmp_path)
 
 
 def test_pairs_of_an_export_are_those_of_fine_tuning_whatever_the_tokenizer_does_with_them(rows):

@@ -98,6 +98,21 @@ def test_two_processes_do_what_one_does_and_the_first_speaks_for_both(rows, tmp_
     assert len(lines) == len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
 
 
+def test_two_processes_go_through_the_stages_of_a_run_as_one_does(speeches, tmp_path):
+    """The first prepares the rows of each length; each reads its part of batches of two sizes."""
+    stages = {
+        "data__input": ",".join(speeches[:12]), "data__documents": "paragraph", "data__heldout_share": 0.02,
+        "data__prepared_dir": str(tmp_path / "rows"), "data__seq_len_schedule": "0:16,3:32",
+        "train__batch_schedule": "0:4,2:8", "masking__rate_schedule": "0:0.3,4:0.15", "dropping__method": "full",
+        "model__num_layers": 1,
+    }  # fmt: skip
+    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in stages.items()]
+    statuses, outputs = helpers.end(helpers.start_pair(tmp_path / "pair", "", *flags))
+    assert statuses == [0, 0], outputs
+    assert "0 to 6 of 4, then 8 from step 2 rows" in outputs[0]
+    assert_same_state(stored(tmp_path / "pair"), one(tmp_path / "alone", "", **stages))
+
+
 def test_a_run_moves_from_one_process_to_two_on_another_mesh_past_a_damaged_checkpoint(alone, moved):
     workdir, statuses, (first, second) = moved
     assert statuses == [0, 0], first + second

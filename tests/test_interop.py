@@ -5,10 +5,8 @@ There tests/interop_check.py loads what we export, and tests/interop_create.py m
 
 import itertools
 import json
-import os
 import random
 import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -30,9 +28,6 @@ from sctd_jax.models import open_run
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.train.metrics import read_metrics
 from tests import helpers, small
-
-# Made by .ci/run or `make interop`; a Python that has torch and transformers.
-PEER = Path(os.environ.get("SCTD_INTEROP_PYTHON", helpers.ROOT / ".venv-interop" / "bin" / "python"))
 
 
 @pytest.fixture(scope="module", params=["unigram", "bpe"])
@@ -227,21 +222,11 @@ def expectations(workdir, path):
     )  # fmt: skip
 
 
-needs_peer = pytest.mark.skipif(not PEER.exists(), reason="no environment with transformers: make interop")
-
-
-def run_peer(script, *args):
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    done = subprocess.run(
-        [PEER, helpers.ROOT / "tests" / script, *args],
-        env={**environment, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    print(done.stdout)
+needs_peer = pytest.mark.skipif(not helpers.PEER.exists(), reason="no environment with transformers: make interop")
 
 
 @needs_peer
-def test_transformers_sees_the_same_model(exported, workdir, tmp_path):
+def test_transformers_sees_the_same_model(exported, workdir, run_peer, tmp_path):
     expectations(workdir, tmp_path / "expected.npz")
     run_peer("interop_check.py", exported, tmp_path / "expected.npz")
 
@@ -338,7 +323,7 @@ def write_tokenizers(out):
 
 
 @pytest.fixture(scope="module")
-def created(tmp_path_factory):
+def created(run_peer, tmp_path_factory):
     """Models that `transformers` made, and its answers for 2,000 lines and a batch."""
     out = tmp_path_factory.mktemp("created")
     write_tokenizers(out)
@@ -360,7 +345,7 @@ def test_tokenizers_have_the_ids_of_transformers_whatever_lies_beside_them(creat
 
 @needs_peer
 @pytest.mark.parametrize("name", ["masked_lm", "encoder", "minilm"])
-def test_models_of_transformers_come_in(created, name, tmp_path):
+def test_models_of_transformers_come_in(created, run_peer, name, tmp_path):
     source = (created / "minilm.txt").read_text() if name == "minilm" else created / name
     recipe = small.get_config().to_dict()
     importing.import_model(Path(source), tmp_path / "run", tokenizer_file=None, recipe=recipe, log=print)

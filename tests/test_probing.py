@@ -39,7 +39,7 @@ def run(rows, tmp_path_factory):
     """A run of four layers that drops tokens, after 2 steps; both checkpoints are kept."""
     config = helpers.config(
         dropping__method="drop", data__rows=str(rows), train__steps=2, train__eval_every=1, train__checkpoint_every=1,
-        train__keep_checkpoints=3, optimizer__learning_rate=0.002, model__initializer_range=0.2,
+        train__keep_checkpoints=3, optimizer__learning_rate=0.002, model__initializer_range=0.2, mesh__data=1,
     )  # fmt: skip
     workdir = tmp_path_factory.mktemp("runs") / "dropping"
     train_and_evaluate(config, workdir, lambda line: None)

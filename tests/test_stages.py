@@ -17,6 +17,7 @@ from sctd_jax.data.rows import TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.finetune.config import from_dict as finetune_from_dict
 from sctd_jax.finetune.config import run_config
+from sctd_jax.interop.exporting import export
 from sctd_jax.models import open_run
 from sctd_jax.objective.masking import mask_tokens, rate_at
 from sctd_jax.pretrain.model import on_devices
@@ -242,6 +243,14 @@ def test_a_larger_batch_from_the_step_on_at_which_another_run_ended_keeps_its_or
     larger = {"train__batch_size": 16, "train__batch_schedule": "0:8,3:16"}
     train_and_evaluate(helpers.config(**begin, **takes, **larger), tmp_path / "second", lines.append)
     assert "the rows go on where that run stood, at row 24 of the same order" in lines
+
+
+def test_the_card_of_an_exported_run_has_its_stages(whole, tmp_path):
+    workdir, *_ = whole
+    export(storage.as_path(workdir), tmp_path / "exported", step=None, force=False, log=quiet)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "rows of at most 32 (0:16,3:32 as STEP:VALUE)" in card
+    assert "Steps: 6 of at most 16 (0:8,2:16 as STEP:VALUE) rows" in card
 
 
 def test_a_run_with_stages_is_fine_tuned_without_them(whole):

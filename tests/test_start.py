@@ -23,10 +23,16 @@ def train(workdir, rows, lines=None, **changes):
 
 
 @pytest.fixture(scope="module")
-def stable(rows, tmp_path_factory):
+def printed():
+    """What the run `stable` said."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def stable(rows, printed, tmp_path_factory):
     """A run of six steps at its peak, with checkpoints of steps 3 and 6."""
     workdir = tmp_path_factory.mktemp("stable") / "run"
-    train(workdir, rows)
+    train(workdir, rows, printed)
     return workdir
 
 
@@ -54,6 +60,12 @@ def test_a_stable_run_decayed_from_a_checkpoint_elsewhere_is_one_that_decayed_in
     longer = []
     train(tmp_path / "decayed", rows, longer, **decay, **begins)  # the same command again
     assert "resuming at step 6" in longer
+
+
+def test_a_stable_run_says_how_it_is_ended(stable, printed):
+    (line,) = (line for line in printed if line.startswith("to train longer"))
+    for word in (f"--config.train.init={stable} --config.train.init_takes=state", "--config.optimizer.decay_steps"):
+        assert word in line
 
 
 def test_parameters_alone_can_be_those_of_any_checkpoint(stable, rows, tmp_path):

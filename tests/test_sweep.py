@@ -58,9 +58,13 @@ def test_a_bad_field_is_named(change, message):
         cells(**change)
 
 
+TASKS_OF_ONE_PROGRAM = "rte,wnli"
+
+
 def go(pretrained, folders, workdir, **overrides):
     lines = []
-    found = cells(inits=str(pretrained), data_dir=str(folders["rte"].parent), **{"learning_rates": "1e-3", **overrides})
+    values = {"tasks": TASKS_OF_ONE_PROGRAM, "learning_rates": "1e-3", **overrides}
+    found = cells(inits=str(pretrained), data_dir=str(folders["rte"].parent), **values)
     assert sweep.run_sweep(found, workdir, lines.append) is None
     return lines
 
@@ -88,7 +92,7 @@ app.run(main._main)
 def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, rows, folders, tmp_path):
     """kill -9, of the command."""
     changes = {
-        "tasks": "rte,stsb", "inits": pretrained, "learning_rates": "1e-3", "seeds": 2, "max_length": 32,
+        "tasks": TASKS_OF_ONE_PROGRAM, "inits": pretrained, "learning_rates": "1e-3", "seeds": 2, "max_length": 32,
         "batch_size": 8, "epochs": 1, "data_dir": folders["rte"].parent,
     }  # fmt: skip
     arguments = ["--mode=sweep", f"--config={helpers.ROOT / 'configs' / 'sweep.py'}", f"--workdir={tmp_path}"]
@@ -110,7 +114,7 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, rows
     assert not list(tmp_path.glob("*/*/*/checkpoints"))
     assert len(list(tmp_path.glob("*/*/*/predictions/*.tsv"))) == 2 * 4
     report = json.loads((tmp_path / "report.json").read_text())
-    assert [(row["task"], row["seeds"]) for row in report["tasks"]] == [("rte", 2), ("stsb", 2)]
+    assert [(row["task"], row["seeds"]) for row in report["tasks"]] == [("rte", 2), ("wnli", 2)]
     assert [mean["of"] for mean in report["averages"]] == [9]
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "| rte | accuracy |" in (tmp_path / "report.md").read_text()

@@ -159,6 +159,8 @@ def test_a_letter_that_looks_like_the_other_kinds_mark_begins_no_word(folders):
         ("roberta", {"tokenizer_config": {"add_prefix_space": "no"}}, None, "add_prefix_space is 'no', expected true"),
         ("roberta", {}, lambda c: c.update(normalizer={"type": "Lowercase"}),
          "has a normalizer of its own, which transformers' RobertaTokenizer does not read; .*PreTrainedTokenizerFast"),
+        ("roberta", {}, lambda c: c.update(normalizer={"type": "Strip", "strip_left": True, "strip_right": True}),
+         "has a normalizer of its own, which transformers' RobertaTokenizer does not read"),
         ("roberta", {"config": {"model_type": "xlm-roberta"}}, None,
          "has a BPE model, a pre_tokenizer of its own, which transformers' XLMRobertaTokenizer does not read"),
         ("roberta", {"tokenizer_config": {"added_tokens_decoder": {}}},

@@ -89,7 +89,7 @@ def test_all_variants_compile_for_a_slice_and_fit():
 def test_recomputed_attention_with_dropout_compiles():
     """libtpu 0.0.42's compiler dies of it with the stacks that it gives its threads."""
     result = compile_mode(
-        "--topology=v5e:2x2", "--config.dropping.method=full", "--config.model.num_layers=1",
+        "--topology=v5e:2x2", *helpers.ONE_LAYER,
         "--config.data.seq_len=256", "--config.model.max_positions=256", "--config.model.hidden_size=256",
         "--config.model.attention_dropout=0.1", "--config.model.dtype=bfloat16", "--config.train.batch_size=16",
     )  # fmt: skip
@@ -102,9 +102,8 @@ def test_recomputed_attention_with_dropout_compiles():
 @with_libtpu
 def test_what_does_not_fit_is_said_and_ends_with_status_1():
     result = compile_mode(
-        "--topology=v5e:2x2", "--config.dropping.method=full", "--config.train.batch_size=2097152",
-        "--config.model.remat=none",
-    )  # fmt: skip
+        "--topology=v5e:2x2", *helpers.ONE_LAYER, "--config.train.batch_size=8388608", "--config.model.remat=none"
+    )
     assert result.returncode == 1, result.stdout + result.stderr
     assert re.search(r"HBM          does not fit in 15.75 GiB: .*\d", result.stdout)
 
@@ -114,7 +113,7 @@ def test_what_does_not_fit_is_said_and_ends_with_status_1():
 def test_the_largest_batch_is_found_without_generating_code():
     """The buffers of what fits, and the compiler's refusal of the next size."""
     result = compile_mode(
-        "--topology=v5e:2x2", "--largest_batch", "--config.dropping.method=full", "--config.model.num_layers=1",
+        "--topology=v5e:2x2", "--largest_batch", *helpers.ONE_LAYER,
         "--config.data.seq_len=512", "--config.model.max_positions=512", "--config.model.attention=plain",
         "--config.train.batch_size=32768",
     )  # fmt: skip

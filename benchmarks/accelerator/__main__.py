@@ -57,7 +57,7 @@ def start_part(name: str, bench: Bench) -> subprocess.Popen:
     environment = dict(os.environ)
     if bench.smoke:
         environment["XLA_FLAGS"] = f"{_SMOKE_FLAGS} {environment.get('XLA_FLAGS', '')}".strip()
-        # What is the same program in two parts is compiled once; elsewhere the time to compile is measured.
+        # A program of two parts is compiled once here; without --smoke the time to compile is measured.
         environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(bench.out / _PROGRAMS))
         environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     return subprocess.Popen(

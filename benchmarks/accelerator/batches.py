@@ -36,7 +36,7 @@ _TIMED = 3  # steps after the first
 
 @dataclasses.dataclass
 class Found:
-    """Where the largest batch lies. Rows; 0: none is known to fit, None: none is known not to."""
+    """Bounds of the largest batch. Rows; 0: none is known to fit, None: none is known not to."""
 
     fits: int = 0
     too_many: int | None = None

@@ -38,7 +38,7 @@ def main(name: str, out: str, deadline: str, size: str) -> int:
 
 
 def measured(bench: Bench, name: str) -> dict[str, Any]:
-    """What a part has saved so far."""
+    """Content of the JSON of a part so far."""
     path = bench.out / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 

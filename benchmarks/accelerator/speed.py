@@ -25,7 +25,7 @@ from sctd_jax.parallel import chips
 from sctd_jax.pretrain.model import settle
 
 RANDOM_LTD = "random-LTD"
-_REPEATS = 9
+_REPEATS = 7
 _STEPS = 4  # steps between two looks at the clock, so that their dispatch is hidden as it is in training
 _SECONDS = 60  # a setting takes about so long on a GPU, most of it compiling; with fewer left it is not begun
 _PEER_SECONDS = 60  # the peer about so long besides
@@ -63,7 +63,7 @@ def run(bench: Bench) -> Iterator[str]:
     peer, why = find_peer(device)
     report: dict[str, Any] = {
         "device": device.device_kind, "peak_flops": chip and chip.flops, "peer": str(peer or why), "settings": [],
-        "left_out_for_time": [],
+        "does_not_fit": [], "left_out_for_time": [],
     }  # fmt: skip
     if not chip:
         yield f"no MFU: the peak of a {device.device_kind} is not known"
@@ -80,15 +80,19 @@ def run(bench: Bench) -> Iterator[str]:
             with_peer, reason = None, "left out for time"
         fits, timings, failure = measure(setting, bench.smoke, with_peer)
         if fits is None:
+            report["does_not_fit"].append(setting.title)
+            bench.save("speed", report)
             yield f"{setting.title}: not even one row fits in the device's memory"
             continue
         values = figures(timings, chip and chip.flops)
+        attention = timings[0].config.model.attention
         report["settings"].append(
             dataclasses.asdict(fits)
-            | {"asked_rows": setting.rows, "steps": values, "peer": timings[0].peer or failure or reason}
+            | {"asked_rows": setting.rows, "attention": attention, "steps": values}
+            | {"peer": timings[0].peer or failure or reason}
         )
         bench.save("speed", report)
-        yield fits.title + ("" if fits == setting else f" ({setting.rows} do not fit)")
+        yield f"{fits.title}, {attention} attention" + ("" if fits == setting else f" ({setting.rows} rows do not fit)")
         yield from (line(kind, found) for kind, found in values.items())
         if peer:
             yield f"  {PEER}: {timings[0].peer or failure or reason}"
@@ -143,7 +147,7 @@ def measure(setting: Setting, smoke: bool, peer: Path | None = None) -> tuple[Se
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
     """Whether an error says that the device's memory does not suffice."""
-    return "RESOURCE_EXHAUSTED" in str(error)
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 def figures(timings: list[Timing], peak: float | None) -> dict[str, dict[str, float | None]]:

@@ -205,7 +205,7 @@ def run_line(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 
 
 def wait_line(share: float) -> str:
-    """How long the loop waited for batches, which the loader makes while the device works."""
+    """Share of the time that the loop waited for batches, which the loader makes while the device works."""
     return f"the loop waited for its next batch for {share:.1%} of the time of its steps (median of the windows)"
 
 

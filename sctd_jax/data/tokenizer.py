@@ -48,7 +48,7 @@ class Tokenizer:
     ids_of: Callable[[list[str]], Iterable[Sequence[int]]]
     spans_of: Callable[[list[str]], Iterable[tuple[Sequence[int], Iterable[tuple[int, int]]]]]
     text_of: Callable[[list[int]], str]
-    is_byte_level: bool = False  # pieces are spelled in byte-level BPE's letters for bytes, and no letter is unknown
+    is_byte_level: bool = False  # pieces are spelled in byte-level BPE's letters for bytes
     pair_separators: int = 1  # [SEP] between the texts of a pair, by its own template; RoBERTa has two
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:

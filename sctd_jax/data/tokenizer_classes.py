@@ -76,9 +76,11 @@ def follow(name: str, path: epath.Path, settings: dict[str, Any], options: Mappi
     maps = [step for step in steps if step["type"] == "Precompiled"]
     cut_names = [cut["type"] for cut in cuts]
     if name == ROBERTA:
-        kind, is_usual = "BPE", cut_names == ["ByteLevel"] and cuts[0].get("use_regex", True)
+        kind, left = "BPE", steps
+        is_usual = cut_names == ["ByteLevel"] and cuts[0].get("use_regex", True)
     else:
-        kind, is_usual = "Unigram", cut_names in (["Metaspace"], ["WhitespaceSplit", "Metaspace"])
+        kind, left = "Unigram", [step for step in steps if step not in maps[:1] and not _changes_spaces(step)]
+        is_usual = cut_names in (["Metaspace"], ["WhitespaceSplit", "Metaspace"])
     own = [
         text
         for text, is_own in (
@@ -86,7 +88,7 @@ def follow(name: str, path: epath.Path, settings: dict[str, Any], options: Mappi
             ("a continuing_subword_prefix", bool(model.get("continuing_subword_prefix"))),
             ("an end_of_word_suffix", bool(model.get("end_of_word_suffix"))),
             ("byte_fallback", bool(model.get("byte_fallback"))),
-            ("a normalizer", not all(_changes_spaces(step) for step in steps if step not in maps[:1])),
+            ("a normalizer", bool(left)),
             ("a pre_tokenizer", not is_usual),
         )
         if is_own

@@ -165,7 +165,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     for example in itertools.chain(data.train, *data.dev.values()):
         digest.update(repr(example).encode())
     origin = Origin(data.labels, digest.hexdigest(), pretrained.identity(step))
-    check_workdir(workdir, settings, config, origin)
+    check_workdir(workdir, settings, config.model, origin)
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
 
     segments = config.model.type_vocab_size

@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from sctd_jax import stored
-from sctd_jax.config import Config
+from sctd_jax.config import Config, ModelConfig
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
 from sctd_jax.fields import fill, rerun_fields
@@ -27,14 +27,14 @@ class Origin:
     init_identity: str  # changes with the parameters that it starts from
 
 
-def check_workdir(workdir: epath.Path, settings: FinetuneConfig, config: Config, origin: Origin) -> None:
+def check_workdir(workdir: epath.Path, settings: FinetuneConfig, model: ModelConfig, origin: Origin) -> None:
     """Check before any long work that `workdir` is new or this fine-tuning's."""
 
     def same_run():
         if not (workdir / TASK_FILE).exists():
             raise UserError(f"workdir {workdir} is a pretraining run's: fine-tune in another --workdir")
         check_task(workdir, settings, origin)
-        same_config(workdir, {"model": dataclasses.asdict(config.model)})
+        same_config(workdir, {"model": dataclasses.asdict(model)})
 
     check(workdir, same_run)
 

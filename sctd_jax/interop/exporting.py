@@ -106,6 +106,10 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
     )
 
 
+def _staged(value: int, schedule: str) -> str:
+    return f"at most {value} ({schedule} as STEP:VALUE)" if schedule else str(value)
+
+
 def _training_facts(config: Config, metadata: Metadata, step: int, losses: list[dict]) -> list[str]:
     held_out = (
         f"{losses[0]['eval/loss']:.3f} (step {losses[0]['step']}) to {losses[-1]['eval/loss']:.3f} "
@@ -119,7 +123,8 @@ def _training_facts(config: Config, metadata: Metadata, step: int, losses: list[
     return [
         f"Method: `{config.dropping.method}`{kept}",
         f"Started from: {config.train.init or 'random weights'}",
-        f"Data: {text}; {metadata.documents:,} documents, {metadata.tokens:,} tokens, rows of {metadata.seq_len}",
-        f"Steps: {step:,} of {config.train.batch_size} rows",
+        f"Data: {text}; {metadata.documents:,} documents, {metadata.tokens:,} tokens, rows of "
+        f"{_staged(metadata.seq_len, config.data.seq_len_schedule)}",
+        f"Steps: {step:,} of {_staged(config.train.batch_size, config.train.batch_schedule)} rows",
         f"Held-out MLM loss of the full model: {held_out}",
     ]

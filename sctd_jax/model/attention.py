@@ -29,7 +29,7 @@ Attend = Callable[..., jax.Array]
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["query_BR", "key_BN"], meta_fields=["reach"])
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """What a query of a local layer may see: tokens at most `reach` places away in the text."""
+    """Tokens that a query of a local layer may see: those at most `reach` places away in the text."""
 
     reach: int
     query_BR: jax.Array | None  # places in the text, [1, R] if all rows have the same; None: query i is token i of N

@@ -1,4 +1,4 @@
-"""What a family of encoders is, beside the dropping that all of them share (`encoder.Encoder`)."""
+"""A family of encoders, without the dropping that all of them share (`encoder.Encoder`)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

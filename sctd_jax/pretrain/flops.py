@@ -16,7 +16,7 @@ def _head(config: Config) -> float:
 def forward_flops(config: Config, variant: Variant) -> float:
     """Forward FLOPs of one row in one variant, with the savings of docs/method.md 6."""
     model, length, kept, last = config.model, config.data.seq_len, config.num_kept, config.model.num_layers - 1
-    all_rows = needs_all_rows(config, variant)
+    all_rows = needs_all_rows(config.dropping, variant)
     rows = length if all_rows else config.num_predicted + 1
     first_drop, last_drop = config.drop_layers
     first_context = kept if config.dropping.method == "random_ltd" else length

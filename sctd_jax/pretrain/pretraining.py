@@ -107,7 +107,7 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
         "again in this workdir",
         blank=report.blank,
         summary=lambda result, seconds: [
-            *report.summary(config.data, workdir, result, seconds),
+            *report.summary(config, workdir, result, seconds),
             *report.fill_mask_examples(make_model(config), data, mesh, result.state),
         ],
     )

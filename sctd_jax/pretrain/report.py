@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax import schedules
-from sctd_jax.config import Config, DataConfig
+from sctd_jax.config import Config, DataConfig, DroppingConfig
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
 from sctd_jax.model.encoder import MaskedLm
@@ -48,7 +48,7 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
           for length, rows in data.by_length().items() if rows is not data),
         ("steps", f"{int(state.step):,} to {config.train.steps:,} of {_staged(config.batch_stages)} rows "
                   f"({_epochs(config, data)})"),
-        ("method", _method(config)),
+        ("method", _method(dropping)),
     ]  # fmt: skip
     if config.masking.rate_schedule:
         rates = _staged(schedules.parse(config.masking.rate_schedule, float))
@@ -89,8 +89,7 @@ def _epochs(config: Config, data: Data) -> str:
     return ", ".join(f"{share:,.1f} epochs of {length} tokens" for length, share in sorted(shares.items()))
 
 
-def _method(config: Config) -> str:
-    dropping = config.dropping
+def _method(dropping: DroppingConfig) -> str:
     text = {
         "full": "full-token training",
         "drop": "token dropping",
@@ -151,7 +150,7 @@ def blank(metrics: Mapping[str, float]) -> str:
     return "" if metrics["predictions"] else "all tokens of its rows are special tokens"
 
 
-def summary(data: DataConfig, workdir: epath.Path, result: trainer.Result, seconds: float) -> list[str]:
+def summary(config: Config, workdir: epath.Path, result: trainer.Result, seconds: float) -> list[str]:
     """Lines for the end of a run."""
     state = result.state
     lines = [f"done: {result.step:,} steps, {duration(seconds)} in this run"]
@@ -166,17 +165,25 @@ def summary(data: DataConfig, workdir: epath.Path, result: trainer.Result, secon
     best = "" if result.best_step is None else f" (lowest held-out loss: step {result.best_step})"
     lines.append(f"checkpoint: {workdir / CHECKPOINTS / str(result.step)}{best}")
     lines.append(f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}")
-    return [*lines, f"to train longer, with a warm-up of its own: {_longer(data, workdir)}"]
+    if config.optimizer.schedule == "wsd" and not config.optimizer.decay_steps:
+        return [
+            *lines,
+            "to train longer: this command with more --config.train.steps; to let the rate fall, from any checkpoint: "
+            f"{_another(config.data, workdir)} --config.train.init_takes=state, --config.optimizer.decay_steps and as "
+            "many more --config.train.steps",
+        ]
+    return [*lines, f"to train longer, with a warm-up of its own: {_longer(config.data, workdir)}"]
 
 
 def _longer(data: DataConfig, workdir: epath.Path) -> str:
     """Why not by more steps in the same workdir: `schedule_lines`."""
+    return f"a new run from these weights, by {_another(data, workdir)} and the steps to add as --config.train.steps"
+
+
+def _another(data: DataConfig, workdir: epath.Path) -> str:
     # Rows that were prepared have the tokenizer of the weights.
     tokenizer = "" if data.rows else f" --config.data.tokenizer={shlex.quote(str(find(workdir)))}"
-    return (
-        "a new run from these weights, by this command with --workdir=ANOTHER "
-        f"--config.train.init={shlex.quote(str(workdir))}{tokenizer} and the steps to add as --config.train.steps"
-    )
+    return f"this command with --workdir=ANOTHER --config.train.init={shlex.quote(str(workdir))}{tokenizer}"
 
 
 def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: int) -> list[str]:

@@ -86,7 +86,7 @@ def _check_beside(longest: Data, other: Data, log: Callable[[str], None]) -> Non
 
 
 def _open_length(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Data:
-    with hosts.first_then_others("rows"):
+    with hosts.first_then_others(f"rows of {config.data.seq_len} tokens"):
         folder = ensure_rows(config, log, began)
     metadata = read_metadata(folder)
     for field, have, want in (

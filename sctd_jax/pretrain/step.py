@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sctd_jax.config import Config
+from sctd_jax.config import Config, DroppingConfig
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.model import token_dropping
 from sctd_jax.model.attention import compiler_options
@@ -196,9 +196,9 @@ def loss_rows(batch: MaskedBatch) -> jax.Array:
     return jnp.concatenate([cls_B1, batch.positions_BP], axis=1)
 
 
-def needs_all_rows(config: Config, variant: Variant) -> bool:
+def needs_all_rows(dropping: DroppingConfig, variant: Variant) -> bool:
     """Whether the loss reads every row of the last layer rather than `loss_rows`."""
-    return variant == "consistency" and config.dropping.sc_pool == "mean"
+    return variant == "consistency" and dropping.sc_pool == "mean"
 
 
 def forward_sums(
@@ -218,7 +218,7 @@ def forward_sums(
     selectors that draw.
     """
     rows_BR = loss_rows(batch)
-    all_rows = needs_all_rows(config, variant)
+    all_rows = needs_all_rows(config.dropping, variant)
 
     def network(bound: MaskedLm):
         encoder, deterministic = bound.encoder, dropout_key is None

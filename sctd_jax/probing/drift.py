@@ -114,7 +114,7 @@ def jit_compare(config: Config, special: SpecialIds, word_start_V: np.ndarray | 
             x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)
             kept_BK = select(config, importance_V, batch, selection_keys(rows_B), x_BND)
             passes = [bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept)[1] for kept in (None, kept_BK)]
-            # As the consistency loss sees them: the last state has gone through the final norm already.
+            # The consistency loss sees them so; the last state has gone through the final norm already.
             return kept_BK, [(*(bert.encoder.normed(x) for x in states[:-1]), states[-1]) for states in passes]
 
         def pooled(x_BRD: jax.Array, pooling: str) -> jax.Array:
