@@ -20,7 +20,7 @@ from sctd_jax.models import open_model, open_run
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from tests import finetuning, helpers, small
-from tests.test_interop import export, needs_peer, real_lines, run_peer
+from tests.test_interop import export, needs_peer, real_lines
 
 KINDS = ("roberta", "xlm-roberta", "camembert", "modernbert")
 LENGTHS = {"modernbert": (128, 512, 1024, 2048)}
@@ -30,7 +30,7 @@ LOGITS, GRADIENT = 1e-4, 1e-4
 
 
 @pytest.fixture(scope="module")
-def created(tmp_path_factory):
+def created(run_peer, tmp_path_factory):
     """Models that `transformers` made, and its answers."""
     out = tmp_path_factory.mktemp("families")
     (out / "lines.txt").write_text("\n".join(" ".join(line.split()) for line in real_lines(300)))
@@ -125,7 +125,7 @@ def config_of(created, kind):
 
 
 @needs_peer
-def test_models_come_in_go_out_and_transformers_loads_them_without_a_warning(created, tmp_path):
+def test_models_come_in_go_out_and_transformers_loads_them_without_a_warning(created, run_peer, tmp_path):
     recipe = small.get_config().to_dict()
     for kind in KINDS:
         source, back = created / kind / "float32", created / kind / "back"
@@ -174,7 +174,7 @@ def test_an_import_is_pretrained_on_fine_tuned_and_leaves_as_what_it_was(created
 
 
 @needs_peer
-def test_fine_tuned_heads_are_those_of_the_familys_own_classes(tmp_path, rows):
+def test_fine_tuned_heads_are_those_of_the_familys_own_classes(tmp_path, rows, run_peer):
     """Random parameters of our task models, what `transformers` makes of them, and what an import of them takes."""
     ids, mask = (np.asarray(x) for x in (helpers.random_rows(3, pad=True), helpers.random_rows(3, pad=True) != 0))
     for kind in KINDS:
