@@ -169,7 +169,7 @@ def test_an_import_is_pretrained_on_fine_tuned_and_leaves_as_what_it_was(created
     written = json.loads((tmp_path / "cb" / "config.json").read_text())
     assert written["architectures"] == [f"{names.LAYOUTS[kind].classes}ForSequenceClassification"]
     card = (tmp_path / "cb" / "README.md").read_text()
-    assert f"A {names.LAYOUTS[kind].title} encoder, fine-tuned on cb" in card and f"- {kind}\n" in card
+    assert f"Encoder: {names.LAYOUTS[kind].title}, fine-tuned on cb" in card and f"- {kind}\n" in card
     assert read_folder(tmp_path / "cb").params().keys() == {"encoder", "pooler"}
 
 

@@ -140,7 +140,7 @@ def render(model: Model, said: Said) -> str:
     parts = [
         f"---\n{head}---",
         f"# {printable(card.title)}",
-        f"A {LAYOUTS[network.family].title} encoder, {card.how}.",
+        f"Encoder: {LAYOUTS[network.family].title}, {card.how}.",
         _bullets(facts),
         "## Use",
         f"```python\n{card.use}```",
