@@ -38,7 +38,7 @@ SMALL = (
     "--config.model.hidden_dropout=0 --config.model.attention_dropout=0 --config.model.dtype=float32 "
     "--config.data.seq_len=32 --config.train.steps=1 --config.train.batch_size=8 --config.train.eval_rows=8 "
     "--config.optimizer.warmup_steps=1 --config.optimizer.learning_rate=1e-3 --config.train.accumulation=1 "
-    "--config.model.initializer_range=0.05"
+    "--config.model.initializer_range=0.05 --config.train.consistency_accumulation=0 --config.optimizer.decay_steps=0"
 )
 MAIN = r"python -m sctd_jax\.main "
 ROWS = "--config.data.rows=rows --config.data.documents=paragraph"

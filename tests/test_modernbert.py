@@ -74,6 +74,14 @@ def test_every_state_and_the_logits_match_a_float64_reference(setting, layers, d
         np.testing.assert_allclose(logits[row][real], expected_logits[real], rtol=1e-4, atol=1e-4)
 
 
+def test_keeping_every_token_drops_none_and_padding_changes_nothing(setting):
+    config, params, ids, mask, _ = setting
+    every = jnp.tile(jnp.arange(32)[None], (BATCH, 1))
+    _, plain = run(config, params, ids, mask)
+    _, kept = run(config, params, jnp.where(mask, ids, 77), mask, kept_BK=every)
+    np.testing.assert_allclose(kept[mask], plain[mask], atol=1e-5)
+
+
 @pytest.mark.parametrize("variant", ["drop", "consistency"])
 def test_losses_and_their_gradient_match_the_float64_reference(setting, variant):
     """The vectors of the consistency loss are taken after the final norm; the gradient along random directions."""

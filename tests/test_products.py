@@ -23,7 +23,11 @@ def products(jaxpr):
                 yield from products(getattr(inner, "jaxpr", inner))
 
 
-@pytest.mark.parametrize("overrides", [{}, {"model__remat": "attention"}])
+MODERNBERT = {"model__family": "modernbert", "model__type_vocab_size": 1, "model__global_every": 2,
+              "model__local_attention": 8}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", [{}, {"model__remat": "attention"}, MODERNBERT])
 def test_no_product_of_a_bfloat16_step_has_a_float32_operand(overrides):
     config = helpers.settled(helpers.config(model__dtype="bfloat16", **helpers.DROPOUT, **overrides))
     tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), jnp.int32)
