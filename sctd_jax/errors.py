@@ -94,7 +94,7 @@ def run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except (Exception, KeyboardInterrupt) as error:
-        if _follows_interrupt(error):
+        if received or _follows_interrupt(error):  # an import that lost it may have left a module in pieces
             signum = received[-1] if received else signal.SIGINT
             print(f"stopped by signal {signum}; what was saved before is there", file=sys.stderr)
             return 128 + signum

@@ -66,7 +66,7 @@ def _advice(path: str) -> str:
         if Path(near).is_file() or _own(near):
             return f"did you mean {near}?"
     names = available()
-    stems = {Path(name).stem: name for name in reversed(names)}  # of two the one in fewer folders
+    stems = {Path(name).stem: name for name in reversed(names)}  # the one in fewer folders of two
     if near := difflib.get_close_matches(Path(path).stem, stems, 1, 0.75):
         return f"did you mean {stems[near[0]]}?"
     top = [name for name in names if name.count("/") == 1]

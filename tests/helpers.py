@@ -124,6 +124,7 @@ for line in sys.stdin:
         if kind == "-c":
             exec(rest[0], {"__name__": "__main__"})
         elif kind == "-m":
+            sys.orig_argv = [sys.executable, *arguments]
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
         else:
             sys.path[0] = os.path.dirname(kind)

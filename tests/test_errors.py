@@ -99,3 +99,14 @@ def test_ctrl_c_that_the_shell_had_ignored_stays_ignored():
         assert run_command(lambda: signal.raise_signal(signal.SIGINT) or 7) == 7
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def test_an_error_after_a_lost_signal_is_its_end(capsys):
+    """An import that passed over the exception may leave a module in pieces, which another line then finds."""
+
+    def command():
+        _lost_in_a_bare_except(signal.SIGTERM)
+        raise UserError("a module lacks a name")
+
+    assert run_command(command) == 128 + signal.SIGTERM
+    assert "stopped by signal 15" in capsys.readouterr().err
