@@ -14,5 +14,6 @@ def get_config():
     """The recipe."""
     config = base.get_config()
     config.model.update(family="roberta", vocab_size=50_265, type_vocab_size=1, layer_norm_eps=1e-5)
+    config.data.tokenizer_type = "byte_bpe"
     config.optimizer.update(beta2=0.98, warmup_steps=24_000)
     return config

@@ -211,8 +211,9 @@ def _check_dropping(config: Config) -> None:
         f"and last_layer must be in order and before the last layer (0 <= first <= last <= {layers - 2}), "
         f"found {first} and {last}",
     )
-    for name, stage in [("drop_rate", config), *(("keep_schedule", stage) for *_, stage in config.stages(_END))]:
-        name, length = name if dropping.keep_schedule else "drop_rate", stage.data.seq_len
+    name = "keep_schedule" if dropping.keep_schedule else "drop_rate"
+    for stage in [config, *(stage for *_, stage in config.stages(_END))]:
+        length = stage.data.seq_len
         require(
             stage.num_predicted + 2 <= stage.num_kept <= length,
             f"dropping.{name}",

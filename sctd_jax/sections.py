@@ -25,7 +25,9 @@ class ModelConfig:
     intermediate_size: int = field(3072, "width inside a feed-forward part, usually 4 x hidden_size", ONE_OR_MORE)
     max_positions: int = field(512, "length of the longest row that the model can read")
     type_vocab_size: int = field(2, "kinds of segments; 2 for pairs of texts", ONE_OR_MORE)
-    hidden_dropout: float = field(0.1, "dropout after embeddings, attention and the feed-forward part", BELOW_ONE)
+    hidden_dropout: float = field(
+        0.1, "dropout after embeddings, attention, feed-forward (modernbert: method.md 12)", BELOW_ONE
+    )
     attention_dropout: float = field(0.1, "dropout of attention's probabilities", BELOW_ONE)
     activation: Literal["gelu", "gelu_tanh"] = field("gelu", "'gelu' (erf, BERT) or 'gelu_tanh' (Model Garden)")
     layer_norm_eps: float = field(1e-12, "number added to the variance", POSITIVE)

@@ -67,6 +67,7 @@ CONFIG: list[Change] = [
     Added("masking.rate_schedule", ""),
     Added("train.batch_schedule", ""),
     Added("data.seq_len_schedule", ""),
+    Mended("each stage of kept tokens has the [MASK] tokens among them", "dropping.selector", "importance+random"),
 ]
 TASK: list[Change] = []
 # Old name of a metric in `metrics.jsonl` -> its name.

@@ -59,7 +59,7 @@ def test_a_run_trains_evaluates_saves_and_says_so(finished):
     workdir, printed = finished
     for text in [
         "devices  1 x cpu", "mesh  data 1 x fsdp 1 x tensor 1", "4 layers x 32", "0 to 6 of 8 rows", "ScTD",
-        "16 of 32 in layers 1 to 2 of 0 to 3, selector importance", "of plain full-token BERT",
+        "16 of 32 in layers 1 to 2 of 0 to 3, selector importance", "of a plain full-token step",
         "eval at step 0: held-out loss", "eval at step 6", "step 6/6  loss", "tokens/s", "done: 6 steps",
         "held-out loss", "(step 0) ->",
         "fill-mask on held-out text", "[MASK]", "(was: ",

@@ -130,12 +130,12 @@ def test_losses_and_their_gradient_match_the_float64_reference(setting, variant)
         assert sum(jax.tree.leaves(products)) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=2e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1])
-def test_blocks_of_a_local_layer_are_the_attention_near_the_diagonal(rate):
+@pytest.mark.parametrize(("length", "rate"), [(32, 0.0), (30, 0.0), (32, 0.1)])
+def test_blocks_of_a_local_layer_are_the_attention_near_the_diagonal(length, rate):
     keys = jax.random.split(jax.random.key(0), 4)
-    query, key, value = (jax.random.normal(k, (2, 32, 4, 8)) for k in keys[:3])
-    mask = jnp.arange(32)[None] < jnp.array([[32], [19]])
-    places = jnp.arange(32)[None]
+    query, key, value = (jax.random.normal(k, (2, length, 4, 8)) for k in keys[:3])
+    mask = jnp.arange(length)[None] < jnp.array([[length], [19]])
+    places = jnp.arange(length)[None]
     near = [
         jax.jit(lambda w: attention.plain(query, key, value, mask, rate, keys[3], w))(window)
         for window in (Window(4, None, None), Window(4, places, places), Window(32, None, None))
@@ -189,6 +189,16 @@ def test_first_weights_are_those_of_the_paper():
         ({"model__hidden_size": 12, "model__num_heads": 4}, ["num_heads", "even", "12 / 4"]),
         ({"model__family": "bert"}, ["global_every", "must be 1", "found 3", "modernbert"]),
         ({"model__family": "roberta"}, ["global_every", "roberta"]),
+        ({"model__family": "bert", "model__global_every": 1}, ["local_attention", "must be 128", "found 8"]),
+        (
+            {
+                "model__family": "xlm-roberta",
+                "model__global_every": 1,
+                "model__local_attention": 128,
+                "model__activation": "gelu_tanh",
+            },
+            ["activation", "must be gelu", "xlm-roberta"],
+        ),
     ],
 )
 def test_what_a_family_cannot_have_is_refused(overrides, words):

@@ -307,10 +307,16 @@ def test_the_head_sees_the_predicted_rows_only():
     assert "tensor<8x32x509xf32>" not in text
 
 
-@pytest.mark.parametrize("selector", ["importance", "importance+random", "norm"])
-def test_mask_tokens_are_kept_before_other_special_tokens(selector):
+@pytest.mark.parametrize(
+    ("selector", "keep_schedule"),
+    [("importance", ""), ("importance+random", ""), ("importance+random", "0:8,3:32"), ("norm", "")],
+)
+def test_mask_tokens_are_kept_before_other_special_tokens(selector, keep_schedule):
     """Rows with more [SEP] or [UNK] than K: [MASK] shares its importance with them in the table."""
-    config = helpers.config(dropping__selector=selector, masking__mask_share=1.0, masking__random_share=0.0)
+    config = helpers.config(
+        dropping__selector=selector, dropping__keep_schedule=keep_schedule, masking__mask_share=1.0,
+        masking__random_share=0.0,
+    ).at(0)  # fmt: skip
     state_BND = jax.random.normal(jax.random.key(3), (8, 32, 16))
     for special in (helpers.SPECIAL.sep, helpers.SPECIAL.unk):
         tokens = helpers.random_rows(8).at[:, 1:26].set(special)

@@ -4,7 +4,7 @@
 
 Network, masking rate, schedule, StableAdamW and its numbers are those of Warner et al. (2024, arXiv:2412.13663); the
 batch, 4,608 rows there, and the number of steps are our choice. Layers 10 to 20 drop half of the tokens.
-Hardware: a TPU slice or a GPU node (docs/tpu.md). Its full-length result has not been measured by us.
+Hardware: a TPU slice or a GPU node. Its full-length result has not been measured by us.
 """
 
 from configs import base
@@ -18,7 +18,7 @@ def get_config():
         type_vocab_size=1, hidden_dropout=0.0, attention_dropout=0.0, layer_norm_eps=1e-5, global_every=3,
     )  # fmt: skip
     config.masking.rate = 0.3
-    config.data.seq_len = 1024
+    config.data.update(seq_len=1024, tokenizer_type="byte_bpe")
     config.optimizer.update(
         name="stable_adamw", clip_norm=0.0, beta2=0.98, weight_decay=1e-5, learning_rate=8e-4, warmup_steps=3_000,
         schedule="wsd", decay_steps=10_000,

@@ -2,7 +2,7 @@
 
     python -m sctd_jax.main --config=configs/modern/large.py --config.data.input='corpus/**/*.txt'
 
-Learning rate of Warner et al. (2024, arXiv:2412.13663, table 3). Hardware: a TPU slice or a GPU node (docs/tpu.md). Its
+Learning rate of Warner et al. (2024, arXiv:2412.13663, table 3). Hardware: a TPU slice or a GPU node. Its
 full-length result has not been measured by us.
 """
 

@@ -80,8 +80,9 @@ def choose(model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str
     remat = automatic if model.remat == "auto" else model.remat
     text = f"{chosen}, {_KERNELS[chosen]} that keeps no probabilities" if chosen in _KERNELS else "plain"
     if model.global_every > 1:
+        reach = model.local_attention // 2
         text += "; in local layers " + {
-            "plain": "near the diagonal alone where a row is whole",
+            "plain": f"near the diagonal alone where a row is whole and has more than {3 * reach} tokens",
             "splash": "too where a row is whole, on kept tokens plain and recomputed in the backward pass",
             "cudnn": "plain and recomputed in the backward pass",
         }[chosen]  # fmt: skip
@@ -171,9 +172,9 @@ def attention_options(model: ModelConfig, mesh: Mesh | None, seed: int) -> dict[
 def plain(
     query_BRHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key, window: Window | None = None
 ) -> jax.Array:
-    """Softmax attention with its probabilities in memory; in local layers of whole rows only the near ones."""
+    """Softmax attention with its probabilities in memory; in local layers of long whole rows only the near ones."""
     length = key_BNHd.shape[1]
-    if window and window.query_BR is None and length % window.reach == 0 and length > 3 * window.reach:
+    if window and window.query_BR is None and length > 3 * window.reach:
         return _by_blocks(query_BRHd, key_BNHd, value_BNHd, mask_BN, rate, dropout_key, window.reach)
     scores_BHRN = einsum_to_f32("brhd,bnhd->bhrn", query_BRHd, key_BNHd)
     seen_BHRN = mask_BN[:, None, None, :]
@@ -190,14 +191,17 @@ def plain(
 def _by_blocks(query_BNHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key, reach: int) -> jax.Array:
     """Local attention of blocks of `reach` queries over their own and the two neighbouring blocks of keys."""
     rows, length, heads, width = query_BNHd.shape
-    blocks = length // reach
+    blocks = -(-length // reach)
+
+    def filled(x_BN):  # the last block with padding, which nobody sees
+        return jnp.pad(x_BN, ((0, 0), (0, blocks * reach - length), *[(0, 0)] * (x_BN.ndim - 2)))
 
     def around(x_BN):  # [B, N, ...] -> [B, blocks, 3 reach, ...]
-        x = x_BN.reshape(rows, blocks, reach, *x_BN.shape[2:])
+        x = filled(x_BN).reshape(rows, blocks, reach, *x_BN.shape[2:])
         x = jnp.pad(x, ((0, 0), (1, 1), *[(0, 0)] * (x.ndim - 2)))
         return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
 
-    query_BbrHd = query_BNHd.reshape(rows, blocks, reach, heads, width)
+    query_BbrHd = filled(query_BNHd).reshape(rows, blocks, reach, heads, width)
     key_BbkHd, value_BbkHd, mask_Bbk = around(key_BNHd), around(value_BNHd), around(mask_BN)
     near_rk = Window(reach, jnp.arange(reach)[None] + reach, jnp.arange(3 * reach)[None]).near(3 * reach)[0]
     scores_BbHrk = einsum_to_f32("bnrhd,bnkhd->bnhrk", query_BbrHd, key_BbkHd)
@@ -205,7 +209,8 @@ def _by_blocks(query_BNHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_k
     weights_BbHrk = jax.nn.softmax(jnp.where(seen_BbHrk, scores_BbHrk, -1e9)).astype(value_BNHd.dtype)
     if rate:
         weights_BbHrk = dropout(dropout_key, weights_BbHrk, rate)
-    return jnp.einsum("bnhrk,bnkhd->bnrhd", weights_BbHrk, value_BbkHd).reshape(query_BNHd.shape)
+    out_BbrHd = jnp.einsum("bnhrk,bnkhd->bnrhd", weights_BbHrk, value_BbkHd)
+    return out_BbrHd.reshape(rows, blocks * reach, heads, width)[:, :length]
 
 
 # The projections are outside: only scores and probabilities are computed a second time.

@@ -143,12 +143,14 @@ def layer_flops(model: ModelConfig, layer: int, queries: int, context: int, all_
 
 
 def check(model: ModelConfig) -> None:
-    """Raise UserError for local layers, which this network has not."""
-    if model.global_every != 1:
-        raise UserError(
-            f"config.model.global_every must be 1 where model.family is {model.family}, found {model.global_every}: "
-            "local layers are modernbert's"
-        )
+    """Raise UserError for local layers and rotary positions, which this network has not."""
+    for name in ("global_every", "local_attention", "rope_theta", "local_rope_theta"):
+        default, found = getattr(ModelConfig, name), getattr(model, name)
+        if found != default:
+            raise UserError(
+                f"config.model.{name} must be {default} where model.family is {model.family}, found {found}: it is "
+                "modernbert's"
+            )
 
 
 FAMILY = Family(

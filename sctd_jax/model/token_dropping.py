@@ -59,8 +59,8 @@ def norm_scores(tokens: Candidates) -> jax.Array:
 
     Vector norms as a token's weight: in attention (Kobayashi et al., 2020, arXiv:2004.10102), of embeddings as the
     information in a word (Oyama et al., 2023, arXiv:2212.09663), and beside attention in dropping image tokens (Fayyaz
-    et al., 2022, arXiv:2111.15667, value vectors). None of them drops by the state's norm alone. A state is the output
-    of a LayerNorm: until its scale and bias are trained all norms are sqrt(D), and rounding decides.
+    et al., 2022, arXiv:2111.15667, value vectors). None of them drops by the state's norm alone. BERT's states
+    are outputs of a LayerNorm: until its scale and bias are trained all norms are sqrt(D), and rounding decides.
     """
     norm_BN = jnp.linalg.norm(tokens.state_BND.astype(jnp.float32), axis=-1)
     importance_BN = importance_scores(tokens)

@@ -38,9 +38,10 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
     model, dropping, metadata = config.model, config.dropping, data.metadata
     parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
     flops, plain = mean_step_flops(config), mean_plain_step_flops(config)
+    near = f" (local but for every {model.global_every})" if model.global_every > 1 else ""
     rows = [
-        ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}, "
-                  f"{parameters / 1e6:,.1f} M parameters"),
+        ("model", f"{model.family}, {model.num_layers} layers x {model.hidden_size}{near}, {model.num_heads} heads, "
+                  f"{model.dtype}, {parameters / 1e6:,.1f} M parameters"),
         ("attention", attention),
         ("data", f"{metadata.rows:,} rows of {metadata.seq_len} tokens, {metadata.heldout_rows:,} held out; "
                  f"vocabulary {metadata.vocab_size:,}; {data.folder}"),
@@ -62,7 +63,7 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
         layers = f"layers {first} to {last} of 0 to {model.num_layers - 1}"
         kept = f"{counts} in {layers}, selector {config.selector}"
         rows.append(("kept tokens", kept))
-    rows.append(("FLOPs", f"{flops:.3g} a step, {flops / plain:.2f} of plain full-token BERT"))
+    rows.append(("FLOPs", f"{flops:.3g} a step, {flops / plain:.2f} of a plain full-token step"))
     lines = trainer.start_lines(mesh, rows)
     if not config.data.input and not config.data.rows:
         lines.append(

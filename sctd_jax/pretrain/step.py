@@ -176,11 +176,10 @@ def select(
     # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
     importance_V = importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
     state_BND = jax.lax.stop_gradient(state_BND)
+    num_top = max(config.num_top, config.num_predicted + 2)  # a stage of few kept tokens has room for all [MASK]
 
     def positions(keys_B):
-        tokens = token_dropping.Candidates(
-            importance_V, batch.input_ids_BN, batch.mask_BN, state_BND, keys_B, config.num_top
-        )
+        tokens = token_dropping.Candidates(importance_V, batch.input_ids_BN, batch.mask_BN, state_BND, keys_B, num_top)
         return token_dropping.keep_highest(selector(tokens), batch.mask_BN, config.num_kept)
 
     if config.dropping.method != "random_ltd":
