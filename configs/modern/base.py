@@ -1,6 +1,7 @@
-"""ModernBERT-base by ScTD: 22 x 768 with GeGLU 1152, rows of 1,024 tokens, three in ten of them predicted.
+r"""ModernBERT-base by ScTD: 22 x 768 with GeGLU 1152, rows of 1,024 tokens, three in ten of them predicted.
 
-    python -m sctd_jax.main --config=configs/modern/base.py --config.data.input='corpus/**/*.txt'
+    python -m sctd_jax.main --config=configs/modern/base.py --config.data.input='corpus/**/*.txt' \
+        --workdir=runs/modern_base
 
 Network, masking rate, schedule, StableAdamW and its numbers are those of Warner et al. (2024, arXiv:2412.13663); the
 batch, 4,608 rows there, and the number of steps are our choice. Layers 10 to 20 drop half of the tokens.

@@ -1,6 +1,7 @@
-"""ModernBERT-large by ScTD: 28 x 1024 with GeGLU 2624, otherwise as configs/modern/base.py.
+r"""ModernBERT-large by ScTD: 28 x 1024 with GeGLU 2624, otherwise as configs/modern/base.py.
 
-    python -m sctd_jax.main --config=configs/modern/large.py --config.data.input='corpus/**/*.txt'
+    python -m sctd_jax.main --config=configs/modern/large.py --config.data.input='corpus/**/*.txt' \
+        --workdir=runs/modern_large
 
 Learning rate of Warner et al. (2024, arXiv:2412.13663, table 3). Hardware: a TPU slice or a GPU node. Its
 full-length result has not been measured by us.

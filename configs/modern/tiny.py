@@ -1,6 +1,6 @@
 """A small ModernBERT by ScTD on the embedded corpus, for a laptop CPU: 6 x 256, rows of 512.
 
-    python -m sctd_jax.main --config=configs/modern/tiny.py
+    python -m sctd_jax.main --config=configs/modern/tiny.py --workdir=runs/modern_tiny
 
 Layers 0 and 3 attend to all tokens. The size is that at which docs/performance.md times this family against PyTorch.
 """
