@@ -1,7 +1,8 @@
 """RoBERTa-base by ScTD on a v5litepod-8 slice: 8 chips, 32 rows of 512 a chip.
 
-    launch/babysit.sh --name=roberta --zone=ZONE --type=v5litepod-8 --spot -- --config=configs/tpu/roberta_base_v5e_8.py \
-        --config.data.rows=gs://BUCKET/rows --workdir=gs://BUCKET/runs/roberta_base
+    launch/babysit.sh --name=roberta --zone=ZONE --type=v5litepod-8 --spot -- \
+        --config=configs/tpu/roberta_base_v5e_8.py --config.data.rows=gs://BUCKET/rows \
+        --workdir=gs://BUCKET/runs/roberta_base
 
 Never run on one; `python benchmarks/tpu_recipes.py` compiles it for that slice and says what memory it takes.
 """
