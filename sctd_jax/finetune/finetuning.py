@@ -24,7 +24,7 @@ from sctd_jax.finetune.encode import Feature, by_example, encode
 from sctd_jax.finetune.step import Shape, compile_programs, initial_state, jit_logits, program_name, shape_of
 from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, followed
 from sctd_jax.model.attention import choose, platform_of
-from sctd_jax.model.families import FAMILIES, layer_flops
+from sctd_jax.model.families import FAMILIES, whole_row_flops
 from sctd_jax.models import HIGHEST_SCORE, Model, open_model
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
@@ -98,9 +98,8 @@ def finetune(
 
         def cost(step: int) -> tuple[int, float]:
             rows, length = settings.batch_size * shape.rows, train.group(step).length
-            layers = (layer_flops(config.model, i, length, length, True) for i in range(config.model.num_layers))
             # FLOPs by formula; the head's are left out.
-            return rows * length, 3 * rows * sum(layers)
+            return rows * length, 3 * rows * whole_row_flops(config.model, range(config.model.num_layers), length)
 
         job = Job(
             config=config.train,

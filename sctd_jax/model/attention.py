@@ -180,12 +180,15 @@ def plain(
     seen_BHRN = mask_BN[:, None, None, :]
     if window:
         seen_BHRN = seen_BHRN & window.near(length)[:, None]
-    # Finite, so that a row of padding alone is uniform instead of NaN.
-    scores_BHRN = jnp.where(seen_BHRN, scores_BHRN, -1e9)
-    weights_BHRN = jax.nn.softmax(scores_BHRN).astype(value_BNHd.dtype)
-    if rate:
-        weights_BHRN = dropout(dropout_key, weights_BHRN, rate)
+    weights_BHRN = _weights(scores_BHRN, seen_BHRN, value_BNHd.dtype, rate, dropout_key)
     return jnp.einsum("bhrn,bnhd->brhd", weights_BHRN, value_BNHd)
+
+
+def _weights(scores: jax.Array, seen: jax.Array, dtype, rate: float, dropout_key) -> jax.Array:
+    """Probabilities over the last axis of scores, 0 where `seen` is False, after dropout."""
+    # Finite, so that a row of padding alone is uniform instead of NaN.
+    weights = jax.nn.softmax(jnp.where(seen, scores, -1e9)).astype(dtype)
+    return dropout(dropout_key, weights, rate) if rate else weights
 
 
 def _by_blocks(query_BNHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_key, reach: int) -> jax.Array:
@@ -206,9 +209,7 @@ def _by_blocks(query_BNHd, key_BNHd, value_BNHd, mask_BN, rate: float, dropout_k
     near_rk = Window(reach, jnp.arange(reach)[None] + reach, jnp.arange(3 * reach)[None]).near(3 * reach)[0]
     scores_BbHrk = einsum_to_f32("bnrhd,bnkhd->bnhrk", query_BbrHd, key_BbkHd)
     seen_BbHrk = mask_Bbk[:, :, None, None] & near_rk[None, None, None]
-    weights_BbHrk = jax.nn.softmax(jnp.where(seen_BbHrk, scores_BbHrk, -1e9)).astype(value_BNHd.dtype)
-    if rate:
-        weights_BbHrk = dropout(dropout_key, weights_BbHrk, rate)
+    weights_BbHrk = _weights(scores_BbHrk, seen_BbHrk, value_BNHd.dtype, rate, dropout_key)
     out_BbrHd = jnp.einsum("bnhrk,bnkhd->bnrhd", weights_BbHrk, value_BbkHd)
     return out_BbrHd.reshape(rows, blocks * reach, heads, width)[:, :length]
 

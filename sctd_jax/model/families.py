@@ -1,5 +1,7 @@
 """The families of encoders that `model.family` names."""
 
+from collections.abc import Iterable
+
 from sctd_jax.config import ModelConfig
 from sctd_jax.model import bert, modernbert, roberta
 from sctd_jax.model.family import Family
@@ -19,6 +21,11 @@ def layer_flops(model: ModelConfig, layer: int, queries: int, context: int, all_
     left out.
     """
     return FAMILIES[model.family].layer_flops(model, layer, queries, context, all_tokens)
+
+
+def whole_row_flops(model: ModelConfig, layers: Iterable[int], length: int) -> float:
+    """Forward FLOPs of some layers for a row of `length` tokens, all of them computed."""
+    return sum(layer_flops(model, i, length, length, all_tokens=True) for i in layers)
 
 
 def check_family(model: ModelConfig) -> None:

@@ -4,7 +4,7 @@ Letters of docs/method.md: N sequence length, K kept tokens, P predicted positio
 """
 
 from sctd_jax.config import Config
-from sctd_jax.model.families import layer_flops
+from sctd_jax.model.families import layer_flops, whole_row_flops
 from sctd_jax.pretrain.step import Variant, needs_all_rows
 
 
@@ -20,16 +20,13 @@ def forward_flops(config: Config, variant: Variant) -> float:
     rows = length if all_rows else config.num_predicted + 1
     first_drop, last_drop = config.drop_layers
     first_context = kept if config.dropping.method == "random_ltd" else length
-
-    def full(layers: range) -> float:
-        return sum(layer_flops(model, i, length, length, all_tokens=True) for i in layers)
-
-    prefix, full_middle = full(range(first_drop)), full(range(first_drop, last))
+    prefix = whole_row_flops(model, range(first_drop), length)
+    full_middle = whole_row_flops(model, range(first_drop, last), length)
     top = layer_flops(model, last, rows, length, all_tokens=all_rows) + _head(config)
     drop_middle = (
         layer_flops(model, first_drop, kept, first_context)
         + sum(layer_flops(model, i, kept, kept) for i in range(first_drop + 1, last_drop + 1))
-        + full(range(last_drop + 1, last))
+        + whole_row_flops(model, range(last_drop + 1, last), length)
     )
     if variant == "full":
         return prefix + full_middle + top
@@ -74,6 +71,5 @@ def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
 
 def plain_step_flops(config: Config) -> float:
     """FLOPs of the model as published, its head on the P rows: nothing dropped, all rows of the last layer."""
-    model, length = config.model, config.data.seq_len
-    layers = sum(layer_flops(model, i, length, length, all_tokens=True) for i in range(model.num_layers))
+    layers = whole_row_flops(config.model, range(config.model.num_layers), config.data.seq_len)
     return 3 * config.train.batch_size * (layers + _head(config))
