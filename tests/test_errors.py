@@ -63,6 +63,7 @@ def _lost_twice(signum):
 def test_a_signal_whose_exception_is_lost_ends_the_command_all_the_same(capsys, monkeypatch, signum, lose):
     monkeypatch.setattr(errors, "_REPEAT_SECONDS", 0.01)
     monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores Ctrl-C
     kept = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)]
 
     def command():
@@ -74,6 +75,7 @@ def test_a_signal_whose_exception_is_lost_ends_the_command_all_the_same(capsys, 
     assert capsys.readouterr().err == f"stopped by signal {signum}; what was saved before is there\n"
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)] == kept
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_repeated_signal_disturbs_no_clean_up_and_no_error_on_the_way_hides_it():
