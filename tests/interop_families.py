@@ -7,8 +7,9 @@ python tests/interop_families.py tasks OUT
 `create` writes for each kind of model OUT/KIND/{float32,bfloat16,float16}, a random network with a tokenizer, the last
 two in shards, and OUT/KIND.npz: for each length N a padded batch of LINES `ids_N`, `mask_N` and its `logits_N`, of the
 first length `logits_TYPE_N` too, and `labels`, `loss`, `hidden` [L+1, B, N, D] and the gradient `grad.NAME` of every
-parameter. `check` reads what our side exported to OUT/KIND/back: warnings, ids of LINES, logits, fill-mask. `tasks`
-reads OUT/*/HEAD, exports with a task's head, and OUT/*/HEAD.npz with `ids`, `mask` and our `logits`.
+parameter. `check` reads what our side exported to OUT/KIND/back and, in shards, OUT/KIND/back_bfloat16: warnings, ids
+of LINES, logits, fill-mask. `tasks` reads OUT/*/HEAD, exports with the head of a task or of pretraining, and
+OUT/*/HEAD.npz with `ids`, `mask` and our `logits`.
 """
 
 import json
@@ -145,17 +146,24 @@ class Lines(logging.Handler):
         self.found.append(record.getMessage())
 
 
+def loaded(folder: Path, name: str) -> tuple[transformers.PreTrainedTokenizerFast, torch.nn.Module]:
+    """A tokenizer and a network of that class, by the Auto classes, in the network's own type and without a warning."""
+    auto = "AutoModel" + name[name.index("For") :]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        network, info = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    assert type(network).__name__ == name
+    return tokenizer, network.eval()
+
+
 def check(out: Path, lines: list[str]) -> None:
     heard = Lines()
     logging.getLogger("transformers").addHandler(heard)
     for kind in KINDS:
         folder, expected = out / kind / "back", np.load(out / f"{kind}.npz", allow_pickle=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            network, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
-        assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-        assert type(network).__name__ == f"{KINDS[kind]}ForMaskedLM"
+        tokenizer, network = loaded(folder, f"{KINDS[kind]}ForMaskedLM")
         before = json.loads((out / kind / "float32" / "config.json").read_text())
         after = network.config.to_dict()
         for name in before.keys() - {"architectures", "transformers_version", "dtype"}:
@@ -165,10 +173,19 @@ def check(out: Path, lines: list[str]) -> None:
         for length in lengths(kind):
             ids, mask = (torch.tensor(expected[f"{name}_{length}"]) for name in ("ids", "mask"))
             with torch.no_grad():
-                logits = network.eval()(input_ids=ids, attention_mask=mask.long()).logits.numpy()
+                logits = network(input_ids=ids, attention_mask=mask.long()).logits.numpy()
             deviation = np.abs(logits - expected[f"logits_{length}"])[mask.numpy()].max()
             print(f"{kind} {length}: logits' largest deviation after export {deviation:.2e}")
             assert deviation < 1e-4
+        small_folder = out / kind / "back_bfloat16"
+        _, rounded = loaded(small_folder, f"{KINDS[kind]}ForMaskedLM")
+        assert rounded.dtype == torch.bfloat16
+        assert len(list(small_folder.glob("*.safetensors"))) > 3
+        length = lengths(kind)[0]
+        ids, mask = (torch.tensor(expected[f"{name}_{length}"]) for name in ("ids", "mask"))
+        with torch.no_grad():
+            logits = rounded.float()(input_ids=ids, attention_mask=mask.long()).logits.numpy()
+        assert np.abs(logits - expected[f"logits_bfloat16_{length}"])[mask.numpy()].max() < 1e-4
         inputs = tokenizer("one two", return_tensors="pt")  # by its own names of inputs
         assert network(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
         guesses = pipeline("fill-mask", model=network, tokenizer=tokenizer)(f"the {tokenizer.mask_token} of war")
@@ -182,19 +199,15 @@ def tasks(out: Path) -> None:
     logging.getLogger("transformers").addHandler(heard)
     for file in sorted(out.glob("*/*.npz")):
         expected, (kind, head) = np.load(file), file.with_suffix("").parts[-2:]
-        network, info = getattr(transformers, f"AutoModel{head}").from_pretrained(
-            file.with_suffix(""), output_loading_info=True
-        )
-        assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-        assert type(network).__name__ == KINDS[kind] + head
+        _, network = loaded(file.with_suffix(""), KINDS[kind] + head)
         ids, mask = torch.tensor(expected["ids"]), torch.tensor(expected["mask"]).long()
         if head == "ForMultipleChoice":
             ids, mask = ids[None], mask[None]
         with torch.no_grad():
-            found = network.eval()(input_ids=ids, attention_mask=mask)
+            found = network(input_ids=ids, attention_mask=mask)
         theirs = torch.stack([found.start_logits, found.end_logits], -1) if "start_logits" in found else found.logits
         deviation = np.abs(theirs.numpy().reshape(expected["logits"].shape) - expected["logits"])
-        deviation = deviation[expected["mask"]].max() if "start_logits" in found else deviation.max()
+        deviation = deviation[expected["mask"]].max() if deviation.ndim == 3 else deviation.max()
         print(f"{kind}{head}: logits' largest deviation {deviation:.1e} of {np.abs(expected['logits']).max():.1f}")
         assert deviation < 1e-4
     assert not heard.found, heard.found

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file
 from sctd_jax.data import corpus, prepare, tokenizer
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
-from sctd_jax.hf import write
+from sctd_jax.hf import names, write
+from sctd_jax.hf.read import read_folder
 from sctd_jax.interop import exported as exported_module
 from sctd_jax.interop import exporting, huggingface, importing
 from sctd_jax.models import open_run
@@ -128,6 +129,46 @@ def test_what_the_hub_would_refuse_in_a_card_is_refused_before_the_export(field,
     with pytest.raises(UserError, match=f"--{field.replace('_', '-')} .*: expected ") as caught:
         exported_module.Said(**{field: value if field == "license" else (value,)})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workdir", ["unigram"], indirect=True)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_numbers_are_rounded_and_split_as_asked(workdir, dtype, tmp_path):
+    out = tmp_path / "model"
+    done = export(workdir, out, f"--dtype={dtype}", "--max-shard-size=50KB")
+    assert f"its float32 numbers rounded to {dtype}" in done.stdout
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == dtype
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) > 2
+    tensors = {}
+    for file in files:
+        inside = load_file(file)
+        assert {str(x.dtype) for x in inside.values()} == {dtype}
+        assert len(inside) == 1 or sum(x.nbytes for x in inside.values()) <= 50_000
+        assert {name for name, where in index["weight_map"].items() if where == file.name} == inside.keys()
+        tensors |= inside
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in tensors.values())
+    expected = jax.tree.map(lambda x: np.asarray(x).astype(dtype), open_run(workdir, print).params())
+    jax.tree.map(np.testing.assert_array_equal, read_folder(out).params(), expected)
+
+    export(workdir, out, "--force")
+    assert [path.name for path in out.glob("model.*")] == ["model.safetensors"] and not list(out.glob("model-*"))
+
+
+def test_a_size_without_its_unit_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        huggingface.main(["export", "--workdir=x", "--out=y", "--max-shard-size=5"])
+    assert "--max-shard-size: a size as 5GB, 500MB or 100KB is expected, found '5'" in capsys.readouterr().err
+
+
+def test_a_number_beyond_float16_is_refused(rows, tmp_path):
+    config = helpers.config().model
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), dict(helpers.initial(helpers.config()).params))
+    params["mlm_head"]["bias"][:3] = 1e5
+    table, precision, file = names.names(config), write.Precision("float16"), tokenizer.find(rows)
+    with pytest.raises(UserError, match=r"cls.predictions.bias: 3 of 512 numbers, up to 1e\+05, are beyond float16"):
+        write.write_folder(tmp_path, config, params, file, table=table, settings={}, precision=precision)
 
 
 @pytest.mark.parametrize("workdir", ["unigram"], indirect=True)

@@ -162,7 +162,6 @@ def to_json(model: ModelConfig, special: SpecialIds) -> dict[str, Any]:
         "pad_token_id": special.pad,
         **{name: (special.cls, special.sep)[i % 2] for i, name in enumerate(fields.ids)},
         "tie_word_embeddings": True,
-        "torch_dtype": "float32",
     }
 
 

@@ -126,6 +126,12 @@ def find_weights(source: Path) -> Path:
     )
 
 
+def is_shard(name: str) -> bool:
+    """Whether a folder's file of this name holds a part of its model's weights."""
+    found = _SHARD.fullmatch(name)
+    return bool(found) and found[1] == WEIGHTS_FILE.removesuffix(".safetensors")
+
+
 def shards(path: Path) -> list[Path]:
     """The files that hold a model's weights together, where `path` may be any of them.
 
@@ -147,9 +153,7 @@ def _look(source: Path) -> tuple[_Format | None, list[Path]]:
     folder, names = source.parent, [source.name]
     if source.is_dir():
         folder, names = source, sorted(path.name for path in source.iterdir() if path.is_file())
-        stem = WEIGHTS_FILE.removesuffix(".safetensors")
-        sharded = [name for name in names if (found := _SHARD.fullmatch(name)) and found[1] == stem]
-        if first := [name for name in names if name == WEIGHTS_FILE] or sharded:
+        if first := [name for name in names if name == WEIGHTS_FILE] or [name for name in names if is_shard(name)]:
             return None, [source / first[0]]
     elif not source.is_file():
         names = [f"{source.name}.index"]  # TensorFlow's users name what its files have in common

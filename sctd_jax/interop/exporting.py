@@ -39,6 +39,7 @@ def export(
     force: bool,
     log: Callable[[str], None],
     said: Said | None = None,
+    precision: write.Precision = write.EXACT,
 ) -> None:
     """Write `out` with what `AutoTokenizer` and `AutoModelForMaskedLM`, or the task's class, load.
 
@@ -48,7 +49,8 @@ def export(
     if out.exists():
         if not force:
             raise UserError(f"{out} exists already; --force replaces it")
-        if not (out / _CARD).is_file() or {path.name for path in out.iterdir()} - {_CARD, *write.FILES}:
+        inside = {path.name for path in out.iterdir()}
+        if _CARD not in inside or not all(write.is_ours(name) for name in inside - {_CARD}):
             raise UserError(f"{out} exists already and is not just an export, so that --force does not replace it")
     model = (task_model if (workdir / TASK_FILE).is_file() else _pretrained)(workdir, step, log)
     try:
@@ -57,15 +59,17 @@ def export(
             ready = Path(temporary, "export")
             ready.mkdir()
             write.write_folder(
-                ready, model.config, model.params, tokenizer.find(workdir), table=model.table, settings=model.settings
-            )
+                ready, model.config, model.params, tokenizer.find(workdir), table=model.table, settings=model.settings,
+                precision=precision,
+            )  # fmt: skip
             (ready / _CARD).write_text(render(model, said or Said()), encoding="utf-8")
             if out.exists():
                 out.rename(Path(temporary, "replaced"))
             ready.rename(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error}") from error
-    log(f"exported step {model.step} of {workdir} to {out}")
+    rounded = "" if precision.dtype == "float32" else f", its float32 numbers rounded to {precision.dtype}"
+    log(f"exported step {model.step} of {workdir} to {out}{rounded}")
     if missing := (said or Said()).missing():
         log(f"its model card ({_CARD}) leaves open what only you know: {', '.join(missing)}")
 

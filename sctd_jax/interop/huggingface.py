@@ -1,9 +1,11 @@
 """Import from and export to Hugging Face `transformers`; needs neither torch nor transformers.
 
-python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR [--step N] [--force] [--license ID ...]
+python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR [--step N] [--force] [--dtype TYPE] ...
 python -m sctd_jax.interop.huggingface import --from DIR_OR_FILE --workdir RUN [--tokenizer FILE]
 """
 
+import argparse
+import math
 import os
 import re
 import sys
@@ -12,9 +14,17 @@ from pathlib import Path
 from sctd_jax import recipes, storage
 from sctd_jax.arguments import CommandParser, local_path, number
 from sctd_jax.errors import UserError, run_command, say
+from sctd_jax.hf.write import DTYPES, Precision
 from sctd_jax.interop.exported import Said
 from sctd_jax.interop.exporting import export
 from sctd_jax.interop.importing import import_model
+
+
+def _size(text: str) -> int:
+    """Bytes, written as `transformers` does."""
+    if not (found := re.fullmatch(r"([1-9]\d*)(KB|MB|GB)", text)):
+        raise argparse.ArgumentTypeError(f"a size as 5GB, 500MB or 100KB is expected, found {text!r}")
+    return int(found[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[found[2]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,6 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", required=True, type=local_path, help="folder to write")
     add("--step", type=number(int, 0), help="checkpoint to load; default the newest")
     add("--force", action="store_true", help="replace --out")
+    add("--dtype", choices=DTYPES, default="float32", help="type of the written numbers; default %(default)s")
+    add(
+        "--max-shard-size",
+        type=_size,
+        default=math.inf,
+        metavar="SIZE",
+        help="the most of one file of weights, as 5GB or 500MB; default: one file",
+    )
     add(
         "--license", default="", help="license in the model card, an id of the hub such as apache-2.0; default: unknown"
     )
@@ -46,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "export":
             said = Said(args.license, *map(tuple, (args.language, args.base_model, args.dataset)))
             workdir = storage.as_path(os.path.expanduser(args.workdir))
-            export(workdir, args.out, step=args.step, force=args.force, log=say, said=said)
+            precision = Precision(args.dtype, args.max_shard_size)
+            export(workdir, args.out, step=args.step, force=args.force, log=say, said=said, precision=precision)
         else:
             recipe, source = recipes.load(recipes.find(args.config, say)).to_dict(), args.source
             if re.match("(gs|s3)://", source):
