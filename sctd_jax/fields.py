@@ -30,12 +30,34 @@ def at_least(least: int) -> Bounds:
 ONE_OR_MORE = at_least(1)
 
 
-def field(default: Any, meaning: str, bounds: Bounds | None = None, *, rerun: bool = False) -> Any:
+def field(
+    default: Any, meaning: str, bounds: Bounds | None = None, *, rerun: bool = False, only: tuple[str, ...] = ()
+) -> Any:
     """A field of a configuration, with the meaning that `--help` prints, and bounds of its value beside its type.
 
-    `rerun` says whether the run in a workdir may go on with another value.
+    `rerun` says whether the run in a workdir may go on with another value. `only` is another field of the section and
+    its values with which this one is read; () where it always is.
     """
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "bounds": bounds, "rerun": rerun})
+    return dataclasses.field(
+        default=default, metadata={"meaning": meaning, "bounds": bounds, "rerun": rerun, "only": only}
+    )
+
+
+def unread(where: str, values: Any) -> list[str]:
+    """A line for each field of a dataclass as above that was set, and that the other fields leave unread."""
+    lines = []
+    for one in dataclasses.fields(values):
+        value = getattr(values, one.name)
+        if dataclasses.is_dataclass(value):
+            lines += unread(f"{where}.{one.name}", value)
+            continue
+        name, *with_ = one.metadata["only"] or ("",)
+        if value != one.default and name and getattr(values, name) not in with_:
+            lines.append(
+                f"{where}.{one.name} ({value}) is not used: {where}.{name} is {getattr(values, name)}, and only "
+                f"{' or '.join(with_)} reads it"
+            )
+    return lines
 
 
 def fill(where: str, type_: type, values: Mapping[str, Any]) -> Any:

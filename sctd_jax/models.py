@@ -17,6 +17,7 @@ from sctd_jax.data.rows import METADATA_FILE
 from sctd_jax.errors import UserError
 from sctd_jax.hf.convert import download_hint
 from sctd_jax.hf.read import Folder, read_folder
+from sctd_jax.model.families import FAMILIES
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel.sharding import shard
 from sctd_jax.train import workdir as workdirs
@@ -29,6 +30,7 @@ _FREE_TO_CHANGE = (
     "model.hidden_dropout", "model.attention_dropout", "model.initializer_range", "model.dtype", "model.attention",
     "model.remat",
 )  # fmt: skip
+_ROTARY = ("model.max_positions", "model.rope_theta", "model.local_rope_theta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +134,12 @@ def open_init(config: Config, log: Callable[[str], None]) -> Model:
     if init.task is not None:
         raise UserError(f"{init.path} holds a fine-tuned model; expected the workdir of a pretraining run")
     there, now = (dict(stored.flat({"model": dataclasses.asdict(it.model)})) for it in (init.config, config))
-    if other := workdirs.differences(there, now, _FREE_TO_CHANGE):
+    # Rotary positions have no parameters: ModernBERT itself went from rows of 1,024 to 8,192 with another base.
+    rotary = () if FAMILIES[config.model.family].position_table else _ROTARY
+    if other := workdirs.differences(there, now, (*_FREE_TO_CHANGE, *rotary)):
         raise UserError(f"config.train.init {init.path} is another network: {other}")
+    if other := workdirs.differences({n: there[n] for n in rotary}, {n: now[n] for n in rotary}, ()):
+        log(f"starting from {init.path} with other positions: {other}")
     rows = config.rows_folders[0]
     path = tokenizer.find(storage.as_path(rows)) if rows else config.data.tokenizer
     # The pieces, not the file: a vocab.txt and a tokenizer.json of one model give the same ids.

@@ -49,6 +49,9 @@ class ModelConfig:
     )
 
 
+_DROPS = ("method", "drop", "sctd", "random", "random_ltd")
+
+
 @dataclasses.dataclass(frozen=True)
 class DroppingConfig:
     """Tokens that skip layers, and ScTD's consistency steps (docs/method.md 3 to 5)."""
@@ -56,21 +59,36 @@ class DroppingConfig:
     method: Literal["full", "drop", "sctd", "random", "random_ltd"] = field(
         "sctd", "way to train; 'random' is 'drop' with the selector 'random'"
     )
-    selector: str = field("importance", "key of model.token_dropping.SELECTORS, for 'drop' and 'sctd'")
-    drop_rate: float = field(0.5, "share of a row's N tokens that the dropping layers do not see", BELOW_ONE)
-    keep_schedule: str = field("", "'STEP:K,...': K tokens to keep from each step on; '': by drop_rate")
-    random_share: float = field(0.5, "random part of the kept tokens, with the selector 'importance+random'", SHARE)
-    first_layer: int = field(-1, "first layer with K queries, counted from 0; -1: L/2 - 1 (random_ltd: 1)")
-    last_layer: int = field(-1, "last layer without the dropped tokens; -1: L - 2")
+    selector: str = field(
+        "importance", "key of model.token_dropping.SELECTORS, for 'drop' and 'sctd'", only=("method", "drop", "sctd")
+    )
+    drop_rate: float = field(
+        0.5, "share of a row's N tokens that the dropping layers do not see", BELOW_ONE, only=_DROPS
+    )
+    keep_schedule: str = field("", "'STEP:K,...': K tokens to keep from each step on; '': by drop_rate", only=_DROPS)
+    random_share: float = field(
+        0.5,
+        "random part of the kept tokens, with the selector 'importance+random'",
+        SHARE,
+        only=("selector", "importance+random"),
+    )
+    first_layer: int = field(-1, "first layer with K queries, counted from 0; -1: L/2 - 1 (random_ltd: 1)", only=_DROPS)
+    last_layer: int = field(-1, "last layer without the dropped tokens; -1: L - 2", only=_DROPS)
     importance_init: float = field(10.0, "importance of an id before its first loss")
     importance_beta: float = field(0.95, "share of the old importance that a new loss leaves", SHARE)
-    sc_interval: int = field(10, "Fi: every how many steps a consistency step", ONE_OR_MORE)
-    sc_weight: float = field(0.05, "lambda: weight of the mean KL beside the mean MLM loss", NOT_NEGATIVE)
-    sc_stop_gradient: bool = field(False, "detach the full pass in the KL")
-    sc_pool: Literal["cls", "mean"] = field("cls", "states that the KL compares: [CLS] or the mean of all tokens")
-    sc_share_prefix: bool = field(True, "compute the layers before the drop once for both passes")
-    full_steps_first: int = field(0, "steps without dropping at the beginning", NOT_NEGATIVE)
-    full_steps_last: int = field(0, "steps without dropping at the end", NOT_NEGATIVE)
+    sc_interval: int = field(10, "Fi: every how many steps a consistency step", ONE_OR_MORE, only=("method", "sctd"))
+    sc_weight: float = field(
+        0.05, "lambda: weight of the mean KL beside the mean MLM loss", NOT_NEGATIVE, only=("method", "sctd")
+    )
+    sc_stop_gradient: bool = field(False, "detach the full pass in the KL", only=("method", "sctd"))
+    sc_pool: Literal["cls", "mean"] = field(
+        "cls", "states that the KL compares: [CLS] or the mean of all tokens", only=("method", "sctd")
+    )
+    sc_share_prefix: bool = field(
+        True, "compute the layers before the drop once for both passes", only=("method", "sctd")
+    )
+    full_steps_first: int = field(0, "steps without dropping at the beginning", NOT_NEGATIVE, only=_DROPS)
+    full_steps_last: int = field(0, "steps without dropping at the end", NOT_NEGATIVE, only=_DROPS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +141,12 @@ class OptimizerConfig:
     decay_steps: int = field(
         0, "steps from the peak to 0 with 'wsd'; 0: at the peak to the end", NOT_NEGATIVE, rerun=True
     )
-    decay_shape: Literal["1-sqrt", "linear"] = field("1-sqrt", "curve of these steps", rerun=True)
-    muon_beta: float = field(0.95, "share of the old momentum that a step of 'muon' leaves", BELOW_ONE)
+    decay_shape: Literal["1-sqrt", "linear"] = field(
+        "1-sqrt", "curve of these steps", rerun=True, only=("schedule", "wsd")
+    )
+    muon_beta: float = field(
+        0.95, "share of the old momentum that a step of 'muon' leaves", BELOW_ONE, only=("name", "muon")
+    )
     beta1: float = field(0.9, "share of the old first moment that a step leaves", BELOW_ONE)
     beta2: float = field(0.999, "share of the old second moment that a step leaves", BELOW_ONE)
     eps: float = field(1e-6, "number added to the root of the second moment", POSITIVE)

@@ -3,6 +3,7 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -10,7 +11,7 @@ from sctd_jax import config as config_module
 from sctd_jax import sections
 from sctd_jax.config import Config, from_dict
 from sctd_jax.errors import UserError
-from sctd_jax.fields import rerun_fields
+from sctd_jax.fields import rerun_fields, unread
 from sctd_jax.model.token_dropping import SELECTORS
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from tests import helpers, small
@@ -204,3 +205,21 @@ def test_unknown_missing_and_mistyped_fields_are_named(change, words):
 
 def test_an_int_is_taken_for_a_float():
     assert helpers.config(optimizer__clip_norm=1).optimizer.clip_norm == 1.0
+
+
+def test_what_is_set_and_not_read_is_said():
+    changes = {"optimizer__muon_beta": 0.9, "optimizer__decay_shape": "linear", "dropping__sc_weight": 0.1}
+    changes |= {"dropping__sc_interval": 10}
+    config = helpers.config(**changes, dropping__method="drop")
+    assert unread("config", config) == [
+        "config.dropping.sc_weight (0.1) is not used: config.dropping.method is drop, and only sctd reads it",
+        "config.optimizer.decay_shape (linear) is not used: config.optimizer.schedule is linear, and only wsd reads it",
+        "config.optimizer.muon_beta (0.9) is not used: config.optimizer.name is adamw, and only muon reads it",
+    ]
+    used = {"dropping__method": "sctd", "optimizer__name": "muon", "optimizer__schedule": "wsd"}
+    assert unread("config", helpers.config(**changes, **used)) == []
+    for section in dataclasses.fields(Config):
+        fields = {field.name: field for field in dataclasses.fields(section.type)}
+        for name, *values in (field.metadata["only"] for field in fields.values() if field.metadata["only"]):
+            known = get_args(fields[name].type) or SELECTORS
+            assert set(values) < set(known)

@@ -76,6 +76,21 @@ def test_parameters_alone_can_be_those_of_any_checkpoint(stable, rows, tmp_path)
     assert int(result.state.opt_state[1].count) == 3  # its own three steps
 
 
+def test_rows_may_become_longer_where_positions_are_rotary(rows, tmp_path):
+    """ModernBERT's own recipe: rows of 1,024 first, then of 8,192 with another base in its global layers."""
+    network = {"model__family": "modernbert", "model__type_vocab_size": 1, "dropping__method": "full"}
+    network |= {"data__rows": str(rows), "model__hidden_dropout": 0.0, "train__eval_rows": 8}
+    network |= {f"train__{name}": 1 for name in ("steps", "eval_every", "checkpoint_every")}
+    first = train_and_evaluate(helpers.config(**network), tmp_path / "first", print)
+    lines, changes = [], {"model__max_positions": 64, "model__rope_theta": 1e6, "optimizer__learning_rate": 0.0}
+    longer = helpers.config(**network, **changes, train__init=str(tmp_path / "first"))
+    assert_same(train_and_evaluate(longer, tmp_path / "longer", lines.append).state.params, first.state.params)
+    assert (
+        f"starting from {tmp_path / 'first'} with other positions: model.max_positions (32 there, 64 now), "
+        "model.rope_theta (160000.0 there, 1000000.0 now)"
+    ) in lines
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

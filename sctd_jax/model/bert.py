@@ -154,6 +154,6 @@ def check(model: ModelConfig) -> None:
 
 
 FAMILY = Family(
-    embeddings=Embeddings, block=Block, final_norm=None, mlm_head=MlmHead, summary=Pooler,
+    position_table=True, embeddings=Embeddings, block=Block, final_norm=None, mlm_head=MlmHead, summary=Pooler,
     summary_params=lambda params: params.get("pooler"), summary_of_tokens=False, layer_flops=layer_flops, check=check,
 )  # fmt: skip

@@ -16,6 +16,7 @@ class Family:
     Modules are Linen classes. With B batch, N sequence length, R query rows, P predicted positions, D width:
     """
 
+    position_table: bool  # positions are learnt, so that no parameters fit another `max_positions`
     embeddings: type[nn.Module]  # (config)(input_ids_BN, segment_ids_BN, deterministic) -> x_BND; has `word` [V, D]
     # (config, attend, number)(x_BND, mask_BN, positions_BN | None, rows_BR | None, deterministic) -> x_BRD
     block: type[nn.Module]

@@ -239,6 +239,6 @@ def check(model: ModelConfig) -> None:
 
 
 FAMILY = Family(
-    embeddings=Embeddings, block=Block, final_norm=FinalNorm, mlm_head=MlmHead, summary=Summary,
+    position_table=False, embeddings=Embeddings, block=Block, final_norm=FinalNorm, mlm_head=MlmHead, summary=Summary,
     summary_params=summary_params, summary_of_tokens=True, layer_flops=layer_flops, check=check,
 )  # fmt: skip

@@ -13,6 +13,7 @@ from sctd_jax.config import Config
 from sctd_jax.data.loader import Loader
 from sctd_jax.data.rows import TRAIN, Rows
 from sctd_jax.errors import UserError
+from sctd_jax.fields import unread
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain import report
@@ -85,6 +86,7 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
 
     def describe(state: TrainState) -> list[str]:
         step, lines = int(state.step), report.start_table(config, attention, mesh, data, state)
+        lines += unread("config", config)
         if step > 0 and (before := init.config if init else read_config(workdir)) != config:
             lines += report.schedule_lines(config, before, workdir, step)
         return lines + (report.cpu_warning(flops) if step < train.steps else [])
