@@ -184,11 +184,32 @@ def test_the_time_saved_is_read_between_finished_runs():
         "drop": {"share": pytest.approx(0.375), "at_least": False},
         "sctd": {"share": 0.5, "at_least": True},
     }
-    text = report.markdown(content, {"drift": {"drop-0.5": "0.9"}})
+    text = report.markdown(content)
     assert "drop reaches the loss that full has at budget 1 in 0.62 of its time: 38% saved." in text
     assert "sctd reaches the loss that full has at budget 1 in at most 0.50 of its time: at least 50% saved." in text
     assert "random does not reach the loss of full within its budgets." in text
-    assert "| drop | 0.5 | 1 | 3.200 [3.200 to 3.200] | 2.00 |  | 0.9 |" in text
+
+
+def test_what_else_was_measured_has_columns_of_its_own(tmp_path):
+    results = [cell("full", 1.0, 0, 3.0), cell("drop", 1.0, 0, 2.9), cell("drop", 1.0, 1, 2.9)]
+    for one, cosine in zip(results[1:], (0.9, 0.8), strict=True):
+        one["final"]["eval/cosine_global"] = cosine
+    table = read_table(values())
+    folder = storage.as_path(tmp_path)
+    for one in results:
+        place = folder / f"{one['method']}-1-{one['seed']}"
+        place.mkdir()
+        (place / run.RESULT_FILE).write_text(json.dumps(one))
+    (folder / "downstream").mkdir()
+    tasks = [{"checkpoint": f"drop-1-{seed}", "task": "boolq", "median": 0.6 + seed / 10} for seed in (0, 1)]
+    (folder / "downstream" / "report.json").write_text(json.dumps({"tasks": tasks}))
+    (folder / "probes").mkdir()
+    probed = {"model": "full-1-0", "mean": {"score": [0.1, 0.7, 0.8]}}
+    (folder / "probes" / "layers.json").write_text(json.dumps({"settings": {"task": "sst2"}, "models": [probed]}))
+    text = report.markdown(report.summarize(run.read_results(table, folder), "full"))
+    assert "| against full | probe of sst2 | drift | fine-tuned on boolq |" in text
+    assert "| full | 1 | 1 | 3.000 [3.000 to 3.000] | 2.00 |  | 0.750 |  |  |" in text
+    assert "| -0.100 (within the seeds' spread) |  | 0.150 | 0.650 |" in text
 
 
 def test_nothing_is_ranked_on_the_plateau():

@@ -29,8 +29,9 @@ def summarize(results: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, 
     Returns:
       `rows`, one for each method and budget: `method`, `budget`, `seeds` (how many), `diverged` (how many of them),
       `loss`, `lowest`, `highest` (held-out loss of the full model after the last step: mean and range over seeds, None
-      if all diverged), `below_unigram` (mean, nats), `difference` (mean loss minus the baseline's of the same budget,
-      over the seeds that both have) and `within_spread` (whether these differences are not all of one sign).
+      if all diverged), `below_unigram` (mean, nats), `more` (means of what else was measured, by title), `difference`
+      (mean loss minus the baseline's of the same budget, over the seeds that both have) and `within_spread` (whether
+      these differences are not all of one sign).
       `saved`: method -> share of the baseline's time that it does without at the baseline's loss of budget 1, with
       `at_least` where its lowest budget is still as good; no entry where it is never as good or has one budget alone.
       `ranked`: whether the baseline has left the plateau, and `why_not`.
@@ -56,7 +57,7 @@ def summarize(results: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, 
                 "method": method, "budget": budget, "seeds": len(cells), "diverged": len(cells) - len(good),
                 "loss": statistics.mean(losses) if losses else None,
                 "lowest": min(losses, default=None), "highest": max(losses, default=None),
-                "below_unigram": statistics.mean(below) if below else None,
+                "below_unigram": statistics.mean(below) if below else None, "more": _more(good),
                 "difference": statistics.mean(differences) if differences and method != baseline else None,
                 "within_spread": (
                     len(differences) < 2 or not (max(differences) < 0 or min(differences) > 0)
@@ -106,9 +107,22 @@ def _saved(rows: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, dict[s
     return saved
 
 
-def markdown(content: Mapping[str, Any], probes: Mapping[str, Mapping[str, Any]] | None = None) -> str:
-    """The report's tables; `probes` are further columns by title: cell's `METHOD-BUDGET` -> text."""
-    baseline, rows, more = content["baseline"], content["rows"], probes or {}
+def _more(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over seeds of what else was measured, by the title of its column."""
+    found: dict[str, list[float]] = {}
+    for one in cells:
+        if (cosine := one["final"].get("eval/cosine_global")) is not None:
+            found.setdefault("drift", []).append(1 - cosine)
+        for what, scores in (("probe of", one.get("probes", {})), ("fine-tuned on", one.get("downstream", {}))):
+            for task, score in scores.items():
+                found.setdefault(f"{what} {task}", []).append(score)
+    return {title: statistics.mean(values) for title, values in found.items()}
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The report's tables."""
+    baseline, rows = content["baseline"], content["rows"]
+    more = list(dict.fromkeys(title for row in rows for title in row["more"]))
     heads = ["method", "time", "seeds", "held-out loss", "nats below word frequencies", f"against {baseline}", *more]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in rows:
@@ -122,7 +136,7 @@ def markdown(content: Mapping[str, Any], probes: Mapping[str, Mapping[str, Any]]
             against = f"{row['difference']:+.3f}{doubt}" if content["ranked"] else "not ranked"
         seeds = f"{row['seeds']}" + (f", {row['diverged']} diverged" if row["diverged"] else "")
         cells = [row["method"], f"{row['budget']:g}", seeds, loss, below, against]
-        cells += [by_cell.get(f"{row['method']}-{row['budget']:g}", "") for by_cell in more.values()]
+        cells += [f"{row['more'][title]:.3f}" if title in row["more"] else "" for title in more]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -130,6 +144,8 @@ def markdown(content: Mapping[str, Any], probes: Mapping[str, Mapping[str, Any]]
         "after the last step, mean [lowest to highest seed]. A difference is the mean over seeds that both have; "
         "it is within the seeds' spread where not all of them have one sign, or there is one seed alone.",
     ]
+    if "drift" in more:
+        lines[-1] += " Drift: 1 - cosine of [CLS] in the full and the drop pass, after the last layer."
     if not content["ranked"]:
         return "\n".join([*lines, "", f"No ranking: {content['why_not']}."])
     methods = [name for name in dict.fromkeys(row["method"] for row in rows) if name != baseline]
@@ -145,15 +161,10 @@ def markdown(content: Mapping[str, Any], probes: Mapping[str, Mapping[str, Any]]
     return "\n".join(lines)
 
 
-def write_report(
-    folder: epath.Path,
-    results: Sequence[Mapping[str, Any]],
-    baseline: str,
-    probes: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[str]:
+def write_report(folder: epath.Path, results: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
     """Write `cells.jsonl`, `report.json`, `report.md`, `curves.png` and `budgets.png`; the lines that say so."""
     content = summarize(results, baseline)
-    text = markdown(content, probes)
+    text = markdown(content)
     pictures = {"curves.png": io.BytesIO(), "budgets.png": io.BytesIO()}
     draw_curves(results, pictures["curves.png"])
     draw_budgets(content["rows"], pictures["budgets.png"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,6 +97,23 @@ def _run(table: Table, cell: Cell, place: epath.Path, log: Callable[[str], None]
 
 
 def read_results(table: Table, folder: epath.Path) -> list[Mapping[str, Any]]:
-    """The finished cells of a table, in its order."""
-    paths = [folder / cell.name / RESULT_FILE for cell in table.cells]
-    return [storage.read_json(path) for path in paths if storage.exists(path)]
+    """The finished cells of a table, in its order, with what else was measured of them.
+
+    That is `downstream`, the scores of a sweep in `downstream/` by task (`--mode=sweep`), and `probes`, the mean score
+    over the layers of linear probes of the rows' mean states (`sctd_jax.probe layers --out WORKDIR/probes`).
+    """
+    downstream: dict[str, dict[str, float]] = {}
+    if storage.exists(path := folder / "downstream" / "report.json"):
+        for row in storage.read_json(path)["tasks"]:
+            downstream.setdefault(row["checkpoint"], {})[row["task"]] = row["median"]
+    probes: dict[str, dict[str, float]] = {}
+    if storage.exists(path := folder / "probes" / "layers.json"):
+        found = storage.read_json(path)
+        for model in found["models"]:
+            probes[model["model"]] = {found["settings"]["task"]: statistics.mean(model["mean"]["score"][1:])}
+    return [
+        storage.read_json(folder / cell.name / RESULT_FILE)
+        | {"downstream": downstream.get(cell.name, {}), "probes": probes.get(cell.name, {})}
+        for cell in table.cells
+        if storage.exists(folder / cell.name / RESULT_FILE)
+    ]
