@@ -30,8 +30,8 @@ def summarize(results: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, 
       `rows`, one for each method and budget: `method`, `budget`, `seeds` (how many), `diverged` (how many of them),
       `loss`, `lowest`, `highest` (held-out loss of the full model after the last step: mean and range over seeds, None
       if all diverged), `below_unigram` (mean, nats), `more` (means of what else was measured, by title), `difference`
-      (mean loss minus the baseline's of the same budget, over the seeds that both have) and `within_spread` (whether
-      these differences are not all of one sign).
+      (mean loss minus the baseline's of the same budget, over the seeds that both have) and `within_spread` (whether it
+      is no more than the range over these seeds of the one or of the other, or there is one seed alone).
       `saved`: method -> share of the baseline's time that it does without at the baseline's loss of budget 1, with
       `at_least` where its lowest budget is still as good; no entry where it is never as good or has one budget alone.
       `ranked`: whether the baseline has left the plateau, and `why_not`.
@@ -46,23 +46,22 @@ def summarize(results: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, 
         good = [one for one in cells if not one["final"].get("diverged")]
         losses = [one["final"][_LOSS] for one in good]
         below = [one["final"][_BELOW] for one in good if one["final"].get(_BELOW) is not None]
-        pairs = [(one, by_cell.get((baseline, budget, one["seed"]))) for one in good]
-        differences = [
-            mine["final"][_LOSS] - theirs["final"][_LOSS]
-            for mine, theirs in pairs
-            if theirs is not None and not theirs["final"].get("diverged")
+        theirs = (by_cell.get((baseline, budget, one["seed"])) for one in good)
+        pairs = [
+            (one["final"][_LOSS], other["final"][_LOSS])
+            for one, other in zip(good, theirs, strict=True)
+            if other and not other["final"].get("diverged")
         ]
+        difference = statistics.mean(mine - other for mine, other in pairs) if pairs and method != baseline else None
+        spread = max((max(column) - min(column) for column in zip(*pairs, strict=True)), default=0.0)
         rows.append(
             {
                 "method": method, "budget": budget, "seeds": len(cells), "diverged": len(cells) - len(good),
                 "loss": statistics.mean(losses) if losses else None,
                 "lowest": min(losses, default=None), "highest": max(losses, default=None),
                 "below_unigram": statistics.mean(below) if below else None, "more": _more(good),
-                "difference": statistics.mean(differences) if differences and method != baseline else None,
-                "within_spread": (
-                    len(differences) < 2 or not (max(differences) < 0 or min(differences) > 0)
-                    if differences and method != baseline else None
-                ),
+                "difference": difference,
+                "within_spread": None if difference is None else len(pairs) < 2 or abs(difference) <= spread,
             }
         )  # fmt: skip
     why_not = _why_not(rows, baseline)
@@ -141,8 +140,9 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Time is in units of the reference time of {baseline} at budget 1. Loss: of the full model on held-out rows "
-        "after the last step, mean [lowest to highest seed]. A difference is the mean over seeds that both have; "
-        "it is within the seeds' spread where not all of them have one sign, or there is one seed alone.",
+        "after the last step, mean [lowest to highest seed]. A difference is of the means over the seeds that both "
+        "have; it is within the seeds' spread where one of the two has a range over them that is as large, or where "
+        "there is one seed alone.",
     ]
     if "drift" in more:
         lines[-1] += " Drift: 1 - cosine of [CLS] in the full and the drop pass, after the last layer."
