@@ -59,7 +59,7 @@ def check_count(config, method, more=0.0):
         {"data__seq_len_schedule": "0:24,5:32", "dropping__keep_schedule": "0:12,3:24"},
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("method", ["full", "drop", "sctd", "random_ltd"])
+@pytest.mark.parametrize("method", ["full", "drop", "sctd", "full_every", "random_ltd"])
 @pytest.mark.parametrize(
     ("first", "last", "steps", "interval"), [(0, 0, 20, 10), (3, 2, 23, 5), (7, 0, 20, 3), (0, 5, 6, 4)]
 )

@@ -70,7 +70,20 @@ def test_full_steps_at_both_ends():
     assert tuple(programs_needed(config)) == ("full", "drop", "consistency")
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_full_every_has_a_full_step_where_sctd_has_a_consistency_step_and_is_drop_elsewhere():
+    ends = {"train__steps": 20, "dropping__full_steps_first": 4, "dropping__full_steps_last": 3}
+    sctd, ours = (helpers.config(dropping__method=method, **ends) for method in ("sctd", "full_every"))
+    variants = [variant_at(ours, step) for step in range(20)]
+    assert variants == [variant_at(sctd, step).replace("consistency", "full") for step in range(20)]
+    assert [step for step in range(4, 17) if variants[step] == "full"] == [6, 9, 12, 15]
+    assert tuple(programs_needed(ours)) == ("full", "drop")
+    drop, tokens = helpers.config(dropping__method="drop"), helpers.random_rows(8)
+    for variant in ("full", "drop"):  # no field but the rhythm is read
+        a, b = (one_step(config, start(config), tokens, variant)[1] for config in (ours, drop))
+        assert {name: float(x) for name, x in a.items()} == {name: float(x) for name, x in b.items()}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "full_every"])
 def test_variants_are_those_that_the_schedule_meets(method):
     for first, last, steps, interval in [(0, 0, 1, 10), (0, 0, 7, 3), (5, 0, 7, 3), (3, 4, 7, 2), (1, 0, 3, 10)]:
         config = helpers.config(

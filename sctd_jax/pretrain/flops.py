@@ -64,9 +64,12 @@ def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
     first = min(max(start, dropping.full_steps_first), end)
     last = max(first, min(end, config.train.steps - dropping.full_steps_last))
     consistency = 0
-    if dropping.method == "sctd":
+    if dropping.method in ("sctd", "full_every"):
         consistency = -(-last // dropping.sc_interval) - -(-first // dropping.sc_interval)
-    return {"full": end - start - (last - first), "drop": last - first - consistency, "consistency": consistency}
+    full, drop = end - start - (last - first), last - first - consistency
+    if dropping.method == "full_every":
+        return {"full": full + consistency, "drop": drop}
+    return {"full": full, "drop": drop, "consistency": consistency}
 
 
 def plain_step_flops(config: Config) -> float:

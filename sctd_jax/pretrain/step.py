@@ -34,12 +34,18 @@ _MASKING, _DROPOUT, _SELECTION = range(3)
 def variant_at(config: Config, step: int) -> Variant:
     """Variant that update number `step` (from 0) runs; chosen on the host, so any step can be first."""
     dropping = config.dropping
-    full = step < dropping.full_steps_first or step >= config.train.steps - dropping.full_steps_last
-    if dropping.method == "full" or full:
+    if all_full_at(config, step):
         return "full"
-    if dropping.method == "sctd" and step % dropping.sc_interval == 0:
-        return "consistency"
+    if dropping.method in ("sctd", "full_every") and step % dropping.sc_interval == 0:
+        return "consistency" if dropping.method == "sctd" else "full"
     return "drop"
+
+
+def all_full_at(config: Config, step: int) -> bool:
+    """Whether a step lies where no step drops: in the whole run of `full`, in the full steps at both ends of others."""
+    dropping = config.dropping
+    ends = step < dropping.full_steps_first or step >= config.train.steps - dropping.full_steps_last
+    return dropping.method == "full" or ends
 
 
 def program_at(config: Config, step: int) -> str:
