@@ -86,6 +86,11 @@ class DroppingConfig:
     sc_weight: float = field(
         0.05, "lambda: weight of the mean KL beside the mean MLM loss", NOT_NEGATIVE, only=("method", "sctd")
     )
+    sc_full_mlm: bool = field(
+        True,
+        "half of a consistency step's MLM loss is the full pass's; false: all of it the drop pass's",
+        only=("method", "sctd"),
+    )
     sc_stop_gradient: bool = field(False, "detach the full pass in the KL", only=("method", "sctd"))
     sc_pool: Literal["cls", "mean"] = field(
         "cls", "states that the KL compares: [CLS] or the mean of all tokens", only=("method", "sctd")

@@ -215,6 +215,37 @@ def test_stop_gradient_detaches_the_full_pass_from_the_kl_alone():
     assert float(jnp.abs(mlm_b["encoder"]["layer_1"]["mlp"]["output"]["kernel"]).max()) > 0
 
 
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_without_the_full_passs_mlm_term_a_consistency_step_is_a_drop_step_and_the_kl(pool):
+    """docs/method.md 5: the KL is that of a whole full pass, MLM(drop) has weight 1, and the KL has its gradient."""
+    config = helpers.config(dropping__sc_full_mlm=False, dropping__sc_pool=pool)
+    whole = helpers.config(dropping__sc_pool=pool)
+    params, tokens = start(config, scale=0.1).params, helpers.random_rows(4, pad=True)
+
+    def value_and_gradient(config, variant, weight):
+        def loss(params):
+            (sums, _), _ = sums_of(config, params, tokens, variant)
+            consistency, full_mlm = variant == "consistency", config.dropping.sc_full_mlm
+            kwargs = {"consistency": consistency, "sc_weight": weight, "full_mlm": full_mlm}
+            return losses.combine(sums, 20.0, 4, **kwargs), sums
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    (loss, sums), grads = value_and_gradient(config, "consistency", 5.0)
+    (full_loss, full_sums), _ = value_and_gradient(whole, "consistency", 5.0)
+    for name in ("mlm", "sc_global", "sc_local"):
+        np.testing.assert_allclose(getattr(sums, name), getattr(full_sums, name), rtol=1e-4, err_msg=name)
+    assert float(sums.mlm_full) == 0 < float(full_sums.mlm_full)
+    kl = (full_sums.sc_global + full_sums.sc_local) / 4
+    np.testing.assert_allclose(loss, full_sums.mlm / 20 + 5 * kl, rtol=1e-5)
+    _, mlm_grads = value_and_gradient(config, "drop", 5.0)
+    _, no_kl = value_and_gradient(config, "consistency", 0.0)
+    assert_trees_close(no_kl, mlm_grads)
+    kl_grads = jax.tree.map(lambda a, b: a - b, grads, mlm_grads)
+    assert float(jnp.abs(kl_grads["encoder"]["layer_1"]["mlp"]["output"]["kernel"]).max()) > 1e-3
+    assert not np.allclose(full_loss, loss)
+
+
 # The whole step.
 
 

@@ -33,7 +33,10 @@ def forward_flops(config: Config, variant: Variant) -> float:
     if variant == "drop":
         return prefix + drop_middle + top
     prefixes = 1 if config.dropping.sc_share_prefix else 2
-    return prefixes * prefix + full_middle + drop_middle + 2 * top
+    full_top = top
+    if not config.dropping.sc_full_mlm:  # no head, and of the last layer [CLS] alone
+        full_top = layer_flops(model, last, length if all_rows else 1, length, all_tokens=all_rows)
+    return prefixes * prefix + full_middle + drop_middle + top + full_top
 
 
 def step_flops(config: Config, variant: Variant) -> float:

@@ -97,7 +97,8 @@ def _method(dropping: DroppingConfig) -> str:
         "full_every": f"token dropping, a full step every {dropping.sc_interval}",
         "random": "random token dropping",
         "random_ltd": "random-LTD, random tokens of its own for each layer",
-        "sctd": f"ScTD, a consistency step every {dropping.sc_interval}, lambda {dropping.sc_weight:g}",
+        "sctd": f"ScTD, a consistency step every {dropping.sc_interval}, lambda {dropping.sc_weight:g}"
+        + ("" if dropping.sc_full_mlm else ", without the full pass's MLM term"),
     }[dropping.method]
     if dropping.method != "full" and (dropping.full_steps_first or dropping.full_steps_last):
         text += f"; full-token steps: first {dropping.full_steps_first:,}, last {dropping.full_steps_last:,}"
