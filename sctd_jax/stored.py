@@ -68,6 +68,7 @@ CONFIG: list[Change] = [
     Added("train.batch_schedule", ""),
     Added("data.seq_len_schedule", ""),
     Mended("each stage of kept tokens has the [MASK] tokens among them", "dropping.selector", "importance+random"),
+    Added("dropping.sc_full_mlm", True),
 ]
 TASK: list[Change] = []
 # Old name of a metric in `metrics.jsonl` -> its name.

@@ -13,6 +13,7 @@ from sctd_jax.config import Config, from_dict
 from sctd_jax.errors import UserError
 from sctd_jax.fields import rerun_fields, unread
 from sctd_jax.model.token_dropping import SELECTORS
+from sctd_jax.pretrain import report
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from tests import helpers, small
 
@@ -209,6 +210,11 @@ def test_unknown_missing_and_mistyped_fields_are_named(change, words):
 
 def test_an_int_is_taken_for_a_float():
     assert helpers.config(optimizer__clip_norm=1).optimizer.clip_norm == 1.0
+
+
+def test_the_start_table_says_that_a_consistency_step_lacks_the_full_passs_mlm_term():
+    said = [report._method(helpers.config(dropping__sc_full_mlm=full).dropping) for full in (True, False)]
+    assert said[1] == said[0] + ", without the full pass's MLM term"
 
 
 def test_what_is_set_and_not_read_is_said():
