@@ -154,6 +154,10 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
     else:
         entries["held out, full model"] = Line2D([], [], color="black", marker="o", markersize=4)
         entries["training, running mean"] = Line2D([], [], color="black", alpha=0.35)
+        unigram = {round(value, 3) for lines in runs.values() for *_, value in curve(lines, "eval/unigram_loss")}
+        for value in sorted(unigram):
+            entries[f"word frequencies alone: {value:.3f}"] = left.axhline(value, color="black", linestyle=":")
+            right.axhline(value, color="black", linestyle=":")
         left.set(xlabel="step", ylabel="loss (nats per predicted token)")
         right.set_xlabel("minutes of training, evaluation and saving")
     low, high = y_range(list(held_out.values()), list(training.values()))

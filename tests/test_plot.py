@@ -82,6 +82,22 @@ def test_the_picture_shows_small_differences_and_hides_nothing_behind_its_legend
             plot.draw(*arguments)
 
 
+def test_word_frequencies_are_a_line_where_they_are_known(tmp_path, figures):
+    runs = [pretraining(tmp_path / name) for name in ("old", "new", "again")]
+    for name in ("new", "again"):
+        path = tmp_path / name / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        write_again = [line | ({"eval/unigram_loss": 2.5} if "eval/loss" in line else {}) for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in write_again))
+    plot.draw(runs, tmp_path / "x.png")
+    dotted = [line for axis in figures[0].axes for line in axis.lines if line.get_linestyle() == ":"]
+    assert [list(line.get_ydata()) for line in dotted] == [[2.5, 2.5]] * 2  # one in each half of the picture
+    assert labels(figures[0])[-1] == "word frequencies alone: 2.500"
+    plot.draw(runs[:1], tmp_path / "x.png")
+    assert not any(line.get_linestyle() == ":" for axis in figures[1].axes for line in axis.lines)
+    assert len(labels(figures[1])) == 3
+
+
 def test_a_fine_tuning_shows_its_tasks_loss_and_score(tmp_path, figures):
     lines = [record(s, s * 1.0, **{"train/loss": 0.7 - s / 100}) for s in range(1, 9)]
     lines += [record(s, s * 1.0, **{"eval/accuracy": s / 10, "eval/f1": 0.5, "eval/score": s / 20}) for s in (4, 8)]

@@ -24,7 +24,16 @@ from tqdm import tqdm
 from sctd_jax import lease, storage
 from sctd_jax.arguments import CommandParser
 from sctd_jax.config import Config, DataConfig
-from sctd_jax.data import byte_bpe_trainer, corpus, files, sentencepiece_trainer, survey, tokenizer, unknown
+from sctd_jax.data import (
+    byte_bpe_trainer,
+    corpus,
+    files,
+    frequencies,
+    sentencepiece_trainer,
+    survey,
+    tokenizer,
+    unknown,
+)
 from sctd_jax.data.loader import prefetch
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
@@ -185,6 +194,11 @@ def _prepare_into(
         )
     for line in unknown.report(letters, data.allow_unknown):
         log(line)
+    for split, expected in writer.counts.items():
+        if len(Rows(work, split)) != expected:
+            raise UserError(f"{work}: split {split} reads back {len(Rows(work, split))} rows of {expected}")
+    logs_V = frequencies.log_frequencies(Rows(work, TRAIN), vocab_size, tok.special)
+    unigram_loss = frequencies.cross_entropy(Rows(work, HELD_OUT), logs_V, tok.special)
     everything = unknown.total(letters)
     metadata = Metadata(
         seq_len=data.seq_len,
@@ -207,13 +221,12 @@ def _prepare_into(
             for count, here in zip(counts.sources, letters, strict=True)
         ],
         heldout_up_to=threshold,
+        unigram_loss=unigram_loss,
     )
-    for split, expected in writer.counts.items():
-        if len(Rows(work, split)) != expected:
-            raise UserError(f"{work}: split {split} reads back {len(Rows(work, split))} rows of {expected}")
     (work / METADATA_FILE).write_text(json.dumps(dataclasses.asdict(metadata), indent=2) + "\n")
     took = time.monotonic() - started
     log(f"{train:,} training and {heldout:,} held-out rows of {data.seq_len} tokens in {took:.0f} s")
+    log(f"held-out loss of word frequencies alone: {unigram_loss:.3f} nats")
     return metadata
 
 

@@ -49,6 +49,7 @@ class Metadata:
     commonest_unknown: dict[str, int] = dataclasses.field(default_factory=dict)  # the first hundred
     by_source: list[dict] = dataclasses.field(default_factory=list)  # counts, in the order of `sources`
     heldout_up_to: float = 0.0  # highest draw that is held out; 0: not recorded
+    unigram_loss: float = 0.0  # `frequencies.cross_entropy` of the held-out rows; 0: not recorded
 
 
 class RowWriter:
@@ -111,7 +112,7 @@ class Rows:
     """Random access to the rows of one split."""
 
     def __init__(self, folder: str | os.PathLike, split: str):
-        self._folder = folder
+        self.folder = folder
         self._source = open_folder(folder).as_data_source(split=split)
 
     def __len__(self) -> int:
@@ -122,7 +123,7 @@ class Rows:
         try:
             records = self._source.__getitems__([int(i) for i in indices])
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"rows in {self._folder} cannot be read: {error}; prepare them again") from error
+            raise UserError(f"rows in {self.folder} cannot be read: {error}; prepare them again") from error
         return np.stack([record["input_ids"] for record in records])
 
 

@@ -27,10 +27,11 @@ EVAL_SEED = 20230524
 
 
 def make_evaluate(
-    config: Config, data: Data, mesh: Mesh, layout: TrainState
+    config: Config, data: Data, mesh: Mesh, layout: TrainState, logs_V: np.ndarray | None = None
 ) -> Callable[[TrainState], dict[str, float]]:
     """A function from a state to its held-out metrics, over `train.eval_rows` rows; drop passes with its last step's K.
 
+    `logs_V` are `frequencies.log_frequencies`; without them the metrics are not compared with word frequencies.
     It raises a UserError if not one token of these rows can be predicted.
     """
     rows = Rows(data.folder, HELD_OUT)
@@ -40,7 +41,7 @@ def make_evaluate(
 
     @functools.cache  # one compilation for each K
     def eval_step(stage: Config) -> Callable:
-        eval_fn = make_eval_step(stage, data.tokenizer.special, data.word_start_V, mesh)
+        eval_fn = make_eval_step(stage, data.tokenizer.special, data.word_start_V, mesh, logs_V)
         return meshes.jit_eval_step(mesh, eval_fn, layout)
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -73,12 +74,17 @@ def selection_keys(rows_B: jax.Array) -> jax.Array:
 
 
 def make_eval_step(
-    config: Config, special: SpecialIds, word_start_V: np.ndarray | None = None, mesh: Mesh | None = None
+    config: Config,
+    special: SpecialIds,
+    word_start_V: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+    logs_V: np.ndarray | None = None,
 ):
     """(state, tokens_BN, rows_B, valid_B) -> sums, for `summarize`.
 
     The drop pass keeps the config's K; under a schedule, pass `config.after(steps)`. `rows_B` are held-out row
-    numbers, which fix the masks; rows with `valid_B` False do not count.
+    numbers, which fix the masks; rows with `valid_B` False do not count. Of `logs_V`, word frequencies, the loss is
+    summed over the same predictions.
     """
     model = make_model(config, mesh)
     dropping = config.dropping.method != "full"
@@ -110,6 +116,9 @@ def make_eval_step(
             "loss": jnp.sum(losses.cross_entropy(logits_BPV, batch.targets_BP) * weights_BP),
             "correct": jnp.sum(correct_BP * weights_BP),
         }
+        if logs_V is not None:
+            unigram_BP = -jnp.take(jnp.asarray(logs_V, jnp.float32), batch.targets_BP, mode="clip")
+            sums["unigram_loss"] = jnp.sum(unigram_BP * weights_BP)
         if drop_pass is not None:
             drop_logits_BPV, drop_cls = drop_pass
             drop_loss_BP = losses.cross_entropy(drop_logits_BPV, batch.targets_BP)
@@ -132,7 +141,8 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
     """Sums over all held-out batches -> metrics.
 
     `cosine_local` and `cosine_global` are the mean cosine between the full and the drop pass's [CLS] after
-    layers L-2 and L-1 (1: dropping changes nothing).
+    layers L-2 and L-1 (1: dropping changes nothing). `below_unigram` is how many nats the loss lies below that of word
+    frequencies alone.
     """
     predictions, rows = sums["predictions"], sums["rows"]
     loss = sums["loss"] / predictions
@@ -141,6 +151,9 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
         "eval/perplexity": math.exp(min(loss, 700.0)),
         "eval/accuracy": sums["correct"] / predictions,
     }
+    if "unigram_loss" in sums:
+        metrics["eval/unigram_loss"] = sums["unigram_loss"] / predictions
+        metrics["eval/below_unigram"] = metrics["eval/unigram_loss"] - loss
     if "drop_loss" in sums:
         metrics["eval/drop_loss"] = sums["drop_loss"] / predictions
         metrics["eval/cosine_local"] = sums["cosine_local"] / rows

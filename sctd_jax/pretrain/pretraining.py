@@ -10,8 +10,9 @@ from etils import epath
 
 from sctd_jax import storage
 from sctd_jax.config import Config
+from sctd_jax.data import frequencies
 from sctd_jax.data.loader import Loader
-from sctd_jax.data.rows import TRAIN, Rows
+from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows
 from sctd_jax.errors import UserError
 from sctd_jax.fields import unread
 from sctd_jax.parallel import hosts
@@ -68,7 +69,12 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
         length: Loader(Rows(rows.folder, TRAIN), batch_size=train.batch_size, seed=train.seed)
         for length, rows in data.by_length().items()
     }
-    layout, programs = state_layout(settled, data.tokenizer.special, mesh), programs_needed(settled)
+    special = data.tokenizer.special
+    logs_V = frequencies.log_frequencies(Rows(data.folder, TRAIN), config.model.vocab_size, special)
+    # Rows of earlier code do not say it.
+    unigram_loss = data.metadata.unigram_loss or frequencies.cross_entropy(Rows(data.folder, HELD_OUT), logs_V, special)
+    judged: list[int] = []  # evaluation after a quarter of the steps, of which a word is said once
+    layout, programs = state_layout(settled, special, mesh), programs_needed(settled)
     flops = {name: step_flops(stage, variant) for name, (stage, variant) in programs.items()}
 
     def batch(step: int) -> jax.Array:
@@ -84,8 +90,15 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
     def start(state: TrainState) -> TrainState:
         return state if init is None else first_state(init, config, data, mesh, state, log)
 
+    def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
+        lines = report.evaluation_lines(step, metrics)
+        if 4 * step < train.steps or step == train.steps or judged:  # the summary judges the last one
+            return lines
+        judged.append(step)
+        return lines + report.no_context(config, step, metrics)
+
     def describe(state: TrainState) -> list[str]:
-        step, lines = int(state.step), report.start_table(config, attention, mesh, data, state)
+        step, lines = int(state.step), report.start_table(config, attention, mesh, data, unigram_loss, state)
         lines += unread("config", config)
         if step > 0 and (before := init.config if init else read_config(workdir)) != config:
             lines += report.schedule_lines(config, before, workdir, step)
@@ -94,17 +107,17 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
     return Job(
         config=train,
         mesh=mesh,
-        init=lambda: initial_state(config, data.tokenizer.special),
+        init=lambda: initial_state(config, special),
         layout=layout,
         start=start,
         describe=describe,
         claim=lambda: claim_workdir(workdir, config, data.folder, log, folders(data)[1:]),
-        compile=lambda: compile_programs(programs, data.tokenizer.special, mesh, layout, data.word_start_V),
+        compile=lambda: compile_programs(programs, special, mesh, layout, data.word_start_V),
         program=lambda step: program_at(config, step),
         batch=batch,
         cost=cost,
-        evaluate=make_evaluate(settled, data, mesh, layout),
-        evaluation_lines=report.evaluation_lines,
+        evaluate=make_evaluate(settled, data, mesh, layout, logs_V),
+        evaluation_lines=evaluation_lines,
         advice=f"Lower optimizer.learning_rate ({config.optimizer.learning_rate}) or lengthen the warm-up, and run "
         "again in this workdir",
         blank=report.blank,

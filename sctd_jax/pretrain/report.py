@@ -33,7 +33,9 @@ _SLOW_STEP_SECONDS = 5.0
 _EXAMPLES, _CANDIDATES, _CONTEXT = 6, 3, 12
 
 
-def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: TrainState) -> list[str]:
+def start_table(
+    config: Config, attention: str, mesh: Mesh, data: Data, unigram_loss: float, state: TrainState
+) -> list[str]:
     """Lines that say what is about to run."""
     model, dropping, metadata = config.model, config.dropping, data.metadata
     parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
@@ -47,6 +49,7 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
                  f"vocabulary {metadata.vocab_size:,}; {data.folder}"),
         *(("", f"{rows.metadata.rows:,} rows of {length} tokens; {rows.folder}")
           for length, rows in data.by_length().items() if rows is not data),
+        ("frequencies", f"{unigram_loss:.3f} nats: held-out loss of word frequencies alone, to be left behind"),
         ("steps", f"{int(state.step):,} to {config.train.steps:,} of {_staged(config.batch_stages)} rows "
                   f"({_epochs(config, data)})"),
         ("method", _method(dropping)),
@@ -138,7 +141,7 @@ def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
     """One line for an evaluation, and one for its drop pass."""
     lines = [
         f"eval at step {step}: held-out loss {metrics['eval/loss']:.3f}, perplexity "
-        f"{metrics['eval/perplexity']:.1f}, accuracy {metrics['eval/accuracy']:.1%}"
+        f"{metrics['eval/perplexity']:.1f}, accuracy {metrics['eval/accuracy']:.1%}{_beside_frequencies(metrics)}"
     ]
     if "eval/drop_loss" in metrics:
         lines.append(
@@ -146,6 +149,28 @@ def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
             f"{metrics['eval/cosine_local']:.3f} (last layer but one) {metrics['eval/cosine_global']:.3f} (last)"
         )
     return lines
+
+
+def _beside_frequencies(metrics: Mapping[str, Any]) -> str:
+    """Distance of a loss from that of word frequencies, with its side; '' where that is not known."""
+    below = metrics.get("eval/below_unigram")
+    if below is None or math.isnan(below):
+        return ""
+    return f", {abs(below):.2f} nats {'below' if below > 0 else 'above'} word frequencies"
+
+
+def no_context(config: Config, step: int, metrics: Mapping[str, Any]) -> list[str]:
+    """Warning of a run whose loss lies not below that of word frequencies; none where it does, or that is not known."""
+    below = metrics.get("eval/below_unigram")
+    if below is None or not below <= 0:  # not where it is NaN, which is another illness
+        return []
+    optimizer = config.optimizer
+    return [
+        f"warning: after {step:,} of {config.train.steps:,} steps the model has learned nothing from context (held-out "
+        f"loss {metrics['eval/loss']:.3f}{_beside_frequencies(metrics)}). What usually cures it: a lower "
+        f"optimizer.learning_rate ({optimizer.learning_rate}), a longer optimizer.warmup_steps "
+        f"({optimizer.warmup_steps:,}), more train.steps"
+    ]
 
 
 def blank(metrics: Mapping[str, float]) -> str:
@@ -161,8 +186,9 @@ def summary(config: Config, workdir: epath.Path, result: trainer.Result, seconds
         first, last = evaluations[0], evaluations[-1]
         lines.append(
             f"held-out loss {first['eval/loss']:.3f} (step {first['step']}) -> {last['eval/loss']:.3f} "
-            f"(step {last['step']})"
+            f"(step {last['step']}){_beside_frequencies(last)}"
         )
+        lines += no_context(config, last["step"], last)
     if int(state.skipped):
         lines.append(f"{int(state.skipped):,} steps were skipped for non-finite numbers")
     best = "" if result.best_step is None else f" (lowest held-out loss: step {result.best_step})"
