@@ -118,7 +118,10 @@ class DataConfig:
     """Text and how it becomes rows of N tokens."""
 
     input: str = field("", "sources separated by commas; '' is the embedded trial corpus", rerun=True)
-    text_field: str = field("text", "field with the text in JSONL, Parquet and TFDS sources", rerun=True)
+    text_field: str = field("text", "field or column with the text; 'article.body' for one within another", rerun=True)
+    encoding: str = field(
+        "", "encoding of text files without a byte order mark, such as latin-1; '': UTF-8", rerun=True
+    )
     documents: Literal["file", "paragraph", "line"] = field(
         "file", "what a document is in .txt; blank lines end a paragraph", rerun=True
     )

@@ -1,10 +1,9 @@
-"""Sources of text: the embedded corpus, text, JSON lines and Parquet files, and TFDS datasets.
+"""Sources of text: the embedded corpus, files of text and of the other `formats`, and TFDS datasets.
 
 Every source is a stream of `Chunk`s: consecutive pieces of at most CHUNK_CHARS characters with the
 number of their document, so that one huge document costs no more memory than many small ones.
 """
 
-import codecs
 import collections
 import contextlib
 import dataclasses
@@ -12,19 +11,17 @@ import importlib.util
 import json
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sctd_jax.data import files
-from sctd_jax.data.decoding import conversion, decode, open_utf8, what_is
+from sctd_jax.data import files, formats
+from sctd_jax.data.decoding import DAMAGED, decode, open_utf8
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
 
 CHUNK_CHARS = 1 << 18
 EMBEDDED = "sotu"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _MUCH_REPLACED = 0.01  # share of a source's characters above which its encoding is likely another
 
 
@@ -94,11 +91,11 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
     return list(sources.values())
 
 
-def check(sources: Iterable[Source], *, text_field: str) -> None:
+def check(sources: Iterable[Source], *, text_field: str, encoding: str = "") -> None:
     """Read the beginning of every source, so that one that is not what it should be is refused before long work."""
     for source in sources:
         with _naming(source):
-            next(_pieces(source, text_field, "file", SourceCounts()), None)
+            next(_pieces(source, text_field, "file", encoding, SourceCounts()), None)
 
 
 def fingerprint(source: Source) -> str:
@@ -107,11 +104,13 @@ def fingerprint(source: Source) -> str:
     return f"{source.path}@{source.split}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
-def read(sources: Iterable[Source], *, text_field: str, documents: str, counts: Counts) -> Iterator[Chunk]:
+def read(
+    sources: Iterable[Source], *, text_field: str, documents: str, counts: Counts, encoding: str = ""
+) -> Iterator[Chunk]:
     """Stream the chunks of all non-empty documents, and fill `counts`.
 
     A document of a text file is what `documents` names, the 'file', a 'paragraph' (blank line between) or a 'line'; the
-    others have theirs in `text_field`.
+    others have theirs in `text_field`. Files of text without a byte order mark are in `encoding`, '' for UTF-8.
     """
     number = 0
     for index, source in enumerate(sources):
@@ -119,7 +118,7 @@ def read(sources: Iterable[Source], *, text_field: str, documents: str, counts: 
         here = SourceCounts()
         counts.sources.append(here)
         with _naming(source):
-            for text, last in _pieces(source, text_field, documents, here):
+            for text, last in _pieces(source, text_field, documents, encoding, here):
                 if text and (wrote or not text.isspace()):
                     wrote = True
                     here.characters += len(text)
@@ -142,8 +141,10 @@ def replaced_warning(sources: Iterable[Source], counts: Counts) -> str:
     more = f" and {len(shares) - 3:,} more" if len(shares) > 3 else ""
     cure = ""
     if shares[0][0] > _MUCH_REPLACED:
-        cure = f"; more than {_MUCH_REPLACED:.0%} is likely another encoding, convert it: "
-        cure += conversion(shares[0][1], "iconv -f ENCODING -t UTF-8", "new.txt")
+        cure = (
+            f"; more than {_MUCH_REPLACED:.0%} is likely another encoding, which --encoding (config.data.encoding) "
+            "names, such as latin-1"
+        )
     return (
         f"warning: {counts.total.replaced:,} invalid sequences were replaced by U+FFFD in {len(shares):,} of "
         f"{len(counts.sources):,} sources: {named}{more}{cure}"
@@ -181,14 +182,19 @@ def _tfds_source(text: str) -> Source:
     return Source(folder, split or "train")
 
 
-def _pieces(source: Source, text_field: str, documents: str, counts: SourceCounts) -> Iterator[tuple[str, bool]]:
+def _pieces(
+    source: Source, text_field: str, documents: str, encoding: str, counts: SourceCounts
+) -> Iterator[tuple[str, bool]]:
     """(text, whether it ends its document), in order."""
-    kind = "tfds" if source.split else files.kind(source.path)
-    texts = {"jsonl": _jsonl_texts, "parquet": _parquet_texts, "tfds": _tfds_texts}.get(kind)
-    if not texts:
-        yield from _text_pieces(source.path, documents, counts)
+    kind = "" if source.split else files.kind(source.path)
+    if kind == "text":
+        yield from _text_pieces(source.path, documents, encoding, counts)
         return
-    for text in texts(source, text_field, counts):
+    if source.split:
+        texts = _tfds_texts(source, text_field, counts)
+    else:
+        texts = formats.READERS[kind](source.path, text_field, encoding, counts.add_replaced)
+    for text in texts:
         yield from ((piece, False) for piece in split_text(text))
         yield "", True
 
@@ -209,13 +215,13 @@ def _naming(source: Source) -> Iterator[None]:
     """Failures while a source is read, as UserErrors that name it."""
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
+    except DAMAGED as error:
         raise UserError(f"cannot read {source.path}: {error}") from error
 
 
-def _blocks(path: str, counts: SourceCounts) -> Iterator[str]:
+def _blocks(path: str, encoding: str, counts: SourceCounts) -> Iterator[str]:
     """A text file in decoded pieces that end at white space (a piece without any is passed on as it is)."""
-    with open_utf8(path, counts.add_replaced) as file:
+    with open_utf8(path, counts.add_replaced, encoding) as file:
         rest = file.read(3)  # keeps rows as they are: text without white space is cut where blocks end
         while block := file.read(CHUNK_CHARS):
             block = rest + block
@@ -231,15 +237,15 @@ def _blocks(path: str, counts: SourceCounts) -> Iterator[str]:
         yield decode(rest, counts.add_replaced)
 
 
-def _text_pieces(path: str, documents: str, counts: SourceCounts) -> Iterator[tuple[str, bool]]:
+def _text_pieces(path: str, documents: str, encoding: str, counts: SourceCounts) -> Iterator[tuple[str, bool]]:
     if documents == "file":
-        yield from ((block, False) for block in _blocks(path, counts))
+        yield from ((block, False) for block in _blocks(path, encoding, counts))
         yield "", True
         return
     separator = re.compile(r"\n" if documents == "line" else r"\n\s*\n")
     held = ""  # white space at the end of a block: a blank line may go on in the next one
     newline = ""  # the first that is met: CR alone ends the lines of files (of old Macs) that begin with it
-    for block in _blocks(path, counts):
+    for block in _blocks(path, encoding, counts):
         newline = newline or ("\n" if "\n" in block else "\r" if "\r" in block else "")
         if "\r" in block:
             block = block.replace("\r\n", "\n")
@@ -252,78 +258,6 @@ def _text_pieces(path: str, documents: str, counts: SourceCounts) -> Iterator[tu
         yield from ((text, True) for text in complete)
         yield rest, False
     yield "", True
-
-
-def _jsonl_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterator[str]:
-    path, first = source.path, True
-    with open_utf8(path, counts.add_replaced) as file:
-        head = file.peek(1)
-        if b"\r" in head and b"\n" not in head:
-            cure = conversion(path, r"tr '\r' '\n'", "new.jsonl")
-            raise UserError(f"{path}: its lines end with CR alone, expected LF or CRLF; convert it: {cure}")
-        if head.lstrip().startswith(b"["):  # refused here, for all of it may be one line
-            cure = conversion(path, "jq -c '.[]'", "new.jsonl")
-            raise UserError(
-                f"{path}, line 1: a JSON array, expected on each line an object with its text in {text_field!r}; "
-                f"if the file is one array, convert it: {cure}"
-            )
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(decode(line.removeprefix(codecs.BOM_UTF8), counts.add_replaced))
-            except (ValueError, RecursionError) as error:
-                what = f"not JSON ({error})"
-                whole = line.rstrip().endswith(b"}") and "Extra data" not in str(error)
-                if first and line.startswith(b"{") and not whole:
-                    cure = conversion(path, "jq -c .", "new.jsonl")
-                    what = f"not one whole JSON object, expected on each line; if the file has them otherwise: {cure}"
-                raise UserError(f"{path}, line {number}: {what}") from error
-            first = False
-            if not isinstance(record, dict) or text_field not in record:
-                found = f"its fields are {', '.join(record)}" if isinstance(record, dict) else f"found {record!r}"
-                raise UserError(
-                    f"{path}, line {number}: no text in the field {text_field!r} (data.text_field); "
-                    f"{printable(found):.200}"
-                )
-            text = "" if record[text_field] is None else record[text_field]
-            if not isinstance(text, str):
-                raise UserError(
-                    f"{path}, line {number}: the field {text_field!r} (data.text_field) is no text, found {text!r:.80}"
-                )
-            # JSON may escape halves of a surrogate pair alone, which no encoding can write.
-            text, halves = _SURROGATE.subn("\ufffd", text)
-            counts.add_replaced(halves)
-            yield text
-
-
-def _parquet_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    with open(source.path, "rb") as file:
-        head = file.read(32)
-    if not head.startswith(b"PAR1") and (what := what_is(source.path, head)):
-        raise UserError(f"{source.path}: {what}")
-    try:
-        file = pyarrow.parquet.ParquetFile(source.path)
-        schema = file.schema_arrow
-        kinds = [field.type for field in schema if field.name == text_field]
-        kinds = [kind.value_type if pyarrow.types.is_dictionary(kind) else kind for kind in kinds]
-        if kinds not in ([pyarrow.string()], [pyarrow.large_string()], [pyarrow.string_view()]):
-            fields = [field for field in schema if field.name == text_field] or schema
-            columns = printable(", ".join(f"{field.name} ({field.type})" for field in fields))
-            raise UserError(
-                f"{source.path}: no string column {text_field!r} (data.text_field), found {columns:.400}; "
-                "write its text as one column of strings"
-            )
-        for batch in file.iter_batches(batch_size=256, columns=[text_field]):
-            column = batch.column(0)
-            column = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
-            for raw in column.cast(pyarrow.large_binary()).to_pylist():
-                yield decode(raw or b"", counts.add_replaced)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"cannot read {source.path}: {printable(error)}") from error
 
 
 def _tfds_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterator[str]:

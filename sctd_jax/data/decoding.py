@@ -1,11 +1,15 @@
 """Files of text as UTF-8 bytes: unpacked, decoded by their byte order mark, refused if they are something else."""
 
+import bz2
 import codecs
 import gzip
 import io
+import lzma
+import re
 import shlex
+import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from sctd_jax.errors import UserError
 
@@ -21,12 +25,10 @@ _ARROW = (
     "python -c 'import sys, pyarrow.ipc as i, pyarrow.parquet as p; p.write_table(i.open_{}(sys.argv[1]).read_all(), "
     "sys.argv[2])' {{}} new.parquet"
 )
-_GZIP = b"\x1f\x8b"
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+# Exceptions of reading a damaged or cut-off file.
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _FORMATS = (  # first bytes, what it is, how to make a file of it that is read
-    (_GZIP + b"\x08", "compressed by gzip", "give it a name that ends in .gz"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it: zstd -d {}"),
-    (b"\xfd7zXZ\0", "compressed by xz", "unpack it: xz -dk {}"),
-    (b"BZh91AY&SY", "compressed by bzip2", "unpack it: bunzip2 -k {}"),
     (b"PK\3\4", "a zip archive", "unpack it: unzip {}"),
     (b"%PDF-", "a PDF", "take its text: pdftotext {}"),
     (b"PAR1\x15", "Parquet", "give it a name that ends in .parquet"),
@@ -36,28 +38,60 @@ _FORMATS = (  # first bytes, what it is, how to make a file of it that is read
 )
 
 
-def open_utf8(path: str, replaced: Callable[[int], None]) -> io.BufferedReader | gzip.GzipFile:
-    """A file of text, unpacked if its name ends in .gz, as UTF-8 without its byte order mark.
+def _open_zstd(path: str) -> BinaryIO:
+    import pyarrow
 
-    UTF-16 and UTF-32 with a mark are decoded on the way; all other bytes come as they are. Sequences that UTF-16 and
-    UTF-32 do not know become U+FFFD, and `replaced` receives their numbers.
-    """
-    file: io.BufferedReader | gzip.GzipFile = open(path, "rb")  # noqa: SIM115 - it is what is returned
-    try:
-        if path.lower().endswith(".gz"):
-            if (head := file.read(_HEAD)) and not head.startswith(_GZIP):
-                raise UserError(f"{path}: {what_is(path, head) or 'not compressed by gzip, as its name says'}")
-            file.close()
-            file = gzip.open(path, "rb")  # noqa: SIM115
+    # Its frames may be many; unlike others it notices one that is cut off.
+    return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd"), 1 << 16))
+
+
+# First bytes of a file, and how it is unpacked.
+_PACKED: tuple[tuple[re.Pattern[bytes], Callable[[str], Any]], ...] = (
+    (re.compile(rb"\x1f\x8b\x08"), gzip.open),
+    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.open),
+    (re.compile(rb"\xfd7zXZ\0"), lzma.open),
+    (re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), _open_zstd),
+)
+
+
+def unpacked(path: str) -> BinaryIO:
+    """A file's bytes, unpacked where its first ones say that gzip, bzip2, xz or zstandard has compressed it."""
+    with open(path, "rb") as file:
         head = file.read(_HEAD)
-        mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
-        if not mark and (what := what_is(path, head) or (b"\0" in head and _wide(path, head))):
-            raise UserError(f"{path}: {what}")
-        file.seek(len(mark))
-    except BaseException:
-        file.close()
-        raise
-    return io.BufferedReader(_Recoded(file, _MARKS[mark], replaced), 1 << 16) if _MARKS.get(mark) else file
+    opened = next((opener for magic, opener in _PACKED if magic.match(head)), None)
+    if opened:
+        return opened(path)
+    suffix = next((suffix for suffix in COMPRESSED if path.lower().endswith(suffix)), "")
+    if suffix and head:
+        raise UserError(f"{path}: {what_is(path, head) or f'not compressed, as the {suffix} of its name says'}")
+    return open(path, "rb")
+
+
+def open_utf8(path: str, replaced: Callable[[int], None], encoding: str = "") -> BinaryIO:
+    """A file of text, `unpacked`, as UTF-8 without its byte order mark.
+
+    UTF-16 and UTF-32 with a mark, and files without one where an `encoding` is given, are decoded on the way; all other
+    bytes come as they are. Sequences that such an encoding does not know become U+FFFD, and `replaced` receives their
+    numbers.
+    """
+    with unpacked(path) as file:
+        head = file.read(_HEAD)
+    mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
+    if not mark and (what := what_is(path, head) or (not encoding and b"\0" in head and _wide(path, head))):
+        raise UserError(f"{path}: {what}")
+    other = _MARKS[mark] if mark else encoding
+    file = unpacked(path)  # anew: not all of them go back
+    file.read(len(mark))
+    return cast(BinaryIO, io.BufferedReader(_Recoded(file, other, replaced), 1 << 16)) if other else file
+
+
+def check_encoding(name: str) -> None:
+    """Raise UserError unless Python knows the encoding; '' is UTF-8."""
+    try:
+        codecs.lookup(name or "utf-8")
+    except LookupError as error:
+        raise UserError(f"encoding {name!r} (--encoding, config.data.encoding) is not known; expected one of Python's, "
+                        "such as latin-1 or cp1252") from error  # fmt: skip
 
 
 def decode(raw: bytes, replaced: Callable[[int], None]) -> str:
@@ -81,7 +115,9 @@ def what_is(path: str, head: bytes) -> str:
 def conversion(path: str, command: str, new: str) -> str:
     """A shell command that reads a file, unpacked, from its standard input and writes a new one."""
     name = shlex.quote(path)
-    return f"gzip -dc {name} | {command} > {new}" if path.lower().endswith(".gz") else f"{command} < {name} > {new}"
+    unpack = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
+    tool = next((tool for suffix, tool in unpack.items() if path.lower().endswith(suffix)), "")
+    return f"{tool} -dc {name} | {command} > {new}" if tool else f"{command} < {name} > {new}"
 
 
 def _wide(path: str, head: bytes) -> str:
@@ -115,7 +151,7 @@ def _is_utf8(head: bytes) -> bool:
 class _Recoded(io.RawIOBase):
     """UTF-8 bytes of a file in another encoding."""
 
-    def __init__(self, file: io.BufferedReader | gzip.GzipFile, encoding: str, replaced: Callable[[int], None]):
+    def __init__(self, file: BinaryIO, encoding: str, replaced: Callable[[int], None]):
         # Only "\n" is read as it is: no other line end is translated.
         self._text = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
         self._replaced = replaced

@@ -6,7 +6,6 @@ import glob
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,16 +13,27 @@ from sctd_jax.data import decoding
 from sctd_jax.errors import UserError, printable
 
 _KINDS = {
-    ".txt": "text", ".text": "text",
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-    ".parquet": "parquet",
+    ".txt": "text", ".text": "text", ".md": "text",
+    ".jsonl": "json", ".ndjson": "json", ".json": "json",
+    ".csv": "csv", ".tsv": "csv",
+    ".warc": "warc", ".wet": "warc",
+    ".parquet": "parquet", ".arrow": "arrow",
 }  # fmt: skip
-KNOWN = ".txt, .text, .jsonl, .ndjson, .json (JSON lines), each also with .gz, and .parquet"
+_PACKED_WITHIN = ("parquet", "arrow")  # are compressed inside, and read at any place
+KNOWN = (
+    ".txt, .text, .md, .json, .jsonl, .ndjson, .csv, .tsv, .warc, .wet and wikiextractor's wiki_00, each also with "
+    ".gz, .bz2, .xz or .zst, and .parquet and .arrow"
+)
+# First bytes of a file that is named without a suffix, and what it then is; what begins otherwise is text.
+_BEGINNINGS = (
+    (b"PAR1", "parquet"), (b"ARROW1", "arrow"), (b"\xff\xff\xff\xff", "arrow"), (b"WARC/", "warc"), (b"<doc ", "wiki"),
+    (b"{", "json"), (b"[{", "json"),
+)  # fmt: skip
 AGAIN = "further names of files that are read"
 _HIDDEN, _SPECIAL = "hidden files and folders", "broken links and special files"
 _CLOSED = "folders without permission"
 _FOLDERS = "folders that a glob names (** looks into them)"
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+_CACHED = "caches of datasets"
 _LONGEST_LINE = 1 << 24  # bytes of a JSON line that is looked at
 _ELSEWHERE = {
     "gs": "text is read from disks; copy it to one first (gcloud storage cp -r)",
@@ -35,10 +45,28 @@ _ELSEWHERE = {
 
 
 def kind(path: str) -> str:
-    """'text', 'jsonl' or 'parquet' by a file's name, in upper or lower case; '' for any other."""
-    name = path.lower()
-    found = _KINDS.get(os.path.splitext(name.removesuffix(".gz"))[1], "")
-    return "" if found == "parquet" and name.endswith(".gz") else found
+    """'text' or a key of `formats.READERS`, by a file's name, without a suffix by its content; '' if neither."""
+    if (found := _kind_by_name(path)) or os.path.splitext(_unpacked_name(path))[1]:
+        return found
+    try:
+        with decoding.unpacked(path) as file:
+            head = file.read(64).lstrip()
+    except decoding.DAMAGED:
+        return "text"
+    return next((kind for magic, kind in _BEGINNINGS if head.startswith(magic)), "text")
+
+
+def _unpacked_name(path: str) -> str:
+    name = os.path.basename(path).lower()
+    return next((name.removesuffix(end) for end in decoding.COMPRESSED if name.endswith(end)), name)
+
+
+def _kind_by_name(path: str) -> str:
+    name = _unpacked_name(path)
+    if re.fullmatch(r"wiki_\d+", name):
+        return "wiki"
+    found = _KINDS.get(os.path.splitext(name)[1], "")
+    return "" if found in _PACKED_WITHIN and not path.lower().endswith(name) else found
 
 
 def identity(path: str) -> tuple:
@@ -116,7 +144,7 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
 
 def describe(passed: collections.Counter) -> str:
     """Description of what was passed over, with its counts; '' for nothing."""
-    special = (_CLOSED, _HIDDEN, _SPECIAL, _FOLDERS, AGAIN)
+    special = (_CACHED, _CLOSED, _HIDDEN, _SPECIAL, _FOLDERS, AGAIN)
     kinds = collections.Counter({name: count for name, count in passed.items() if name not in special})
     parts = []
     if kinds:
@@ -127,28 +155,46 @@ def describe(passed: collections.Counter) -> str:
 
 
 def _is_input(path: str, passed: collections.Counter) -> bool:
-    """Whether a file that a folder holds is read: .json may be anything, and is if it holds JSON lines."""
+    """Whether a file that a folder holds is read: .json may be anything, and is if it holds many JSON objects."""
     name = os.path.basename(path).lower()
-    stem, last = os.path.splitext(name)
-    suffix = (os.path.splitext(stem)[1] + last if last in _COMPRESSED else last) or "without a suffix"
-    if not kind(path):
+    packed = name.removeprefix(_unpacked_name(path)) or (".zip" if name.endswith(".zip") else "")
+    suffix = (os.path.splitext(name.removesuffix(packed))[1] + packed) or "without a suffix"
+    if not (found := _kind_by_name(path)):
         passed[suffix] += 1
-    elif suffix in (".json", ".json.gz") and os.access(path, os.R_OK) and not _holds_json_lines(path):
-        passed[f"{suffix} without JSON lines"] += 1
+    elif suffix.startswith(".json") and suffix.removesuffix(packed) == ".json" and not _holds_json_objects(path):
+        passed[f"{suffix} without JSON lines or an array of objects"] += 1
+    elif found == "arrow" and _is_cache(path):
+        passed[_CACHED] += 1
     else:
         return True
     return False
 
 
-def _holds_json_lines(path: str) -> bool:
-    """Whether there are two lines at least, the first an object; the reader refuses what cannot be read at all."""
+def _is_cache(path: str) -> bool:
+    """Whether an Arrow file beside the state.json of a `datasets.save_to_disk` is none of the dataset's own."""
     try:
+        with open(os.path.join(os.path.dirname(path), "state.json"), encoding="utf-8") as file:
+            own = [part["filename"] for part in json.load(file)["_data_files"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+    return os.path.basename(path) not in own
+
+
+def _holds_json_objects(path: str) -> bool:
+    """Whether there are two lines at least, the first an object, or an array of objects begins.
+
+    The reader refuses what cannot be read at all.
+    """
+    try:
+        with decoding.open_utf8(path, lambda count: None) as file:
+            if re.match(rb"\s*\[\s*\{", file.read(1 << 10)):
+                return True
         with decoding.open_utf8(path, lambda count: None) as file:
             first, second = file.readline(_LONGEST_LINE), file.readline(_LONGEST_LINE)
         return second.startswith(b"{") and isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
-    except (OSError, EOFError, zlib.error, UserError):
+    except (*decoding.DAMAGED, UserError):
         return True
 
 

@@ -34,6 +34,7 @@ from sctd_jax.data import (
     tokenizer,
     unknown,
 )
+from sctd_jax.data.decoding import check_encoding
 from sctd_jax.data.loader import prefetch
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
@@ -96,9 +97,11 @@ def identity(data: DataConfig, vocab_size: int, sources: list[corpus.Source]) ->
     """Hash of everything that the rows depend on: another text, tokenizer or length has another one."""
     values = settings_of(data, vocab_size) | {"sources": [corpus.fingerprint(source) for source in sources]}
     del values["allow_unknown"]
-    # Rows that were prepared before this setting keep their name.
+    # Rows that were prepared before these settings keep their name.
     if data.tokenizer or not data.keep_zwnj:
         del values["keep_zwnj"]
+    if not data.encoding:
+        del values["encoding"]
     if data.tokenizer:
         values["tokenizer"] = tokenizer.encoding_digest(data.tokenizer)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -125,9 +128,10 @@ def prepare(data: DataConfig, vocab_size: int, out: epath.Path, log: Callable[[s
         raise UserError(
             f"model.vocab_size is {vocab_size}, but the tokenizer {data.tokenizer} has {pieces} pieces; set it to that"
         )
+    check_encoding(data.encoding)
     # Found before a lease lies beside `out`, maybe among them.
     sources = corpus.find_sources(files.split(data.input), log)
-    corpus.check(sources, text_field=data.text_field)
+    corpus.check(sources, text_field=data.text_field, encoding=data.encoding)
     with lease.hold(out, "preparing rows", log, beside=True) as check_held:
         check_new()  # it may have been finished since the first look
         try:
@@ -357,7 +361,8 @@ def main(argv: list[str] | None = None) -> int:
     kinds = "SentencePiece model, tokenizer.json, vocab.txt, vocab.json or a folder with one; none: train one"
     add("--tokenizer", default="", metavar="MODEL", help=kinds)
     add("--tokenizer-type", choices=("unigram", "bpe", "byte_bpe"), default="unigram")
-    add("--text-field", default="text", help="field of JSONL, Parquet and TFDS sources")
+    add("--text-field", default="text", help="field or column with the text; article.body for one within another")
+    add("--encoding", default="", help="encoding of text files without a byte order mark, as latin-1; default UTF-8")
     add("--documents", choices=("file", "paragraph", "line"), default="file", help="a document in .txt files")
     add("--heldout-share", type=float, default=0.01)
     add("--seed", type=int, default=0)

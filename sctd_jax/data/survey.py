@@ -104,7 +104,8 @@ def more_documents(documents: str) -> str:
 
 def read(sources: list[corpus.Source], data: DataConfig, counts: corpus.Counts) -> Iterator[tuple[corpus.Chunk, int]]:
     """`corpus.read` with spaces for NUL (padding of fixed-width files), which no tokenizer reads, and their number."""
-    for chunk in corpus.read(sources, text_field=data.text_field, documents=data.documents, counts=counts):
+    reading = {"text_field": data.text_field, "documents": data.documents, "encoding": data.encoding}
+    for chunk in corpus.read(sources, counts=counts, **reading):
         nul = chunk.text.count("\0")
         yield (chunk._replace(text=chunk.text.replace("\0", " ")) if nul else chunk), nul
 

@@ -1,0 +1,250 @@
+"""Formats of text: each file as a stream of its documents' texts.
+
+A text stands in the field that `text_field` names: `text`, or `article.body` for one within another. A list of strings
+is one text of so many lines. Each reader is a function (path, text_field, encoding, replaced) -> texts; `replaced`
+receives the numbers of sequences that became U+FFFD.
+"""
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sctd_jax.data.decoding import conversion, decode, open_utf8, unpacked, what_is
+from sctd_jax.errors import UserError, printable
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
+_DOCUMENT = re.compile(r"<doc\b[^>]*>\s*$")
+
+Replaced = Callable[[int], None]
+
+
+def text_of(record: Any, field: str, place: str, replaced: Replaced) -> str:
+    """The text in a record's field; null is an empty one. `place` begins messages."""
+    value, parts = record, field.split(".")
+    if isinstance(record, Mapping) and field in record:  # a name with a dot in it
+        parts = [field]
+    for part in parts:
+        if not isinstance(value, Mapping) or part not in value:
+            found = f"its fields are {', '.join(value)}" if isinstance(value, Mapping) else f"found {value!r}"
+            raise UserError(f"{place}: no text in the field {field!r} (data.text_field); {printable(found):.200}")
+        value = value[part]
+    lines = value if isinstance(value, list) else [value]
+    if not all(line is None or isinstance(line, str) for line in lines):
+        raise UserError(f"{place}: the field {field!r} (data.text_field) is no text, found {value!r:.80}")
+    # JSON may escape halves of a surrogate pair alone, which no encoding can write.
+    text, halves = _SURROGATE.subn("\ufffd", "\n".join(line or "" for line in lines))
+    replaced(halves)
+    return text
+
+
+def json_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+    """JSON lines, or one array of objects over any lines."""
+    with open_utf8(path, replaced, encoding) as file:
+        head = file.read(1 << 12)
+    if head.lstrip().startswith(b"["):
+        yield from _array_texts(path, field, encoding, replaced)
+        return
+    if b"\r" in head and b"\n" not in head:
+        cure = conversion(path, r"tr '\r' '\n'", "new.jsonl")
+        raise UserError(f"{path}: its lines end with CR alone, expected LF or CRLF; convert it: {cure}")
+    first = True
+    with open_utf8(path, replaced, encoding) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(decode(line.removeprefix(codecs.BOM_UTF8), replaced))
+            except (ValueError, RecursionError) as error:
+                what = f"not JSON ({error})"
+                whole = line.rstrip().endswith(b"}") and "Extra data" not in str(error)
+                if first and line.startswith(b"{") and not whole:
+                    cure = conversion(path, "jq -c .", "new.jsonl")
+                    what = f"not one whole JSON object, expected on each line; if the file has them otherwise: {cure}"
+                raise UserError(f"{path}, line {number}: {what}") from error
+            first = False
+            yield text_of(record, field, f"{path}, line {number}", replaced)
+
+
+def _array_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+    import ijson
+
+    with open_utf8(path, replaced, encoding) as file:
+        number = 0
+        try:
+            for number, record in enumerate(ijson.items(file, "item", use_float=True), 1):
+                yield text_of(record, field, f"{path}, element {number}", replaced)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            said = printable(" ".join(str(error).split()))
+            raise UserError(f"{path}, element {number + 1}: not one JSON array ({said:.120})") from error
+
+
+def csv_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+    """CSV with a line of names first; tabs separate the columns of .tsv."""
+    delimiter = "\t" if ".tsv" in path.lower() else ","
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        with open_utf8(path, replaced, encoding) as file:
+            lines = csv.reader((decode(line, replaced) for line in file), delimiter=delimiter, strict=True)
+            names = next(lines, [])
+            if names.count(field) != 1:
+                kind = "no column" if field not in names else "more than one column"
+                raise UserError(f"{path}: {kind} {field!r} (data.text_field), found {printable(', '.join(names)):.400}")
+            column = names.index(field)
+            for row in lines:
+                if row and len(row) != len(names):
+                    raise UserError(f"{path}, line {lines.line_num}: {len(row)} columns, expected {len(names)}")
+                if row:
+                    yield row[column]
+    except csv.Error as error:
+        raise UserError(f"{path}, line {lines.line_num}: {error}") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def wiki_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+    """Files of wikiextractor: `<doc ...>` blocks, or JSON lines."""
+    with open_utf8(path, replaced, encoding) as file:
+        if file.read(1 << 12).lstrip().startswith(b"{"):
+            yield from json_texts(path, field, encoding, replaced)
+            return
+    with open_utf8(path, replaced, encoding) as file:
+        held: list[str] | None = None
+        for number, raw in enumerate(file, 1):
+            line = decode(raw, replaced)
+            if _DOCUMENT.match(line) and held is None:
+                held = []
+            elif line.strip() == "</doc>" and held is not None:
+                yield "".join(held)
+                held = None
+            elif held is not None:
+                held.append(line)
+            elif line.strip():
+                raise UserError(
+                    f"{path}, line {number}: expected <doc ...> of wikiextractor, found {line.strip()!r:.80}"
+                )
+        if held is not None:
+            raise UserError(f"{path}: its last <doc ...> has no </doc>; the file is cut off")
+
+
+def warc_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+    """Text records of a WARC or WET file (ISO 28500): conversions, and responses that are plain text."""
+    try:
+        from warcio.archiveiterator import ArchiveIterator
+        from warcio.exceptions import ArchiveLoadFailed
+    except ImportError as error:
+        raise UserError(f"{path}: reading it needs warcio: pip install warcio, or '.[warc]'") from error
+    with unpacked(path) as file:
+        try:
+            for number, record in enumerate(ArchiveIterator(file), 1):
+                if record.rec_type not in ("conversion", "response", "resource"):
+                    continue
+                headers = record.http_headers or record.rec_headers
+                kind = (headers.get_header("Content-Type") or "").partition(";")[0].strip().lower()
+                if kind != "text/plain":
+                    raise UserError(
+                        f"{path}, record {number}: {printable(kind) or 'no type'}, expected text/plain: pages are not "
+                        "read as they are; take the crawl's WET files, or extract the text (trafilatura, datatrove)"
+                    )
+                text = decode(record.content_stream().read(), replaced)
+                if getattr(record.raw_stream, "limit", 0):  # warcio takes the end of the file for that of the record
+                    raise UserError(f"{path}, record {number}: the file is cut off")
+                yield text
+        except ArchiveLoadFailed as error:
+            raise UserError(f"{path} is not WARC that can be read: {printable(error):.200}") from error
+
+
+def parquet_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+    """A column of a Parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if not head.startswith(b"PAR1") and (what := what_is(path, head)):
+        raise UserError(f"{path}: {what}")
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        names = _path_in(table.schema_arrow, field, path)
+        for batch in table.iter_batches(batch_size=256, columns=[".".join(names)]):
+            yield from _column_texts(batch, names, replaced)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"cannot read {path}: {printable(error)}") from error
+
+
+def arrow_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+    """A column of an Arrow file or stream, as `datasets.save_to_disk` writes it."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(path) as file:
+            if file.read(6) == b"ARROW1":
+                opened = pyarrow.ipc.open_file(file)
+                batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+            else:
+                file.seek(0)
+                batches = opened = pyarrow.ipc.open_stream(file)
+            names = _path_in(opened.schema, field, path)
+            for batch in batches:
+                for start in range(0, len(batch), 256):
+                    yield from _column_texts(batch.slice(start, 256), names, replaced)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"cannot read {path}: {printable(error)}") from error
+
+
+def _path_in(schema, field: str, path: str) -> list[str]:
+    """Names that lead to a field of strings or of lists of strings."""
+    import pyarrow
+
+    names = [field] if field in schema.names else field.split(".")
+    kind, found = pyarrow.struct(list(schema)), 0
+    for name in names:
+        found = kind.get_all_field_indices(name) if pyarrow.types.is_struct(kind) else []
+        if len(found) != 1:
+            break
+        kind = kind.field(found[0]).type
+    else:
+        inner = kind.value_type if pyarrow.types.is_dictionary(kind) or _is_list(kind) else kind
+        if inner in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+            return names
+    fields = [one for one in schema if one.name == names[0]] or schema
+    columns = printable(", ".join(f"{one.name} ({one.type})" for one in fields))
+    raise UserError(
+        f"{path}: no column {field!r} of strings or of lists of strings (data.text_field), found {columns:.400}"
+    )
+
+
+def _is_list(kind) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+
+
+def _column_texts(batch, names: Sequence[str], replaced: Replaced) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.compute
+
+    column = batch.column(names[0])
+    for name in names[1:]:
+        column = pyarrow.compute.struct_field(column, name)
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if _is_list(column.type):
+        for lines in column.cast(pyarrow.large_list(pyarrow.large_binary())).to_pylist():
+            yield decode(b"\n".join(line or b"" for line in lines or ()), replaced)
+    else:
+        for raw in column.cast(pyarrow.large_binary()).to_pylist():
+            yield decode(raw or b"", replaced)
+
+
+READERS: dict[str, Callable[[str, str, str, Replaced], Iterator[str]]] = {
+    "json": json_texts,
+    "csv": csv_texts,
+    "wiki": wiki_texts,
+    "warc": warc_texts,
+    "parquet": parquet_texts,
+    "arrow": arrow_texts,
+}
