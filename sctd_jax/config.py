@@ -34,12 +34,20 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     @property
+    def drops(self) -> bool:
+        """Whether the method has dropping layers, which see K tokens."""
+        return self.dropping.method not in ("full", "late_mask")
+
+    @property
     def drop_layers(self) -> tuple[int, int]:
-        """(first, last) dropping layer; (0, 0) where nothing is dropped."""
-        if self.dropping.method == "full":
-            return 0, 0
+        """(first, last) dropping layer; (0, 0) where nothing is dropped; twice the layer where late masks enter."""
         first, last = self.dropping.first_layer, self.dropping.last_layer
         layers = self.model.num_layers
+        if self.dropping.method == "late_mask":
+            first = max(layers - 2, 0) if first < 0 else first
+            return first, first
+        if not self.drops:
+            return 0, 0
         default = 1 if self.dropping.method == "random_ltd" else layers // 2 - 1
         return default if first < 0 else first, layers - 2 if last < 0 else last
 
@@ -72,7 +80,7 @@ class Config:
         if not (dropping.keep_schedule or data.seq_len_schedule or train.batch_schedule):
             return self
         length, rows = schedules.value_at(self.length_stages, step), schedules.value_at(self.batch_stages, step)
-        if dropping.keep_schedule and dropping.method != "full":
+        if dropping.keep_schedule and self.drops:
             kept = schedules.value_at(self.keep_stages, step)
             dropping = dataclasses.replace(dropping, drop_rate=1 - kept / length)
         # Microbatches stay as large or become smaller, so that each stage fits where the largest does.
@@ -99,7 +107,7 @@ class Config:
 
     def stages(self, until: int) -> tuple[tuple[int, int, "Config"], ...]:
         """(first step, the step after the last, config) of each stage before step `until`."""
-        of = [self.length_stages, self.batch_stages, *([] if self.dropping.method == "full" else [self.keep_stages])]
+        of = [self.length_stages, self.batch_stages, *([self.keep_stages] if self.drops else [])]
         starts = sorted({step for stages in of for step, _ in stages if step < until})
         return tuple((start, end, self.at(start)) for start, end in itertools.pairwise([*starts, until]))
 
@@ -123,7 +131,9 @@ class Config:
         stages = [
             stage for start, _, stage in self.stages(self.train.steps) for stage in (stage, self.after(start + 1))
         ]
-        kept = [] if self.dropping.method == "full" else [("K, the kept tokens,", stage.num_kept) for stage in stages]
+        kept = [("K, the kept tokens,", stage.num_kept) for stage in stages] if self.drops else []
+        if self.dropping.method == "late_mask":
+            kept = [("N - P, the tokens that are not predicted,", stage.num_visible) for stage in stages]
         return tuple(dict.fromkeys([*(("data.seq_len", stage.data.seq_len) for stage in stages), *kept]))
 
     @property
@@ -132,6 +142,11 @@ class Config:
         schedule = self.masking.rate_schedule
         rates = [rate for _, rate in schedules.parse(schedule, float)] if schedule else [self.masking.rate]
         return round(self.data.seq_len * max(rates))
+
+    @property
+    def num_visible(self) -> int:
+        """N - P, tokens of a row that the layers before `first_layer` of late masking see."""
+        return self.data.seq_len - self.num_predicted
 
     @property
     def selector(self) -> str:
@@ -150,8 +165,10 @@ def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
     _check_schedules(config)
     for stage in (config, *(stage for *_, stage in config.stages(_END))):
         _check_rows(stage)
-    if config.dropping.method != "full":
+    if config.drops:
         _check_dropping(config)
+    if config.dropping.method == "late_mask":
+        _check_late_mask(config)
     _check_train(config)
     return config
 
@@ -162,7 +179,7 @@ _END = 1 << 62  # after the last step of any run
 def _check_schedules(config: Config) -> None:
     """Check each schedule, and that the value of the field that it changes, which evaluations have, fits it."""
     dropping, masking, data, train = config.dropping, config.masking, config.data, config.train
-    if dropping.keep_schedule and dropping.method != "full":
+    if dropping.keep_schedule and config.drops:
         schedules.check("dropping.keep_schedule", dropping.keep_schedule, "K", int)
     if schedule := masking.rate_schedule:
         schedules.check("masking.rate_schedule", schedule, "RATE", float)
@@ -228,6 +245,22 @@ def _check_dropping(config: Config) -> None:
         "dropping.random_share",
         f"{dropping.random_share} leaves {config.num_top} tokens to importance, but [CLS], [SEP] and "
         f"P = {config.num_predicted} masked positions need {config.num_predicted + 2}: lower it",
+    )
+
+
+def _check_late_mask(config: Config) -> None:
+    first, layers = config.drop_layers[0], config.model.num_layers
+    require(
+        first < layers,
+        "dropping.first_layer",
+        f"must be a layer at which masked tokens enter (0 to {layers - 1}), found {first}",
+    )
+    schedule = config.masking.rate_schedule
+    require(
+        not schedule or len({rate for _, rate in schedules.parse(schedule, float)}) == 1,
+        "masking.rate_schedule",
+        f"({schedule}) does not go with dropping.method=late_mask, whose first layers have room for N - P tokens, P by "
+        "the highest rate: give one rate",
     )
 
 

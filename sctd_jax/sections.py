@@ -50,6 +50,7 @@ class ModelConfig:
 
 
 _DROPS = ("method", "drop", "sctd", "full_every", "random", "random_ltd")
+_STARTS = (*_DROPS, "late_mask")
 _CHOOSES = ("method", "drop", "sctd", "full_every")
 
 
@@ -57,7 +58,7 @@ _CHOOSES = ("method", "drop", "sctd", "full_every")
 class DroppingConfig:
     """Tokens that skip layers, and ScTD's consistency steps (docs/method.md 3 to 5)."""
 
-    method: Literal["full", "drop", "sctd", "random", "random_ltd", "full_every"] = field(
+    method: Literal["full", "drop", "sctd", "random", "random_ltd", "full_every", "late_mask"] = field(
         "sctd", "way to train; 'random' is 'drop' with the selector 'random'"
     )
     selector: str = field(
@@ -73,7 +74,12 @@ class DroppingConfig:
         SHARE,
         only=("selector", "importance+random"),
     )
-    first_layer: int = field(-1, "first layer with K queries, counted from 0; -1: L/2 - 1 (random_ltd: 1)", only=_DROPS)
+    first_layer: int = field(
+        -1,
+        "first layer with K queries, counted from 0; -1: L/2 - 1 (random_ltd: 1); of late_mask the first that sees "
+        "masked tokens; -1: L - 2",
+        only=_STARTS,
+    )
     last_layer: int = field(-1, "last layer without the dropped tokens; -1: L - 2", only=_DROPS)
     importance_init: float = field(10.0, "importance of an id before its first loss")
     importance_beta: float = field(0.95, "share of the old importance that a new loss leaves", SHARE)
@@ -98,8 +104,8 @@ class DroppingConfig:
     sc_share_prefix: bool = field(
         True, "compute the layers before the drop once for both passes", only=("method", "sctd")
     )
-    full_steps_first: int = field(0, "steps without dropping at the beginning", NOT_NEGATIVE, only=_DROPS)
-    full_steps_last: int = field(0, "steps without dropping at the end", NOT_NEGATIVE, only=_DROPS)
+    full_steps_first: int = field(0, "steps without dropping at the beginning", NOT_NEGATIVE, only=_STARTS)
+    full_steps_last: int = field(0, "steps without dropping at the end", NOT_NEGATIVE, only=_STARTS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ _CARD = "README.md"
 # Tags of the hub for a method.
 _TAGS = {
     "drop": ("token-dropping",), "sctd": ("token-dropping", "sctd"), "full_every": ("token-dropping",),
-    "random_ltd": ("random-ltd",),
+    "random_ltd": ("random-ltd",), "late_mask": ("late-masking",),
 }  # fmt: skip
 _FILL_MASK = """from transformers import pipeline
 
@@ -90,6 +90,9 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
     there = [line for line in losses if line["step"] == step]
     name, data = "MLM loss of the full model, nats for each predicted token", "held-out rows of the training text"
     mask = run.tokenizer.pieces[run.tokenizer.special.mask]
+    late = []
+    if metadata and method == "late_mask":
+        name, late = f"{name}, {_late(config)}", [_late_limit(config, mask, there)]
     facts = _training_facts(config, metadata, step, losses) if metadata else ["Training: none by sctd_jax"]
     is_trial = not (config.data.input or config.data.rows or config.train.init)
     return Model(
@@ -103,13 +106,32 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
             how=f"{'pretrained with' if metadata else 'imported into'} sctd_jax",
             facts=[*facts, f"Command: `{read_command(workdir)}`"],
             use=_FILL_MASK.format(text=f"the {mask} of the United States"),
-            limits=[f"It reads at most {config.model.max_positions} tokens at once.", *by_us, *_LIMITS],
+            limits=[f"It reads at most {config.model.max_positions} tokens at once.", *by_us, *late, *_LIMITS],
             tags=[config.model.family, "sctd_jax", *(_TAGS.get(method, ()) if metadata else ())],
             language=["en"] if metadata and is_trial else [],
             results=[Result({"type": "unknown", "name": data}, "loss", name, line["eval/loss"]) for line in there[-1:]],
             scored=False,
         ),
         step=step,
+    )
+
+
+def _late(config: Config) -> str:
+    """Words on how the held-out loss of late masking was measured."""
+    return f"predicted tokens entering at layer {config.drop_layers[0]}"
+
+
+def _late_limit(config: Config, mask: str, there: list[dict]) -> str:
+    """Limit that late masking sets to fill-mask by the exported network, which shows [MASK] to all layers."""
+    losses = (
+        f" (held-out loss {line['eval/plain_loss']:.3f}, and {line['eval/loss']:.3f} as it was trained)"
+        for line in there
+        if line.get("eval/plain_loss") is not None
+    )
+    return (
+        f"It was trained by late masking: layers 0 to {config.drop_layers[0] - 1} never saw a predicted token, which "
+        f"entered after them. Fill-mask shows {mask} to all layers, which is not what they were trained for"
+        f"{next(losses, '')}. Text without {mask}, as in fine-tuning, is what they know."
     )
 
 
@@ -125,13 +147,17 @@ def _training_facts(config: Config, metadata: Metadata, step: int, losses: list[
         else "not measured"
     )
     text = config.data.input or ("rows prepared before" if config.data.rows else "the embedded trial corpus (sotu)")
-    dropping = config.dropping.method != "full"
-    kept = f", {config.after(step).num_kept} of {config.data.seq_len} tokens in the dropping layers" if dropping else ""
+    kept, judged = "", ""
+    if config.drops:
+        kept = f", {config.after(step).num_kept} of {config.data.seq_len} tokens in the dropping layers"
+    if config.dropping.method == "late_mask":
+        kept = f", {config.num_visible} of {config.data.seq_len} tokens before layer {config.drop_layers[0]}"
+        judged = f", {_late(config)}"
     return [
         f"Method: `{config.dropping.method}`{kept}",
         f"Started from: {config.train.init or 'random weights'}",
         f"Data: {text}; {metadata.documents:,} documents, {metadata.tokens:,} tokens, rows of "
         f"{_staged(metadata.seq_len, config.data.seq_len_schedule)}",
         f"Steps: {step:,} of {_staged(config.train.batch_size, config.train.batch_schedule)} rows",
-        f"Held-out MLM loss of the full model: {held_out}",
+        f"Held-out MLM loss of the full model{judged}: {held_out}",
     ]

@@ -1,7 +1,8 @@
 """The encoder of any family, with token dropping between two of its layers, and its MLM head.
 
-Shapes: B batch, N sequence length, K kept tokens, R query rows, P predicted positions, D width, V vocabulary,
-S dropping layers. Modules return `(output, states)`; parameters are float32, compute is `config.dtype`.
+Shapes: B batch, N sequence length, K kept tokens, M tokens before masked ones enter, R query rows, P predicted
+positions, D width, V vocabulary, S dropping layers. Modules return `(output, states)`; parameters are float32, compute
+is `config.dtype`.
 """
 
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ class Encoder(nn.Module):
         *,
         kept_BK: jax.Array | None = None,
         rows_BR: jax.Array | None = None,
+        visible_BM: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Last layer's output (all N rows, or `rows_BR`) and the output of every layer.
@@ -58,13 +60,17 @@ class Encoder(nn.Module):
           segment_ids_BN: 0 everywhere if None.
           kept_BK: positions that dropping keeps, ascending, [S, B, K] if layerwise; None runs the plain encoder.
           rows_BR: the rows of the last layer to compute; None for all.
+          visible_BM: positions that the layers before first_drop see, ascending (late masking); None for all.
           deterministic: no dropout; otherwise a `dropout` rng is needed.
 
         Returns:
           output [B, N or R, D], and one state per layer: N rows, K rows in layers first_drop..last_drop
-          unless layerwise, R rows in the last layer. The last one and the output went through `normed`.
+          unless layerwise, M rows before first_drop with late masking, R rows in the last layer. The last one and the
+          output went through `normed`.
         """
-        x_BND, prefix = self.prefix(input_ids_BN, mask_BN, segment_ids_BN, deterministic=deterministic)
+        x_BND, prefix = self.prefix(
+            input_ids_BN, mask_BN, segment_ids_BN, visible_BM=visible_BM, deterministic=deterministic
+        )
         output, suffix = self.suffix(x_BND, mask_BN, kept_BK=kept_BK, rows_BR=rows_BR, deterministic=deterministic)
         return output, prefix + suffix
 
@@ -74,13 +80,23 @@ class Encoder(nn.Module):
         mask_BN: jax.Array,
         segment_ids_BN: jax.Array | None = None,
         *,
+        visible_BM: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Embeddings and the layers before `first_drop`: the same work in the full and the drop pass."""
+        """Embeddings and the layers before `first_drop`: the same work in the full and the drop pass.
+
+        With `visible_BM` these layers see those tokens alone, at their places in the text, and the state of the others
+        is their embedding (late masking, Liao et al., 2022; docs/method.md 13).
+        """
         if segment_ids_BN is None:
             segment_ids_BN = jnp.zeros_like(input_ids_BN)
         x_BND = self.embeddings(input_ids_BN, segment_ids_BN, deterministic)
-        return self._run(range(self.first_drop), x_BND, mask_BN, deterministic)
+        layers = range(self.first_drop)
+        if visible_BM is None:
+            return self._run(layers, x_BND, mask_BN, deterministic)
+        x_BMD, visible_mask_BM = (token_dropping.gather(x, visible_BM) for x in (x_BND, mask_BN))
+        x_BMD, states = self._run(layers, x_BMD, visible_mask_BM, deterministic, positions=visible_BM)
+        return token_dropping.merge(x_BND, x_BMD, visible_BM), states
 
     def suffix(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sctd_jax.errors import UserError
 
@@ -93,6 +94,12 @@ def keep_highest(score_BN: jax.Array, mask_BN: jax.Array, num_kept: int) -> jax.
     # A sort stays on its shard; lax.top_k on batch-sharded scores all-gathers on a CPU mesh.
     _, order_BN = jax.lax.sort((-score_BN, position_BN), num_keys=1, is_stable=True)
     return jnp.sort(order_BN[:, :num_kept], axis=1)
+
+
+def all_but(at_B: jax.Array | np.ndarray, length: int) -> jax.Array:
+    """Positions i32[B, N - 1] of the tokens of a row of N = `length` but the one at `at_B`, ascending."""
+    position_1N = jnp.arange(length - 1)[None]
+    return position_1N + (position_1N >= at_B[:, None])
 
 
 def gather(x: jax.Array, positions_BK: jax.Array) -> jax.Array:

@@ -1,4 +1,8 @@
-"""Held-out evaluation: the full model on fixed masks, and for the dropping methods the drop pass beside it."""
+"""Held-out evaluation: the full model on fixed masks, and for the dropping methods the drop pass beside it.
+
+Late masking is judged as it trains, on the rows, positions and shown ids of every other method; beside it stands the
+loss with [MASK] in all layers.
+"""
 
 import functools
 import math
@@ -19,7 +23,7 @@ from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.rows import Data
-from sctd_jax.pretrain.step import loss_rows, mask_batch, select
+from sctd_jax.pretrain.step import loss_rows, mask_batch, select, visible
 from sctd_jax.train.state import TrainState
 
 # Masks of the evaluation: the same for every run, method and seed, so that curves compare.
@@ -87,7 +91,7 @@ def make_eval_step(
     summed over the same predictions.
     """
     model = make_model(config, mesh)
-    dropping = config.dropping.method != "full"
+    late = config.dropping.method == "late_mask"
 
     def eval_step(state: TrainState, tokens_BN: jax.Array, rows_B: jax.Array, valid_B: jax.Array):
         importance_V = state.importance_V
@@ -103,12 +107,16 @@ def make_eval_step(
                 return bert.mlm_logits(output[:, 1:]), vectors
 
             x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)
-            if not dropping:
-                return branch(None), None
-            return branch(None), branch(select(config, importance_V, batch, selection_keys(rows_B), x_BND))
+            plain = branch(None)
+            if late:
+                x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN, visible_BM=visible(config, batch))
+                return branch(None), None, plain
+            if not config.drops:
+                return plain, None, None
+            return plain, branch(select(config, importance_V, batch, selection_keys(rows_B), x_BND)), None
 
         passes: Any = model.apply({"params": state.params}, method=network)
-        (logits_BPV, full_cls), drop_pass = passes
+        (logits_BPV, full_cls), drop_pass, plain_pass = passes
         correct_BP = jnp.argmax(logits_BPV, axis=-1) == batch.targets_BP
         sums = {
             "predictions": weights_BP.sum(),
@@ -119,6 +127,8 @@ def make_eval_step(
         if logs_V is not None:
             unigram_BP = -jnp.take(jnp.asarray(logs_V, jnp.float32), batch.targets_BP, mode="clip")
             sums["unigram_loss"] = jnp.sum(unigram_BP * weights_BP)
+        if plain_pass is not None:
+            sums["plain_loss"] = jnp.sum(losses.cross_entropy(plain_pass[0], batch.targets_BP) * weights_BP)
         if drop_pass is not None:
             drop_logits_BPV, drop_cls = drop_pass
             drop_loss_BP = losses.cross_entropy(drop_logits_BPV, batch.targets_BP)
@@ -142,7 +152,7 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
 
     `cosine_local` and `cosine_global` are the mean cosine between the full and the drop pass's [CLS] after
     layers L-2 and L-1 (1: dropping changes nothing). `below_unigram` is how many nats the loss lies below that of word
-    frequencies alone.
+    frequencies alone, and `plain_loss` late masking's loss with [MASK] in all layers.
     """
     predictions, rows = sums["predictions"], sums["rows"]
     loss = sums["loss"] / predictions
@@ -154,6 +164,8 @@ def summarize(sums: dict[str, float]) -> dict[str, float]:
     if "unigram_loss" in sums:
         metrics["eval/unigram_loss"] = sums["unigram_loss"] / predictions
         metrics["eval/below_unigram"] = metrics["eval/unigram_loss"] - loss
+    if "plain_loss" in sums:
+        metrics["eval/plain_loss"] = sums["plain_loss"] / predictions
     if "drop_loss" in sums:
         metrics["eval/drop_loss"] = sums["drop_loss"] / predictions
         metrics["eval/cosine_local"] = sums["cosine_local"] / rows

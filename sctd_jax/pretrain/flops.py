@@ -30,6 +30,9 @@ def forward_flops(config: Config, variant: Variant) -> float:
     )
     if variant == "full":
         return prefix + full_middle + top
+    if variant == "late":
+        visible = config.num_visible
+        return sum(layer_flops(model, i, visible, visible) for i in range(first_drop)) + full_middle + top
     if variant == "drop":
         return prefix + drop_middle + top
     prefixes = 1 if config.dropping.sc_share_prefix else 2
@@ -69,6 +72,8 @@ def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
     consistency = 0
     if dropping.method in ("sctd", "full_every"):
         consistency = -(-last // dropping.sc_interval) - -(-first // dropping.sc_interval)
+    if dropping.method == "late_mask":
+        return {"full": end - start - (last - first), "late": last - first}
     full, drop = end - start - (last - first), last - first - consistency
     if dropping.method == "full_every":
         return {"full": full + consistency, "drop": drop}

@@ -123,7 +123,9 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
         blank=report.blank,
         summary=lambda result, seconds: [
             *report.summary(config, workdir, result, seconds),
-            *report.fill_mask_examples(make_model(config), data, mesh, result.state),
+            *report.fill_mask_examples(
+                make_model(config), data, mesh, result.state, late=config.dropping.method == "late_mask"
+            ),
         ],
     )
 

@@ -19,6 +19,7 @@ from sctd_jax.config import Config, DataConfig, DroppingConfig
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.data.tokenizer import find
 from sctd_jax.model.encoder import MaskedLm
+from sctd_jax.model.token_dropping import all_but
 from sctd_jax.parallel.mesh import replicated
 from sctd_jax.pretrain.flops import mean_plain_step_flops, mean_step_flops
 from sctd_jax.pretrain.rows import Data
@@ -57,7 +58,10 @@ def start_table(
     if config.masking.rate_schedule:
         rates = _staged(schedules.parse(config.masking.rate_schedule, float))
         rows.append(("masking", f"{rates} of the tokens, {config.masking.rate:g} in evaluations"))
-    if dropping.method != "full":
+    if dropping.method == "late_mask":
+        enter = f"enter at layer {config.drop_layers[0]} of 0 to {model.num_layers - 1}"
+        rows.append(("masked tokens", f"{enter}; before it {config.num_visible} of {config.data.seq_len} tokens"))
+    if config.drops:
         first, last = config.drop_layers
         counts = f"{_staged(config.keep_stages)} of {config.data.seq_len}"
         if config.data.seq_len_schedule:
@@ -98,6 +102,7 @@ def _method(dropping: DroppingConfig) -> str:
         "full": "full-token training",
         "drop": "token dropping",
         "full_every": f"token dropping, a full step every {dropping.sc_interval}",
+        "late_mask": "late masking",
         "random": "random token dropping",
         "random_ltd": "random-LTD, random tokens of its own for each layer",
         "sctd": f"ScTD, a consistency step every {dropping.sc_interval}, lambda {dropping.sc_weight:g}"
@@ -143,6 +148,8 @@ def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
         f"eval at step {step}: held-out loss {metrics['eval/loss']:.3f}, perplexity "
         f"{metrics['eval/perplexity']:.1f}, accuracy {metrics['eval/accuracy']:.1%}{_beside_frequencies(metrics)}"
     ]
+    if "eval/plain_loss" in metrics:
+        lines.append(f"  with [MASK] in all layers, as fill-mask shows it, {metrics['eval/plain_loss']:.3f}")
     if "eval/drop_loss" in metrics:
         lines.append(
             f"  drop pass {metrics['eval/drop_loss']:.3f}, [CLS] cosine of full and drop pass "
@@ -254,8 +261,8 @@ def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: in
     return lines
 
 
-def fill_mask_examples(model: MaskedLm, data: Data, mesh: Mesh, state: TrainState) -> list[str]:
-    """The full model's guesses for one hidden word in each of a few held-out rows."""
+def fill_mask_examples(model: MaskedLm, data: Data, mesh: Mesh, state: TrainState, late: bool = False) -> list[str]:
+    """The full model's guesses for one hidden word in each of a few held-out rows; `late` has it enter late."""
     rows = Rows(data.folder, HELD_OUT)
     step = max(len(rows) // _EXAMPLES, 1)
     tokens_BN = rows.read(range(0, min(len(rows), step * _EXAMPLES), step))
@@ -268,7 +275,10 @@ def fill_mask_examples(model: MaskedLm, data: Data, mesh: Mesh, state: TrainStat
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def predict(params, input_ids_BN, rows_BR):
-        logits: Any = model.apply({"params": params}, input_ids_BN, input_ids_BN != special.pad, rows_BR=rows_BR)
+        visible_BM = all_but(rows_BR[:, 0], input_ids_BN.shape[1]) if late else None
+        logits: Any = model.apply(
+            {"params": params}, input_ids_BN, input_ids_BN != special.pad, rows_BR=rows_BR, visible_BM=visible_BM
+        )
         return jax.lax.top_k(jax.nn.softmax(logits[:, 0]), _CANDIDATES)
 
     scores, ids = predict(state.params, hidden_BN, positions[:, None])

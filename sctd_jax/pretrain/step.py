@@ -1,4 +1,4 @@
-"""The train step in its three variants (full, drop, consistency): which variant when, and its loss.
+"""The train step in its variants (full, drop, consistency, late): which variant when, and its loss.
 
 Shapes: B batch, N sequence length, K kept tokens, P predicted positions, D width, V vocabulary.
 A reader meets, in order: masking -> encoder (-> token_dropping) -> losses -> update -> metrics.
@@ -24,7 +24,7 @@ from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import Metrics, accumulate, compile_ahead, update
 
-Variant = Literal["full", "drop", "consistency"]
+Variant = Literal["full", "drop", "consistency", "late"]
 _ORDER = get_args(Variant)
 
 # Independent random streams of a step.
@@ -38,7 +38,7 @@ def variant_at(config: Config, step: int) -> Variant:
         return "full"
     if dropping.method in ("sctd", "full_every") and step % dropping.sc_interval == 0:
         return "consistency" if dropping.method == "sctd" else "full"
-    return "drop"
+    return "late" if dropping.method == "late_mask" else "drop"
 
 
 def all_full_at(config: Config, step: int) -> bool:
@@ -52,7 +52,7 @@ def program_at(config: Config, step: int) -> str:
     """Name of the program that update number `step` runs: its variant, and those of K, N and rows that change."""
     stage, name = config.at(step), variant_at(config, step)
     lengths, batches = len(config.length_stages) > 1, len(config.batch_stages) > 1
-    kept = name != "full" and (lengths or len(config.keep_stages) > 1)
+    kept = name in ("drop", "consistency") and (lengths or len(config.keep_stages) > 1)
     parts = [f" of {stage.num_kept}" * kept, f" of {stage.data.seq_len}" * lengths]
     return "".join([name, *parts, f" x {stage.train.batch_size} rows" * batches])
 
@@ -197,6 +197,18 @@ def select(
     return jnp.stack([positions(draw_B) for draw_B in draws])
 
 
+def visible(config: Config, batch: MaskedBatch) -> jax.Array:
+    """Positions i32[B, N - P], ascending, that the layers before masked tokens enter see (docs/method.md 13).
+
+    Left out are the predicted positions, whatever is shown there, and where a row has fewer than P of them padding, and
+    where that does not suffice tokens at its empty slots, which the masking drew.
+    """
+    slots_BN = jnp.zeros(batch.mask_BN.shape, jnp.float32)
+    slots_BN = token_dropping.merge(slots_BN, 1.0 + batch.weights_BP, batch.positions_BP)  # 2 at predictions
+    score_BN = jnp.where(batch.mask_BN, 2.0 - slots_BN, 0.0)
+    return token_dropping.keep_highest(score_BN, slots_BN < 2.0, config.num_visible)
+
+
 def loss_rows(batch: MaskedBatch) -> jax.Array:
     """Rows i32[B, P + 1] at which the loss reads the last layer: [CLS], then predicted positions (docs/method.md 6)."""
     cls_B1 = jnp.zeros_like(batch.positions_BP[:, :1])
@@ -230,8 +242,10 @@ def forward_sums(
     def network(bound: MaskedLm):
         encoder, deterministic = bound.encoder, dropout_key is None
 
-        def prefix():
-            return encoder.prefix(batch.input_ids_BN, batch.mask_BN, deterministic=deterministic)[0]
+        def prefix(visible_BM=None):
+            return encoder.prefix(
+                batch.input_ids_BN, batch.mask_BN, visible_BM=visible_BM, deterministic=deterministic
+            )[0]
 
         def branch(x_BND, kept_BK, rows_BR, mlm=True):
             output, states = encoder.suffix(
@@ -244,8 +258,11 @@ def forward_sums(
                 loss_BP = losses.cross_entropy(bound.mlm_logits(predicted), batch.targets_BP)
             return loss_BP, (*map(encoder.normed, states[-2:-1]), states[-1])
 
-        x_BND, kept_BK = prefix(), None
-        if variant != "full":  # the state of the pass that drops counts, where a consistency step has two prefixes
+        x_BND, kept_BK = prefix(visible(config, batch) if variant == "late" else None), None
+        if variant in (
+            "drop",
+            "consistency",
+        ):  # the state of the pass that drops counts, where a consistency step has two prefixes
             kept_BK = select(config, importance_V, batch, selection_keys_B, x_BND)
         trained = branch(x_BND, kept_BK, rows_BR)
         if variant != "consistency":

@@ -64,8 +64,8 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
 
 def _curves(run: Model) -> dict[str, Any]:
     method = run.config.dropping.method
-    if method == "full":
-        raise UserError(f"{run.path} drops no tokens (dropping.method = full): there is no drift")
+    if not run.config.drops:
+        raise UserError(f"{run.path} drops no tokens (dropping.method = {method}): there is no drift")
     lines = read_metrics(run.path)
     points = {name: [(step, value) for step, _, value in curve(lines, metric)] for name, metric in _CURVES.items()}
     missing = [_CURVES[name] for name, found in points.items() if not found]

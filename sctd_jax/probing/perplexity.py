@@ -81,7 +81,8 @@ def _score(name: str, model: Model, text: _Texts, settings: Settings, log: Calla
     scored = [row[_scored(row, special)] for row in text.rows]
     tokens, unknown = sum(len(ids) for ids in scored), sum(int((ids == special.unk).sum()) for ids in scored)
     log(f"{name}: {tokens} tokens of {text.source}, a forward pass for each")
-    score, points = jit_token_losses(model.config.model, special.mask), []
+    late = model.config.drop_layers[0] if model.config.dropping.method == "late_mask" else None
+    score, points = jit_token_losses(model.config.model, special.mask, late), []
     for step in model.steps if settings.every_checkpoint and model.steps else [model.chosen_step()]:
         params = model.params(step)
         of_model = functools.partial(score, params)
@@ -103,18 +104,22 @@ def _score(name: str, model: Model, text: _Texts, settings: Settings, log: Calla
     }
 
 
-def jit_token_losses(config: ModelConfig, mask_id: int) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
+def jit_token_losses(
+    config: ModelConfig, mask_id: int, late: int | None = None
+) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
     """Jitted (parameters, ids_BN, mask_BN, at_B) -> -log p f32[B] of the token at `at_B`, which is hidden.
 
-    On the first device, by the full model; the last layer is computed at that token alone.
+    On the first device, by the full model; the last layer is computed at that token alone. `late` is the layer at which
+    late masking lets it enter.
     """
-    bert = MaskedLm(full_precision(config), 0, 0)
+    bert = MaskedLm(full_precision(config), late or 0, late or 0)
 
     def score(params: Any, ids_BN: jax.Array, mask_BN: jax.Array, at_B: jax.Array) -> jax.Array:
         at_B1 = at_B[:, None]
         targets_B1 = jnp.take_along_axis(ids_BN, at_B1, axis=1)
         hidden_BN = token_dropping.merge(ids_BN, jnp.full_like(targets_B1, mask_id), at_B1)
-        logits_B1V = bert.apply({"params": params}, hidden_BN, mask_BN, rows_BR=at_B1)
+        visible_BM = None if late is None else token_dropping.all_but(at_B, ids_BN.shape[1])
+        logits_B1V = bert.apply({"params": params}, hidden_BN, mask_BN, rows_BR=at_B1, visible_BM=visible_BM)
         return losses.cross_entropy(logits_B1V, targets_B1)[:, 0]
 
     return jax.jit(score)
