@@ -117,6 +117,7 @@ REWRITES = [
             r"--input 'labels/text/\*\.jsonl' (.*)--vocab-size 1024 (.*)--seq-len 128",
             r"--input 'books/**/*.txt' --documents paragraph \1--vocab-size 512 \2--seq-len 32",
         ),
+        (r"data\.inspect ROWS", "data.inspect rows"),
         (r"tpu_(batches|recipes)\.py$", r"tpu_\1.py --out docs/tpu_\1.json"),
         (r" --minutes 100$", ""),
         (r"tpu_recipes\.py base_v5e_8 ", "tpu_recipes.py "),

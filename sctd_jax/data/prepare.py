@@ -170,7 +170,8 @@ def _prepare_into(
     _check_sample(look, tok, log)
     threshold = look.threshold(tok)
     look.check_split(threshold)
-    counts, tokens = corpus.Counts(), 0
+    counts = corpus.Counts()
+    tokens, words = ([0] * len(sources) for _ in range(2))
     letters = [unknown.Letters(source.path, look.letters[i]) for i, source in enumerate(sources)]
     writer = RowWriter(work, data.seq_len)
     packers = {split: Packer(data.seq_len, tok.special) for split in writer.counts}
@@ -179,7 +180,8 @@ def _prepare_into(
             rows: dict[str, list[np.ndarray]] = {split: [] for split in packers}
             for chunk, ids, odd in zip(batch, encoded, unknown_letters, strict=True):
                 split = HELD_OUT if look.draw(chunk) <= threshold else TRAIN
-                tokens += len(ids)
+                tokens[chunk.source] += len(ids)
+                words[chunk.source] += len(chunk.text.split())
                 letters[chunk.source].add(odd)
                 rows[split] += packers[split].add(ids, chunk.document)
                 bar.update(len(chunk.text))
@@ -210,7 +212,7 @@ def _prepare_into(
         tokenizer_sha256=tokenizer.digest(tokenizer.find(work)),
         rows=train,
         heldout_rows=heldout,
-        tokens=tokens,
+        tokens=sum(tokens),
         documents=total.documents,
         heldout_documents=packers[HELD_OUT].documents,
         empty_documents=total.empty,
@@ -221,8 +223,9 @@ def _prepare_into(
         unknown_letters=everything.unknown,
         commonest_unknown=dict(everything.commonest.most_common(100)),
         by_source=[
-            dataclasses.asdict(count) | {"letters": here.total, "unknown_letters": here.unknown}
-            for count, here in zip(counts.sources, letters, strict=True)
+            dataclasses.asdict(counts.sources[i])
+            | {"letters": here.total, "unknown_letters": here.unknown, "tokens": tokens[i], "words": words[i]}
+            for i, here in enumerate(letters)
         ],
         heldout_up_to=threshold,
         unigram_loss=unigram_loss,
