@@ -68,6 +68,9 @@ class DroppingConfig:
         0.5, "share of a row's N tokens that the dropping layers do not see", BELOW_ONE, only=_DROPS
     )
     keep_schedule: str = field("", "'STEP:K,...': K tokens to keep from each step on; '': by drop_rate", only=_DROPS)
+    keep_by_layer: str = field(
+        "", "'LAYER:K,...': fewer tokens from each of these dropping layers on; '': as many in all", only=_CHOOSES
+    )
     random_share: float = field(
         0.5,
         "random part of the kept tokens, with the selector 'importance+random'",

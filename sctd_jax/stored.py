@@ -69,6 +69,7 @@ CONFIG: list[Change] = [
     Added("data.seq_len_schedule", ""),
     Mended("each stage of kept tokens has the [MASK] tokens among them", "dropping.selector", "importance+random"),
     Added("dropping.sc_full_mlm", True),
+    Added("dropping.keep_by_layer", ""),
 ]
 TASK: list[Change] = []
 # Old name of a metric in `metrics.jsonl` -> its name.

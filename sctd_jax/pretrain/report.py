@@ -65,7 +65,8 @@ def start_table(config: Config, attention: str, mesh: Mesh, data: Data, state: T
             stages = config.stages(config.train.steps)
             counts = _staged([(start, f"{stage.num_kept} of {stage.data.seq_len}") for start, _, stage in stages])
         layers = f"layers {first} to {last} of 0 to {model.num_layers - 1}"
-        kept = f"{counts} in {layers}, selector {config.selector}"
+        fewer = "".join(f", {k} from layer {i} on" for i, k in schedules.parse(dropping.keep_by_layer, int))
+        kept = f"{counts} in {layers}{fewer}, selector {config.selector}"
         rows.append(("kept tokens", kept))
     rows.append(("FLOPs", f"{flops:.3g} a step, {flops / plain:.2f} of a plain full-token step"))
     lines = trainer.start_lines(mesh, rows)

@@ -4,6 +4,7 @@ Shapes: B batch, N sequence length, K kept tokens, P predicted positions, D widt
 A reader meets, in order: masking -> encoder (-> token_dropping) -> losses -> update -> metrics.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -179,22 +180,58 @@ def select(
     For random-LTD i32[S, B, K]: each dropping layer draws its own. `keys_B` are for selectors that draw; `state_BND` is
     the output of `Encoder.prefix`, the tokens' state where dropping begins.
     """
-    selector = token_dropping.SELECTORS[config.selector]
-    # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
-    # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
-    importance_V = importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
-    state_BND = jax.lax.stop_gradient(state_BND)
-    num_top = max(config.num_top, config.num_predicted + 2)  # a stage of few kept tokens has room for all [MASK]
+    importance_V, state_BND = _masks_first(importance_V, batch), jax.lax.stop_gradient(state_BND)
 
     def positions(keys_B):
-        tokens = token_dropping.Candidates(importance_V, batch.input_ids_BN, batch.mask_BN, state_BND, keys_B, num_top)
-        return token_dropping.keep_highest(selector(tokens), batch.mask_BN, config.num_kept)
+        tokens = (batch.input_ids_BN, batch.mask_BN, state_BND, keys_B)
+        return _keep(config, importance_V, *tokens, num_kept=config.num_kept)
 
     if config.dropping.method != "random_ltd":
         return positions(keys_B)
     first, last = config.drop_layers
     draws = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B) for i in range(first, last + 1)]
     return jnp.stack([positions(draw_B) for draw_B in draws])
+
+
+def _masks_first(importance_V: jax.Array, batch: MaskedBatch) -> jax.Array:
+    # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
+    # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
+    return importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
+
+
+def _keep(config: Config, importance_V, input_ids_BN, mask_BN, state_BND, keys_B, *, num_kept: int) -> jax.Array:
+    # A stage of few kept tokens has room for all [MASK].
+    num_top = max(config.top_of(num_kept), config.num_predicted + 2)
+    tokens = token_dropping.Candidates(importance_V, input_ids_BN, mask_BN, state_BND, keys_B, num_top)
+    return token_dropping.keep_highest(token_dropping.SELECTORS[config.selector](tokens), mask_BN, num_kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrowing:
+    """Choice at the layers of `keep_by_layer`, an `encoder.Narrow`: the selector's, among the tokens that are there."""
+
+    config: Config
+    importance_V: jax.Array
+    batch: MaskedBatch
+    keys_B: jax.Array
+    kept: dict[int, jax.Array] = dataclasses.field(default_factory=dict)  # layer -> the positions that it chose
+
+    def __call__(self, layer: int, x_BKD: jax.Array, kept_BK: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """Rows [B, J] of the states before a layer that go on, and their positions; None where all do."""
+        count = self.config.kept_by_layer[layer - self.config.drop_layers[0]]
+        if count == kept_BK.shape[1]:
+            return None
+        ids_BK, mask_BK = (token_dropping.gather(x, kept_BK) for x in (self.batch.input_ids_BN, self.batch.mask_BN))
+        keys_B = jax.vmap(lambda key: jax.random.fold_in(key, layer))(self.keys_B)
+        tokens = (ids_BK, mask_BK, jax.lax.stop_gradient(x_BKD), keys_B)
+        rows_BJ = _keep(self.config, _masks_first(self.importance_V, self.batch), *tokens, num_kept=count)
+        self.kept[layer] = token_dropping.gather(kept_BK, rows_BJ)
+        return rows_BJ, self.kept[layer]
+
+    def after(self, layer: int, kept_BK: jax.Array) -> jax.Array:
+        """Positions of the tokens that came out of a dropping layer, `kept_BK` of them out of the first."""
+        chosen = [self.kept[at] for at in sorted(self.kept) if at <= layer]
+        return chosen[-1] if chosen else kept_BK
 
 
 def visible(config: Config, batch: MaskedBatch) -> jax.Array:
@@ -239,6 +276,9 @@ def forward_sums(
     rows_BR = loss_rows(batch)
     all_rows = needs_all_rows(config.dropping, variant)
 
+    narrowing = Narrowing(config, importance_V, batch, selection_keys_B)
+    narrow = narrowing if config.dropping.keep_by_layer else None
+
     def network(bound: MaskedLm):
         encoder, deterministic = bound.encoder, dropout_key is None
 
@@ -249,7 +289,7 @@ def forward_sums(
 
         def branch(x_BND, kept_BK, rows_BR, mlm=True):
             output, states = encoder.suffix(
-                x_BND, batch.mask_BN, kept_BK=kept_BK, rows_BR=None if all_rows else rows_BR,
+                x_BND, batch.mask_BN, kept_BK=kept_BK, rows_BR=None if all_rows else rows_BR, narrow=narrow,
                 deterministic=deterministic,
             )  # fmt: skip
             loss_BP = None
@@ -265,8 +305,9 @@ def forward_sums(
         ):  # the state of the pass that drops counts, where a consistency step has two prefixes
             kept_BK = select(config, importance_V, batch, selection_keys_B, x_BND)
         trained = branch(x_BND, kept_BK, rows_BR)
-        if variant != "consistency":
+        if variant != "consistency" or kept_BK is None:
             return kept_BK, trained, None
+        kept_BK = narrowing.after(config.drop_layers[1], kept_BK)
         if not config.dropping.sc_share_prefix:
             x_BND = prefix()
         if config.dropping.sc_full_mlm:
