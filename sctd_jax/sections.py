@@ -158,6 +158,9 @@ class OptimizerConfig:
     schedule: Literal["linear", "cosine", "wsd"] = field(
         "linear", "way from the peak to 0 at train.steps; 'wsd': at the peak until decay_steps before it"
     )
+    schedule_by: Literal["steps", "layer_tokens"] = field(
+        "steps", "what moves the schedule on; 'layer_tokens': the share of those that all layers of the run see"
+    )
     decay_steps: int = field(
         0, "steps from the peak to 0 with 'wsd'; 0: at the peak to the end", NOT_NEGATIVE, rerun=True
     )

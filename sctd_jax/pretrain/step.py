@@ -20,8 +20,9 @@ from sctd_jax.model.attention import compiler_options
 from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
+from sctd_jax.pretrain.layer_tokens import rate_at
 from sctd_jax.pretrain.model import make_model
-from sctd_jax.train.optimizer import learning_rate, make_optimizer
+from sctd_jax.train.optimizer import make_optimizer
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import Metrics, accumulate, compile_ahead, update
 
@@ -75,12 +76,16 @@ def make_train_step(
     variant: Variant,
     word_start_V: np.ndarray | None = None,
     mesh: Mesh | None = None,
+    run: Config | None = None,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The step (state, tokens_BN) -> (state, metrics) of one variant (docs/method.md 5); pure, for the caller to jit.
 
-    `word_start_V` bool[V] is for whole-word masking. `mesh` has the devices that will run the step: they decide how
+    `word_start_V` bool[V] is for whole-word masking. `run` is the config of the run of which `config` is a stage: a
+    learning rate by layer-tokens goes by it. `mesh` has the devices that will run the step: they decide how
     attention is computed.
     """
+    if run is None and config.optimizer.schedule_by != "steps":
+        raise ValueError("a learning rate by layer-tokens needs the config of the whole run")
     model, optimizer = make_model(config, mesh), make_optimizer(config.optimizer)
 
     def step_fn(state: TrainState, tokens_BN: jax.Array) -> tuple[TrainState, Metrics]:
@@ -114,7 +119,7 @@ def make_train_step(
                 importance_V, loss_V, count_V, config.dropping.importance_beta, special.frozen
             )
 
-        rate = learning_rate(config.optimizer, config.train.steps, state.step)
+        rate = rate_at(run or config, state.step)
         new_state, metrics = update(optimizer, rate, state, grads, loss, moved)
         metrics["mlm_loss"], metrics["predictions"] = sums.mlm / denominators[0], predictions
         if variant == "consistency":
@@ -135,22 +140,28 @@ def compile_train_step(
     layout: TrainState,
     word_start_V: np.ndarray | None = None,
     options: dict[str, str | bool] | None = None,
+    run: Config | None = None,
 ) -> jax.stages.Compiled:
     """`make_train_step` as an executable `(state, tokens_BN) -> (state, metrics)`; the state is donated.
 
     `layout` is that of `state_layout`; `options` are the compiler's, by name.
     """
     tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), jnp.int32)
-    step_fn = make_train_step(config, special, variant, word_start_V, mesh)
+    step_fn = make_train_step(config, special, variant, word_start_V, mesh, run)
     return compile_ahead(step_fn, layout, tokens, mesh, {**compiler_options(config.model), **(options or {})})
 
 
 def compile_programs(
-    needed: Mapping[str, tuple[Config, Variant]], special: SpecialIds, mesh: Mesh, layout: TrainState, word_start_V=None
+    needed: Mapping[str, tuple[Config, Variant]],
+    special: SpecialIds,
+    mesh: Mesh,
+    layout: TrainState,
+    word_start_V: np.ndarray | None = None,
+    run: Config | None = None,
 ) -> dict[str, jax.stages.Compiled]:
-    """The `programs_needed` by a settled config, by name: nothing compiles in the middle of a run."""
+    """The `programs_needed` by a settled config (`run`), by name: nothing compiles in the middle of a run."""
     return {
-        name: compile_train_step(stage, special, variant, mesh, layout, word_start_V)
+        name: compile_train_step(stage, special, variant, mesh, layout, word_start_V, run=run)
         for name, (stage, variant) in needed.items()
     }
 
