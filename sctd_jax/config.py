@@ -5,6 +5,7 @@ Letters of docs/method.md: N sequence length, K kept tokens, P predicted tokens,
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,13 @@ class Config:
     def num_kept(self) -> int:
         """K, tokens of a row that the dropping layers see."""
         return round(self.data.seq_len * (1 - self.dropping.drop_rate))
+
+    @property
+    def kept_by_layer(self) -> tuple[int, ...]:
+        """Tokens that come out of each dropping layer: K, and from each layer of `keep_by_layer` on its number."""
+        first, last = self.drop_layers
+        stages = ((first, self.num_kept), *schedules.parse(self.dropping.keep_by_layer, int))
+        return tuple(schedules.value_at(stages, layer) for layer in range(first, last + 1))
 
     @property
     def keep_stages(self) -> tuple[tuple[int, int], ...]:
@@ -131,7 +139,7 @@ class Config:
         stages = [
             stage for start, _, stage in self.stages(self.train.steps) for stage in (stage, self.after(start + 1))
         ]
-        kept = [("K, the kept tokens,", stage.num_kept) for stage in stages] if self.drops else []
+        kept = [("K, the kept tokens,", kept) for stage in stages for kept in stage.kept_by_layer] if self.drops else []
         if self.dropping.method == "late_mask":
             kept = [("N - P, the tokens that are not predicted,", stage.num_visible) for stage in stages]
         return tuple(dict.fromkeys([*(("data.seq_len", stage.data.seq_len) for stage in stages), *kept]))
@@ -156,7 +164,11 @@ class Config:
     @property
     def num_top(self) -> int:
         """Kept tokens that 'importance+random' chooses by importance; the others are random."""
-        return self.num_kept - round(self.num_kept * self.dropping.random_share)
+        return self.top_of(self.num_kept)
+
+    def top_of(self, kept: int) -> int:
+        """`num_top` of so many kept tokens."""
+        return kept - round(kept * self.dropping.random_share)
 
 
 def from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -230,6 +242,8 @@ def _check_dropping(config: Config) -> None:
         f"and last_layer must be in order and before the last layer (0 <= first <= last <= {layers - 2}), "
         f"found {first} and {last}",
     )
+    if dropping.keep_by_layer:
+        _check_keep_by_layer(config)
     name = "keep_schedule" if dropping.keep_schedule else "drop_rate"
     for stage in [config, *(stage for *_, stage in config.stages(_END))]:
         length = stage.data.seq_len
@@ -245,6 +259,31 @@ def _check_dropping(config: Config) -> None:
         "dropping.random_share",
         f"{dropping.random_share} leaves {config.num_top} tokens to importance, but [CLS], [SEP] and "
         f"P = {config.num_predicted} masked positions need {config.num_predicted + 2}: lower it",
+    )
+
+
+def _check_keep_by_layer(config: Config) -> None:
+    dropping, (first, last) = config.dropping, config.drop_layers
+    require(
+        dropping.method in ("drop", "sctd", "full_every"),
+        "dropping.keep_by_layer",
+        f"is for the methods drop, sctd and full_every, found {dropping.method}: set it to ''",
+    )
+    other = "dropping.keep_schedule" if dropping.keep_schedule else "data.seq_len_schedule"
+    schedule = dropping.keep_schedule or config.data.seq_len_schedule
+    require(not schedule, "dropping.keep_by_layer", f"does not go with {other} ({schedule}): set one of them alone")
+    whole = re.fullmatch(r"\d+:\d+(,\d+:\d+)*", dropping.keep_by_layer)
+    stages = schedules.parse(dropping.keep_by_layer, int) if whole else ()
+    layers, counts = [layer for layer, _ in stages], [config.num_kept, *(kept for _, kept in stages)]
+    least = config.num_predicted + 2
+    good = all(a < b for a, b in itertools.pairwise([first, *layers, last + 1]))
+    good = good and all(a > b for a, b in itertools.pairwise(counts)) and counts[-1] >= least
+    require(
+        bool(whole) and good,
+        "dropping.keep_by_layer",
+        f"must be LAYER:K,LAYER:K,... with ascending layers from {first + 1} to {last} and falling K below "
+        f"{config.num_kept}, at least {least} ([CLS], [SEP] and P = {config.num_predicted} masked positions), found "
+        f"{dropping.keep_by_layer!r}",
     )
 
 

@@ -12,8 +12,8 @@ MOST = 6  # values of a schedule: most of them are a program of their own
 
 
 def parse(schedule: str, kind: type) -> tuple[tuple[int, Any], ...]:
-    """(first step, value) of each stage, ascending, of a schedule that `check` has seen."""
-    pairs = (part.split(":") for part in schedule.split(","))
+    """(first step, value) of each stage, ascending, of a schedule that `check` has seen; of '' there is none."""
+    pairs = (part.split(":") for part in schedule.split(",") if part)
     return tuple((int(step), kind(value)) for step, value in pairs)
 
 

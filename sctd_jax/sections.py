@@ -68,6 +68,9 @@ class DroppingConfig:
         0.5, "share of a row's N tokens that the dropping layers do not see", BELOW_ONE, only=_DROPS
     )
     keep_schedule: str = field("", "'STEP:K,...': K tokens to keep from each step on; '': by drop_rate", only=_DROPS)
+    keep_by_layer: str = field(
+        "", "'LAYER:K,...': fewer tokens from each of these dropping layers on; '': as many in all", only=_CHOOSES
+    )
     random_share: float = field(
         0.5,
         "random part of the kept tokens, with the selector 'importance+random'",
@@ -157,6 +160,9 @@ class OptimizerConfig:
     warmup_steps: int = field(10_000, "steps from 0 to the peak", NOT_NEGATIVE, rerun=True)
     schedule: Literal["linear", "cosine", "wsd"] = field(
         "linear", "way from the peak to 0 at train.steps; 'wsd': at the peak until decay_steps before it"
+    )
+    schedule_by: Literal["steps", "layer_tokens"] = field(
+        "steps", "what moves the schedule on; 'layer_tokens': the share of those that all layers of the run see"
     )
     decay_steps: int = field(
         0, "steps from the peak to 0 with 'wsd'; 0: at the peak to the end", NOT_NEGATIVE, rerun=True

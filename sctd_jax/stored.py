@@ -70,6 +70,8 @@ CONFIG: list[Change] = [
     Mended("each stage of kept tokens has the [MASK] tokens among them", "dropping.selector", "importance+random"),
     Added("dropping.sc_full_mlm", True),
     Added("data.encoding", ""),
+    Added("dropping.keep_by_layer", ""),
+    Added("optimizer.schedule_by", "steps"),
 ]
 TASK: list[Change] = []
 # Old name of a metric in `metrics.jsonl` -> its name.

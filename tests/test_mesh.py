@@ -29,6 +29,8 @@ METHODS = {
     "full": {"dropping__method": "full", "model__num_layers": 2},
     "random_ltd": {"dropping__method": "random_ltd", **helpers.DROPOUT},
     "sctd": {"dropping__sc_interval": 1, "dropping__selector": "importance+random"},
+    "late_mask": {"dropping__method": "late_mask", "masking__rate": 0.4, **helpers.DROPOUT},
+    "keep_by_layer": {"dropping__method": "drop", "dropping__keep_by_layer": "2:12"},
     # Layers 0 and 3 are global; 1, 2 and 4 local, 2 and 3 drop. RoBERTa's network is BERT's.
     "modernbert": {
         "model__family": "modernbert", "model__num_layers": 5, "model__global_every": 3, "model__local_attention": 8,
@@ -37,6 +39,7 @@ METHODS = {
 }  # fmt: skip
 MODERN = [(shape, "modernbert") for shape in SHAPES]
 DROPPING = [(shape, method) for shape in SHAPES if shape != "4x2x1" for method in ("random_ltd", "sctd")]
+FEWER = [("2x2x2", method) for method in ("late_mask", "keep_by_layer")]
 
 
 def config_on(shape, **overrides):
@@ -86,7 +89,7 @@ def on_one_device(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "method"), [("2x2x2", "full"), ("4x2x1", "full"), *DROPPING, *MODERN])
+@pytest.mark.parametrize(("shape", "method"), [("2x2x2", "full"), ("4x2x1", "full"), *DROPPING, *FEWER, *MODERN])
 def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
     """Losses, parameters and importance table to 1e-5.
 

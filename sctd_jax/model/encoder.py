@@ -5,7 +5,8 @@ positions, D width, V vocabulary, S dropping layers. Modules return `(output, st
 is `config.dtype`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,9 @@ import jax.numpy as jnp
 from sctd_jax.config import ModelConfig
 from sctd_jax.model import attention, token_dropping
 from sctd_jax.model.families import FAMILIES
+
+# (layer, x_BKD, kept_BK) -> the rows of x_BKD that go on, ascending, from that layer on, and their positions; or None.
+Narrow = Callable[[int, jax.Array, jax.Array], tuple[jax.Array, jax.Array] | None]
 
 
 class Encoder(nn.Module):
@@ -105,14 +109,18 @@ class Encoder(nn.Module):
         *,
         kept_BK: jax.Array | None = None,
         rows_BR: jax.Array | None = None,
+        narrow: Narrow | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """The layers from `first_drop` on, as `__call__`."""
+        """The layers from `first_drop` on, as `__call__`; `narrow` chooses who goes on within the dropping layers.
+
+        Tokens that leave at a layer are still among its keys and values, and are merged as the layer before left them.
+        """
         first, after, last = self.first_drop, self.first_drop, self.config.num_layers - 1
         states = ()
         if kept_BK is not None:
             after = self.last_drop + 1
-            drop = self._drop_layerwise if self.layerwise else self._drop
+            drop = self._drop_layerwise if self.layerwise else partial(self._drop, narrow=narrow)
             x_BND, states = drop(range(first, after), x_BND, mask_BN, kept_BK, deterministic)
         x_BND, states = self._run(range(after, last), x_BND, mask_BN, deterministic, states)
         output = self.normed(self.layer[last](x_BND, mask_BN, None, rows_BR, deterministic))
@@ -122,10 +130,20 @@ class Encoder(nn.Module):
         """A state through the family's final norm, where it has one."""
         return self.final_norm(x) if self.final_norm else x
 
-    def _drop(self, layers: range, x_BND: jax.Array, mask_BN: jax.Array, kept_BK: jax.Array, deterministic: bool):
+    def _drop(self, layers: range, x_BND: jax.Array, mask_BN: jax.Array, kept_BK: jax.Array, deterministic: bool,
+              narrow: Narrow | None):  # fmt: skip
         x_BKD = self.layer[layers[0]](x_BND, mask_BN, None, kept_BK, deterministic)
-        kept_mask_BK = token_dropping.gather(mask_BN, kept_BK)
-        x_BKD, states = self._run(layers[1:], x_BKD, kept_mask_BK, deterministic, (x_BKD,), positions=kept_BK)
+        kept_mask_BK, states = token_dropping.gather(mask_BN, kept_BK), (x_BKD,)
+        for i in layers[1:]:
+            chosen = narrow(i, x_BKD, kept_BK) if narrow else None
+            if chosen is None:
+                x_BKD = self.layer[i](x_BKD, kept_mask_BK, kept_BK, None, deterministic)
+            else:
+                rows_BJ, on_BJ = chosen
+                x_BND = token_dropping.merge(x_BND, x_BKD, kept_BK)
+                x_BKD = self.layer[i](x_BKD, kept_mask_BK, kept_BK, rows_BJ, deterministic)
+                kept_mask_BK, kept_BK = token_dropping.gather(kept_mask_BK, rows_BJ), on_BJ
+            states = (*states, x_BKD)
         return token_dropping.merge(x_BND, x_BKD, kept_BK), states
 
     def _drop_layerwise(self, layers: range, x_BND: jax.Array, mask_BN: jax.Array, kept_SBK, deterministic: bool):

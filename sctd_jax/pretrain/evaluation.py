@@ -23,7 +23,7 @@ from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.rows import Data
-from sctd_jax.pretrain.step import loss_rows, mask_batch, select, visible
+from sctd_jax.pretrain.step import Narrowing, loss_rows, mask_batch, select, visible
 from sctd_jax.train.state import TrainState
 
 # Masks of the evaluation: the same for every run, method and seed, so that curves compare.
@@ -101,8 +101,16 @@ def make_eval_step(
         rows_BR = loss_rows(batch)
 
         def network(bert):
+            narrow = (
+                Narrowing(config, importance_V, batch, selection_keys(rows_B))
+                if config.dropping.keep_by_layer
+                else None
+            )
+
             def branch(kept_BK):
-                output, states = bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept_BK, rows_BR=rows_BR)
+                output, states = bert.encoder.suffix(
+                    x_BND, batch.mask_BN, kept_BK=kept_BK, rows_BR=rows_BR, narrow=narrow
+                )
                 vectors = [*(bert.encoder.normed(x[:, 0]) for x in states[-2:-1]), states[-1][:, 0]]
                 return bert.mlm_logits(output[:, 1:]), vectors
 

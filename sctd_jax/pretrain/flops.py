@@ -3,6 +3,8 @@
 Letters of docs/method.md: N sequence length, K kept tokens, P predicted positions, D width, F FFN width, V vocabulary.
 """
 
+import itertools
+
 from sctd_jax.config import Config
 from sctd_jax.model.families import layer_flops, whole_row_flops
 from sctd_jax.pretrain.step import Variant, needs_all_rows
@@ -23,9 +25,14 @@ def forward_flops(config: Config, variant: Variant) -> float:
     prefix = whole_row_flops(model, range(first_drop), length)
     full_middle = whole_row_flops(model, range(first_drop, last), length)
     top = layer_flops(model, last, rows, length, all_tokens=all_rows) + _head(config)
+    counts = config.kept_by_layer if config.drops else (kept,)
     drop_middle = (
         layer_flops(model, first_drop, kept, first_context)
-        + sum(layer_flops(model, i, kept, kept) for i in range(first_drop + 1, last_drop + 1))
+        + sum(
+            # Tokens that leave at a layer are among its keys and values.
+            layer_flops(model, first_drop + i, queries, context)
+            for i, (context, queries) in enumerate(itertools.pairwise(counts), start=1)
+        )
         + whole_row_flops(model, range(last_drop + 1, last), length)
     )
     if variant == "full":

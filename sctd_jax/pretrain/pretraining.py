@@ -112,7 +112,7 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
         start=start,
         describe=describe,
         claim=lambda: claim_workdir(workdir, config, data.folder, log, folders(data)[1:]),
-        compile=lambda: compile_programs(programs, special, mesh, layout, data.word_start_V),
+        compile=lambda: compile_programs(programs, special, mesh, layout, data.word_start_V, run=settled),
         program=lambda step: program_at(config, step),
         batch=batch,
         cost=cost,

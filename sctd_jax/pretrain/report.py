@@ -22,11 +22,11 @@ from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.model.token_dropping import all_but
 from sctd_jax.parallel.mesh import replicated
 from sctd_jax.pretrain.flops import mean_plain_step_flops, mean_step_flops
+from sctd_jax.pretrain.layer_tokens import rate_at
 from sctd_jax.pretrain.rows import Data
 from sctd_jax.pretrain.step import all_full_at
 from sctd_jax.train import trainer
 from sctd_jax.train.metrics import duration, read_metrics
-from sctd_jax.train.optimizer import learning_rate
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.workdir import CHECKPOINTS
 
@@ -68,7 +68,8 @@ def start_table(
             stages = config.stages(config.train.steps)
             counts = _staged([(start, f"{stage.num_kept} of {stage.data.seq_len}") for start, _, stage in stages])
         layers = f"layers {first} to {last} of 0 to {model.num_layers - 1}"
-        kept = f"{counts} in {layers}, selector {config.selector}"
+        fewer = "".join(f", {k} from layer {i} on" for i, k in schedules.parse(dropping.keep_by_layer, int))
+        kept = f"{counts} in {layers}{fewer}, selector {config.selector}"
         rows.append(("kept tokens", kept))
     rows.append(("FLOPs", f"{flops:.3g} a step, {flops / plain:.2f} of a plain full-token step"))
     lines = trainer.start_lines(mesh, rows)
@@ -231,7 +232,7 @@ def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: in
         return []
 
     def rate(config: Config, step: int) -> float:
-        return float(learning_rate(config.optimizer, config.train.steps, step))
+        return float(rate_at(config, step))
 
     was, now = rate(before, step - 1), rate(config, step)
     unchanged = rate(before, min(step, before.train.steps - 1))

@@ -4,6 +4,7 @@ Shapes: B batch, N sequence length, K kept tokens, P predicted positions, D widt
 A reader meets, in order: masking -> encoder (-> token_dropping) -> losses -> update -> metrics.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -19,8 +20,9 @@ from sctd_jax.model.attention import compiler_options
 from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.objective import losses
 from sctd_jax.objective.masking import MaskedBatch, mask_tokens, row_keys
+from sctd_jax.pretrain.layer_tokens import rate_at
 from sctd_jax.pretrain.model import make_model
-from sctd_jax.train.optimizer import learning_rate, make_optimizer
+from sctd_jax.train.optimizer import make_optimizer
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import Metrics, accumulate, compile_ahead, update
 
@@ -74,12 +76,16 @@ def make_train_step(
     variant: Variant,
     word_start_V: np.ndarray | None = None,
     mesh: Mesh | None = None,
+    run: Config | None = None,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The step (state, tokens_BN) -> (state, metrics) of one variant (docs/method.md 5); pure, for the caller to jit.
 
-    `word_start_V` bool[V] is for whole-word masking. `mesh` has the devices that will run the step: they decide how
+    `word_start_V` bool[V] is for whole-word masking. `run` is the config of the run of which `config` is a stage: a
+    learning rate by layer-tokens goes by it. `mesh` has the devices that will run the step: they decide how
     attention is computed.
     """
+    if run is None and config.optimizer.schedule_by != "steps":
+        raise ValueError("a learning rate by layer-tokens needs the config of the whole run")
     model, optimizer = make_model(config, mesh), make_optimizer(config.optimizer)
 
     def step_fn(state: TrainState, tokens_BN: jax.Array) -> tuple[TrainState, Metrics]:
@@ -113,7 +119,7 @@ def make_train_step(
                 importance_V, loss_V, count_V, config.dropping.importance_beta, special.frozen
             )
 
-        rate = learning_rate(config.optimizer, config.train.steps, state.step)
+        rate = rate_at(run or config, state.step)
         new_state, metrics = update(optimizer, rate, state, grads, loss, moved)
         metrics["mlm_loss"], metrics["predictions"] = sums.mlm / denominators[0], predictions
         if variant == "consistency":
@@ -134,22 +140,28 @@ def compile_train_step(
     layout: TrainState,
     word_start_V: np.ndarray | None = None,
     options: dict[str, str | bool] | None = None,
+    run: Config | None = None,
 ) -> jax.stages.Compiled:
     """`make_train_step` as an executable `(state, tokens_BN) -> (state, metrics)`; the state is donated.
 
     `layout` is that of `state_layout`; `options` are the compiler's, by name.
     """
     tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), jnp.int32)
-    step_fn = make_train_step(config, special, variant, word_start_V, mesh)
+    step_fn = make_train_step(config, special, variant, word_start_V, mesh, run)
     return compile_ahead(step_fn, layout, tokens, mesh, {**compiler_options(config.model), **(options or {})})
 
 
 def compile_programs(
-    needed: Mapping[str, tuple[Config, Variant]], special: SpecialIds, mesh: Mesh, layout: TrainState, word_start_V=None
+    needed: Mapping[str, tuple[Config, Variant]],
+    special: SpecialIds,
+    mesh: Mesh,
+    layout: TrainState,
+    word_start_V: np.ndarray | None = None,
+    run: Config | None = None,
 ) -> dict[str, jax.stages.Compiled]:
-    """The `programs_needed` by a settled config, by name: nothing compiles in the middle of a run."""
+    """The `programs_needed` by a settled config (`run`), by name: nothing compiles in the middle of a run."""
     return {
-        name: compile_train_step(stage, special, variant, mesh, layout, word_start_V)
+        name: compile_train_step(stage, special, variant, mesh, layout, word_start_V, run=run)
         for name, (stage, variant) in needed.items()
     }
 
@@ -179,22 +191,58 @@ def select(
     For random-LTD i32[S, B, K]: each dropping layer draws its own. `keys_B` are for selectors that draw; `state_BND` is
     the output of `Encoder.prefix`, the tokens' state where dropping begins.
     """
-    selector = token_dropping.SELECTORS[config.selector]
-    # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
-    # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
-    importance_V = importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
-    state_BND = jax.lax.stop_gradient(state_BND)
-    num_top = max(config.num_top, config.num_predicted + 2)  # a stage of few kept tokens has room for all [MASK]
+    importance_V, state_BND = _masks_first(importance_V, batch), jax.lax.stop_gradient(state_BND)
 
     def positions(keys_B):
-        tokens = token_dropping.Candidates(importance_V, batch.input_ids_BN, batch.mask_BN, state_BND, keys_B, num_top)
-        return token_dropping.keep_highest(selector(tokens), batch.mask_BN, config.num_kept)
+        tokens = (batch.input_ids_BN, batch.mask_BN, state_BND, keys_B)
+        return _keep(config, importance_V, *tokens, num_kept=config.num_kept)
 
     if config.dropping.method != "random_ltd":
         return positions(keys_B)
     first, last = config.drop_layers
     draws = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys_B) for i in range(first, last + 1)]
     return jnp.stack([positions(draw_B) for draw_B in draws])
+
+
+def _masks_first(importance_V: jax.Array, batch: MaskedBatch) -> jax.Array:
+    # Above the other ids that are never dropped: in rows of many [UNK] or [SEP] these would displace it. K is at least
+    # P + 2. Here rather than in the table, so that it holds for tables of older runs too.
+    return importance_V.at[batch.mask_id].set(2 * token_dropping.NEVER_DROP_BONUS)
+
+
+def _keep(config: Config, importance_V, input_ids_BN, mask_BN, state_BND, keys_B, *, num_kept: int) -> jax.Array:
+    # A stage of few kept tokens has room for all [MASK].
+    num_top = max(config.top_of(num_kept), config.num_predicted + 2)
+    tokens = token_dropping.Candidates(importance_V, input_ids_BN, mask_BN, state_BND, keys_B, num_top)
+    return token_dropping.keep_highest(token_dropping.SELECTORS[config.selector](tokens), mask_BN, num_kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrowing:
+    """Choice at the layers of `keep_by_layer`, an `encoder.Narrow`: the selector's, among the tokens that are there."""
+
+    config: Config
+    importance_V: jax.Array
+    batch: MaskedBatch
+    keys_B: jax.Array
+    kept: dict[int, jax.Array] = dataclasses.field(default_factory=dict)  # layer -> the positions that it chose
+
+    def __call__(self, layer: int, x_BKD: jax.Array, kept_BK: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """Rows [B, J] of the states before a layer that go on, and their positions; None where all do."""
+        count = self.config.kept_by_layer[layer - self.config.drop_layers[0]]
+        if count == kept_BK.shape[1]:
+            return None
+        ids_BK, mask_BK = (token_dropping.gather(x, kept_BK) for x in (self.batch.input_ids_BN, self.batch.mask_BN))
+        keys_B = jax.vmap(lambda key: jax.random.fold_in(key, layer))(self.keys_B)
+        tokens = (ids_BK, mask_BK, jax.lax.stop_gradient(x_BKD), keys_B)
+        rows_BJ = _keep(self.config, _masks_first(self.importance_V, self.batch), *tokens, num_kept=count)
+        self.kept[layer] = token_dropping.gather(kept_BK, rows_BJ)
+        return rows_BJ, self.kept[layer]
+
+    def after(self, layer: int, kept_BK: jax.Array) -> jax.Array:
+        """Positions of the tokens that came out of a dropping layer, `kept_BK` of them out of the first."""
+        chosen = [self.kept[at] for at in sorted(self.kept) if at <= layer]
+        return chosen[-1] if chosen else kept_BK
 
 
 def visible(config: Config, batch: MaskedBatch) -> jax.Array:
@@ -239,6 +287,9 @@ def forward_sums(
     rows_BR = loss_rows(batch)
     all_rows = needs_all_rows(config.dropping, variant)
 
+    narrowing = Narrowing(config, importance_V, batch, selection_keys_B)
+    narrow = narrowing if config.dropping.keep_by_layer else None
+
     def network(bound: MaskedLm):
         encoder, deterministic = bound.encoder, dropout_key is None
 
@@ -249,7 +300,7 @@ def forward_sums(
 
         def branch(x_BND, kept_BK, rows_BR, mlm=True):
             output, states = encoder.suffix(
-                x_BND, batch.mask_BN, kept_BK=kept_BK, rows_BR=None if all_rows else rows_BR,
+                x_BND, batch.mask_BN, kept_BK=kept_BK, rows_BR=None if all_rows else rows_BR, narrow=narrow,
                 deterministic=deterministic,
             )  # fmt: skip
             loss_BP = None
@@ -265,8 +316,9 @@ def forward_sums(
         ):  # the state of the pass that drops counts, where a consistency step has two prefixes
             kept_BK = select(config, importance_V, batch, selection_keys_B, x_BND)
         trained = branch(x_BND, kept_BK, rows_BR)
-        if variant != "consistency":
+        if variant != "consistency" or kept_BK is None:
             return kept_BK, trained, None
+        kept_BK = narrowing.after(config.drop_layers[1], kept_BK)
         if not config.dropping.sc_share_prefix:
             x_BND = prefix()
         if config.dropping.sc_full_mlm:

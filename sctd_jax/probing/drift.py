@@ -20,7 +20,7 @@ from sctd_jax.objective import losses
 from sctd_jax.plot import curve, names
 from sctd_jax.pretrain.evaluation import EVAL_SEED, cosine, selection_keys
 from sctd_jax.pretrain.model import make_model
-from sctd_jax.pretrain.step import mask_batch, select
+from sctd_jax.pretrain.step import Narrowing, mask_batch, select
 from sctd_jax.probing.models import POOLINGS, full_precision, held_out, open_pretrained
 from sctd_jax.train.metrics import read_metrics
 
@@ -113,20 +113,28 @@ def jit_compare(config: Config, special: SpecialIds, word_start_V: np.ndarray | 
         def both(bert):
             x_BND, _ = bert.encoder.prefix(batch.input_ids_BN, batch.mask_BN)
             kept_BK = select(config, importance_V, batch, selection_keys(rows_B), x_BND)
-            passes = [bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept)[1] for kept in (None, kept_BK)]
+            narrow = Narrowing(config, importance_V, batch, selection_keys(rows_B))
+            passes = [
+                bert.encoder.suffix(
+                    x_BND, batch.mask_BN, kept_BK=kept, narrow=narrow if config.dropping.keep_by_layer else None
+                )[1]
+                for kept in (None, kept_BK)
+            ]
             # The consistency loss sees them so; the last state has gone through the final norm already.
-            return kept_BK, [(*(bert.encoder.normed(x) for x in states[:-1]), states[-1]) for states in passes]
+            layers = range(config.drop_layers[0], config.model.num_layers)
+            kept_of_layers = [narrow.after(layer, kept_BK) for layer in layers]
+            return kept_of_layers, [(*(bert.encoder.normed(x) for x in states[:-1]), states[-1]) for states in passes]
 
-        def pooled(x_BRD: jax.Array, pooling: str) -> jax.Array:
+        def pooled(x_BRD: jax.Array, kept_BK: jax.Array, pooling: str) -> jax.Array:
             whole = x_BRD.shape[1] == batch.mask_BN.shape[1]
             return losses.pool(
                 x_BRD, batch.mask_BN if whole else token_dropping.gather(batch.mask_BN, kept_BK), pooling
             )
 
-        kept_BK, states = model.apply({"params": params}, method=both)
+        kept_of_layers, states = model.apply({"params": params}, method=both)
         pairs = [
-            [(pooled(full, pooling), pooled(drop, pooling)) for pooling in POOLINGS]
-            for full, drop in zip(*states, strict=True)
+            [(pooled(full, kept_BK, pooling), pooled(drop, kept_BK, pooling)) for pooling in POOLINGS]
+            for full, drop, kept_BK in zip(*states, kept_of_layers, strict=True)
         ]
         return jnp.stack([jnp.stack([jnp.stack([f(*two) for two in row]) for row in pairs]) for f in (cosine, _kl)])
 

@@ -135,7 +135,7 @@ def compile_step(
     word_start_V = np.ones(config.model.vocab_size, bool) if config.masking.whole_word else None
     try:
         layout = state_layout(config, _SPECIAL, mesh)
-        return compile_train_step(config, _SPECIAL, variant, mesh, layout, word_start_V, options)
+        return compile_train_step(config, _SPECIAL, variant, mesh, layout, word_start_V, options, run=config)
     except jax.errors.JaxRuntimeError as error:
         message = str(error).strip().splitlines()[0]
         if not ("RESOURCE_EXHAUSTED" in message and "hbm" in message.lower()):
