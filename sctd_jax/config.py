@@ -160,15 +160,17 @@ _END = 1 << 62  # after the last step of any run
 
 
 def _check_schedules(config: Config) -> None:
-    """Check each schedule, and that it has the value of the field that it changes, which evaluations have."""
+    """Check each schedule, and that the value of the field that it changes, which evaluations have, fits it."""
     dropping, masking, data, train = config.dropping, config.masking, config.data, config.train
     if dropping.keep_schedule and dropping.method != "full":
         schedules.check("dropping.keep_schedule", dropping.keep_schedule, "K", int)
     if schedule := masking.rate_schedule:
         schedules.check("masking.rate_schedule", schedule, "RATE", float)
         rates = [rate for _, rate in schedules.parse(schedule, float)]
-        has = all(0 < rate < 1 for rate in rates) and masking.rate in rates
-        said = f"must have rates between 0 and 1, masking.rate ({masking.rate}) among them, found {schedule!r}"
+        has = all(0 < rate < 1 for rate in rates) and masking.rate <= max(rates)
+        said = (
+            f"must have rates between 0 and 1, one of them at least masking.rate ({masking.rate}), found {schedule!r}"
+        )
         require(has, "masking.rate_schedule", said)
     for name, schedule, what, least, most in (
         ("data.seq_len", data.seq_len_schedule, "N", 8, data.seq_len),

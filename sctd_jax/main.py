@@ -68,6 +68,8 @@ def _run_mode() -> int:
     mode, fits = _MODE.value, recipes.modes(_CONFIG.value)
     if mode not in fits:
         path = config_flags.get_config_filename(flags.FLAGS["config"])
+        if not fits:
+            raise UserError(f"--config={path} is a recipe of an arena: python -m sctd_jax.arena runs it")
         advice = f"give --mode={' or --mode='.join(fits)}"
         if flags.FLAGS["mode"].present:
             advice += f", or a recipe such as {recipes.DEFAULT[mode]}"

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
+from sctd_jax.comparison.table import Recipe as ArenaRecipe
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError, printable
 from sctd_jax.finetune.config import FinetuneConfig, SweepConfig
@@ -26,6 +27,7 @@ _KINDS = (
     (("train", "eval", "compile"), (Config,), "configs/base.py"),
     (("finetune",), (FinetuneConfig,), "configs/finetune.py"),
     (("sweep",), (SweepConfig, FinetuneConfig), "configs/sweep.py"),
+    ((), (ArenaRecipe,), "configs/arena/small.py"),  # sctd_jax.arena's
 )
 DEFAULT = {mode: path for modes, _, path in _KINDS for mode in modes}
 BOOLEAN = "true or false"

@@ -49,18 +49,19 @@ class ModelConfig:
     )
 
 
-_DROPS = ("method", "drop", "sctd", "random", "random_ltd")
+_DROPS = ("method", "drop", "sctd", "full_every", "random", "random_ltd")
+_CHOOSES = ("method", "drop", "sctd", "full_every")
 
 
 @dataclasses.dataclass(frozen=True)
 class DroppingConfig:
     """Tokens that skip layers, and ScTD's consistency steps (docs/method.md 3 to 5)."""
 
-    method: Literal["full", "drop", "sctd", "random", "random_ltd"] = field(
+    method: Literal["full", "drop", "sctd", "random", "random_ltd", "full_every"] = field(
         "sctd", "way to train; 'random' is 'drop' with the selector 'random'"
     )
     selector: str = field(
-        "importance", "key of model.token_dropping.SELECTORS, for 'drop' and 'sctd'", only=("method", "drop", "sctd")
+        "importance", "key of model.token_dropping.SELECTORS, for 'drop', 'sctd' and 'full_every'", only=_CHOOSES
     )
     drop_rate: float = field(
         0.5, "share of a row's N tokens that the dropping layers do not see", BELOW_ONE, only=_DROPS
@@ -76,9 +77,19 @@ class DroppingConfig:
     last_layer: int = field(-1, "last layer without the dropped tokens; -1: L - 2", only=_DROPS)
     importance_init: float = field(10.0, "importance of an id before its first loss")
     importance_beta: float = field(0.95, "share of the old importance that a new loss leaves", SHARE)
-    sc_interval: int = field(10, "Fi: every how many steps a consistency step", ONE_OR_MORE, only=("method", "sctd"))
+    sc_interval: int = field(
+        10,
+        "Fi: every how many steps a consistency step, or with 'full_every' a full step",
+        ONE_OR_MORE,
+        only=("method", "sctd", "full_every"),
+    )
     sc_weight: float = field(
         0.05, "lambda: weight of the mean KL beside the mean MLM loss", NOT_NEGATIVE, only=("method", "sctd")
+    )
+    sc_full_mlm: bool = field(
+        True,
+        "half of a consistency step's MLM loss is the full pass's; false: all of it the drop pass's",
+        only=("method", "sctd"),
     )
     sc_stop_gradient: bool = field(False, "detach the full pass in the KL", only=("method", "sctd"))
     sc_pool: Literal["cls", "mean"] = field(

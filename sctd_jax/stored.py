@@ -68,6 +68,7 @@ CONFIG: list[Change] = [
     Added("train.batch_schedule", ""),
     Added("data.seq_len_schedule", ""),
     Mended("each stage of kept tokens has the [MASK] tokens among them", "dropping.selector", "importance+random"),
+    Added("dropping.sc_full_mlm", True),
 ]
 TASK: list[Change] = []
 # Recipe whose content is another one's now -> a field by which runs of before are known, its value there, that recipe.

@@ -99,6 +99,27 @@ REWRITES = [
             "train_step.py --peer pytorch --repeats 9 --out docs",
         ),
         (r"--peer pytorch --repeats 9", rf"--peer pytorch --peer-python {helpers.PEER} --repeats 1 --smoke"),
+        (
+            r"^(python -m sctd_jax\.arena) --config=\S+ --workdir=\S+( --next)?$",
+            r"\1 --config=tests/small_arena.py:rows --workdir=arena --next",
+        ),
+        (
+            r"arena --config=configs/\S+ --step-time study/step_time.json --workdir=study/cells$",
+            "arena --config=tests/small_arena.py:rows --step-time study/step_time.json --workdir=timed --next",
+        ),
+        (
+            r"arena --config=configs/\S+ --workdir=DIR --report --out OUT",
+            "arena --config=tests/small_arena.py:rows --workdir=arena --report --out reported",
+        ),
+        (
+            r"arena --report --cells OUT/cells\.jsonl --out OUT",
+            "arena --report --cells reported/cells.jsonl --out reported",
+        ),
+        (r"--arena configs/arena/small\.py:(ROWS|study/rows)", "--arena tests/small_arena.py:rows"),
+        (
+            r"--input 'labels/text/\*\.jsonl' (.*)--vocab-size 1024 (.*)--seq-len 128",
+            r"--input 'books/**/*.txt' --documents paragraph \1--vocab-size 512 \2--seq-len 32",
+        ),
         (r"tpu_(batches|recipes)\.py$", r"tpu_\1.py --out docs/tpu_\1.json"),
         (r" --minutes 100$", ""),
         (r"tpu_recipes\.py base_v5e_8 ", "tpu_recipes.py "),
@@ -190,7 +211,7 @@ def forked(python, lines: list[str], preload: tuple[str, ...], folder: Path) -> 
 def folder(speeches, tmp_path_factory):
     """Working folder of a user who has what the documents speak of."""
     folder = tmp_path_factory.mktemp("user")
-    for name in ("configs", "sctd_jax", "benchmarks", "launch", "requirements.txt"):
+    for name in ("configs", "sctd_jax", "benchmarks", "launch", "tests", "requirements.txt"):
         (folder / name).symlink_to(helpers.ROOT / name)
     shutil.copytree(helpers.ROOT / "docs", folder / "docs")
     (folder / "books" / "old").mkdir(parents=True)
@@ -308,7 +329,7 @@ def test_commands_of_make_and_pytest_name_what_is_there():
 def test_every_script_of_the_benchmarks_is_run():
     scripts = {path.name for path in (helpers.ROOT / "benchmarks").glob("*.py")} - {"__init__.py"}
     ran = set(re.findall(r"benchmarks/(\w+\.py)", " ".join(RUN)))
-    assert scripts - ran == {"peer_pytorch.py"}  # by --peer pytorch
+    assert scripts - ran == {"peer_pytorch.py", "arena_step_time.py"}  # by --peer pytorch and --arena
 
 
 def test_code_in_a_document_is_tried_by_the_tests_of_contributing():

@@ -2,10 +2,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import chips
 from sctd_jax.pretrain.flops import forward_flops, mean_plain_step_flops, mean_step_flops, plain_step_flops, step_flops
-from sctd_jax.pretrain.model import make_model
-from sctd_jax.pretrain.step import variant_at
+from sctd_jax.pretrain.model import initial_state, make_model
+from sctd_jax.pretrain.step import forward_sums, mask_batch, variant_at
 from tests import helpers
 
 
@@ -26,6 +27,33 @@ def test_a_local_layer_computes_the_blocks_around_its_windows():
         data__seq_len=512, dropping__method="full",
     )  # fmt: skip
     check_count(config, "full", more=2 * 4 * 128 * 512 * (3 * 64 - 129))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {}, {"dropping__sc_full_mlm": False}, {"dropping__sc_full_mlm": False, "dropping__sc_pool": "mean"},
+        {"dropping__sc_share_prefix": False},
+    ],
+)  # fmt: skip
+def test_the_formula_of_a_consistency_step_is_xlas_count(values):
+    """Its count before it merges what both passes compute alike."""
+    config = helpers.config(
+        model__hidden_size=768, model__intermediate_size=3072, model__vocab_size=4096, dropping__method="sctd", **values
+    )
+    tokens = helpers.random_rows(2)
+    batch = mask_batch(config, helpers.SPECIAL, jax.random.key(0), tokens)
+    state = jax.eval_shape(lambda: initial_state(config, helpers.SPECIAL))
+    keys_B = row_keys(jax.random.key(1), jnp.arange(2))
+
+    def forward(params, importance_V):
+        return forward_sums(
+            config, make_model(config), params, importance_V, batch, "consistency", dropout_key=None,
+            selection_keys_B=keys_B,
+        )  # fmt: skip
+
+    counted = jax.jit(forward).lower(state.params, state.importance_V).cost_analysis()["flops"]
+    assert 2 * forward_flops(config, "consistency") == pytest.approx(counted, rel=0.02)
 
 
 def check_count(config, method, more=0.0):
@@ -59,7 +87,7 @@ def check_count(config, method, more=0.0):
         {"data__seq_len_schedule": "0:24,5:32", "dropping__keep_schedule": "0:12,3:24"},
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("method", ["full", "drop", "sctd", "random_ltd"])
+@pytest.mark.parametrize("method", ["full", "drop", "sctd", "full_every", "random_ltd"])
 @pytest.mark.parametrize(
     ("first", "last", "steps", "interval"), [(0, 0, 20, 10), (3, 2, 23, 5), (7, 0, 20, 3), (0, 5, 6, 4)]
 )

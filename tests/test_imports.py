@@ -25,9 +25,10 @@ FLOORS = (
     ("hf", "objective", "tasks", "train"),
     ("models", "plot"),
     ("finetune", "pretrain"),
+    ("comparison",),
     ("recipes",),
     ("interop", "probing", "tpu"),
-    ("main", "probe", "scripts"),
+    ("arena", "main", "probe", "scripts"),
 )
 
 

@@ -116,7 +116,10 @@ def test_the_error_of_a_missing_recipe_lists_what_is_there(elsewhere):
     for path, advice in (
         ("configs/nothing_like_it.py", "recipes are configs/base.py, configs/continued.py, "),
         ("configs/nothing_like_it.py", "configs/ours.py, "),
-        ("configs/nothing_like_it.py", " and those in configs/gpu/, configs/modern/, configs/presets/, configs/tpu/"),
+        (
+            "configs/nothing_like_it.py",
+            " and those in configs/arena/, configs/gpu/, configs/modern/, configs/presets/, configs/tpu/",
+        ),
         ("configs/tiny", "did you mean configs/tiny.py?"),
         ("tinny.py", "did you mean configs/tiny.py?"),
         ("base_v4_8.py", "did you mean configs/tpu/base_v4_8.py?"),

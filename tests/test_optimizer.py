@@ -81,6 +81,8 @@ def test_a_rate_that_jumps_on_resuming_is_said_with_what_works_better(tmp_path):
     ends = {"dropping__full_steps_last": 100, "optimizer__learning_rate": 0.0}
     (again,) = report.schedule_lines(config(train__steps=2400, **ends), config(**ends), tmp_path, 1200)
     assert again.endswith("the run drops tokens again, for train.steps was 1200 and is 2400")
+    every = {"dropping__method": "full_every", "dropping__sc_interval": 10, "optimizer__learning_rate": 0.0}
+    assert not report.schedule_lines(config(train__steps=2400, **every), config(**every), tmp_path, 1191)
 
 
 def test_decay_covers_every_parameter_and_spares_biases_and_norms():

@@ -70,7 +70,20 @@ def test_full_steps_at_both_ends():
     assert tuple(programs_needed(config)) == ("full", "drop", "consistency")
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_full_every_has_a_full_step_where_sctd_has_a_consistency_step_and_is_drop_elsewhere():
+    ends = {"train__steps": 20, "dropping__full_steps_first": 4, "dropping__full_steps_last": 3}
+    sctd, ours = (helpers.config(dropping__method=method, **ends) for method in ("sctd", "full_every"))
+    variants = [variant_at(ours, step) for step in range(20)]
+    assert variants == [variant_at(sctd, step).replace("consistency", "full") for step in range(20)]
+    assert [step for step in range(4, 17) if variants[step] == "full"] == [6, 9, 12, 15]
+    assert tuple(programs_needed(ours)) == ("full", "drop")
+    drop, tokens = helpers.config(dropping__method="drop"), helpers.random_rows(8)
+    for variant in ("full", "drop"):  # no field but the rhythm is read
+        a, b = (one_step(config, start(config), tokens, variant)[1] for config in (ours, drop))
+        assert {name: float(x) for name, x in a.items()} == {name: float(x) for name, x in b.items()}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "full_every"])
 def test_variants_are_those_that_the_schedule_meets(method):
     for first, last, steps, interval in [(0, 0, 1, 10), (0, 0, 7, 3), (5, 0, 7, 3), (3, 4, 7, 2), (1, 0, 3, 10)]:
         config = helpers.config(
@@ -200,6 +213,37 @@ def test_stop_gradient_detaches_the_full_pass_from_the_kl_alone():
     (_, mlm_a), (_, mlm_b) = (kl_gradient(c, "mlm_full") for c in (flows, stops))
     assert_trees_close(mlm_a, mlm_b, atol=0)
     assert float(jnp.abs(mlm_b["encoder"]["layer_1"]["mlp"]["output"]["kernel"]).max()) > 0
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_without_the_full_passs_mlm_term_a_consistency_step_is_a_drop_step_and_the_kl(pool):
+    """docs/method.md 5: the KL is that of a whole full pass, MLM(drop) has weight 1, and the KL has its gradient."""
+    config = helpers.config(dropping__sc_full_mlm=False, dropping__sc_pool=pool)
+    whole = helpers.config(dropping__sc_pool=pool)
+    params, tokens = start(config, scale=0.1).params, helpers.random_rows(4, pad=True)
+
+    def value_and_gradient(config, variant, weight):
+        def loss(params):
+            (sums, _), _ = sums_of(config, params, tokens, variant)
+            consistency, full_mlm = variant == "consistency", config.dropping.sc_full_mlm
+            kwargs = {"consistency": consistency, "sc_weight": weight, "full_mlm": full_mlm}
+            return losses.combine(sums, 20.0, 4, **kwargs), sums
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    (loss, sums), grads = value_and_gradient(config, "consistency", 5.0)
+    (full_loss, full_sums), _ = value_and_gradient(whole, "consistency", 5.0)
+    for name in ("mlm", "sc_global", "sc_local"):
+        np.testing.assert_allclose(getattr(sums, name), getattr(full_sums, name), rtol=1e-4, err_msg=name)
+    assert float(sums.mlm_full) == 0 < float(full_sums.mlm_full)
+    kl = (full_sums.sc_global + full_sums.sc_local) / 4
+    np.testing.assert_allclose(loss, full_sums.mlm / 20 + 5 * kl, rtol=1e-5)
+    _, mlm_grads = value_and_gradient(config, "drop", 5.0)
+    _, no_kl = value_and_gradient(config, "consistency", 0.0)
+    assert_trees_close(no_kl, mlm_grads)
+    kl_grads = jax.tree.map(lambda a, b: a - b, grads, mlm_grads)
+    assert float(jnp.abs(kl_grads["encoder"]["layer_1"]["mlp"]["output"]["kernel"]).max()) > 1e-3
+    assert not np.allclose(full_loss, loss)
 
 
 # The whole step.

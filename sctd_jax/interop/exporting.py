@@ -19,7 +19,10 @@ from sctd_jax.train.workdir import TASK_FILE, check_metadata, read_command, read
 
 _CARD = "README.md"
 # Tags of the hub for a method.
-_TAGS = {"drop": ("token-dropping",), "sctd": ("token-dropping", "sctd"), "random_ltd": ("random-ltd",)}
+_TAGS = {
+    "drop": ("token-dropping",), "sctd": ("token-dropping", "sctd"), "full_every": ("token-dropping",),
+    "random_ltd": ("random-ltd",),
+}  # fmt: skip
 _FILL_MASK = """from transformers import pipeline
 
 model = "."  # this folder, or the model's name on the hub

@@ -1,6 +1,7 @@
 """Import from and export to Hugging Face `transformers`; needs neither torch nor transformers.
 
-python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR [--step N] [--force] [--dtype TYPE] ...
+python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR [--step N] [--force] [--dtype bfloat16]
+    [--license ID ...]
 python -m sctd_jax.interop.huggingface import --from DIR_OR_FILE --workdir RUN [--tokenizer FILE]
 """
 

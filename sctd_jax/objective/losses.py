@@ -13,7 +13,7 @@ class Sums:
     """Sums over rows of one (micro)batch; divided by global weights only in `combine`."""
 
     mlm: jax.Array  # cross-entropy of the pass that trains: the drop pass, or the full pass of a full step
-    mlm_full: jax.Array  # cross-entropy of a consistency step's full pass
+    mlm_full: jax.Array  # cross-entropy of a consistency step's full pass; 0 where the loss has no such term
     sc_global: jax.Array  # KL at the last layer
     sc_local: jax.Array  # KL at the layer before
 
@@ -41,15 +41,26 @@ def consistency_kl(full_BD: jax.Array, drop_BD: jax.Array) -> jax.Array:
     return jnp.sum(jnp.exp(log_full_BD) * (log_full_BD - log_drop_BD))
 
 
-def combine(sums: Sums, num_predictions: jax.Array, num_rows: int, *, consistency: bool, sc_weight: float):
+def combine(
+    sums: Sums,
+    num_predictions: jax.Array,
+    num_rows: int,
+    *,
+    consistency: bool,
+    sc_weight: float,
+    full_mlm: bool = True,
+):
     """The step's loss (ScTD, eq. 5): means over the global batch.
 
-    Consistency step: 1/2 MLM(drop) + 1/2 MLM(full) + lambda (SC_global + SC_local); otherwise MLM. `sc_weight` is
-    lambda. The sums may be a microbatch's, but `num_predictions` and `num_rows` are those of the *global* batch: the
-    losses of its microbatches add up to the batch's.
+    Consistency step: 1/2 MLM(drop) + 1/2 MLM(full) + lambda (SC_global + SC_local), without `full_mlm` MLM(drop) in
+    the place of both halves; otherwise MLM. `sc_weight` is lambda. The sums may be a microbatch's, but
+    `num_predictions` and `num_rows` are those of the *global* batch: the losses of its microbatches add up to the
+    batch's.
     """
     mlm = sums.mlm / num_predictions
     if not consistency:
         return mlm
     kl = (sums.sc_global + sums.sc_local) / num_rows
+    if not full_mlm:
+        return mlm + sc_weight * kl
     return 0.5 * mlm + 0.5 * sums.mlm_full / num_predictions + sc_weight * kl

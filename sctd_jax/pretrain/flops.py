@@ -33,7 +33,10 @@ def forward_flops(config: Config, variant: Variant) -> float:
     if variant == "drop":
         return prefix + drop_middle + top
     prefixes = 1 if config.dropping.sc_share_prefix else 2
-    return prefixes * prefix + full_middle + drop_middle + 2 * top
+    full_top = top
+    if not config.dropping.sc_full_mlm:  # no head, and of the last layer [CLS] alone
+        full_top = layer_flops(model, last, length if all_rows else 1, length, all_tokens=all_rows)
+    return prefixes * prefix + full_middle + drop_middle + top + full_top
 
 
 def step_flops(config: Config, variant: Variant) -> float:
@@ -64,9 +67,12 @@ def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
     first = min(max(start, dropping.full_steps_first), end)
     last = max(first, min(end, config.train.steps - dropping.full_steps_last))
     consistency = 0
-    if dropping.method == "sctd":
+    if dropping.method in ("sctd", "full_every"):
         consistency = -(-last // dropping.sc_interval) - -(-first // dropping.sc_interval)
-    return {"full": end - start - (last - first), "drop": last - first - consistency, "consistency": consistency}
+    full, drop = end - start - (last - first), last - first - consistency
+    if dropping.method == "full_every":
+        return {"full": full + consistency, "drop": drop}
+    return {"full": full, "drop": drop, "consistency": consistency}
 
 
 def plain_step_flops(config: Config) -> float:

@@ -22,7 +22,7 @@ from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.parallel.mesh import replicated
 from sctd_jax.pretrain.flops import mean_plain_step_flops, mean_step_flops
 from sctd_jax.pretrain.rows import Data
-from sctd_jax.pretrain.step import variant_at
+from sctd_jax.pretrain.step import all_full_at
 from sctd_jax.train import trainer
 from sctd_jax.train.metrics import duration, read_metrics
 from sctd_jax.train.optimizer import learning_rate
@@ -97,9 +97,11 @@ def _method(dropping: DroppingConfig) -> str:
     text = {
         "full": "full-token training",
         "drop": "token dropping",
+        "full_every": f"token dropping, a full step every {dropping.sc_interval}",
         "random": "random token dropping",
         "random_ltd": "random-LTD, random tokens of its own for each layer",
-        "sctd": f"ScTD, a consistency step every {dropping.sc_interval}, lambda {dropping.sc_weight:g}",
+        "sctd": f"ScTD, a consistency step every {dropping.sc_interval}, lambda {dropping.sc_weight:g}"
+        + ("" if dropping.sc_full_mlm else ", without the full pass's MLM term"),
     }[dropping.method]
     if dropping.method != "full" and (dropping.full_steps_first or dropping.full_steps_last):
         text += f"; full-token steps: first {dropping.full_steps_first:,}, last {dropping.full_steps_last:,}"
@@ -247,7 +249,7 @@ def schedule_lines(config: Config, before: Config, workdir: epath.Path, step: in
                 "the loss may rise before it falls; a lower optimizer.learning_rate makes the jump smaller. With a "
                 f"warm-up of its own: {_longer(config.data, workdir)}"
             )
-    if variant_at(before, step - 1) == "full" != variant_at(config, step):
+    if all_full_at(before, step - 1) and not all_full_at(config, step):
         lines.append(f"warning: after full-token steps the run drops tokens again, for {changes}")
     return lines
 

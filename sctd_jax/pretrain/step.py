@@ -34,12 +34,18 @@ _MASKING, _DROPOUT, _SELECTION = range(3)
 def variant_at(config: Config, step: int) -> Variant:
     """Variant that update number `step` (from 0) runs; chosen on the host, so any step can be first."""
     dropping = config.dropping
-    full = step < dropping.full_steps_first or step >= config.train.steps - dropping.full_steps_last
-    if dropping.method == "full" or full:
+    if all_full_at(config, step):
         return "full"
-    if dropping.method == "sctd" and step % dropping.sc_interval == 0:
-        return "consistency"
+    if dropping.method in ("sctd", "full_every") and step % dropping.sc_interval == 0:
+        return "consistency" if dropping.method == "sctd" else "full"
     return "drop"
+
+
+def all_full_at(config: Config, step: int) -> bool:
+    """Whether a step lies where no step drops: in the whole run of `full`, in the full steps at both ends of others."""
+    dropping = config.dropping
+    ends = step < dropping.full_steps_first or step >= config.train.steps - dropping.full_steps_last
+    return dropping.method == "full" or ends
 
 
 def program_at(config: Config, step: int) -> str:
@@ -91,8 +97,9 @@ def make_train_step(
                 selection_keys_B=row_keys(jax.random.fold_in(key, _SELECTION), rows_B),
             )  # fmt: skip
             loss = losses.combine(
-                sums, *denominators, consistency=variant == "consistency", sc_weight=config.dropping.sc_weight
-            )
+                sums, *denominators, consistency=variant == "consistency", sc_weight=config.dropping.sc_weight,
+                full_mlm=config.dropping.sc_full_mlm,
+            )  # fmt: skip
             importance = token_dropping.importance_sums(
                 config.model.vocab_size, microbatch.targets_BP, losses_BP, microbatch.weights_BP
             )
@@ -110,7 +117,8 @@ def make_train_step(
         new_state, metrics = update(optimizer, rate, state, grads, loss, moved)
         metrics["mlm_loss"], metrics["predictions"] = sums.mlm / denominators[0], predictions
         if variant == "consistency":
-            metrics["mlm_loss_full_pass"] = sums.mlm_full / denominators[0]
+            if config.dropping.sc_full_mlm:
+                metrics["mlm_loss_full_pass"] = sums.mlm_full / denominators[0]
             metrics["sc_global"] = sums.sc_global / denominators[1]
             metrics["sc_local"] = sums.sc_local / denominators[1]
         return new_state, metrics
@@ -225,22 +233,28 @@ def forward_sums(
         def prefix():
             return encoder.prefix(batch.input_ids_BN, batch.mask_BN, deterministic=deterministic)[0]
 
-        def branch(x_BND, kept_BK):
+        def branch(x_BND, kept_BK, rows_BR, mlm=True):
             output, states = encoder.suffix(
                 x_BND, batch.mask_BN, kept_BK=kept_BK, rows_BR=None if all_rows else rows_BR,
                 deterministic=deterministic,
             )  # fmt: skip
-            predicted = token_dropping.gather(output, batch.positions_BP) if all_rows else output[:, 1:]
-            loss_BP = losses.cross_entropy(bound.mlm_logits(predicted), batch.targets_BP)
+            loss_BP = None
+            if mlm:
+                predicted = token_dropping.gather(output, batch.positions_BP) if all_rows else output[:, 1:]
+                loss_BP = losses.cross_entropy(bound.mlm_logits(predicted), batch.targets_BP)
             return loss_BP, (*map(encoder.normed, states[-2:-1]), states[-1])
 
         x_BND, kept_BK = prefix(), None
         if variant != "full":  # the state of the pass that drops counts, where a consistency step has two prefixes
             kept_BK = select(config, importance_V, batch, selection_keys_B, x_BND)
-        trained = branch(x_BND, kept_BK)
+        trained = branch(x_BND, kept_BK, rows_BR)
         if variant != "consistency":
             return kept_BK, trained, None
-        return kept_BK, trained, branch(x_BND if config.dropping.sc_share_prefix else prefix(), None)
+        if not config.dropping.sc_share_prefix:
+            x_BND = prefix()
+        if config.dropping.sc_full_mlm:
+            return kept_BK, trained, branch(x_BND, None, rows_BR)
+        return kept_BK, trained, branch(x_BND, None, rows_BR[:, :1], mlm=False)  # the KL reads [CLS] alone
 
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     passes: Any = model.apply({"params": params}, rngs=rngs, method=network)
@@ -250,7 +264,7 @@ def forward_sums(
     if full_pass is not None:
         full_loss_BP, full_states = full_pass
         sc_local, sc_global = _consistency(config, batch, kept_BK, full_states, drop_states)
-        mlm_full = jnp.sum(full_loss_BP * batch.weights_BP)
+        mlm_full = zero if full_loss_BP is None else jnp.sum(full_loss_BP * batch.weights_BP)
         sums = losses.Sums(sums.mlm, mlm_full, sc_global, sc_local)
     return sums, jax.lax.stop_gradient(loss_BP)
 

@@ -1,0 +1,92 @@
+"""Mean step time of every method of an arena in units of its baseline's: what `train_step.py --arena` runs.
+
+A step of a method is the mean over its run at budget 1, each of its programs (drop, consistency, stages of K ...) as
+often as the run has it. All methods are timed in turn, so that a machine that slows down slows all of them.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sctd_jax import recipes
+from sctd_jax.comparison.table import read_table
+from sctd_jax.config import Config
+from sctd_jax.data.special import SpecialIds
+from sctd_jax.parallel import mesh as meshes
+from sctd_jax.pretrain.model import initial_state, on_devices, state_layout
+from sctd_jax.pretrain.step import compile_programs, program_at, programs_needed
+
+_SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+
+
+class _Method:
+    """One method's programs, on a state of its own and on random rows."""
+
+    def __init__(self, config: Config):
+        settled, _, mesh = on_devices(config)
+        needed = programs_needed(settled)
+        layout = state_layout(settled, _SPECIAL, mesh)
+        self._programs = compile_programs(needed, _SPECIAL, mesh, layout)
+        self._state = jax.jit(lambda: initial_state(config, _SPECIAL), out_shardings=meshes.shardings(layout))()
+        rng, self._rows = np.random.default_rng(0), {}
+        for name, (stage, _) in needed.items():
+            shape = (stage.train.batch_size, stage.data.seq_len)
+            rows = rng.integers(5, config.model.vocab_size, shape, dtype=np.int32)
+            rows[:, 0], rows[:, -1] = _SPECIAL.cls, _SPECIAL.sep
+            self._rows[name] = meshes.put_batch(mesh, len(rows), rows)
+        counts = collections.Counter(program_at(config, step) for step in range(config.train.steps))
+        self._shares = {name: count / config.train.steps for name, count in counts.items()}
+
+    def seconds(self, steps: int) -> float:
+        """Mean seconds of a step of the run, from `steps` steps of each program."""
+        mean = 0.0
+        for name, share in self._shares.items():
+            began = time.perf_counter()
+            for _ in range(steps):
+                self._state, metrics = self._programs[name](self._state, self._rows[name])
+            jax.block_until_ready((self._state.params, metrics))
+            mean += share * (time.perf_counter() - began) / steps
+        return mean
+
+
+def measure(recipe: str, repeats: int, steps: int = 10) -> dict:
+    """Content of the JSON file: `step_time` by method (medians over repeats), `spread`, and where it was measured."""
+    values = recipes.load(recipe).to_dict()
+    everything = {"methods": tuple(values["methods"]), "budgets": (1.0,), "seeds": (0,)}
+    table = read_table(values | {"rounds": (everything,)}, dict.fromkeys(values["methods"], 1.0))
+    methods = {cell.method: _Method(cell.config) for cell in table.cells}
+    found = []
+    for repeat in range(repeats + 1):  # the first one warms up
+        seconds = {name: method.seconds(steps) for name, method in methods.items()}
+        if repeat:
+            found.append(seconds)
+    ratios = {name: [one[name] / one[table.baseline] for one in found] for name in methods}
+    return {
+        "recipe": recipe,
+        "step_time": {name: round(float(np.median(values)), 4) for name, values in ratios.items()},
+        "spread": {name: [round(min(values), 4), round(max(values), 4)] for name, values in ratios.items()},
+        "seconds": {name: float(np.median([one[name] for one in found])) for name in methods},
+        "machine": {
+            "jax": jax.__version__, "device": jax.devices()[0].device_kind, "cpus": os.cpu_count(),
+            "date": time.strftime("%Y-%m-%d"), "repeats": repeats, "steps": steps,
+        },
+        "model": dataclasses.asdict(table.cells[0].config.model),
+    }  # fmt: skip
+
+
+def report(found: dict, out: Path | None) -> None:
+    """Print the figures, and write them where `--step-time` of the arena finds them."""
+    print("{:<24} {:>9} {:>15} {:>9}".format("method", "step time", "spread", "seconds"))
+    for name, ratio in found["step_time"].items():
+        low, high = found["spread"][name]
+        print(f"{name:<24} {ratio:9.3f} {f'{low:.3f}-{high:.3f}':>15} {found['seconds'][name]:9.4f}")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "step_time.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(f"written: {out / 'step_time.json'}")

@@ -1,0 +1,1 @@
+"""Recipes of arenas, for python -m sctd_jax.arena."""

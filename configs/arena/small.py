@@ -1,0 +1,53 @@
+r"""An arena for two CPU cores: ModernBERT, 6 layers x 128, rows of 128 tokens, 1,024 pieces.
+
+    make labels
+    python -m sctd_jax.data.prepare --input 'labels/text/*.jsonl' --out study/rows --vocab-size 1024 \
+        --tokenizer-type unigram --seq-len 128 --heldout-share 0.03
+    python -m sctd_jax.arena --config=configs/arena/small.py:study/rows --workdir=study/cells
+
+Its full run takes about twenty minutes on two cores. docs/study.md says how rate, warm-up and masking were
+chosen, on the full runs alone, and has the results.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.modern import base
+
+_SPEC = ("full", "drop", "sctd", "random", "random_ltd")
+
+
+def run(rows: str) -> ConfigDict:
+    """The baseline's run at budget 1: full-token training."""
+    config = base.get_config()
+    config.model.update(
+        vocab_size=1024, num_layers=6, hidden_size=128, num_heads=4, intermediate_size=192, max_positions=128,
+        global_every=1, initializer_range=0.05, dtype="float32",
+    )  # fmt: skip
+    config.dropping.method = "full"
+    # Trained at three in ten, judged at BERT's rate like every other run on these rows.
+    config.masking.update(rate=0.15, rate_schedule="0:0.3")
+    config.data.update(rows=rows, seq_len=128, tokenizer_type="unigram")
+    config.optimizer.update(
+        name="adamw", clip_norm=1.0, weight_decay=0.01, learning_rate=1.5e-3, warmup_steps=300, schedule="linear",
+        decay_steps=0,
+    )  # fmt: skip
+    config.train.update(
+        steps=4_000, batch_size=16, accumulation=1, consistency_accumulation=0, eval_rows=512, log_every=50
+    )
+    return config
+
+
+def get_config(rows: str) -> ConfigDict:
+    """The table; `rows` is the folder that data.prepare wrote."""
+    config = ConfigDict()
+    config.run = run(rows)
+    config.baseline = "full"
+    config.methods = {name: {"dropping": {"method": name}} for name in _SPEC}
+    config.step_time = {"full": 1.0}
+    config.rounds = (
+        {"methods": _SPEC, "budgets": (1.0,), "seeds": (0, 1, 2)},
+        {"methods": ("full", "drop", "sctd"), "budgets": (0.75, 0.5, 0.43), "seeds": (0, 1, 2)},
+    )
+    config.evaluations = 16
+    config.judge_rows = 4_096
+    return config

@@ -1,0 +1,89 @@
+"""Methods of token reduction compared at equal time: runs a table of pretrainings and reports it.
+
+python -m sctd_jax.arena --config=configs/arena/small.py:ROWS --workdir=DIR [--next]
+python -m sctd_jax.arena --config=configs/arena/small.py:ROWS --workdir=DIR --report [--out OUT]
+python -m sctd_jax.arena --report --cells OUT/cells.jsonl --out OUT
+
+Each cell of the table (method x budget x seed) is a run in a folder of its own, DIR/METHOD-BUDGET-SEED. What was
+stopped goes on when the command is given again, what is finished is not run again, and several processes may work on
+one table. A report has whatever is finished.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    from sctd_jax.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()  # done before the imports that take seconds
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import logging
+
+from sctd_jax import recipes, storage
+from sctd_jax.arguments import CommandParser
+from sctd_jax.comparison import report
+from sctd_jax.comparison.run import check_cells, read_results, run_cells
+from sctd_jax.comparison.table import read_table
+from sctd_jax.errors import UserError, run_command, say
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; see the module's docstring."""
+    parser = CommandParser(prog="python -m sctd_jax.arena", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--config", help="a recipe of configs/arena, with its argument: FILE.py:ROWS")
+    add("--workdir", help="folder of the cells")
+    add("--step-time", type=Path, help="JSON file with the step times to use instead of the recipe's")
+    add("--next", action="store_true", help="run the next unfinished cell, and no more")
+    add("--report", action="store_true", help="report what is finished, and run nothing")
+    add("--cells", type=Path, help="cells.jsonl of an earlier report, to draw it again without a workdir")
+    add("--baseline", default="full", help="method that the others of --cells are held against; default %(default)s")
+    add("--out", help="folder of the report; default WORKDIR/report")
+    args = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
+    if args.cells and not (args.report and args.out):
+        parser.error("--cells is for --report with --out")
+    if not args.cells and not (args.config and args.workdir):
+        parser.error("--config and --workdir are expected")
+
+    def command() -> int:
+        if args.cells:
+            return _report(_read_lines(args.cells), args.baseline, args.out)
+        step_time = storage.read_json(storage.as_path(args.step_time))["step_time"] if args.step_time else None
+        table = read_table(recipes.load(recipes.find(args.config, say)).to_dict(), step_time)
+        folder = storage.as_path(args.workdir)
+        if not args.report:
+            stopped_by = run_cells(table, folder, say, only_next=args.next)
+            if stopped_by is not None:
+                return 128 + stopped_by
+        check_cells(table, folder)
+        results = read_results(table, folder)
+        say(f"{len(results)} of {len(table.cells)} cells are finished")
+        return _report(results, table.baseline, args.out or str(folder / "report"))
+
+    return run_command(command)
+
+
+def _report(results: list[Mapping[str, Any]], baseline: str, out: str) -> int:
+    if not results:
+        raise UserError("no cell is finished: nothing to report")
+    for line in report.write_report(storage.as_path(out), results, baseline):
+        say(line)
+    return 0
+
+
+def _read_lines(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"--cells {path} cannot be read: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

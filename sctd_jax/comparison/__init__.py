@@ -1,0 +1,1 @@
+"""Methods of token reduction compared at equal reference time: the arena's table, its cells and its report."""

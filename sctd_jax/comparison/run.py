@@ -1,0 +1,119 @@
+"""Cells of an arena, run one after another, by one process or by several on one table."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from sctd_jax import storage, stored
+from sctd_jax.comparison.table import Cell, Table
+from sctd_jax.errors import DivergedError, UserError
+from sctd_jax.lease import HeldError
+from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
+from sctd_jax.train.metrics import read_metrics
+from sctd_jax.train.workdir import CONFIG_FILE, ROWS_FILE, differences, read_config, write
+
+RESULT_FILE = "result.json"
+_LOSS, _BELOW = "eval/loss", "eval/below_unigram"
+# Fields that say where a cell finds its rows and how it computes; all else a table keeps.
+_FREE = (
+    "data.input", "data.rows", "data.prepared_dir", "model.attention", "model.remat", "train.accumulation",
+    "train.consistency_accumulation", "mesh.data", "mesh.fsdp", "mesh.tensor",
+)  # fmt: skip
+
+
+def run_cells(table: Table, folder: epath.Path, log: Callable[[str], None], *, only_next: bool = False) -> int | None:
+    """Run the cells that are not finished, or the next of them; the signal that stopped it, or None.
+
+    A cell that another process is at is passed over, so that many may work on one table. A cell that was stopped goes
+    on from its checkpoint.
+    """
+    check_cells(table, folder)
+    for cell in table.cells:
+        place = folder / cell.name
+        if storage.exists(place / RESULT_FILE):
+            continue
+        log(f"cell {cell.name}: {cell.config.train.steps:,} steps, {cell.budget:g} of the baseline's time")
+        try:
+            stopped_by = _run(table, cell, place, log)
+        except HeldError:
+            log(f"cell {cell.name}: another process is at it")
+            continue
+        if stopped_by is not None or only_next:
+            return stopped_by
+        jax.clear_caches()  # the programs of one cell are of no use to the next
+    return None
+
+
+def check_cells(table: Table, folder: epath.Path) -> None:
+    """Check that what is in the folder are cells of this table and no others by the same names."""
+    digests: dict[str, Any] = {}
+    for cell in table.cells:
+        place = folder / cell.name
+        if not storage.exists(place / CONFIG_FILE):
+            continue
+        there, now = (
+            dict(stored.flat(dataclasses.asdict(config))) for config in (read_config(place), cell.config)
+        )  # fmt: skip
+        if other := differences(there, now, _FREE):
+            raise UserError(f"{place} was run by another table: {other}; give that one, or choose another --workdir")
+        if storage.exists(place / RESULT_FILE):
+            time = storage.read_json(place / RESULT_FILE)["step_time"]
+            if time != cell.step_time:
+                raise UserError(f"{place} was run with step_time {time}, found {cell.step_time} now")
+        if storage.exists(place / ROWS_FILE):
+            digests[cell.name] = storage.read_json(place / ROWS_FILE)
+    for name, digest in digests.items():
+        first = next(iter(digests))
+        if digest != digests[first]:
+            raise UserError(f"{folder}: the cells {first} and {name} were trained on different rows; keep those of one")
+
+
+def _run(table: Table, cell: Cell, place: epath.Path, log: Callable[[str], None]) -> int | None:
+    try:
+        result = train_and_evaluate(cell.config, place, log)
+        if result.stopped_by is not None:
+            return result.stopped_by
+        judged = dataclasses.replace(
+            cell.config, train=dataclasses.replace(cell.config.train, eval_rows=table.judge_rows)
+        )
+        final = evaluate_workdir(judged, place, log)
+    except DivergedError as error:
+        log(f"warning: cell {cell.name}: {error}")
+        final = {"diverged": True}
+    lines = [line for line in read_metrics(place) if line.get(_LOSS) is not None]
+    share = cell.budget / cell.config.train.steps
+    content = {
+        "method": cell.method, "budget": cell.budget, "seed": cell.seed, "step_time": cell.step_time,
+        "steps": cell.config.train.steps, "final": final,
+        "curve": [[line["step"] * share, line[_LOSS], line.get(_BELOW)] for line in lines],
+    }  # fmt: skip
+    write(place / RESULT_FILE, (json.dumps(content) + "\n").encode())
+    return None
+
+
+def read_results(table: Table, folder: epath.Path) -> list[Mapping[str, Any]]:
+    """The finished cells of a table, in its order, with what else was measured of them.
+
+    That is `downstream`, the scores of a sweep in `downstream/` by task (`--mode=sweep`), and `probes`, the mean score
+    over the layers of linear probes of the rows' mean states (`sctd_jax.probe layers --out WORKDIR/probes`).
+    """
+    downstream: dict[str, dict[str, float]] = {}
+    if storage.exists(path := folder / "downstream" / "report.json"):
+        for row in storage.read_json(path)["tasks"]:
+            downstream.setdefault(row["checkpoint"], {})[row["task"]] = row["median"]
+    probes: dict[str, dict[str, float]] = {}
+    if storage.exists(path := folder / "probes" / "layers.json"):
+        found = storage.read_json(path)
+        for model in found["models"]:
+            probes[model["model"]] = {found["settings"]["task"]: statistics.mean(model["mean"]["score"][1:])}
+    return [
+        storage.read_json(folder / cell.name / RESULT_FILE)
+        | {"downstream": downstream.get(cell.name, {}), "probes": probes.get(cell.name, {})}
+        for cell in table.cells
+        if storage.exists(folder / cell.name / RESULT_FILE)
+    ]
