@@ -10,7 +10,7 @@ ACCELERATOR ?= --minutes 8 --out runs/accelerator
 
 .PHONY: accelerator compat constraints demo help interop labels lint peer test tpu venv
 
-demo: venv  ## pretrain a small BERT on the embedded corpus, in minutes on two CPU cores
+demo: venv  ## pretrain a small ModernBERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
 
 accelerator: venv  ## the truth about this machine's accelerator, in eight minutes; ACCELERATOR=... for other flags

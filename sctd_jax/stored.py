@@ -74,6 +74,8 @@ CONFIG: list[Change] = [
     Added("optimizer.schedule_by", "steps"),
 ]
 TASK: list[Change] = []
+# Recipe whose content is another one's now -> a field by which runs of before are known, its value there, that recipe.
+RECIPES = {"configs/tiny.py": ("model.family", "bert", "configs/tiny_bert.py")}
 # Old name of a metric in `metrics.jsonl` -> its name.
 METRICS = {"eval/drift_local": "eval/cosine_local", "eval/drift_global": "eval/cosine_global"}
 

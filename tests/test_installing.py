@@ -74,7 +74,7 @@ def test_a_recipe_that_the_working_folder_lacks_is_this_projects_and_a_line_says
     assert recipes.find("configs/tiny.py", said.append) == own
     assert said == [f"note: no configs/tiny.py in this folder; --config is {own}"]
     assert recipes.find("configs/tiny.py:x") == f"{own}:x"
-    assert recipes.load("configs/tiny.py").train.steps == 1200
+    assert recipes.load("configs/tiny.py").train.steps == 1500
     # Only what is a recipe: not any file of the checkout, which no user has.
     for path in ("tests/small.py", "configs/../tests/small.py", "configs/tpu"):
         with pytest.raises(UserError, match="no such file"):

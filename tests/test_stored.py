@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from configs import base, finetune
+from configs import base, finetune, tiny, tiny_bert
 from sctd_jax import stored
 from sctd_jax.config import Config, from_dict
 from sctd_jax.errors import UserError, printable
@@ -203,6 +203,27 @@ def test_a_run_keeps_what_it_began_without_however_often_it_is_resumed(old, tmp_
     assert written["train"]["seed"] == 7
     with pytest.raises(UserError, match=r"train.seed \(7 there, 0 now\)"):
         workdirs.same_config(workdir, dataclasses.asdict(config))
+
+
+def test_a_run_of_the_demo_of_then_is_told_the_recipe_that_it_has_now(tmp_path):
+    """configs/tiny.py was the BERT that is configs/tiny_bert.py now."""
+    bert, modern = (dataclasses.asdict(from_dict(recipe.get_config().to_dict())) for recipe in (tiny_bert, tiny))
+    fields = ("vocab_size", "hidden_size", "intermediate_size", "initializer_range")
+    assert [bert["model"][field] for field in fields] == [4096, 128, 512, 0.05]
+    assert (bert["optimizer"]["learning_rate"], bert["train"]["steps"]) == (1.5e-3, 1200)
+    workdir = epath.Path(tmp_path)
+    (workdir / "config.json").write_text(json.dumps(bert))
+    (workdir / "command.txt").write_text("python -m sctd_jax.main --config=configs/tiny.py --config.train.steps=2400")
+    workdirs.same_config(workdir, bert)
+    with pytest.raises(UserError, match=r"model.family \('bert' there, 'modernbert' now\)") as caught:
+        workdirs.same_config(workdir, modern)
+    now = (
+        "; what configs/tiny.py was when this run began is configs/tiny_bert.py now: go on with that, or choose another"
+    )
+    assert str(caught.value).endswith(f"{now} --workdir")
+    (workdir / "command.txt").write_text("python -m sctd_jax.main --config=configs/modern/tiny.py")
+    with pytest.raises(UserError, match=r"now\); choose another --workdir$"):
+        workdirs.same_config(workdir, modern)
 
 
 def test_a_silent_look_at_a_run_keeps_no_note_from_the_next_one(old, tmp_path, changed, monkeypatch):

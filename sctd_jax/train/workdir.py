@@ -166,8 +166,12 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any], may_change: Co
 def same_config(workdir: epath.Path, mine: dict) -> None:
     """Check that a workdir's config is this one, but for what a rerun may change."""
     try:
-        theirs = dataclasses.asdict(read_config(workdir))
+        theirs = dict(stored.flat(dataclasses.asdict(read_config(workdir))))
     except UserError as error:
         raise UserError(f"{error}; choose another --workdir") from error
-    if other := differences(dict(stored.flat(theirs)), dict(stored.flat(mine)), MAY_CHANGE):
-        raise UserError(f"workdir {workdir} belongs to another config: {other}; choose another --workdir")
+    if other := differences(theirs, dict(stored.flat(mine)), MAY_CHANGE):
+        began, advice = read_command(workdir), "choose another --workdir"
+        for recipe, (field, value, now) in stored.RECIPES.items():
+            if recipe in began and theirs[field] == value:
+                advice = f"what {recipe} was when this run began is {now} now: go on with that, or {advice}"
+        raise UserError(f"workdir {workdir} belongs to another config: {other}; {advice}")
