@@ -14,6 +14,18 @@ from ml_collections import ConfigDict
 from configs.modern import base
 
 _SPEC = ("full", "drop", "sctd", "random", "random_ltd")
+# Methods beside those of the two papers, and ablations of ScTD: docs/method.md says what each is.
+_MORE = {
+    "full_every": {"dropping": {"method": "full_every"}},
+    "sctd_kl_alone": {"dropping": {"method": "sctd", "sc_full_mlm": False}},
+    "late_mask": {"dropping": {"method": "late_mask"}, "masking": {"rate_schedule": "0:0.4"}},
+    "norm": {"dropping": {"method": "drop", "selector": "norm", "keep_by_layer": "3:56,4:48"}},
+    # K grows, and the rate goes by what the layers see: as its authors train.
+    "random_ltd_tokens": {
+        "dropping": {"method": "random_ltd", "keep_schedule": "0:64,1000:80,2000:96,3000:112"},
+        "optimizer": {"schedule_by": "layer_tokens"},
+    },
+}
 
 
 def run(rows: str) -> ConfigDict:
@@ -42,11 +54,12 @@ def get_config(rows: str) -> ConfigDict:
     config = ConfigDict()
     config.run = run(rows)
     config.baseline = "full"
-    config.methods = {name: {"dropping": {"method": name}} for name in _SPEC}
+    config.methods = {name: {"dropping": {"method": name}} for name in _SPEC} | _MORE
     config.step_time = {"full": 1.0}
     config.rounds = (
         {"methods": _SPEC, "budgets": (1.0,), "seeds": (0, 1, 2)},
         {"methods": ("full", "drop", "sctd"), "budgets": (0.75, 0.5, 0.43), "seeds": (0, 1, 2)},
+        {"methods": tuple(_MORE), "budgets": (1.0,), "seeds": (0, 1, 2)},
     )
     config.evaluations = 16
     config.judge_rows = 4_096
