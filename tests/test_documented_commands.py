@@ -104,6 +104,10 @@ REWRITES = [
             r"\1 --config=tests/small_arena.py:rows --workdir=arena --next",
         ),
         (
+            r"--config=configs/\S+ --step-time study/step_time.json --workdir=study/cells --report --out \S+",
+            "--config=tests/small_arena.py:rows --step-time study/step_time.json --workdir=timed --report --out study",
+        ),
+        (
             r"arena --config=configs/\S+ --step-time study/step_time.json --workdir=study/cells$",
             "arena --config=tests/small_arena.py:rows --step-time study/step_time.json --workdir=timed --next",
         ),
