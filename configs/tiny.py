@@ -19,7 +19,10 @@ def get_config():
         global_every=1, initializer_range=0.04, dtype="float32",
     )  # fmt: skip
     config.data.update(seq_len=128, tokenizer_type="unigram")
-    config.optimizer.update(learning_rate=3e-3, warmup_steps=100, schedule="linear", decay_steps=0)
+    # Hardly any decay: the run is one epoch.
+    config.optimizer.update(
+        learning_rate=3e-3, warmup_steps=100, schedule="linear", decay_steps=0, weight_decay=1e-5
+    )  # fmt: skip
     config.train.update(
         steps=1500, batch_size=16, accumulation=1, consistency_accumulation=0, eval_every=250, eval_rows=128,
         checkpoint_every=250, log_every=25,

@@ -226,6 +226,14 @@ def test_other_networks_are_refused_with_every_reason(source):
         change(source, model_type=kind)
         supported = "bert, roberta, xlm-roberta, camembert, modernbert$"
         refused(source, f"config.json: model_type is {kind!r}, supported are {supported}")
+    tokenizer_config = source / "tokenizer_config.json"
+    before = tokenizer_config.read_text() if tokenizer_config.exists() else "{}"
+    tokenizer_config.write_text(json.dumps({"tokenizer_class": "DebertaV2Tokenizer"}))
+    refused(source, f"config.json: model_type is 3, supported are {supported}")
+    tokenizer_config.write_text(before)
+    weights = (source / WEIGHTS).rename(source / "pytorch_model.bin")
+    refused(source, f"config.json: model_type is 3, supported are {supported}")
+    weights.rename(source / WEIGHTS)
     for text in ("{", "[]"):
         (source / "config.json").write_text(text)
         refused(source, r"config.json cannot be read")

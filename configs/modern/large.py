@@ -14,6 +14,6 @@ def get_config():
     """The recipe."""
     config = base.get_config()
     config.model.update(num_layers=28, hidden_size=1024, num_heads=16, intermediate_size=2624)
-    config.optimizer.learning_rate = 5e-4
+    config.optimizer.update(learning_rate=5e-4, weight_decay=0.02)  # 1e-5 / 5e-4
     config.train.update(accumulation=16, consistency_accumulation=32)
     return config

@@ -49,8 +49,10 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
     It may lack the MLM head. The source is a folder with `model.safetensors` or its shards, `config.json` and a
     tokenizer (unless `tokenizer_file` is given), or the safetensors file in it.
     """
+    folder = source if source.is_dir() else source.parent
+    if (folder / _CONFIG_FILE).is_file():  # first: another kind of model has other weights and tokenizers too
+        config_json.from_json(_read_json(folder / _CONFIG_FILE), str(folder / _CONFIG_FILE))
     checkpoint = find_weights(source)
-    folder = checkpoint.parent
     file = tokenizer_file or Path(tokenizer.find_published(epath.Path(folder), "name one with --tokenizer"))
     loaded = tokenizer.load(file)
     described = _read_json(folder / _CONFIG_FILE)
