@@ -54,14 +54,14 @@ def tensorstore_spec(folder: epath.Path) -> dict:
 def reaching(path: str | os.PathLike) -> Iterator[None]:
     """Turn what the cloud's libraries raise (credentials, no such bucket, no network) into a TryAgainError of one line.
 
-    Only for a path in a bucket; and a full disk of this host is no such failure.
+    Only for a path behind a protocol; and a full disk of this host is no such failure.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if not is_remote(path) or getattr(error, "errno", None) in _OF_THIS_HOST:
+        if "://" not in os.fspath(path) or getattr(error, "errno", None) in _OF_THIS_HOST:
             raise
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise TryAgainError(f"{os.fspath(path)} cannot be reached: {reason}") from error

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sctd_jax.data import files, formats
+from sctd_jax import storage
+from sctd_jax.data import decoding, files, formats
 from sctd_jax.data.decoding import DAMAGED, decode, open_utf8
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
@@ -65,6 +66,7 @@ class Source:
 
     path: str  # a file, or the folder of a prepared TFDS dataset
     split: str = ""  # split of a TFDS dataset
+    stamp: str = ""  # size and version of a file in a bucket, by the listing
 
 
 def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line: None) -> list[Source]:
@@ -83,8 +85,10 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
             found = _tfds_source(text)
             sources.setdefault(found, found)
             continue
-        for number, path in files.find(text, passed).items():
-            if sources.setdefault(number, source := Source(path)) is not source:
+        remote = files.find_remote(text, passed)
+        for number, path in (files.find(text, passed) if remote is None else remote).items():
+            source = Source(path, stamp="" if remote is None else files.stamp(number))
+            if sources.setdefault(number, source) is not source:
                 passed[files.AGAIN] += 1
     if passed.total():
         log(f"note: passed over: {files.describe(passed)}")
@@ -98,8 +102,14 @@ def check(sources: Iterable[Source], *, text_field: str, encoding: str = "") -> 
             next(_pieces(source, text_field, "file", encoding, SourceCounts()), None)
 
 
-def fingerprint(source: Source) -> str:
-    """Path, size and time of last change: another text when the source's content may have changed."""
+def fingerprint(source: Source, *, fresh: bool = False) -> str:
+    """Path, size and time of last change: another text when the source's content may have changed.
+
+    Of a file in a bucket they are those of the listing, unless they shall be `fresh`: a request for each.
+    """
+    if decoding.is_remote(source.path):
+        stamp = files.stamp(files.remote_identity(source.path)) if fresh or not source.stamp else source.stamp
+        return f"{source.path}@:{stamp}"
     stat = os.stat(os.path.join(source.path, "dataset_info.json") if source.split else source.path)
     return f"{source.path}@{source.split}:{stat.st_size}:{stat.st_mtime_ns}"
 
@@ -212,9 +222,10 @@ def split_text(text: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _naming(source: Source) -> Iterator[None]:
-    """Failures while a source is read, as UserErrors that name it."""
+    """Failures while a source is read, as UserErrors that name it; those of a bucket as TryAgainErrors."""
     try:
-        yield
+        with storage.reaching(source.path):
+            yield
     except DAMAGED as error:
         raise UserError(f"cannot read {source.path}: {error}") from error
 

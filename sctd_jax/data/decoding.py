@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
+import fsspec
+
 from sctd_jax.errors import UserError
 
 _HEAD = 1 << 12  # bytes that tell what a file is
@@ -38,15 +40,26 @@ _FORMATS = (  # first bytes, what it is, how to make a file of it that is read
 )
 
 
-def _open_zstd(path: str) -> BinaryIO:
+def is_remote(path: str) -> bool:
+    """Whether a file lies in a bucket, or behind another of fsspec's protocols."""
+    return "://" in path
+
+
+def raw(path: str) -> BinaryIO:
+    """A file's bytes as they are; those of a bucket are streamed."""
+    return cast(BinaryIO, fsspec.open(path, "rb").open()) if is_remote(path) else open(path, "rb")
+
+
+def _open_zstd(file: BinaryIO) -> BinaryIO:
     import pyarrow
 
     # Its frames may be many; unlike others it notices one that is cut off.
-    return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd"), 1 << 16))
+    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+    return cast(BinaryIO, io.BufferedReader(stream, 1 << 16))
 
 
 # First bytes of a file, and how it is unpacked.
-_PACKED: tuple[tuple[re.Pattern[bytes], Callable[[str], Any]], ...] = (
+_PACKED: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO], Any]], ...] = (
     (re.compile(rb"\x1f\x8b\x08"), gzip.open),
     (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.open),
     (re.compile(rb"\xfd7zXZ\0"), lzma.open),
@@ -56,15 +69,15 @@ _PACKED: tuple[tuple[re.Pattern[bytes], Callable[[str], Any]], ...] = (
 
 def unpacked(path: str) -> BinaryIO:
     """A file's bytes, unpacked where its first ones say that gzip, bzip2, xz or zstandard has compressed it."""
-    with open(path, "rb") as file:
+    with raw(path) as file:
         head = file.read(_HEAD)
     opened = next((opener for magic, opener in _PACKED if magic.match(head)), None)
     if opened:
-        return opened(path)
+        return _Unpacked(raw(path), opened)
     suffix = next((suffix for suffix in COMPRESSED if path.lower().endswith(suffix)), "")
     if suffix and head:
         raise UserError(f"{path}: {what_is(path, head) or f'not compressed, as the {suffix} of its name says'}")
-    return open(path, "rb")
+    return raw(path)
 
 
 def open_utf8(path: str, replaced: Callable[[int], None], encoding: str = "") -> BinaryIO:
@@ -146,6 +159,18 @@ def _is_utf8(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+class _Unpacked(io.BufferedReader):
+    """Bytes that another file holds compressed; closed, it closes that one too."""
+
+    def __init__(self, packed: BinaryIO, opener: Callable[[BinaryIO], Any]):
+        self._packed = packed
+        super().__init__(opener(packed))
+
+    def close(self) -> None:
+        super().close()
+        self._packed.close()
 
 
 class _Recoded(io.RawIOBase):

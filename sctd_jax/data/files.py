@@ -9,6 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
+
+from sctd_jax import storage
 from sctd_jax.data import decoding
 from sctd_jax.errors import UserError, printable
 
@@ -35,9 +38,8 @@ _CLOSED = "folders without permission"
 _FOLDERS = "folders that a glob names (** looks into them)"
 _CACHED = "caches of datasets"
 _LONGEST_LINE = 1 << 24  # bytes of a JSON line that is looked at
+_REMOTE = ("gs", "s3", "memory")  # protocols of fsspec; the last one is for tests
 _ELSEWHERE = {
-    "gs": "text is read from disks; copy it to one first (gcloud storage cp -r)",
-    "s3": "text is read from disks; copy it to one first (aws s3 cp --recursive)",
     "http": "nothing is downloaded; fetch it first (curl -LO)",
     "https": "nothing is downloaded; fetch it first (curl -LO)",
     "hf": "nothing is downloaded; fetch it first (hf download --repo-type dataset NAME --local-dir FOLDER)",
@@ -140,6 +142,61 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
         for number, same in names.items()
     }
     return {best[found]: found for found in paths if found in best}
+
+
+def find_remote(text: str, passed: collections.Counter) -> dict[tuple, str] | None:
+    """`find` in a bucket, by one listing; None where the input names none.
+
+    A folder's .json files are taken for JSON lines or arrays unread, as those of a folder on a disk are not.
+    """
+    protocol, separator, rest = text.partition("://")
+    if not separator or protocol.lower() not in _REMOTE:
+        return None
+    text = f"{protocol.lower()}://{rest}"
+    if text.startswith("gs"):
+        storage.as_path(text)  # settings of its library
+    try:
+        bucket, root = fsspec.core.url_to_fs(text)
+    except ImportError as error:
+        raise UserError(f"input {text}: {protocol}:// needs another library ({error}): pip install s3fs") from error
+    with storage.reaching(text):
+        search = bucket.glob if glob.has_magic(root) else bucket.find  # what it finds at a file is the file
+        found = search(root, detail=True)
+    here: collections.Counter[str] = collections.Counter()
+    files: dict[tuple, str] = {}
+    for name in sorted(found, key=lambda name: name.split("/")):
+        info, path = found[name], bucket.unstrip_protocol(name)
+        below = name.removeprefix(root.rstrip("/")).strip("/")
+        if info["type"] != "file":
+            here[_FOLDERS] += glob.has_magic(root)
+        elif any(part.startswith(".") for part in below.split("/")):
+            here[_HIDDEN] += 1
+        elif _kind_by_name(name) or not below:
+            files[_identity_of(path, info)] = path
+        else:
+            here[os.path.splitext(_unpacked_name(name))[1] or "without a suffix"] += 1
+    passed.update(here)
+    if not files:
+        over = f"; passed over: {describe(here)}" if here.total() else ""
+        raise UserError(f"input {text!r}: no file found there (a file, a folder with {KNOWN}, or a glob){over}")
+    return files
+
+
+def remote_identity(path: str) -> tuple:
+    """Identity of a file in a bucket, asked for now."""
+    with storage.reaching(path):
+        bucket, name = fsspec.core.url_to_fs(path)
+        return _identity_of(path, bucket.info(name))
+
+
+def _identity_of(path: str, info: dict) -> tuple:
+    version = next((info[key] for key in ("generation", "etag", "ETag", "mtime", "LastModified") if key in info), "")
+    return path, info["size"], str(version)
+
+
+def stamp(identity: tuple) -> str:
+    """Size and version of a file by its identity."""
+    return ":".join(str(part) for part in identity[1:])
 
 
 def describe(passed: collections.Counter) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sctd_jax.data.decoding import conversion, decode, open_utf8, unpacked, what_is
+from sctd_jax.data.decoding import conversion, decode, is_remote, open_utf8, raw, unpacked, what_is
 from sctd_jax.errors import UserError, printable
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -162,12 +162,12 @@ def parquet_texts(path: str, field: str, encoding: str, replaced: Replaced) -> I
     import pyarrow
     import pyarrow.parquet
 
-    with open(path, "rb") as file:
+    with raw(path) as file:
         head = file.read(32)
     if not head.startswith(b"PAR1") and (what := what_is(path, head)):
         raise UserError(f"{path}: {what}")
     try:
-        table = pyarrow.parquet.ParquetFile(path)
+        table = pyarrow.parquet.ParquetFile(raw(path) if is_remote(path) else path)
         names = _path_in(table.schema_arrow, field, path)
         for batch in table.iter_batches(batch_size=256, columns=[".".join(names)]):
             yield from _column_texts(batch, names, replaced)
@@ -180,7 +180,7 @@ def arrow_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Ite
     import pyarrow
 
     try:
-        with pyarrow.memory_map(path) as file:
+        with pyarrow.PythonFile(raw(path), mode="r") if is_remote(path) else pyarrow.memory_map(path) as file:
             if file.read(6) == b"ARROW1":
                 opened = pyarrow.ipc.open_file(file)
                 batches = (opened.get_batch(i) for i in range(opened.num_record_batches))

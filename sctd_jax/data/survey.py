@@ -84,7 +84,7 @@ class Survey:
         """Refuse a source that has changed since the first pass, or was other text in these passes."""
         path = self.sources[source].path
         try:
-            same = corpus.fingerprint(self.sources[source]) == self.fingerprints[source]
+            same = corpus.fingerprint(self.sources[source], fresh=True) == self.fingerprints[source]
         except OSError:
             same = False
         first = self.counts.sources[source]
