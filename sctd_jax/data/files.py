@@ -160,7 +160,7 @@ def find_remote(text: str, passed: collections.Counter) -> dict[tuple, str] | No
     except ImportError as error:
         raise UserError(f"input {text}: {protocol}:// needs another library ({error}): pip install s3fs") from error
     with storage.reaching(text):
-        search = bucket.glob if glob.has_magic(root) else bucket.find  # what it finds at a file is the file
+        search = bucket.glob if glob.has_magic(root) else bucket.find  # a file finds itself
         found = search(root, detail=True)
     here: collections.Counter[str] = collections.Counter()
     files: dict[tuple, str] = {}
