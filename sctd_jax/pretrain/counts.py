@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sctd_jax.config import Config
 
@@ -14,7 +13,7 @@ def variant_counts(config: Config, start: int, end: int, to: jax.Array | int | N
 
     With `to`, a number that a program may compute, those of them before step `to` alone.
     """
-    dropping, clip = config.dropping, jnp.clip if isinstance(to, jax.Array) else np.clip
+    dropping, clip = config.dropping, jnp.clip if isinstance(to, jax.Array) else _clip
     to = end if to is None else clip(to, start, end)
     if dropping.method == "full":
         return {"full": to - start}
@@ -29,3 +28,8 @@ def variant_counts(config: Config, start: int, end: int, to: jax.Array | int | N
     if dropping.method == "full_every":
         return {"full": full + rare, "drop": done - first - rare}
     return {"full": full, "drop": done - first - rare, "consistency": rare}
+
+
+def _clip(value: Any, least: int, most: int) -> int:
+    # Not NumPy's: FLOPs of a run exceed its integers.
+    return min(max(value, least), most)
