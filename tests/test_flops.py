@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import base
+from sctd_jax.config import from_dict
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.parallel import chips
 from sctd_jax.pretrain.flops import forward_flops, mean_plain_step_flops, mean_step_flops, plain_step_flops, step_flops
@@ -101,6 +103,17 @@ def test_the_mean_over_the_schedule_is_the_mean_of_its_steps(schedules, method, 
     assert mean_step_flops(config) == pytest.approx(expected, rel=1e-12)
     plain = sum(plain_step_flops(config.at(step)) for step in range(steps)) / steps
     assert mean_plain_step_flops(config) == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["drop", "sctd", "full_every", "random_ltd", "late_mask"])
+def test_the_mean_of_a_run_of_a_real_size_lies_between_its_steps(method):
+    """250,000 steps of BERT-base are more FLOPs than an integer of 64 bits holds."""
+    values = base.get_config().to_dict()
+    values["dropping"]["method"] = method
+    config = from_dict(values)
+    costs = [step_flops(config, variant_at(config, step)) for step in range(11)]
+    assert min(costs) <= mean_step_flops(config) <= max(costs)
+    assert mean_step_flops(config) * config.train.steps > 2**63
 
 
 def test_ratios_of_the_12_layer_model_of_the_performance_issue():

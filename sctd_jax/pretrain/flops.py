@@ -7,7 +7,8 @@ import itertools
 
 from sctd_jax.config import Config
 from sctd_jax.model.families import layer_flops, whole_row_flops
-from sctd_jax.pretrain.step import Variant, needs_all_rows
+from sctd_jax.pretrain.counts import variant_counts
+from sctd_jax.pretrain.step import needs_all_rows
 
 
 def _head(config: Config) -> float:
@@ -15,7 +16,7 @@ def _head(config: Config) -> float:
     return config.num_predicted * (2 * width * width + 2 * width * vocab)
 
 
-def forward_flops(config: Config, variant: Variant) -> float:
+def forward_flops(config: Config, variant: str) -> float:
     """Forward FLOPs of one row in one variant, with the savings of docs/method.md 6."""
     model, length, kept, last = config.model, config.data.seq_len, config.num_kept, config.model.num_layers - 1
     all_rows = needs_all_rows(config.dropping, variant)
@@ -49,7 +50,7 @@ def forward_flops(config: Config, variant: Variant) -> float:
     return prefixes * prefix + full_middle + drop_middle + top + full_top
 
 
-def step_flops(config: Config, variant: Variant) -> float:
+def step_flops(config: Config, variant: str) -> float:
     """FLOPs of one training step on the global batch: the backward pass costs twice the forward."""
     return 3 * config.train.batch_size * forward_flops(config, variant)
 
@@ -58,7 +59,7 @@ def mean_step_flops(config: Config) -> float:
     """FLOPs of a step averaged over the run's schedule."""
     total = 0.0
     for start, end, stage in config.stages(config.train.steps):
-        counts = _counts(config, start, end)
+        counts = variant_counts(config, start, end)
         total += sum(count * step_flops(stage, variant) for variant, count in counts.items())
     return total / config.train.steps
 
@@ -67,24 +68,6 @@ def mean_plain_step_flops(config: Config) -> float:
     """`plain_step_flops` averaged over the run's lengths and batches."""
     stages = config.stages(config.train.steps)
     return sum((end - start) * plain_step_flops(stage) for start, end, stage in stages) / config.train.steps
-
-
-def _counts(config: Config, start: int, end: int) -> dict[Variant, int]:
-    """Number of the steps start .. end - 1 that run each variant."""
-    dropping = config.dropping
-    if dropping.method == "full":
-        return {"full": end - start}
-    first = min(max(start, dropping.full_steps_first), end)
-    last = max(first, min(end, config.train.steps - dropping.full_steps_last))
-    consistency = 0
-    if dropping.method in ("sctd", "full_every"):
-        consistency = -(-last // dropping.sc_interval) - -(-first // dropping.sc_interval)
-    if dropping.method == "late_mask":
-        return {"full": end - start - (last - first), "late": last - first}
-    full, drop = end - start - (last - first), last - first - consistency
-    if dropping.method == "full_every":
-        return {"full": full + consistency, "drop": drop}
-    return {"full": full, "drop": drop, "consistency": consistency}
 
 
 def plain_step_flops(config: Config) -> float:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sctd_jax.config import Config
+from sctd_jax.pretrain.counts import variant_counts
 from sctd_jax.train.optimizer import learning_rate
 
 
@@ -45,16 +46,8 @@ def rate_at(config: Config, step: jax.Array | int) -> jax.Array:
 
 
 def _seen(config: Config, step: jax.Array | int) -> jax.Array:
-    dropping, steps, total = config.dropping, config.train.steps, jnp.zeros((), jnp.float32)
-    usual = {"full": "full", "late_mask": "late"}.get(dropping.method, "drop")
-    every = {"sctd": "consistency", "full_every": "full"}.get(dropping.method)
-    interval = dropping.sc_interval
-    for start, end, stage in config.stages(steps):
-        first = min(max(start, dropping.full_steps_first), end)
-        last = max(first, min(end, steps - dropping.full_steps_last))
-        done = jnp.clip(step, first, last)
-        rare = -(-done // interval) + (-first // interval) if every else 0  # multiples of the interval among them
-        full = jnp.clip(step, start, first) - start + jnp.clip(step, last, end) - last
-        counts = (("full", full), (usual, done - first - rare), (every or usual, rare))
-        total += sum(count * float(step_layer_tokens(stage, variant)) for variant, count in counts)
+    total = jnp.zeros((), jnp.float32)
+    for start, end, stage in config.stages(config.train.steps):
+        counts = variant_counts(config, start, end, step)
+        total += sum(count * float(step_layer_tokens(stage, variant)) for variant, count in counts.items())
     return total

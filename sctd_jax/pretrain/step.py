@@ -263,7 +263,7 @@ def loss_rows(batch: MaskedBatch) -> jax.Array:
     return jnp.concatenate([cls_B1, batch.positions_BP], axis=1)
 
 
-def needs_all_rows(dropping: DroppingConfig, variant: Variant) -> bool:
+def needs_all_rows(dropping: DroppingConfig, variant: str) -> bool:
     """Whether the loss reads every row of the last layer rather than `loss_rows`."""
     return variant == "consistency" and dropping.sc_pool == "mean"
 
