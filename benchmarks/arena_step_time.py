@@ -32,7 +32,7 @@ class _Method:
         settled, _, mesh = on_devices(config)
         needed = programs_needed(settled)
         layout = state_layout(settled, _SPECIAL, mesh)
-        self._programs = compile_programs(needed, _SPECIAL, mesh, layout)
+        self._programs = compile_programs(needed, _SPECIAL, mesh, layout, run=settled)
         self._state = jax.jit(lambda: initial_state(config, _SPECIAL), out_shardings=meshes.shardings(layout))()
         rng, self._rows = np.random.default_rng(0), {}
         for name, (stage, _) in needed.items():
