@@ -142,7 +142,6 @@ def test_inputs_that_are_no_files_of_this_machine_say_what_to_do(tmp_path, monke
     for text, words in (
         ("s3://bucket/x.txt", "pip install s3fs"),
         ("https://example.org/x.txt", "nothing is downloaded; fetch it first"),
-        ("hf:user/name", "hf download"),
         ("S3://bucket", "pip install s3fs"),
         ("hf://datasets/user/name", "hf download"),
         ("ftp://host/x.txt", "copy it to one first"),

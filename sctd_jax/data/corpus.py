@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sctd_jax import storage
-from sctd_jax.data import decoding, files, formats
+from sctd_jax.data import decoding, files, formats, hub_datasets
 from sctd_jax.data.decoding import DAMAGED, decode, open_utf8
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
@@ -65,15 +65,15 @@ class Source:
     """One file or TFDS split to read."""
 
     path: str  # a file, or the folder of a prepared TFDS dataset
-    split: str = ""  # split of a TFDS dataset
+    split: str = ""  # split of such a dataset, or of one of the hub
     stamp: str = ""  # size and version of a file in a bucket, by the listing
 
 
 def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line: None) -> list[Source]:
     """Resolve inputs to sources, in a fixed order and each file once; `[]` stands for the embedded corpus.
 
-    Inputs are files, folders (searched for every known suffix), globs, and `tfds:NAME[/CONFIG][@SPLIT]`; `log` is told
-    what is passed over.
+    Inputs are files, folders (searched for every known suffix), globs, and `tfds:` or `hf:NAME[/CONFIG][@SPLIT]`; `log`
+    is told what is passed over.
     """
     inputs = [text.strip() for text in inputs if text.strip()]
     if not inputs:
@@ -81,8 +81,8 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
     sources: dict[Any, Source] = {}
     passed: collections.Counter[str] = collections.Counter()
     for text in inputs:
-        if text.startswith("tfds:"):
-            found = _tfds_source(text)
+        if text.startswith("tfds:") or hub_datasets.is_one(text):
+            found = _tfds_source(text) if text.startswith("tfds:") else Source(*hub_datasets.parse(text))
             sources.setdefault(found, found)
             continue
         remote = files.find_remote(text, passed)
@@ -110,6 +110,8 @@ def fingerprint(source: Source, *, fresh: bool = False) -> str:
     if decoding.is_remote(source.path):
         stamp = files.stamp(files.remote_identity(source.path)) if fresh or not source.stamp else source.stamp
         return f"{source.path}@:{stamp}"
+    if hub_datasets.is_one(source.path):
+        return hub_datasets.fingerprint(source.path, source.split)
     stat = os.stat(os.path.join(source.path, "dataset_info.json") if source.split else source.path)
     return f"{source.path}@{source.split}:{stat.st_size}:{stat.st_mtime_ns}"
 
@@ -200,7 +202,12 @@ def _pieces(
     if kind == "text":
         yield from _text_pieces(source.path, documents, encoding, counts)
         return
-    if source.split:
+    if hub_datasets.is_one(source.path):
+        texts = (
+            formats.text_of(record, text_field, f"{source.path}, row {number}", counts.add_replaced)
+            for number, record in enumerate(hub_datasets.records(source.path, source.split), 1)
+        )
+    elif source.split:
         texts = _tfds_texts(source, text_field, counts)
     else:
         texts = formats.READERS[kind](source.path, text_field, encoding, counts.add_replaced)

@@ -96,9 +96,9 @@ def find(text: str, passed: collections.Counter) -> dict[tuple, str]:
     The input is a file, a folder (searched through links, without hidden files) or a glob; what is there besides is
     counted in `passed`, by suffix, and so are further names of a file.
     """
-    scheme = re.match(r"([a-z][a-z0-9+.-]*)://|(hf):", text.lower())
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", text.lower())
     if scheme and scheme[1] != "file":
-        cure = _ELSEWHERE.get(scheme[1] or scheme[2], "text is read from disks; copy it to one first")
+        cure = _ELSEWHERE.get(scheme[1], "text is read from disks; copy it to one first")
         raise UserError(f"input {text}: {cure}, and name the file or folder")
     path = text.removeprefix("file://")
     if not os.path.exists(path):

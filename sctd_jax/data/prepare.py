@@ -355,8 +355,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(prog="python -m sctd_jax.data.prepare", description=__doc__.split("\n")[0])
     add = parser.add_argument
     sources = (
-        "file, folder or glob, in gs:// too, or tfds:NAME[/CONFIG][@SPLIT], or several with commas; repeatable; none: "
-        "the trial corpus"
+        "file, folder or glob, in gs:// too, or tfds: or hf:NAME[/CONFIG][@SPLIT], or several with commas; repeatable; "
+        "none: the trial corpus"
     )
     add("--input", action="append", default=[], metavar="SOURCE", help=sources)
     add("--out", required=True, help="folder to write, which must not exist")
