@@ -45,7 +45,7 @@ def _load(function: str, path: str, **options) -> Any:
         name, config = found.groups()
     try:
         return getattr(datasets, function)(name, config, **options)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # exceptions of many kinds
         reason = printable((str(error).strip() or repr(error)).splitlines()[0])
         raise UserError(
             f"input {path} cannot be loaded: {reason}; where there is no network, download it elsewhere (hf download "
