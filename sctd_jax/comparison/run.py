@@ -99,13 +99,17 @@ def _run(table: Table, cell: Cell, place: epath.Path, log: Callable[[str], None]
 def read_results(table: Table, folder: epath.Path) -> list[Mapping[str, Any]]:
     """The finished cells of a table, in its order, with what else was measured of them.
 
-    That is `downstream`, the scores of a sweep in `downstream/` by task (`--mode=sweep`), and `probes`, the mean score
+    That is `downstream`, the median scores of sweeps in `downstream/NAME/` (`--mode=sweep`) by NAME and, where that has
+    more tasks than one, task; and `probes`, the mean score
     over the layers of linear probes of the rows' mean states (`sctd_jax.probe layers --out WORKDIR/probes`).
     """
     downstream: dict[str, dict[str, float]] = {}
-    if storage.exists(path := folder / "downstream" / "report.json"):
-        for row in storage.read_json(path)["tasks"]:
-            downstream.setdefault(row["checkpoint"], {})[row["task"]] = row["median"]
+    for path in sorted((folder / "downstream").glob("*/report.json")):
+        rows, name = storage.read_json(path)["tasks"], path.parent.name
+        several = len({row["task"] for row in rows}) > 1
+        for row in rows:
+            what = f"{name} {row['task']}" if several else name
+            downstream.setdefault(row["checkpoint"], {})[what] = row["median"]
     probes: dict[str, dict[str, float]] = {}
     if storage.exists(path := folder / "probes" / "layers.json"):
         found = storage.read_json(path)
