@@ -146,6 +146,10 @@ class DataConfig:
     heldout_share: float = field(0.01, "share of the documents that evaluations read", BELOW_ONE)
     seed: int = field(0, "seed of what is held out and of the tokenizer's sample", NOT_NEGATIVE)
     keep_zwnj: bool = field(True, "a tokenizer that is trained takes zero-width non-joiners for letters, not spaces")
+    normal_form: Literal["", "NFC", "NFD", "NFKC", "NFKD"] = field("", "Unicode's form that the text is brought into")
+    longest_line: int = field(0, "lines of more characters are left out; 0: none", NOT_NEGATIVE)
+    shortest_document: int = field(0, "documents of fewer characters are left out", NOT_NEGATIVE)
+    drop_copies: bool = field(False, "of documents that differ in white space alone, the first is read")
     allow_unknown: bool = field(False, "take also a text of which the tokenizer does not know a fifth", rerun=True)
 
 

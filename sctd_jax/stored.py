@@ -72,6 +72,10 @@ CONFIG: list[Change] = [
     Added("data.encoding", ""),
     Added("dropping.keep_by_layer", ""),
     Added("optimizer.schedule_by", "steps"),
+    Added("data.normal_form", ""),
+    Added("data.longest_line", 0),
+    Added("data.shortest_document", 0),
+    Added("data.drop_copies", False),
 ]
 TASK: list[Change] = []
 # Recipe whose content is another one's now -> a field by which runs of before are known, its value there, that recipe.

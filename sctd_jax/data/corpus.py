@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 from sctd_jax import storage
 from sctd_jax.data import decoding, files, formats, hub_datasets
+from sctd_jax.data.cleaning import Cleaning, LeftOut, clean
 from sctd_jax.data.decoding import DAMAGED, decode, open_utf8
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
 
 CHUNK_CHARS = 1 << 18
 EMBEDDED = "sotu"
+_AS_IT_IS = Cleaning()
 _MUCH_REPLACED = 0.01  # share of a source's characters above which its encoding is likely another
 
 
@@ -42,6 +44,8 @@ class SourceCounts:
     empty: int = 0
     characters: int = 0
     replaced: int = 0  # bytes or sequences that are not of the file's encoding
+    long_lines: int = 0  # lines that `cleaning` left out
+    short_documents: int = 0  # documents that it left out
 
     def add_replaced(self, count: int) -> None:
         """Count sequences that became U+FFFD."""
@@ -117,7 +121,13 @@ def fingerprint(source: Source, *, fresh: bool = False) -> str:
 
 
 def read(
-    sources: Iterable[Source], *, text_field: str, documents: str, counts: Counts, encoding: str = ""
+    sources: Iterable[Source],
+    *,
+    text_field: str,
+    documents: str,
+    counts: Counts,
+    encoding: str = "",
+    cleaning: Cleaning = _AS_IT_IS,
 ) -> Iterator[Chunk]:
     """Stream the chunks of all non-empty documents, and fill `counts`.
 
@@ -127,10 +137,10 @@ def read(
     number = 0
     for index, source in enumerate(sources):
         wrote = False
-        here = SourceCounts()
+        here, left_out = SourceCounts(), LeftOut()
         counts.sources.append(here)
         with _naming(source):
-            for text, last in _pieces(source, text_field, documents, encoding, here):
+            for text, last in clean(_pieces(source, text_field, documents, encoding, here), cleaning, left_out):
                 if text and (wrote or not text.isspace()):
                     wrote = True
                     here.characters += len(text)
@@ -140,6 +150,7 @@ def read(
                     here.empty += not wrote
                     number += wrote
                     wrote = False
+        here.long_lines, here.short_documents = left_out.lines, left_out.documents
 
 
 def replaced_warning(sources: Iterable[Source], counts: Counts) -> str:

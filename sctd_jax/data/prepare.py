@@ -43,6 +43,7 @@ from sctd_jax.errors import TryAgainError, UserError, run_command, say
 _LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
 _LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
 _BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
+_AS_BEFORE = {"encoding": "", "normal_form": "", "longest_line": 0, "shortest_document": 0, "drop_copies": False}
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 
 
@@ -100,8 +101,9 @@ def identity(data: DataConfig, vocab_size: int, sources: list[corpus.Source]) ->
     # Rows that were prepared before these settings keep their name.
     if data.tokenizer or not data.keep_zwnj:
         del values["keep_zwnj"]
-    if not data.encoding:
-        del values["encoding"]
+    for name, before in _AS_BEFORE.items():
+        if values[name] == before:
+            del values[name]
     if data.tokenizer:
         values["tokenizer"] = tokenizer.encoding_digest(data.tokenizer)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -172,6 +174,7 @@ def _prepare_into(
     look.check_split(threshold)
     counts = corpus.Counts()
     tokens, words = ([0] * len(sources) for _ in range(2))
+    copies = Counter(look.copies.values())
     letters = [unknown.Letters(source.path, look.letters[i]) for i, source in enumerate(sources)]
     writer = RowWriter(work, data.seq_len)
     packers = {split: Packer(data.seq_len, tok.special) for split in writer.counts}
@@ -213,7 +216,7 @@ def _prepare_into(
         rows=train,
         heldout_rows=heldout,
         tokens=sum(tokens),
-        documents=total.documents,
+        documents=total.documents - len(look.copies),
         heldout_documents=packers[HELD_OUT].documents,
         empty_documents=total.empty,
         replaced_bytes=total.replaced,
@@ -224,7 +227,13 @@ def _prepare_into(
         commonest_unknown=dict(everything.commonest.most_common(100)),
         by_source=[
             dataclasses.asdict(counts.sources[i])
-            | {"letters": here.total, "unknown_letters": here.unknown, "tokens": tokens[i], "words": words[i]}
+            | {
+                "letters": here.total,
+                "unknown_letters": here.unknown,
+                "tokens": tokens[i],
+                "words": words[i],
+                "copies": copies[i],
+            }
             for i, here in enumerate(letters)
         ],
         heldout_up_to=threshold,
@@ -282,6 +291,13 @@ def _first_pass(data: DataConfig, sources: list[corpus.Source], log: Callable[[s
     if not total.documents:
         raise UserError(f"input {', '.join(files.split(data.input))}: no text in {total.empty} empty documents")
     log(f"{total.documents:,} documents, {total.characters / 1e6:,.1f} M characters, {total.empty:,} empty")
+    left_out = {
+        f"lines of more than {data.longest_line:,} characters": total.long_lines,
+        f"documents of fewer than {data.shortest_document:,}": total.short_documents,
+        "copies of documents": len(look.copies),
+    }
+    if any(left_out.values()):
+        log(f"left out: {', '.join(f'{count:,} {what}' for what, count in left_out.items() if count)}")
     if warning := corpus.replaced_warning(sources, look.counts):
         if total.replaced > unknown.REFUSE * total.characters and not data.allow_unknown:
             cure = "or accept it: --allow-unknown, --config.data.allow_unknown=True"
@@ -372,6 +388,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0)
     zwnj = "zero-width non-joiners become spaces in a tokenizer trained here"
     add("--no-keep-zwnj", dest="keep_zwnj", action="store_false", help=zwnj)
+    add("--normal-form", choices=("NFC", "NFD", "NFKC", "NFKD"), default="", help="Unicode's form of the text")
+    add("--longest-line", type=int, default=0, help="leave out lines of more characters")
+    add("--shortest-document", type=int, default=0, help="leave out documents of fewer characters")
+    add("--drop-copies", action="store_true", help="read one of documents that differ in white space alone")
     add("--allow-unknown", action="store_true", help="also where the tokenizer does not know a fifth of the text")
     fields = vars(parser.parse_args(argv))
     out, vocab_size = fields.pop("out"), fields.pop("vocab_size")

@@ -12,6 +12,7 @@ import numpy as np
 
 from sctd_jax.config import DataConfig
 from sctd_jax.data import corpus
+from sctd_jax.data.cleaning import Cleaning
 from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError, printable
 
@@ -38,6 +39,7 @@ class Survey:
     highest: float = 0.0
     letters: Counter[int] = dataclasses.field(default_factory=Counter)  # characters by source that are no white space
     nul: int = 0  # NUL characters, which became spaces
+    copies: dict[int, int] = dataclasses.field(default_factory=dict)  # source of each document that is left out as one
 
     def draw(self, chunk: corpus.Chunk) -> float:
         """The draw of a chunk's document."""
@@ -69,7 +71,10 @@ class Survey:
         """Refuse a text all of whose documents would be held out, as none draws more than the threshold."""
         if threshold < self.highest:
             return
-        number, cure = self.counts.total.documents, f"give more text{more_documents(self.data.documents)}"
+        number, cure = (
+            self.counts.total.documents - len(self.copies),
+            f"give more text{more_documents(self.data.documents)}",
+        )
         if number == 1:
             said = "one document, and documents are held out whole: none is left to train on"
         elif self.lowest == self.highest:
@@ -104,8 +109,9 @@ def more_documents(documents: str) -> str:
 
 def read(sources: list[corpus.Source], data: DataConfig, counts: corpus.Counts) -> Iterator[tuple[corpus.Chunk, int]]:
     """`corpus.read` with spaces for NUL (padding of fixed-width files), which no tokenizer reads, and their number."""
+    cleaning = Cleaning(data.normal_form, data.longest_line, data.shortest_document)
     reading = {"text_field": data.text_field, "documents": data.documents, "encoding": data.encoding}
-    for chunk in corpus.read(sources, counts=counts, **reading):
+    for chunk in corpus.read(sources, counts=counts, cleaning=cleaning, **reading):
         nul = chunk.text.count("\0")
         yield (chunk._replace(text=chunk.text.replace("\0", " ")) if nul else chunk), nul
 
@@ -121,6 +127,7 @@ def take(sources: list[corpus.Source], data: DataConfig, sample_bytes: int) -> S
     sample = _LowestDraws(sample_bytes)
     enough = (MIN_HELDOUT_ROWS + 1) * data.seq_len * _CHARS_PER_TOKEN
     candidates = _LowestDraws(enough)
+    seen: set[float] = set()  # draws of the documents before, where copies are left out
     for document, pieces in itertools.groupby(read(sources, data, found.counts), lambda pair: pair[0].document):
         size, chunks, digest = 0, 0, _digest(data.seed)
         beginning: list[str] = []
@@ -133,6 +140,11 @@ def take(sources: list[corpus.Source], data: DataConfig, sample_bytes: int) -> S
             for i in np.flatnonzero((draws := rng.random(len(lines))) < sample.limit):
                 sample.offer(draws[i], len(lines[i].encode("utf-8", "replace")), (lines[i], chunk.source))
         draw = _draw(digest)
+        if data.drop_copies and draw in seen:
+            found.copies[document] = chunk.source
+            continue
+        if data.drop_copies:
+            seen.add(draw)
         candidates.offer(draw, size, "".join(beginning))
         found.lowest, found.highest = min(found.lowest, draw), max(found.highest, draw)
         if chunks > 1:
@@ -151,7 +163,8 @@ def read_again(look: Survey, counts: corpus.Counts) -> Iterator[corpus.Chunk]:
         while done < chunk.source:
             look.check_unchanged(done, counts.sources[done])
             done += 1
-        yield chunk
+        if chunk.document not in look.copies:
+            yield chunk
     for i in range(done, len(look.sources)):
         look.check_unchanged(i, counts.sources[i])
 
