@@ -138,7 +138,7 @@ NAMED = {
     "* -m pytest *": SUITE,
     "pytest *": SUITE,
     "make lint": ".ci/run",
-    "make accelerator": "needs an accelerator",
+    "make accelerator*": "needs an accelerator",
     "python -m benchmarks.accelerator*": "test_smoke_runs_every_part",
     "make compat *": INSTALLS,
     "make venv": INSTALLS,
