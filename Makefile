@@ -6,15 +6,22 @@ found = $(or $(shell $(PYTHON) --version 2>/dev/null),not there)
 check_python = $(if $(fits),,$(error Python 3.11 or newer is needed, and $(PYTHON) is $(found): make PYTHON=python3.11 $(or $(MAKECMDGOALS),demo)))
 BIN := .venv/bin
 
-ACCELERATOR ?= --minutes 8 --out runs/accelerator
+BENCHMARK_FLAGS ?= --minutes 8 --out runs/accelerator
 
 .PHONY: accelerator compat constraints demo help interop labels lint peer test tpu venv
 
 demo: venv  ## pretrain a small ModernBERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
 
-accelerator: venv  ## the truth about this machine's accelerator, in eight minutes; ACCELERATOR=... for other flags
-	$(BIN)/python -m benchmarks.accelerator $(ACCELERATOR)
+accelerator: $(if $(DEVICE_PYTHON),,.venv-cuda/installed)  ## the truth about this machine's NVIDIA GPU, in eight minutes; DEVICE_PYTHON=python3 where JAX has a device there already, BENCHMARK_FLAGS=... for other flags
+	$(or $(DEVICE_PYTHON),.venv-cuda/bin/python) -m benchmarks.accelerator $(BENCHMARK_FLAGS)
+
+# requirements.txt has JAX for CPUs; the wheels for CUDA are beside it here alone.
+.venv-cuda/installed: requirements.txt
+	$(check_python)$(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	.venv-cuda/bin/pip install --quiet --disable-pip-version-check -c requirements.txt "jax[cuda13]"
+	touch $@
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /\1	/p' Makefile
@@ -47,13 +54,14 @@ tpu: .venv-tpu/installed  ## the TPU compiler, beside .venv: for the tests of --
 # Each time what pip offers then; an environment of another Python or jax is made anew. setuptools leaves build/ behind.
 compat: asked = $(or $(JAX:%=jax-%),newest)-$(shell $(PYTHON) -c 'import sys; print("python-{}.{}.{}".format(*sys.version_info))')
 compat: pip = .venv-compat/bin/python -m pip install --quiet --disable-pip-version-check
-compat:  ## the fast tests on another Python with the newest libraries, or another jax: PYTHON=python3.13 [JAX=0.11.2]
+compat:  ## the fast tests and benchmarks.accelerator --smoke on another Python with the newest libraries, or another jax: PYTHON=python3.13 [JAX=0.11.2]
 	$(check_python)test -e .venv-compat/$(asked) || $(PYTHON) -m venv --clear .venv-compat
 	touch .venv-compat/$(asked)
 	$(pip) --upgrade --upgrade-strategy eager ".[dev]" $(JAX:%=jax==%)
 	rm -rf build
 	.venv-compat/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|numpy) '
 	.venv-compat/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+	.venv-compat/bin/python -m benchmarks.accelerator --smoke --minutes 10 --out .venv-compat/accelerator
 
 constraints: venv  ## launch/constraints.txt anew: what images and TPU VMs take, the newest that pyproject.toml allows
 	$(BIN)/pip install --quiet --disable-pip-version-check --target .uv uv

@@ -1,4 +1,4 @@
-"""PyTorch's BertForMaskedLM, or ModernBert's, on the shapes and rows of benchmarks/train_step.py: steps on demand.
+"""PyTorch's BertForMaskedLM, or another family's, on shapes and rows of benchmarks/train_step.py: steps on demand.
 
 Started by train_step.py as `python benchmarks/peer_pytorch.py '{"vocab_size": ...}'`, in an environment that has torch
 and transformers (benchmarks/requirements-peer.txt). Prints a line of JSON when it is ready (`versions`, and the seconds
@@ -55,31 +55,56 @@ def fastest_kernel(sizes: dict) -> str | None:
 
 def network(sizes: dict) -> torch.nn.Module:
     """The family's model for masked language modelling, with random weights."""
-    common = {
-        "vocab_size": sizes["vocab_size"],
-        "hidden_size": sizes["hidden_size"],
-        "num_hidden_layers": sizes["num_layers"],
-        "num_attention_heads": sizes["num_heads"],
-        "intermediate_size": sizes["intermediate_size"],
+    model_class, own_fields, _ = FAMILIES[sizes["family"]]
+    config = model_class.config_class(
+        vocab_size=sizes["vocab_size"], hidden_size=sizes["hidden_size"], num_hidden_layers=sizes["num_layers"],
+        num_attention_heads=sizes["num_heads"], intermediate_size=sizes["intermediate_size"], pad_token_id=0,
+        **own_fields(sizes),
+    )  # fmt: skip
+    return model_class(config)
+
+
+def bert_fields(sizes: dict) -> dict:
+    """Fields of a BertConfig beside those that all have."""
+    return {
         "max_position_embeddings": sizes["max_positions"],
+        "type_vocab_size": sizes["type_vocab_size"],
+        "hidden_dropout_prob": sizes["hidden_dropout"],
+        "attention_probs_dropout_prob": sizes["attention_dropout"],
     }
-    if sizes["family"] == "modernbert":
-        config = transformers.ModernBertConfig(
-            **common,
-            global_attn_every_n_layers=sizes["global_every"],
-            local_attention=sizes["local_attention"],
-            embedding_dropout=sizes["hidden_dropout"],
-            mlp_dropout=sizes["hidden_dropout"],
-            attention_dropout=sizes["attention_dropout"],
-            pad_token_id=0,
-        )
-        return transformers.ModernBertForMaskedLM(config)
-    config = transformers.BertConfig(
-        **common,
-        hidden_dropout_prob=sizes["hidden_dropout"],
-        attention_probs_dropout_prob=sizes["attention_dropout"],
-    )
-    return transformers.BertForMaskedLM(config)
+
+
+def roberta_fields(sizes: dict) -> dict:
+    """BERT's; places are counted from pad_token_id + 1 on."""
+    return bert_fields(sizes) | {"max_position_embeddings": sizes["max_positions"] + 1}
+
+
+def modernbert_fields(sizes: dict) -> dict:
+    """Fields of a ModernBertConfig beside those that all have."""
+    return {
+        "max_position_embeddings": sizes["max_positions"],
+        "global_attn_every_n_layers": sizes["global_every"],
+        "local_attention": sizes["local_attention"],
+        "embedding_dropout": sizes["hidden_dropout"],
+        "mlp_dropout": sizes["hidden_dropout"],
+        "attention_dropout": sizes["attention_dropout"],
+    }
+
+
+def modernbert_head(model: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Logits; the others have one module for this."""
+    return model.decoder(model.head(states))
+
+
+_ROBERTA = (roberta_fields, lambda model, states: model.lm_head(states))
+# `model.family` -> class, fields of its config, logits of states.
+FAMILIES = {
+    "bert": (transformers.BertForMaskedLM, bert_fields, lambda model, states: model.cls(states)),
+    "roberta": (transformers.RobertaForMaskedLM, *_ROBERTA),
+    "xlm-roberta": (transformers.XLMRobertaForMaskedLM, *_ROBERTA),
+    "camembert": (transformers.CamembertForMaskedLM, *_ROBERTA),
+    "modernbert": (transformers.ModernBertForMaskedLM, modernbert_fields, modernbert_head),
+}
 
 
 def main(sizes: dict) -> None:
@@ -89,7 +114,7 @@ def main(sizes: dict) -> None:
         sys.exit(f"PyTorch {torch.__version__} finds no GPU")
     torch.set_num_threads(os.cpu_count())
     torch.manual_seed(0)
-    model = network(sizes).train().to(device)
+    model, logits_of = network(sizes).train().to(device), FAMILIES[sizes["family"]][-1]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.01, fused=True)
     with np.load(sizes["batch"]) as batch:
         ids, positions, targets = (torch.from_numpy(batch[name]).long().to(device) for name in
@@ -100,8 +125,7 @@ def main(sizes: dict) -> None:
     def loss_of() -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=best):
             states = model.base_model(input_ids=ids, attention_mask=mask)[0][rows, positions]
-            logits = model.cls(states) if hasattr(model, "cls") else model.decoder(model.head(states))
-            return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            return torch.nn.functional.cross_entropy(logits_of(model, states).flatten(0, 1).float(), targets.flatten())
 
     versions = f"PyTorch {torch.__version__}, transformers {transformers.__version__}"
     began = time.perf_counter()

@@ -1,12 +1,13 @@
 """Seconds, tokens/s, FLOP/s and memory of a training step of each kind, interleaved in one run.
 
 python benchmarks/train_step.py [--config configs/tiny.py] [--repeats 7] [--peer pytorch] [--out DIR] [--smoke]
+python benchmarks/train_step.py --config configs/modern/base.py --smoke
 python benchmarks/train_step.py --arena configs/arena/small.py:ROWS [--repeats 7] [--out docs/study]
 
 Without --config: 12 layers x 256 (V 8192, N 128, K 64, P 19, batch 16, dropout 0.1, f32), then BERT-base, the time to
-compile configs/base.py, and the table of targets in docs/performance.md. Rows are random ids on one device. Medians,
-with the spread; only ratios within one run count, absolute times drift. --peer wants torch and
-transformers: `make peer`. --smoke shows in seconds that all of it runs, at toy sizes.
+compile configs/base.py, and the table of targets in docs/performance.md. A recipe that accumulates is timed at the
+rows of one microbatch. Rows are random ids on one device. Medians, with the spread; only ratios within one run count,
+absolute times drift. --peer wants torch and transformers: `make peer`. --smoke runs it all in seconds, at toy sizes.
 """
 
 import contextlib
@@ -51,6 +52,8 @@ ROOT = Path(__file__).parents[1]
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 PLAIN, FULL, DROP, CONSISTENCY, AVERAGE, PEER = "plain full", "full", "drop", "consistency", "ScTD average", "PyTorch"
 OURS = (PLAIN, FULL, DROP, CONSISTENCY)
+# Targets of a recipe with a peer.
+OF_A_RECIPE = (("own full step / PyTorch full step", FULL, 0.9), ("ScTD average / PyTorch full step", AVERAGE, 0.7))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +93,19 @@ def base_config() -> Config:
     return one_device(values)
 
 
-def file_config(path: str) -> Config:
-    """A recipe's; always with ScTD, so that every kind of step exists."""
-    config = recipes.load(path)
-    if "train" not in recipes.modes(config):
+def file_config(path: str) -> tuple[str, Config]:
+    """A recipe's title and config: with ScTD, so that every kind of step exists, and with one microbatch's rows.
+
+    A peer has no microbatches, and all rows at once may not fit. A consistency step that has more of them keeps those.
+    """
+    values = recipes.load(path)
+    if "train" not in recipes.modes(values):
         raise UserError(f"--config={path} is no recipe for pretraining")
-    return one_device(config)
+    train, parts = values.train, values.train.accumulation
+    (own, left), rows = divmod(train.consistency_accumulation, parts), train.batch_size // parts
+    train.update(batch_size=rows, batch_schedule="", accumulation=1, consistency_accumulation=0 if left else own)
+    share = f", one of its {parts} microbatches: {rows} rows, with an update of their own" if parts > 1 else ""
+    return path + share, one_device(values)
 
 
 def one_device(values) -> Config:
@@ -112,7 +122,7 @@ def toy(config: Config) -> Config:
         config,
         model=dataclasses.replace(config.model, **sizes, max_positions=32),
         data=dataclasses.replace(config.data, seq_len=32),
-        train=dataclasses.replace(config.train, batch_size=4),
+        train=dataclasses.replace(config.train, batch_size=4, accumulation=1, consistency_accumulation=0),
     )
 
 
@@ -272,22 +282,23 @@ class Row:
     target: float
 
 
+def compared(what: str, timing: Timing, kind: str, reference: str, target: float) -> Row:
+    """A row about two kinds of step, by their ratios within a repeat."""
+    median, low, high = timing.ratio(kind, reference)
+    return Row(what, median, (low, high), timing.flops[kind] / timing.flops[reference], target)
+
+
 def targets(small: Timing, large: Timing | None, compile_seconds: float | None) -> list[Row]:
     """The rows that were measured."""
-
-    def row(what: str, timing: Timing, kind: str, reference: str, target: float) -> Row:
-        median, low, high = timing.ratio(kind, reference)
-        return Row(what, median, (low, high), timing.flops[kind] / timing.flops[reference], target)
-
     rows = [
-        row("drop step / own plain full step", small, DROP, PLAIN, 0.66),
-        row("ScTD average step / own plain full step", small, AVERAGE, PLAIN, 0.76),
+        compared("drop step / own plain full step", small, DROP, PLAIN, 0.66),
+        compared("ScTD average step / own plain full step", small, AVERAGE, PLAIN, 0.76),
     ]
     if PEER in small.seconds:
-        rows.append(row("own full step / PyTorch full step", small, FULL, PEER, 1.0))
-        rows.append(row("ScTD average step / PyTorch full step", small, AVERAGE, PEER, 0.75))
+        rows.append(compared("own full step / PyTorch full step", small, FULL, PEER, 1.0))
+        rows.append(compared("ScTD average step / PyTorch full step", small, AVERAGE, PEER, 0.75))
     if large and PEER in large.seconds:
-        rows.append(row("the same for BERT-base, batch 2", large, AVERAGE, PEER, 0.80))
+        rows.append(compared("the same for BERT-base, batch 2", large, AVERAGE, PEER, 0.80))
     if compile_seconds is not None:
         rows.append(Row("seconds to compile all variants of base.py", compile_seconds, None, None, 60.0))
     memory = small.memory[CONSISTENCY] / small.memory[FULL]
@@ -363,9 +374,10 @@ def main() -> None:
         print("--smoke: toy sizes, whatever the titles say; no figure below means anything")
     print(f"jax {jax.__version__} on {device}, {os.cpu_count()} CPUs; a 1024^3 f32 product: {matmul / 1e9:.0f} GFLOP/s")
     if args.config:
-        timings = [measure(args.config, size(file_config(args.config)), OURS, args.repeats, peer)]
+        title, config = file_config(args.config)
+        timings = [measure(title, size(config), OURS, args.repeats, peer)]
         print_timing(timings[0], matmul)
-        rows = []
+        rows = [compared(what, timings[0], kind, PEER, most) for what, kind, most in OF_A_RECIPE] if peer else []
     else:
         compile_seconds = seconds_to_compile(size(one_device(base.get_config())))
         title = "12 layers x 256, batch 16, N 128, K 64, P 19, V 8192, dropout 0.1"
@@ -377,6 +389,7 @@ def main() -> None:
             timings.append(measure(title, size(base_config()), (DROP, CONSISTENCY), repeats, peer))
             print_timing(timings[1], matmul)
         rows = targets(timings[0], timings[1] if peer else None, compile_seconds)
+    if rows:
         print_targets(rows)
     if args.out:
         write(args.out, timings, rows, machine)

@@ -4,15 +4,18 @@ import json
 import subprocess
 import sys
 import time
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 from benchmarks import train_step
 from benchmarks.accelerator import __main__ as command
-from benchmarks.accelerator import comparing
+from benchmarks.accelerator import comparing, numbers
 from benchmarks.accelerator.part import Bench
+from sctd_jax.config import DroppingConfig
 from sctd_jax.errors import UserError
+from sctd_jax.pretrain.step import Variant, variant_at
 from tests import helpers
 
 # A part's process, with the statements of its `run(bench)`.
@@ -126,6 +129,15 @@ def test_without_an_accelerator_only_smoke_goes_on(bench):
         command.run_parts(["machine"], real, starts({"machine": body}))
 
 
+def test_every_method_is_compared_with_the_cpu_and_a_modernbert_with_blocks_of_local_attention():
+    configs = [numbers.config_of(case, "float32", smoke) for smoke in (True, False) for case in numbers.CASES]
+    assert {config.dropping.method for config in configs} == set(get_args(get_type_hints(DroppingConfig)["method"]))
+    modern = [config for config in configs if config.model.family == "modernbert"]
+    assert [config.data.seq_len > 3 * (config.model.local_attention // 2) for config in modern] == [True, True]
+    ran = {variant_at(config, step) for config in configs for step in range(comparing.STEPS)}
+    assert ran == set(get_args(Variant))
+
+
 def test_a_deviation_is_relative_to_its_leaf_and_nan_is_the_largest():
     theirs = {"a": np.array([1.0, 100.0]), "b": np.array([1e-3])}
     ours = {"a": np.array([2.0, 100.0]), "b": np.array([2e-3])}
@@ -144,17 +156,16 @@ def test_smoke_runs_every_part(tmp_path):
     done = subprocess.run(line, cwd=helpers.ROOT, env=helpers.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == (tmp_path / "table.txt").read_text()
-    machine, numbers, kernels, speed, whole, batches, study = (
+    machine, compared, kernels, speed, whole, batches, study = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("machine", *names.split(","))
     )
     assert machine["platform"] == "cpu"
-    assert all(numbers["bits"]["same"].values())
-    sctd = numbers["f32"]["sctd"]
-    assert sctd["equal"]
-    assert len(sctd["losses"]) == 3
-    assert (numbers["golden"]["status"], numbers["golden"]["failed"]) == (0, 0)
-    assert len(numbers["golden"]["deviations"]) == 3
-    assert 0 < numbers["bf16 against f32"]["sctd"]["device"]["gradients"]["largest"] < 0.5
+    assert all(compared["bits"]["same"].values())
+    assert list(compared["f32"]) == ["sctd", "late_mask modernbert"]
+    assert [len(found["losses"]) for found in compared["f32"].values() if found["equal"]] == [3, 3]
+    assert (compared["golden"]["status"], compared["golden"]["failed"]) == (0, 0)
+    assert len(compared["golden"]["deviations"]) == 3
+    assert 0 < compared["bf16 against f32"]["sctd"]["device"]["gradients"]["largest"] < 0.5
     assert whole["bit_equal"]
     assert 50 <= whole["resumed_at_step"] <= whole["killed_at_step"] + 10
     assert whole["losses_before_the_kill"]["equal"]
@@ -171,5 +182,5 @@ def test_smoke_runs_every_part(tmp_path):
     assert steps["drop"]["flops"] < steps["full"]["flops"] < steps["plain full"]["flops"]
     (cell,) = batches["cells"]
     assert (cell["fits"], cell["too_many"], cell["finished"]) == (4, None, True)
-    found = (machine, numbers, kernels, speed, whole, batches, study)
+    found = (machine, compared, kernels, speed, whole, batches, study)
     assert not any("error" in values or values.get("wrong") for values in found)

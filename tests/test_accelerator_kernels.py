@@ -1,5 +1,6 @@
 """Part of benchmarks.accelerator on kernels, at toy size."""
 
+import dataclasses
 import itertools
 import json
 import time
@@ -14,7 +15,7 @@ from benchmarks.accelerator.part import Bench
 from sctd_jax.model import attention
 
 ONE = {"errors": {"out": 0.0}, "seconds": 1.0}
-RIGHT = {"rows": 1, "context": 1, "kernel": ONE, "plain": ONE}
+RIGHT = {"rows": 1, "context": 1, "reach": None, "kernel": ONE, "plain": ONE}
 
 
 def bench(folder, seconds):
@@ -25,13 +26,17 @@ def test_the_kernel_of_this_machine_is_as_near_to_float32_as_plain_attention(tmp
     assert all("WRONG" not in line for line in kernels.run(bench(tmp_path, 60)))
     report = json.loads((tmp_path / "kernels.json").read_text())
     assert report["wrong"] == []
-    (found,) = report["shapes"]
-    assert 0 < found["kernel"]["errors"]["value"] < 0.02
+    whole, near = report["shapes"]
+    assert (whole["reach"], near["reach"]) == (None, 16)
+    for found in (whole, near):
+        assert 0 < found["kernel"]["errors"]["value"] < 0.02
 
 
 def test_what_is_left_out_for_time_is_said(tmp_path):
-    assert "left out for time" in next(iter(kernels.run(bench(tmp_path, 0))))
-    assert json.loads((tmp_path / "kernels.json").read_text())["left_out_for_time"] == [[128, 128]]
+    assert all("left out for time" in line or "dropout" in line for line in kernels.run(bench(tmp_path, 0)))
+    assert json.loads((tmp_path / "kernels.json").read_text())["left_out_for_time"] == [
+        "R 128, N 128", "R 128, N 128, 16 tokens on either side",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("factor", [1.05, float("nan")])
@@ -50,6 +55,18 @@ def test_a_wrong_kernel_is_seen(tmp_path, monkeypatch, factor):
     monkeypatch.setattr(kernels, "kernel_of", lambda device: ("splash", kernel))
     assert "in query" in next(line for line in kernels.run(bench(tmp_path, 60)) if "WRONG" in line)
     assert json.loads((tmp_path / "kernels.json").read_text())["wrong"] == ["R 128, N 128"]
+
+
+def test_a_window_that_is_too_wide_is_seen(tmp_path, monkeypatch):
+    def kernel(query, key, value, mask, rate, _, window=None):
+        wider = window and dataclasses.replace(window, reach=window.reach + 1)
+        return attention.plain(query, key, value, mask, rate, _, wider)
+
+    monkeypatch.setattr(kernels, "kernel_of", lambda device: ("splash", kernel))
+    (wrong,) = (line for line in kernels.run(bench(tmp_path, 60)) if "WRONG" in line)
+    assert wrong.startswith("R 128, N 128, 16 tokens on either side: splash")
+    found = json.loads((tmp_path / "kernels.json").read_text())
+    assert found["wrong"] == ["R 128, N 128, 16 tokens on either side"]
 
 
 def dropout(draw):

@@ -164,6 +164,16 @@ def test_the_real_peer_without_a_gpu_does_not_pass_for_one_on_a_gpu(monkeypatch)
         train_step.measure("", config, ("drop",), 1, helpers.PEER)
 
 
+@pytest.mark.slow
+@needs_peer
+def test_the_peer_is_of_the_recipes_family(monkeypatch):
+    _, config = train_step.file_config("configs/roberta_base.py")
+    monkeypatch.setattr(train_step, "compile_step", lambda *args: lambda state, tokens: (state, {}))
+    monkeypatch.setattr(train_step, "peak_bytes", lambda program: 0)
+    found = train_step.measure("", train_step.toy(config), ("drop",), 1, helpers.PEER)
+    assert len(found.seconds[train_step.PEER]) == 1
+
+
 def test_what_there_is_no_time_for_is_said(tmp_path):
     lines = list(speed.run(bench(tmp_path, seconds=30.0, smoke=False)))
     assert [line for line in lines if line.endswith("left out for time")] == lines[-4:]

@@ -6,6 +6,7 @@ import json
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from sctd_jax.errors import UserError
@@ -89,8 +90,41 @@ def test_the_table_of_batches_is_what_its_command_makes_with_a_pretended_compile
 
 def test_train_step_times_a_recipe_for_pretraining_with_every_kind_of_step_and_refuses_others(monkeypatch):
     script = load("train_step", monkeypatch)
-    config = script.file_config("configs/drop.py")
+    title, config = script.file_config("configs/drop.py")
+    assert title == "configs/drop.py"
     assert (config.dropping.method, config.mesh.data, config.model.num_layers) == ("sctd", 1, 12)
     assert script.toy(config).model.num_layers == 3
     with pytest.raises(UserError, match=r"--config=configs/finetune\.py is no recipe for pretraining"):
         script.file_config("configs/finetune.py")
+
+
+def test_train_step_gives_the_peer_the_rows_of_one_microbatch_and_says_so(monkeypatch):
+    script = load("train_step", monkeypatch)
+    title, config = script.file_config("configs/modern/base.py")
+    assert title == "configs/modern/base.py, one of its 8 microbatches: 64 rows, with an update of their own"
+    assert (config.train.batch_size, config.train.accumulation, config.train.consistency_accumulation) == (64, 1, 2)
+    train = script.toy(config).train
+    assert (train.batch_size, train.microbatches("drop"), train.microbatches("consistency")) == (4, 1, 1)
+
+
+def test_train_step_sets_a_recipe_against_its_peer(tmp_path, monkeypatch, capsys):
+    """Medians of the ratios within a repeat."""
+    script = load("train_step", monkeypatch)
+    seconds = {"full": [1.0, 2.0, 6.0], "ScTD average": [0.6, 1.4, 2.8], "plain full": [1.0, 1.0, 1.0]}
+
+    def measure(title, config, kinds, repeats, peer):
+        found = {kind: np.array(values) for kind, values in {**seconds, "PyTorch": [1.0, 2.0, 4.0]}.items()}
+        return script.Timing(title, config, found, dict.fromkeys(found, 8e9), {}, {}, "PyTorch 9")
+
+    monkeypatch.setattr(script, "measure", measure)
+    monkeypatch.setattr(script, "matmul_flops_per_second", lambda: 1e9)
+    line = ["train_step.py", "--config", "configs/drop.py", "--peer", "pytorch", "--peer-python", sys.executable]
+    monkeypatch.setattr(sys, "argv", [*line, "--out", str(tmp_path)])
+    script.main()
+    shown = [text.split() for text in capsys.readouterr().out.splitlines() if "/ PyTorch full step" in text]
+    assert [words[-5:] for words in shown] == [
+        ["1.00", "1.00-1.50", "1.00", "0.90", "missed"], ["0.70", "0.60-0.70", "1.00", "0.70", "met"],
+    ]  # fmt: skip
+    full, average = json.loads((tmp_path / "train_step.json").read_text())["targets"]
+    assert (full["what"], full["found"], full["spread"]) == ("own full step / PyTorch full step", 1.0, [1.0, 1.5])
+    assert (average["what"], average["target"]) == ("ScTD average / PyTorch full step", 0.7)

@@ -94,10 +94,8 @@ REWRITES = [
         (r"loader\.py --rows 50000", "loader.py --rows 2000"),
         (r"loader\.py$", "loader.py --rows 2000 --seq-len 512 --batch-size 256"),
         (r"export\.py$", "export.py --smoke"),
-        (
-            r"train_step\.py --config configs/tiny\w*\.py( .*)?$",
-            "train_step.py --peer pytorch --repeats 9 --out docs",
-        ),
+        (r"(train_step\.py --config \S+)( --smoke)?$", r"\1 --repeats 1 --smoke"),
+        (r"--repeats 7 --peer pytorch", "--peer pytorch --repeats 9"),
         (r"--peer pytorch --repeats 9", rf"--peer pytorch --peer-python {helpers.PEER} --repeats 1 --smoke"),
         (
             r"^(python -m sctd_jax\.arena) --config=\S+ --workdir=\S+( --next)?$",
@@ -140,7 +138,7 @@ NAMED = {
     "* -m pytest *": SUITE,
     "pytest *": SUITE,
     "make lint": ".ci/run",
-    "make accelerator": "needs an accelerator",
+    "make accelerator*": "needs an accelerator",
     "python -m benchmarks.accelerator*": "test_smoke_runs_every_part",
     "make compat *": INSTALLS,
     "make venv": INSTALLS,

@@ -31,15 +31,27 @@ def versions(text):
     return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
-def test_every_dependency_is_a_range_that_holds_what_is_pinned_and_what_is_here():
-    lines = (helpers.ROOT / "requirements.txt").read_text().splitlines()
-    pinned = dict(line.split(" ")[0].split("==") for line in lines if line and not line.startswith("#"))
-    asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
-    for requirement in asked:
+def pins(path):
+    """Version by name, as a list of requirements has it."""
+    lines = (helpers.ROOT / path).read_text().splitlines()
+    return dict(line.split(" ")[0].split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_every_dependency_is_a_range_from_what_is_pinned_that_holds_what_is_here():
+    pinned = pins("requirements.txt") | pins("tests/requirements-interop.txt")
+    extras = PROJECT["optional-dependencies"]
+    here = [*PROJECT["dependencies"], *extras["dev"], *extras["warc"]]
+    for requirement in [*here, *extras["interop"]]:
         name, lowest, below = re.fullmatch(r"([\w-]+)>=([\d.]+)(?:,<([\d.]+))?", requirement).groups()
-        for found in (pinned[name], metadata.version(name)):
+        assert lowest == pinned[name], requirement
+        for found in [pinned[name], *([metadata.version(name)] if requirement in here else [])]:
             assert versions(lowest) <= versions(found), requirement
             assert below is None or versions(found) < versions(below), requirement
+
+
+def test_what_is_carried_to_a_machine_without_a_network_is_what_is_pinned():
+    carried = pins("benchmarks/requirements-accelerator.txt")
+    assert carried.items() <= pins("requirements.txt").items()
 
 
 def test_every_script_becomes_a_module_that_is_a_command(monkeypatch):

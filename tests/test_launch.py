@@ -103,3 +103,20 @@ def test_makes_own_variable_for_the_python_to_install_is_not_the_scripts_for_the
         command, input=rules, env=environment, cwd=helpers.ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "python3.99 unset\n"
+
+
+def test_the_benchmark_of_a_gpu_takes_the_machines_own_python_and_no_flags_from_launchs_variables():
+    """launch/ and its images name their stack by $ACCELERATOR."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--no-print-directory", "--dry-run", "accelerator"]
+    said = [
+        subprocess.run(
+            [*command, *own], env=environment | {"ACCELERATOR": "cuda"}, cwd=helpers.ROOT, capture_output=True,
+            text=True, check=True,
+        ).stdout.splitlines()
+        for own in (["DEVICE_PYTHON=python3"], ["--assume-new=requirements.txt"])
+    ]  # fmt: skip
+    flags = "-m benchmarks.accelerator --minutes 8 --out runs/accelerator"
+    assert said[0] == [f"python3 {flags}"]
+    assert any('"jax[cuda13]"' in line for line in said[1])
+    assert said[1][-1] == f".venv-cuda/bin/python {flags}"

@@ -16,7 +16,7 @@ from benchmarks.accelerator.comparing import worst
 from benchmarks.accelerator.part import Bench
 from sctd_jax.config import MeshConfig, ModelConfig
 from sctd_jax.model import attention
-from sctd_jax.model.attention import Attend
+from sctd_jax.model.attention import Attend, Window
 from sctd_jax.parallel import mesh as meshes
 
 _REPEATS = 10
@@ -30,22 +30,28 @@ def run(bench: Bench) -> Iterator[str]:
     device = jax.devices()[0]
     name, kernel = kernel_of(device)
     lengths = (128,) if bench.smoke else (512, 128, 1024)
-    shapes = [(rows, n) for n in lengths for rows in ((n, 77) if name == "cudnn" else (n,))]
+    shapes: list[tuple[int, int, int | None]] = [
+        (rows, n, None) for n in lengths for rows in ((n, 77) if name == "cudnn" else (n,))
+    ]
+    # ModernBERT's local layers, in rows long enough for blocks.
+    shapes.append((128, 128, 16) if bench.smoke else (1024, 1024, 64))
     report: dict[str, Any] = {
         "kernel": name, "tolerance": _TOLERANCE, "shapes": [], "left_out_for_time": [], "wrong": [],
     }  # fmt: skip
-    for rows, context in shapes:
+    for rows, context, reach in shapes:
+        title = title_of(rows, context, reach)
         if bench.left() < 1:
-            report["left_out_for_time"].append([rows, context])
+            report["left_out_for_time"].append(title)
             bench.save("kernels", report)
-            yield f"R {rows}, N {context}: left out for time"
+            yield f"{title}: left out for time"
             continue
-        found = compare(kernel, rows, context, *((2, 2, 8) if bench.smoke else (16, 12, 64)))
+        found = compare(kernel, rows, context, reach, *((2, 2, 8) if bench.smoke else (16, 12, 64)))
         report["shapes"].append(found)
         if not worst_of(found)[0] < _TOLERANCE:  # NaN is not
-            report["wrong"].append(f"R {rows}, N {context}")
+            report["wrong"].append(title)
         bench.save("kernels", report)
-        yield line(name, found)
+        # cuDNN's has no such windows.
+        yield line(title, "recomputed" if reach and name == "cudnn" else name, found)
     if name != "cudnn" or bench.left() < 1:
         yield "dropout of cuDNN: " + ("left out for time" if name == "cudnn" else f"none, for the kernel is {name}")
         return
@@ -64,8 +70,18 @@ def kernel_of(device: jax.Device) -> tuple[str, Attend]:
     return "splash", attention.splash(meshes.make_mesh(MeshConfig(data=1), [device]), otherwise=attention.plain)
 
 
-def compare(kernel: Attend, rows: int, context: int, batch: int, heads: int, width: int) -> dict[str, Any]:
-    """Errors of output and gradients relative to the largest number, and seconds of both, in bfloat16 with padding."""
+def title_of(rows: int, context: int, reach: int | None) -> str:
+    """A shape's name."""
+    return f"R {rows}, N {context}" + (f", {reach} tokens on either side" if reach else "")
+
+
+def compare(
+    kernel: Attend, rows: int, context: int, reach: int | None, batch: int, heads: int, width: int
+) -> dict[str, Any]:
+    """Errors of output and gradients relative to the largest number, and seconds of both, in bfloat16 with padding.
+
+    A query sees `reach` tokens on either side, by default all; rows are whole then.
+    """
     keys = jax.random.split(jax.random.key(0), 4)
     query, key, value, weights = (
         jax.random.normal(k, (batch, n, heads, width), jnp.bfloat16)
@@ -75,18 +91,25 @@ def compare(kernel: Attend, rows: int, context: int, batch: int, heads: int, wid
     lengths = jnp.maximum(context - jnp.arange(batch) * context // batch, 1)
     mask = jnp.arange(context)[None] < lengths[:, None]
 
-    def numbers(attend: Attend):
+    places = jnp.arange(context)[None]
+    # Given places, plain attention computes all pairs rather than blocks near the diagonal.
+    pairs, near = ([Window(reach, *x)] if reach else [] for x in ((places, places), (None, None)))
+
+    def numbers(attend: Attend, window: list[Window]):
         def loss(query, key, value):
-            out = attend(query, key, value, mask, 0.0, None)
+            out = attend(query, key, value, mask, 0.0, None, *window)
+            if window:  # padding far from the text sees nothing, and what it is given is nobody's
+                out = jnp.where(mask[:, :, None, None], out, 0)
             return jnp.sum((weights * out).astype(jnp.float32)), out
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
 
     with jax.default_matmul_precision("highest"):
-        exact = flat(numbers(attention.plain)(*(x.astype(jnp.float32) for x in (query, key, value))))
-    found: dict[str, Any] = {"rows": rows, "context": context, "batch": batch, "heads": heads, "width": width}
-    for name, attend in (("kernel", kernel), ("plain", attention.plain)):
-        function = numbers(attend)
+        exact = flat(numbers(attention.plain, pairs)(*(x.astype(jnp.float32) for x in (query, key, value))))
+    found: dict[str, Any] = {"rows": rows, "context": context, "reach": reach}
+    found |= {"batch": batch, "heads": heads, "width": width}
+    for name, attend, window in (("kernel", kernel, near), ("plain", attention.plain, pairs)):
+        function = numbers(attend, window)
         ours = flat(function(query, key, value))
         errors = {part: float(np.abs(ours[part] - exact[part]).max() / np.abs(exact[part]).max()) for part in exact}
         found[name] = {"errors": errors, "seconds": seconds(functools.partial(function, query, key, value))}
@@ -161,12 +184,12 @@ def worst_of(found: dict[str, Any]) -> tuple[float, str]:
     return worst((error, part) for part, error in found["kernel"]["errors"].items())
 
 
-def line(name: str, found: dict[str, Any]) -> str:
+def line(title: str, name: str, found: dict[str, Any]) -> str:
     """A shape in a line."""
     error, part = worst_of(found)
     verdict = "ok" if error < _TOLERANCE else f"WRONG: the bound is {_TOLERANCE}"
     return (
-        f"R {found['rows']}, N {found['context']}: {name} {1e3 * found['kernel']['seconds']:.2f} ms, plain "
+        f"{title}: {name} {1e3 * found['kernel']['seconds']:.2f} ms, plain "
         f"{1e3 * found['plain']['seconds']:.2f} ms; error {error:.1e} in {part}, plain "
         f"{found['plain']['errors'][part]:.1e}: {verdict}"
     )

@@ -1,8 +1,9 @@
 """Numbers of the device against those of the CPU backend in the same process, and against themselves.
 
-Three steps of each method, from one state, with dropout: f32 at the highest matmul precision has to be the CPU's to
-1e-4; bf16 is shown beside what bf16 changes on a CPU. Gradients are read off Adam's first moments. On a CPU both sides
-are the CPU's, one compiled without XLA's algebraic simplifier, and items that would repeat others are left out.
+Three steps of each method, and of a ModernBERT, from one state, with dropout: f32 at the highest matmul precision has
+to be the CPU's to 1e-4; bf16 is shown beside what bf16 changes on a CPU. Gradients are read off Adam's first moments.
+On a CPU both sides are the CPU's, one compiled without XLA's algebraic simplifier, and items that would repeat others
+are left out.
 """
 
 import dataclasses
@@ -25,8 +26,10 @@ from sctd_jax.model.elementwise import keep_mask
 from sctd_jax.objective.masking import row_keys
 from sctd_jax.pretrain import step
 
-METHODS = ("full", "sctd", "drop", "random_ltd", "random")
-SMOKE_METHODS = ("sctd",)  # a program takes seconds to compile
+MODERN = "modernbert"
+# Method, with a family where it is not BERT; most important first.
+CASES = ("full", "sctd", f"sctd {MODERN}", "drop", "random_ltd", "late_mask", "random", "full_every")
+SMOKE_CASES = ("sctd", f"late_mask {MODERN}")  # a program takes seconds to compile
 TOLERANCE = 1e-4
 HOW = (
     "Losses: relative. Gradients: of the first step, clipped (Adam's first moments / (1 - beta1)), and the first "
@@ -65,8 +68,9 @@ def run(bench: Bench) -> Iterator[str]:
             tests.process.wait()
 
 
-def config_of(method: str, dtype: str, smoke: bool, wide: bool = False) -> Config:
-    """A small ScTD run of a method, whose three steps run each of its variants; `wide`: BERT-base's layers."""
+def config_of(case: str, dtype: str, smoke: bool, wide: bool = False) -> Config:
+    """A small run of one of CASES, whose three steps run each of its variants; `wide`: BERT-base's layers."""
+    method, _, family = case.partition(" ")
     values = base.get_config()
     if smoke:
         sizes = {"vocab_size": 512, "num_layers": 4, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
@@ -78,6 +82,11 @@ def config_of(method: str, dtype: str, smoke: bool, wide: bool = False) -> Confi
         length, batch = 128, 32
     # Attention dropout stays 0: with it the kernel of a GPU, whose bits are its own, would not be compared.
     values.model.update(max_positions=length, dtype=dtype, attention_dropout=0.0, **sizes)
+    if family == MODERN:
+        # Windows narrow enough that whole rows are computed in blocks, and that kept tokens lose neighbours.
+        values.model.update(
+            family=family, type_vocab_size=1, layer_norm_eps=1e-5, global_every=3, local_attention=length // 4
+        )
     values.dropping.update(method=method, sc_interval=2)
     values.data.seq_len = length
     values.optimizer.update(learning_rate=1e-3, warmup_steps=2)
@@ -138,26 +147,25 @@ class _Part:
         yield f"masks, dropout, draws: {verdict}; first parameters off by {initial:.1e}"
 
     def exact(self, pool: ThreadPoolExecutor):
-        """f32 at the highest precision, method by method. Returns the trajectories (device, CPU) by method."""
-        methods = SMOKE_METHODS if self.bench.smoke else METHODS
-        configs = {method: config_of(method, "float32", self.bench.smoke) for method in methods}
-        first = comparing.first_state(config_of("full", "float32", self.bench.smoke), self.cpu)
-        programs = {method: self.compiled(pool, config, "highest") for method, config in configs.items()}
+        """f32 at the highest precision, case by case. Returns the trajectories (device, CPU) by case."""
+        cases = SMOKE_CASES if self.bench.smoke else CASES
+        configs = {case: config_of(case, "float32", self.bench.smoke) for case in cases}
+        programs = {case: self.compiled(pool, config, "highest") for case, config in configs.items()}
         found = {}
-        for method, config in configs.items():
-            if self.left_out(f"f32 {method}", 10):
-                yield f"f32 {method:<10} left out for time"
+        for case, config in configs.items():
+            if self.left_out(f"f32 {case}", 10):
+                yield f"f32 {case:<20} left out for time"
                 continue
-            rows = comparing.random_rows(config, STEPS)
-            ours, theirs = (comparing.train(of_side.result(), first, rows) for of_side in programs[method])
-            found[method] = ours, theirs
+            first, rows = comparing.first_state(config, self.cpu), comparing.random_rows(config, STEPS)
+            ours, theirs = (comparing.train(of_side.result(), first, rows) for of_side in programs[case])
+            found[case] = ours, theirs
             values = compare(ours, theirs)
-            again = comparing.train(programs[method][0].result(), first, rows)
+            again = comparing.train(programs[case][0].result(), first, rows)
             values["differs from run to run"] = moving = comparing.differing(again.state, ours.state)
-            self.report.setdefault("f32", {})[method] = values
-            self.judge(f"f32 {method}", values["equal"])
+            self.report.setdefault("f32", {})[case] = values
+            self.judge(f"f32 {case}", values["equal"])
             self.save()
-            yield f"f32 {method:<10} against the CPU: {text(values)}; {moving_text(moving)}"
+            yield f"f32 {case:<20} against the CPU: {text(values)}; {moving_text(moving)}"
         return found
 
     def recorded(self, tests: golden.Tests | None) -> str:
@@ -175,27 +183,26 @@ class _Part:
 
     def rounded(self, pool: ThreadPoolExecutor, exact: dict[str, tuple[Trajectory, Trajectory]]) -> Iterator[str]:
         """bf16 against f32, beside the same on the CPU, and f32 as JAX multiplies it by default."""
-        kept = {method: config_of(method, "bfloat16", self.bench.smoke) for method in exact}
+        kept = {case: config_of(case, "bfloat16", self.bench.smoke) for case in exact}
         plain = config_of("full", "float32", self.bench.smoke)
-        first = comparing.first_state(plain, self.cpu)
-        programs = {method: self.compiled(pool, config) for method, config in kept.items()}
+        programs = {case: self.compiled(pool, config) for case, config in kept.items()}
         default = pool.submit(comparing.compile_steps, plain, self.device) if "full" in exact else None
-        for method, config in kept.items():
-            if self.left_out(f"bf16 {method}", 10):
-                yield f"bf16 {method:<9} left out for time"
+        for case, config in kept.items():
+            if self.left_out(f"bf16 {case}", 10):
+                yield f"bf16 {case:<19} left out for time"
                 continue
-            rows = comparing.random_rows(config, STEPS)
-            ours, theirs = (comparing.train(of_side.result(), first, rows) for of_side in programs[method])
-            again = comparing.train(programs[method][0].result(), first, rows)
-            here, expected = (rounding(*pair) for pair in zip((ours, theirs), exact[method], strict=True))
+            first, rows = comparing.first_state(config, self.cpu), comparing.random_rows(config, STEPS)
+            ours, theirs = (comparing.train(of_side.result(), first, rows) for of_side in programs[case])
+            again = comparing.train(programs[case][0].result(), first, rows)
+            here, expected = (rounding(*pair) for pair in zip((ours, theirs), exact[case], strict=True))
             moving = comparing.differing(again.state, ours.state)
             values = {"device": here, "expected from the CPU": expected, "differs from run to run": moving}
-            self.report.setdefault("bf16 against f32", {})[method] = values
+            self.report.setdefault("bf16 against f32", {})[case] = values
             self.save()
             spreads = f"{rounding_text(here)}; on a CPU {rounding_text(expected)}"
-            yield f"bf16 {method:<9} against f32: {spreads}; {moving_text(moving)}"
+            yield f"bf16 {case:<19} against f32: {spreads}; {moving_text(moving)}"
         if default and not self.left_out("f32 at JAX's default precision", 10):
-            rows = comparing.random_rows(plain, STEPS)
+            first, rows = comparing.first_state(plain, self.cpu), comparing.random_rows(plain, STEPS)
             values = rounding(comparing.train(default.result(), first, rows), exact["full"][0])
             self.report["f32 at JAX's default precision against the highest"] = values
             self.save()
