@@ -1,4 +1,4 @@
-"""Run in the isolated environment of tests/requirements-interop.txt: RoBERTa's family and ModernBERT of `transformers`.
+"""Run in the isolated environment of tests/requirements-interop.txt: each family's models of `transformers`.
 
 python tests/interop_families.py create OUT LINES.txt
 python tests/interop_families.py check OUT LINES.txt
@@ -27,7 +27,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 KINDS = {
-    "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert", "modernbert": "ModernBert",
+    "bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert",
+    "modernbert": "ModernBert",
 }  # fmt: skip
 LENGTHS = {"modernbert": (128, 512, 1024, 2048)}
 TYPES = ("float32", "bfloat16", "float16")
@@ -39,8 +40,8 @@ def lengths(kind: str) -> tuple[int, ...]:
 
 
 def tokenizer_of(kind: str, lines: list[str]) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of the family's kind, trained on the lines: byte-level BPE, or SentencePiece's unigram."""
-    if kind == "modernbert":
+    """A tokenizer of the family's kind, trained on the lines: WordPiece, byte-level BPE, or SentencePiece's unigram."""
+    if kind in ("bert", "modernbert"):
         special = ["[MASK]", "[SEP]", "[UNK]", "[PAD]", "[CLS]"]
         names = {f"{name.lower()[1:-1]}_token": name for name in special}
     else:
@@ -48,6 +49,10 @@ def tokenizer_of(kind: str, lines: list[str]) -> transformers.PreTrainedTokenize
         names = dict(
             zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special, strict=True)
         )  # fmt: skip
+    if kind == "bert":
+        pieces = tokenizers.BertWordPieceTokenizer(lowercase=False)
+        pieces.train_from_iterator(lines, vocab_size=_VOCABULARY, special_tokens=special, show_progress=False)
+        return transformers.BertTokenizer(vocab=pieces.get_vocab(), do_lower_case=False)
     if kind in ("roberta", "modernbert"):
         made = tokenizers.Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -69,10 +74,9 @@ def tokenizer_of(kind: str, lines: list[str]) -> transformers.PreTrainedTokenize
 
 
 def network_of(kind: str, tokenizer) -> torch.nn.Module:
-    ids = {
-        "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-    }  # fmt: skip
+    ids = {"pad_token_id": tokenizer.pad_token_id}
+    if kind != "bert":
+        ids |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
     sizes = {
         "vocab_size": len(tokenizer), "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 72,
         "initializer_range": 0.15,
@@ -81,6 +85,8 @@ def network_of(kind: str, tokenizer) -> torch.nn.Module:
     if kind == "modernbert":
         ids |= {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
         more = {"num_hidden_layers": 7, "max_position_embeddings": longest, "local_attention": 64}
+    elif kind == "bert":
+        more = {"num_hidden_layers": 4, "max_position_embeddings": longest}
     else:
         places = longest + tokenizer.pad_token_id + 1
         more = {"num_hidden_layers": 4, "max_position_embeddings": places, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
