@@ -41,8 +41,8 @@ def setting():
     return config, helpers.moved(params, 0.1), ids, ids > 0, kept
 
 
-def run(config, params, ids, mask, layers=None, attend=attention.plain, **kwargs):
-    model = MaskedLm(config.model, *(layers or config.drop_layers), attend)
+def run(config, params, ids, mask, layers=None, attend=attention.plain, layerwise=False, **kwargs):
+    model = MaskedLm(config.model, *(layers or config.drop_layers), attend, layerwise=layerwise)
 
     def both(bound):
         output, states = bound.encoder(ids, mask, **kwargs)
@@ -73,6 +73,25 @@ def test_every_state_and_the_logits_match_a_float64_reference(setting, layers, d
             np.testing.assert_allclose(state[row][real], value[real], rtol=2e-5, atol=2e-5)
         expected_logits = reference_modernbert.mlm_logits(config.model, params64, expected[-1])
         real = inputs[1][at_rows]
+        np.testing.assert_allclose(logits[row][real], expected_logits[real], rtol=1e-4, atol=1e-4)
+
+
+def test_random_ltd_matches_a_float64_reference(setting):
+    """Each dropping layer, global or local, sees tokens of its own at their places in the text."""
+    config, params, ids, mask, _ = setting
+    first, last = config.drop_layers
+    keys = jax.random.split(jax.random.key(7), last - first + 1)
+    sets = jnp.stack([keep_highest(jax.random.normal(key, ids.shape), mask, config.num_kept) for key in keys])
+    states, logits = run(config, params, ids, mask, layerwise=True, kept_BK=sets)
+    params64 = in_float64(params)
+    for row in range(BATCH):
+        real = np.asarray(mask[row])
+        expected = reference_modernbert.encode_layerwise(
+            config.model, params64, np.asarray(ids[row]), real, np.asarray(sets[:, row]), first
+        )
+        for state, value in zip(states, expected, strict=True):
+            np.testing.assert_allclose(state[row][real], value[real], rtol=2e-5, atol=2e-5)
+        expected_logits = reference_modernbert.mlm_logits(config.model, params64, expected[-1])
         np.testing.assert_allclose(logits[row][real], expected_logits[real], rtol=1e-4, atol=1e-4)
 
 
