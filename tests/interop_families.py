@@ -1,4 +1,4 @@
-"""Run in the isolated environment of tests/requirements-interop.txt: RoBERTa's family and ModernBERT of `transformers`.
+"""Run in the isolated environment of tests/requirements-interop.txt: each family's models of `transformers`.
 
 python tests/interop_families.py create OUT LINES.txt
 python tests/interop_families.py check OUT LINES.txt
@@ -7,11 +7,13 @@ python tests/interop_families.py tasks OUT
 `create` writes for each kind of model OUT/KIND/{float32,bfloat16,float16}, a random network with a tokenizer, the last
 two in shards, and OUT/KIND.npz: for each length N a padded batch of LINES `ids_N`, `mask_N` and its `logits_N`, of the
 first length `logits_TYPE_N` too, and `labels`, `loss`, `hidden` [L+1, B, N, D] and the gradient `grad.NAME` of every
-parameter. `check` reads what our side exported to OUT/KIND/back and, in shards, OUT/KIND/back_bfloat16: warnings, ids
-of LINES, logits, fill-mask. `tasks` reads OUT/*/HEAD, exports with the head of a task or of pretraining, and
-OUT/*/HEAD.npz with `ids`, `mask` and our `logits`.
+parameter. `check` reads what our side exported to OUT/KIND/back and, in shards, OUT/KIND/back_{bfloat16,float16}:
+warnings, ids of LINES, logits, and that fill-mask guesses for the `prompt` of OUT/KIND/guesses.npz its ids `top5`.
+`tasks` reads OUT/*/HEAD, exports with the head of a task or of pretraining, and OUT/*/HEAD.npz with `ids`, `mask` and
+our `logits`.
 """
 
+import copy
 import json
 import logging
 import sys
@@ -27,7 +29,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 KINDS = {
-    "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert", "modernbert": "ModernBert",
+    "bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert",
+    "modernbert": "ModernBert",
 }  # fmt: skip
 LENGTHS = {"modernbert": (128, 512, 1024, 2048)}
 TYPES = ("float32", "bfloat16", "float16")
@@ -39,8 +42,11 @@ def lengths(kind: str) -> tuple[int, ...]:
 
 
 def tokenizer_of(kind: str, lines: list[str]) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of the family's kind, trained on the lines: byte-level BPE, or SentencePiece's unigram."""
-    if kind == "modernbert":
+    """A tokenizer of the family's kind, trained on the lines: WordPiece, byte-level BPE, or SentencePiece's unigram.
+
+    BERT's and RoBERTa's are of their own classes. In all but BERT's the mask takes the space before it, as in theirs.
+    """
+    if kind in ("bert", "modernbert"):
         special = ["[MASK]", "[SEP]", "[UNK]", "[PAD]", "[CLS]"]
         names = {f"{name.lower()[1:-1]}_token": name for name in special}
     else:
@@ -48,12 +54,18 @@ def tokenizer_of(kind: str, lines: list[str]) -> transformers.PreTrainedTokenize
         names = dict(
             zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special, strict=True)
         )  # fmt: skip
+    mask = tokenizers.AddedToken(names["mask_token"], lstrip=True, normalized=False)
+    roles = [mask if name == names["mask_token"] else name for name in special]
+    if kind == "bert":
+        pieces = tokenizers.BertWordPieceTokenizer(lowercase=False)
+        pieces.train_from_iterator(lines, vocab_size=_VOCABULARY, special_tokens=special, show_progress=False)
+        return transformers.BertTokenizer(vocab=pieces.get_vocab(), do_lower_case=False)
     if kind in ("roberta", "modernbert"):
         made = tokenizers.Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         made.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=_VOCABULARY, special_tokens=special, show_progress=False,
+            vocab_size=_VOCABULARY, special_tokens=roles, show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )  # fmt: skip
     else:
@@ -62,17 +74,21 @@ def tokenizer_of(kind: str, lines: list[str]) -> transformers.PreTrainedTokenize
         made.pre_tokenizer = pre_tokenizers.Metaspace()
         made.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(
-            vocab_size=_VOCABULARY, special_tokens=special, show_progress=False, unk_token="<unk>"
+            vocab_size=_VOCABULARY, special_tokens=roles, show_progress=False, unk_token="<unk>"
         )
     made.train_from_iterator(lines, trainer)
+    if kind == "roberta":
+        model = json.loads(made.to_str())["model"]
+        return transformers.RobertaTokenizer(
+            vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], mask_token=mask
+        )
     return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names)
 
 
 def network_of(kind: str, tokenizer) -> torch.nn.Module:
-    ids = {
-        "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-    }  # fmt: skip
+    ids = {"pad_token_id": tokenizer.pad_token_id}
+    if kind != "bert":
+        ids |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
     sizes = {
         "vocab_size": len(tokenizer), "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 72,
         "initializer_range": 0.15,
@@ -81,6 +97,8 @@ def network_of(kind: str, tokenizer) -> torch.nn.Module:
     if kind == "modernbert":
         ids |= {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
         more = {"num_hidden_layers": 7, "max_position_embeddings": longest, "local_attention": 64}
+    elif kind == "bert":
+        more = {"num_hidden_layers": 4, "max_position_embeddings": longest}
     else:
         places = longest + tokenizer.pad_token_id + 1
         more = {"num_hidden_layers": 4, "max_position_embeddings": places, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
@@ -123,15 +141,14 @@ def create(out: Path, lines: list[str]) -> None:
         found |= {"labels": labels, "loss": result.loss.detach(), "hidden": hidden}
         found |= {f"grad.{name}": parameter.grad for name, parameter in network.named_parameters()}
         for name in TYPES:
-            network = network.to(getattr(torch, name))
+            rounded = copy.deepcopy(network).to(getattr(torch, name))
             size = "1GB" if name == "float32" else "60KB"
-            network.save_pretrained(out / kind / name, max_shard_size=size)
+            rounded.save_pretrained(out / kind / name, max_shard_size=size)
             assert len(list((out / kind / name).glob("*.safetensors"))) > 3 * (name != "float32")
             tokenizer.save_pretrained(out / kind / name)
             again = AutoModelForMaskedLM.from_pretrained(out / kind / name, dtype=torch.float32).eval()
             with torch.no_grad():
                 found[f"logits_{name}_{ids.shape[1]}"] = again(input_ids=ids, attention_mask=mask.long()).logits
-            network = again
         np.savez(out / f"{kind}.npz", **{name: np.asarray(value) for name, value in found.items()})
 
 
@@ -177,19 +194,21 @@ def check(out: Path, lines: list[str]) -> None:
             deviation = np.abs(logits - expected[f"logits_{length}"])[mask.numpy()].max()
             print(f"{kind} {length}: logits' largest deviation after export {deviation:.2e}")
             assert deviation < 1e-4
-        small_folder = out / kind / "back_bfloat16"
-        _, rounded = loaded(small_folder, f"{KINDS[kind]}ForMaskedLM")
-        assert rounded.dtype == torch.bfloat16
-        assert len(list(small_folder.glob("*.safetensors"))) > 3
         length = lengths(kind)[0]
         ids, mask = (torch.tensor(expected[f"{name}_{length}"]) for name in ("ids", "mask"))
-        with torch.no_grad():
-            logits = rounded.float()(input_ids=ids, attention_mask=mask.long()).logits.numpy()
-        assert np.abs(logits - expected[f"logits_bfloat16_{length}"])[mask.numpy()].max() < 1e-4
+        for dtype in TYPES[1:]:
+            small_folder = out / kind / f"back_{dtype}"
+            _, rounded = loaded(small_folder, f"{KINDS[kind]}ForMaskedLM")
+            assert rounded.dtype == getattr(torch, dtype)
+            assert len(list(small_folder.glob("*.safetensors"))) > 3
+            with torch.no_grad():
+                logits = rounded.float()(input_ids=ids, attention_mask=mask.long()).logits.numpy()
+            assert np.abs(logits - expected[f"logits_{dtype}_{length}"])[mask.numpy()].max() < 1e-4
         inputs = tokenizer("one two", return_tensors="pt")  # by its own names of inputs
         assert network(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
-        guesses = pipeline("fill-mask", model=network, tokenizer=tokenizer)(f"the {tokenizer.mask_token} of war")
-        assert len(guesses) == 5
+        ours = np.load(out / kind / "guesses.npz")
+        guesses = pipeline("fill-mask", model=network, tokenizer=tokenizer, top_k=5)(str(ours["prompt"]))
+        assert [guess["token"] for guess in guesses] == ours["top5"].tolist(), (kind, guesses, ours["top5"])
         print(f"{kind}: the card's code: {check_card(folder)[:80]}")
     assert not heard.found, heard.found
 

@@ -57,6 +57,18 @@ def encode(config, params, ids, mask, kept=None, first=None, last=None, rows=Non
     return [*states[:-1], layer_norm(states[-1], p["final_norm"]["norm"], eps)]
 
 
+def encode_layerwise(config, params, ids, mask, kept, first):
+    """States [N, D] of every layer for one row whose layers from `first` on see the tokens of `kept`, each its own."""
+    p, eps = params["encoder"], config.layer_norm_eps
+    x, states = layer_norm(p["embeddings"]["word"][ids], p["embeddings"]["norm"], eps), []
+    for i in range(config.num_layers):
+        at = kept[i - first] if first <= i < first + len(kept) else np.arange(len(ids))
+        x = x.copy()
+        x[at] = layer(config, p[f"layer_{i}"], i, x[at], at, mask[at])
+        states.append(x)
+    return [*states[:-1], layer_norm(states[-1], p["final_norm"]["norm"], eps)]
+
+
 def normed(config, params, x):
     return layer_norm(x, params["encoder"]["final_norm"]["norm"], config.layer_norm_eps)
 

@@ -28,6 +28,10 @@ from tests import helpers
 LONG = {"data__seq_len": 256, "model__max_positions": 256}
 BF16 = {"model__dtype": "bfloat16"}
 DROPOUT = {"model__attention_dropout": 0.1}
+# Layers 0 and 3 are global.
+LOCAL = {"model__family": "modernbert", "model__type_vocab_size": 1, "model__global_every": 3,
+         "model__local_attention": 64}  # fmt: skip
+NO_LOCAL = {"model__global_every": 1}
 
 
 @pytest.fixture
@@ -152,6 +156,31 @@ def test_what_auto_means(with_cudnn, overrides, platform, expected):
     config, text = settle(long_config(**overrides), platform)
     assert (config.model.attention, config.model.remat) == expected
     assert expected[0] in text
+
+
+AGAIN = "recomputed in the backward pass"
+NEAR = "near the diagonal alone where a row is whole and has more than 96 tokens"
+LAST = "; the last layer's rows plain where they are no multiple of 128"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "platform", "expected"),
+    [
+        ({}, "cpu", f"plain; in local layers {NEAR}"),
+        ({"model__remat": "block"}, "cpu", f"plain; in local layers {NEAR}; whole layers are {AGAIN}"),
+        ({"model__attention": "plain"}, "tpu", f"plain; in local layers {NEAR}; its probabilities are {AGAIN}"),
+        ({}, "tpu", f"splash, a TPU kernel that keeps no probabilities; in local layers too where a row is whole, else "
+                    f"plain and {AGAIN}{LAST}"),
+        ({"model__remat": "attention", **NO_LOCAL}, "tpu",
+         f"splash, a TPU kernel that keeps no probabilities{LAST} and {AGAIN}"),
+        (BF16, "gpu",
+         f"cudnn, a kernel of NVIDIA's that keeps no probabilities; in local layers plain and {AGAIN}, {NEAR}"),
+        ({**BF16, **NO_LOCAL, "model__remat": "attention"}, "gpu",
+         "cudnn, a kernel of NVIDIA's that keeps no probabilities; model.remat=attention has none to recompute"),
+    ],
+)  # fmt: skip
+def test_what_is_chosen_is_said_for_which_layers(with_cudnn, overrides, platform, expected):
+    assert settle(long_config(**LOCAL | overrides), platform)[1] == expected
 
 
 def test_one_choice_holds_for_all_stages_of_a_schedule():
@@ -344,6 +373,16 @@ def test_every_attention_of_bert_base_is_cudnns_in_both_directions(with_cudnn, m
         seeds = sorted(s["seed"] for s in forward)
         assert len(set(seeds)) == attentions
         assert sorted(s["seed"] for s in backward) == seeds
+
+
+def test_a_modernberts_global_layers_are_cudnns_and_its_local_ones_compute_blocks(with_cudnn, monkeypatch):
+    config = long_config(**BF16, **LOCAL, model__num_layers=5, dropping__first_layer=2, model__attention="cudnn")
+    text, calls = asked_of_cudnn(monkeypatch, config, "drop")
+    assert sorted(name for name, _ in calls) == ["fmhaSoftmax"] * 2 + ["fmhaSoftmaxBackward"] * 2
+    scores = set(re.findall(r"tensor<8x((?:\d+x)+)f32>", text))
+    # Layer 1 in 8 blocks of 32 queries and 96 keys; layer 2's 128 kept queries and all 256 keys; no 256 x 256.
+    assert {"8x4x32x96x", "4x128x256x"} <= scores
+    assert not {shape for shape in scores if shape.endswith("256x256x")}
 
 
 def test_another_seed_of_the_run_gives_cudnn_other_seeds(with_cudnn, monkeypatch):

@@ -1,9 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sctd_jax.model.encoder import MaskedLm
+from sctd_jax.model.families import FAMILIES
 from sctd_jax.model.token_dropping import gather, keep_highest
 from tests import helpers, reference
 
@@ -170,6 +173,11 @@ def test_dropout_needs_a_key_and_changes_the_output():
         for seed in (1, 2)
     )
     assert (a != b).any()
+
+
+def test_robertas_network_is_berts():
+    """So that what holds of the one's layers, head and dropping holds of the other's."""
+    assert dataclasses.replace(FAMILIES["roberta"], check=FAMILIES["bert"].check) == FAMILIES["bert"]
 
 
 def test_initial_parameters_are_berts():

@@ -1,5 +1,7 @@
 """ModernBERT's network and token dropping in it, against a float64 program; `transformers` is met in test_interop."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from sctd_jax.objective import losses
 from sctd_jax.pretrain.model import make_model
 from sctd_jax.pretrain.step import forward_sums, mask_batch
 from tests import helpers, reference, reference_modernbert
-from tests.test_attention import mesh_of
+from tests.test_attention import inputs, mesh_of, value_and_gradients
 
 BATCH = 4
 
@@ -39,8 +41,8 @@ def setting():
     return config, helpers.moved(params, 0.1), ids, ids > 0, kept
 
 
-def run(config, params, ids, mask, layers=None, attend=attention.plain, **kwargs):
-    model = MaskedLm(config.model, *(layers or config.drop_layers), attend)
+def run(config, params, ids, mask, layers=None, attend=attention.plain, layerwise=False, **kwargs):
+    model = MaskedLm(config.model, *(layers or config.drop_layers), attend, layerwise=layerwise)
 
     def both(bound):
         output, states = bound.encoder(ids, mask, **kwargs)
@@ -71,6 +73,25 @@ def test_every_state_and_the_logits_match_a_float64_reference(setting, layers, d
             np.testing.assert_allclose(state[row][real], value[real], rtol=2e-5, atol=2e-5)
         expected_logits = reference_modernbert.mlm_logits(config.model, params64, expected[-1])
         real = inputs[1][at_rows]
+        np.testing.assert_allclose(logits[row][real], expected_logits[real], rtol=1e-4, atol=1e-4)
+
+
+def test_random_ltd_matches_a_float64_reference(setting):
+    """Each dropping layer, global or local, sees tokens of its own at their places in the text."""
+    config, params, ids, mask, _ = setting
+    first, last = config.drop_layers
+    keys = jax.random.split(jax.random.key(7), last - first + 1)
+    sets = jnp.stack([keep_highest(jax.random.normal(key, ids.shape), mask, config.num_kept) for key in keys])
+    states, logits = run(config, params, ids, mask, layerwise=True, kept_BK=sets)
+    params64 = in_float64(params)
+    for row in range(BATCH):
+        real = np.asarray(mask[row])
+        expected = reference_modernbert.encode_layerwise(
+            config.model, params64, np.asarray(ids[row]), real, np.asarray(sets[:, row]), first
+        )
+        for state, value in zip(states, expected, strict=True):
+            np.testing.assert_allclose(state[row][real], value[real], rtol=2e-5, atol=2e-5)
+        expected_logits = reference_modernbert.mlm_logits(config.model, params64, expected[-1])
         np.testing.assert_allclose(logits[row][real], expected_logits[real], rtol=1e-4, atol=1e-4)
 
 
@@ -163,6 +184,20 @@ def test_a_tpus_kernel_has_local_windows_and_kept_tokens_take_the_plain_path():
         for a, b in zip(expected, found, strict=True):
             real = np.asarray(ids > 0 if a.shape[1] == 256 else gather(ids > 0, kept))[..., None]
             np.testing.assert_allclose(np.asarray(a) * real, np.asarray(b) * real, rtol=2e-4, atol=2e-4)
+
+
+def test_a_tpus_kernel_with_a_window_has_the_gradient_of_plain_attention():
+    *arrays, mask, weights = inputs(256, 256)
+    window = Window(32, None, None)
+    kernel = attention.splash(mesh_of(4, 1, 1), attention.plain)
+    found, expected = (
+        value_and_gradients(functools.partial(attend, window=window), (*arrays, mask, weights * mask[..., None, None]))
+        for attend in (kernel, attention.plain)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    everywhere = value_and_gradients(attention.plain, (*arrays, mask, weights * mask[..., None, None]))
+    assert np.abs(everywhere[1][1] - found[1][1]).max() > 0.1
 
 
 def test_first_weights_are_those_of_the_paper():

@@ -39,6 +39,14 @@ METHODS = {
     "full": {}, "drop": helpers.DROPOUT, "random": {}, "sctd": {"dropping__sc_interval": 2, **helpers.DROPOUT}
 }  # fmt: skip
 
+FAMILIES = {
+    "bert": {}, "roberta": {"model__family": "roberta", "model__type_vocab_size": 1},
+    "modernbert": {
+        "model__family": "modernbert", "model__type_vocab_size": 1, "model__global_every": 2,
+        "model__local_attention": 8,
+    },
+}  # fmt: skip
+
 
 def start(config, scale=0.0):
     """Initial state; with `scale`, parameters are moved away from it, so that gradients are not tiny."""
@@ -340,11 +348,12 @@ def test_every_step_has_other_masks_and_dropout_but_a_step_repeats_itself():
     assert same != other
 
 
-def test_the_head_sees_the_predicted_rows_only():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_sees_the_predicted_rows_only(family):
     """docs/method.md 9.8: no [B, N, V] logits anywhere in the program."""
-    config = helpers.config(model__vocab_size=509)
+    config = helpers.config(model__vocab_size=509, **FAMILIES[family])
     lowered = jax.jit(make_train_step(config, helpers.SPECIAL, "consistency")).lower(
-        start(config), helpers.random_rows(8, vocab_size=509)
+        jax.eval_shape(lambda: initial_state(config, helpers.SPECIAL)), helpers.random_rows(8, vocab_size=509)
     )
     text = lowered.as_text()
     assert "tensor<8x5x509xf32>" in text
@@ -512,12 +521,13 @@ def evaluate(config, state, tokens, valid):
     return summarize({name: float(value) for name, value in sums.items()})
 
 
-def test_evaluation_uses_the_full_model_and_reports_the_drop_pass_beside_it():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evaluation_uses_the_full_model_and_reports_the_drop_pass_beside_it(family):
     """docs/method.md 9.7."""
-    config = helpers.config()
+    config = helpers.config(**FAMILIES[family])
     state, tokens = start(config, scale=0.1), helpers.random_rows(4)
     metrics = evaluate(config, state, tokens, [True] * 4)
-    full = evaluate(helpers.config(dropping__method="full"), state, tokens, [True] * 4)
+    full = evaluate(helpers.config(**FAMILIES[family], dropping__method="full"), state, tokens, [True] * 4)
     assert metrics["eval/loss"] == pytest.approx(full["eval/loss"], rel=1e-6)
     assert metrics["eval/drop_loss"] != pytest.approx(metrics["eval/loss"], rel=1e-5)
     assert 0 < metrics["eval/cosine_local"] < 1

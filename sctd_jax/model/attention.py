@@ -48,6 +48,7 @@ Remat = Literal["none", "attention", "block"]
 _KERNELS = {"splash": "a TPU kernel", "cudnn": "a kernel of NVIDIA's"}
 _KERNEL_OF: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn"}
 _LANES = 128  # a TPU's; the kernel wants R and N in multiples of it
+_AGAIN = "recomputed in the backward pass"
 _OLDEST_CUDNN = (9, 0, 0)  # XLA's own tests of these kernels leave earlier ones out
 _OWN_DROPOUT = (
     "draws their dropout by place in each GPU's batch and by the steps since this process began: other bits than plain "
@@ -79,18 +80,26 @@ def choose(model: ModelConfig, lengths: Iterable[tuple[str, int]], platform: str
     automatic: Remat = "attention" if platform == "tpu" and chosen == "plain" else "none"
     remat = automatic if model.remat == "auto" else model.remat
     text = f"{chosen}, {_KERNELS[chosen]} that keeps no probabilities" if chosen in _KERNELS else "plain"
-    if model.global_every > 1:
-        reach = model.local_attention // 2
-        text += "; in local layers " + {
-            "plain": f"near the diagonal alone where a row is whole and has more than {3 * reach} tokens",
-            "splash": "too where a row is whole, on kept tokens plain and recomputed in the backward pass",
-            "cudnn": "plain and recomputed in the backward pass",
-        }[chosen]  # fmt: skip
     if chosen == "cudnn" and model.attention_dropout:
         text += f", and {_OWN_DROPOUT}"
-    plain_layers = "the last layer's" if chosen == "splash" else "its"
-    text += {"none": "", "attention": f"; {plain_layers} probabilities are recomputed in the backward pass",
-             "block": "; whole layers are recomputed in the backward pass"}[remat]  # fmt: skip
+    if model.global_every > 1:
+        span = 3 * (model.local_attention // 2)
+        near = f"near the diagonal alone where a row is whole and has more than {span} tokens"
+        text += "; in local layers " + {
+            "plain": near,
+            "splash": f"too where a row is whole, else plain and {_AGAIN}",
+            "cudnn": f"plain and {_AGAIN}, {near}",
+        }[chosen]  # fmt: skip
+    if chosen == "splash":
+        text += f"; the last layer's rows plain where they are no multiple of {_LANES}"
+    text += {
+        "none": "",
+        "attention": {
+            "plain": f"; its probabilities are {_AGAIN}", "splash": f" and {_AGAIN}",
+            "cudnn": "; model.remat=attention has none to recompute",
+        }[chosen],
+        "block": f"; whole layers are {_AGAIN}",
+    }[remat]  # fmt: skip
     if obstacle:
         text += f" (no {kernel}: {obstacle})"
     return dataclasses.replace(model, attention=chosen, remat=remat), text

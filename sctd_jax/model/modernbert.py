@@ -215,7 +215,8 @@ def summary_params(params: Mapping[str, Any]) -> Any:
 def layer_flops(model: ModelConfig, layer: int, queries: int, context: int, all_tokens: bool) -> float:
     """`Family.layer_flops`: a local layer over all tokens counts what lies in its window, 2 reach + 1 keys a query.
 
-    Kept tokens, and the last layer's few rows, are compared with all of their context.
+    That is the model's arithmetic, which MFU is measured by, whatever a kernel computes around it: plain attention's
+    blocks have 3 reach keys. Kept tokens, and the last layer's few rows, are compared with all of their context.
     """
     width, ffn = model.hidden_size, model.intermediate_size
     projections = 2 * width * width * (2 * queries + 2 * context)  # query and output; key and value
