@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,13 @@ from sctd_jax.data import (
     unknown,
 )
 from sctd_jax.data.decoding import check_encoding
-from sctd_jax.data.loader import prefetch
 from sctd_jax.data.packing import Packer
 from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
+from sctd_jax.data.tokenise import encoded_batches
 from sctd_jax.errors import TryAgainError, UserError, run_command, say
 
 _LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
 _LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
-_BATCH_CHARS = 8 << 20  # text that is tokenised in one call, over all cores
 _AS_BEFORE = {"encoding": "", "normal_form": "", "longest_line": 0, "shortest_document": 0, "drop_copies": False}
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 
@@ -179,7 +178,7 @@ def _prepare_into(
     writer = RowWriter(work, data.seq_len)
     packers = {split: Packer(data.seq_len, tok.special) for split in writer.counts}
     with tqdm(total=look.counts.total.characters, unit="char", unit_scale=True, desc="tokenising", disable=None) as bar:
-        for batch, encoded, unknown_letters in _encoded(tok, survey.read_again(look, counts)):
+        for batch, encoded, unknown_letters in encoded_batches(tok, survey.read_again(look, counts)):
             rows: dict[str, list[np.ndarray]] = {split: [] for split in packers}
             for chunk, ids, odd in zip(batch, encoded, unknown_letters, strict=True):
                 split = HELD_OUT if look.draw(chunk) <= threshold else TRAIN
@@ -244,43 +243,6 @@ def _prepare_into(
     log(f"{train:,} training and {heldout:,} held-out rows of {data.seq_len} tokens in {took:.0f} s")
     log(f"held-out loss of word frequencies alone: {unigram_loss:.3f} nats")
     return metadata
-
-
-def _encoded(
-    tok: tokenizer.Tokenizer, chunks: Iterator[corpus.Chunk]
-) -> Iterator[tuple[list[corpus.Chunk], list[np.ndarray], list[Counter]]]:
-    """Batches of chunks, and each chunk's ids and unknown letters; all cores work while the batch before is packed."""
-
-    def batches() -> Iterator[list[corpus.Chunk]]:
-        batch, size = [], 0
-        for chunk in _with_space_before(chunks) if tok.is_byte_level else chunks:
-            batch.append(chunk)
-            size += len(chunk.text)
-            if size >= _BATCH_CHARS:
-                yield batch
-                batch, size = [], 0
-        yield batch
-
-    def encode(batch):
-        texts = [chunk.text for chunk in batch]
-        encoded = tok.encode(texts)
-        return batch, encoded, unknown.unknown_letters(tok, texts, encoded)
-
-    return prefetch(encode, batches(), depth=1)
-
-
-def _with_space_before(chunks: Iterator[corpus.Chunk]) -> Iterator[corpus.Chunk]:
-    """Chunks whose white space at the end begins the next one of the document: byte-level BPE has it in the word."""
-    held = None
-    for chunk in chunks:
-        if held and held.document == chunk.document:
-            text = held.text.rstrip()
-            chunk, held = chunk._replace(text=held.text[len(text) :] + chunk.text), held._replace(text=text)
-        if held:
-            yield held
-        held = chunk
-    if held:
-        yield held
 
 
 def _first_pass(data: DataConfig, sources: list[corpus.Source], log: Callable[[str], None]) -> survey.Survey:
