@@ -7,8 +7,9 @@ clipping, AdamW) and the bytes it needed. The head runs on the P predicted rows 
 computed the other rows would be easier to beat.
 
 On a CPU the model is float32 and runs as it is written. On a GPU it is what a user who wants speed takes: bfloat16 by
-autocast, TF32 elsewhere, `torch.compile`, and the faster of PyTorch's flash and cuDNN attention. No row has padding,
-so no mask is given, which flash attention would not take.
+autocast, TF32 elsewhere, `torch.compile`, and the faster of PyTorch's flash and cuDNN attention; where `torch.compile`
+fails it runs without, which `versions` says. No row has padding, so no mask is given, which flash attention would not
+take. This path was tried on a CPU, and not on a GPU.
 """
 
 import contextlib

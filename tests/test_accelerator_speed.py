@@ -1,5 +1,6 @@
 """The part of benchmarks.accelerator that times steps."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -13,6 +14,7 @@ from benchmarks import train_step
 from benchmarks.accelerator import speed
 from benchmarks.accelerator.part import Bench
 from sctd_jax.errors import UserError
+from sctd_jax.model import attention as model_attention
 from tests import helpers
 from tests.test_interop import needs_peer
 
@@ -98,6 +100,27 @@ def test_a_setting_of_which_no_row_fits_is_said_in_table_and_json(tmp_path, monk
     assert len(json.loads((tmp_path / "speed.json").read_text())["does_not_fit"]) == 1
 
 
+def test_dropout_inside_cudnn_is_timed_beside_plain_attentions_and_left_out_where_it_cannot_be(tmp_path, monkeypatch):
+    sizes = {(setting.model, setting.length) for setting in speed.SETTINGS}
+    for dropout, attention in ((0.0, "auto"), (0.1, "cudnn")):
+        asked = [s for s in speed.SETTINGS if (s.attention_dropout, s.attention) == (dropout, attention)]
+        assert {(setting.model, setting.length) for setting in asked} == sizes
+    on_gpu = speed.Setting("BERT-base", 512, 4, 0.1, "cudnn")
+    with monkeypatch.context() as gpu:
+        gpu.setattr(speed, "platform_of", lambda device: "gpu")
+        gpu.setattr(model_attention.binding, "check_cudnn_version", lambda: 91_200)
+        assert speed.refused(on_gpu, smoke=False) is None
+        assert speed.config_of(on_gpu, "sctd", smoke=False).model.attention == "cudnn"
+        auto = dataclasses.replace(on_gpu, attention="auto")
+        assert speed.config_of(auto, "sctd", smoke=False).model.attention == "plain"
+    monkeypatch.setattr(speed, "SETTINGS", (on_gpu,))
+    monkeypatch.setattr(train_step, "peer_python", lambda: None)
+    *_, last = speed.run(bench(tmp_path, smoke=False))
+    assert last.startswith(f"{on_gpu.title}: not run: config.model.attention is cudnn, but it runs on GPUs")
+    (found,) = json.loads((tmp_path / "speed.json").read_text())["refused"]
+    assert found["setting"] == "BERT-base N 512, 4 rows, attention dropout 0.1 in cudnn"
+
+
 def test_an_error_of_ours_is_not_taken_for_the_peers(monkeypatch):
     def measure(*args):
         raise UserError("config.train.batch_size is wrong")
@@ -176,6 +199,6 @@ def test_the_peer_is_of_the_recipes_family(monkeypatch):
 
 def test_what_there_is_no_time_for_is_said(tmp_path):
     lines = list(speed.run(bench(tmp_path, seconds=30.0, smoke=False)))
-    assert [line for line in lines if line.endswith("left out for time")] == lines[-4:]
+    assert [line for line in lines if line.endswith("left out for time")] == lines[-len(speed.SETTINGS) :]
     left = json.loads((tmp_path / "speed.json").read_text())["left_out_for_time"]
     assert left[0] == "BERT-base N 512, 64 rows, attention dropout 0"

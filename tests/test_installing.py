@@ -17,7 +17,8 @@ from sctd_jax import recipes, scripts
 from sctd_jax.errors import UserError
 from tests import helpers
 
-PROJECT = tomllib.loads((helpers.ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((helpers.ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 USERS = """
 from configs import base, mine_too
 def get_config():
@@ -40,7 +41,7 @@ def pins(path):
 def test_every_dependency_is_a_range_from_what_is_pinned_that_holds_what_is_here():
     pinned = pins("requirements.txt") | pins("tests/requirements-interop.txt")
     extras = PROJECT["optional-dependencies"]
-    here = [*PROJECT["dependencies"], *extras["dev"], *extras["warc"]]
+    here = [*PROJECT["dependencies"], *extras["dev"], *extras["warc"], *PYPROJECT["build-system"]["requires"]]
     for requirement in [*here, *extras["interop"]]:
         name, lowest, below = re.fullmatch(r"([\w-]+)>=([\d.]+)(?:,<([\d.]+))?", requirement).groups()
         assert lowest == pinned[name], requirement

@@ -39,18 +39,23 @@ class Setting:
     length: int  # N
     rows: int
     attention_dropout: float = 0.0
+    attention: str = "auto"  # model.attention; with dropout auto is plain
 
     @property
     def title(self) -> str:
         """Its name in the table."""
-        return f"{self.model} N {self.length}, {self.rows} rows, attention dropout {self.attention_dropout:g}"
+        kernel = "" if self.attention == "auto" else f" in {self.attention}"
+        return f"{self.model} N {self.length}, {self.rows} rows, attention dropout {self.attention_dropout:g}{kernel}"
 
 
 SETTINGS = (  # most important first
     Setting("BERT-base", 512, 64),
     Setting("BERT-large", 512, 32),
     Setting("BERT-base", 128, 256),
-    Setting("BERT-base", 512, 64, attention_dropout=0.1),
+    Setting("BERT-base", 512, 64, 0.1),
+    Setting("BERT-base", 512, 64, 0.1, "cudnn"),
+    Setting("BERT-large", 512, 32, 0.1, "cudnn"),
+    Setting("BERT-base", 128, 256, 0.1, "cudnn"),
 )
 
 
@@ -63,7 +68,7 @@ def run(bench: Bench) -> Iterator[str]:
     peer, why = find_peer(device)
     report: dict[str, Any] = {
         "device": device.device_kind, "peak_flops": chip and chip.flops, "peer": str(peer or why), "settings": [],
-        "does_not_fit": [], "left_out_for_time": [],
+        "refused": [], "does_not_fit": [], "left_out_for_time": [],
     }  # fmt: skip
     if not chip:
         yield f"no MFU: the peak of a {device.device_kind} is not known"
@@ -74,6 +79,11 @@ def run(bench: Bench) -> Iterator[str]:
             report["left_out_for_time"].append(setting.title)
             bench.save("speed", report)
             yield f"{setting.title}: left out for time"
+            continue
+        if refusal := refused(setting, bench.smoke):
+            report["refused"].append({"setting": setting.title, "why": refusal})
+            bench.save("speed", report)
+            yield f"{setting.title}: not run: {refusal}"
             continue
         with_peer, reason = peer, why
         if peer and not bench.smoke and bench.left() < _SECONDS + _PEER_SECONDS:
@@ -105,10 +115,24 @@ def find_peer(device: jax.Device) -> tuple[Path | None, str]:
     return train_step.peer_python(), "not compared: no torch and transformers are here; make peer, or make interop"
 
 
+def refused(setting: Setting, smoke: bool) -> str | None:
+    """Why this device does not compute attention as a setting asks, or None."""
+    if setting.attention == "auto":
+        return None
+    try:
+        config_of(setting, "sctd", smoke)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def config_of(setting: Setting, method: str, smoke: bool) -> Config:
     """The recipe of a setting on one device, with attention as the device computes it."""
     values = (large if setting.model == "BERT-large" else base).get_config()
-    values.model.update(max_positions=setting.length, attention_dropout=setting.attention_dropout, dtype="bfloat16")
+    values.model.update(
+        max_positions=setting.length, attention_dropout=setting.attention_dropout, attention=setting.attention,
+        dtype="bfloat16",
+    )  # fmt: skip
     if smoke:
         values.model.update(vocab_size=512, num_layers=4, hidden_size=32, num_heads=4, intermediate_size=64)
     values.data.seq_len, values.train.batch_size, values.train.accumulation = setting.length, setting.rows, 1
