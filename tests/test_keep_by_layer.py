@@ -1,5 +1,7 @@
 """Kept tokens that become fewer by layer: `dropping.keep_by_layer` (docs/method.md 4)."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,7 +213,15 @@ def test_what_cannot_be_is_refused(values, words):
     assert all(word in str(error.value) for word in ["dropping.keep_by_layer", *words])
 
 
-def test_a_run_says_its_stages_and_evaluates(rows, tmp_path):
-    config, log = helpers.config(**STAGES, dropping__method="drop", train__steps=1, data__rows=str(rows)), []
-    assert train_and_evaluate(config, tmp_path / "run", log.append).step == 1
+def test_a_run_says_its_stages_evaluates_and_resumes_with_the_same_bits(rows, tmp_path):
+    recipe = dict.fromkeys(("train__eval_every", "train__checkpoint_every", "mesh__data"), 1)
+    config = helpers.config(**STAGES, **recipe, dropping__method="drop", train__steps=2, data__rows=str(rows))
+    log = []
+    whole = train_and_evaluate(config, tmp_path / "run", log.append).state
+    assert int(whole.step) == 2
     assert any("16 of 32 in layers 2 to 4 of 0 to 5, 12 from layer 3 on, 9 from layer 4 on" in line for line in log)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    resumed = train_and_evaluate(config, tmp_path / "run", log.append).state
+    assert "resuming at step 1" in log
+    for name in ("params", "opt_state", "importance_V"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(resumed, name), getattr(whole, name))

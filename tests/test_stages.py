@@ -31,6 +31,8 @@ STAGES = {
     "dropping__method": "drop", "data__seq_len_schedule": "0:16,3:32", "train__batch_schedule": "0:8,2:16",
     "train__batch_size": 16, "train__accumulation": 2, "masking__rate_schedule": "0:0.3,4:0.15",
 }  # fmt: skip
+# What a run has besides: kept tokens by step, and a learning rate that all of them bend.
+KEPT = {"dropping__keep_schedule": "0:8,3:16,4:24", "optimizer__schedule_by": "layer_tokens"}
 
 
 def quiet(line):
@@ -49,12 +51,12 @@ def prepared(tmp_path_factory):
 
 def config(text, prepared, **changes):
     recipe = {"train__checkpoint_every": 1, "train__eval_every": 1, "train__keep_checkpoints": 9, "train__eval_rows": 8}
-    return helpers.config(**text, data__prepared_dir=str(prepared), **recipe | STAGES | changes)
+    return helpers.config(**text, data__prepared_dir=str(prepared), **recipe | STAGES | KEPT | changes)
 
 
 @pytest.fixture(scope="module")
 def whole(text, prepared, tmp_path_factory):
-    """(workdir, state, lines) of a run of six steps: batch at 2, length at 3, rate at 4."""
+    """(workdir, state, lines) of a run of six steps: batch at 2, length at 3, rate and kept tokens at 4."""
     workdir, lines = tmp_path_factory.mktemp("runs") / "whole", []
     result = train_and_evaluate(config(text, prepared), workdir, lines.append)
     return workdir, result.state, lines
@@ -149,7 +151,8 @@ def test_a_run_says_its_stages_and_trains_and_counts_by_them(whole, text, prepar
     for said in (
         " rows of 32 tokens, ", " rows of 16 tokens; ", "0 to 6 of 8, then 16 from step 2 rows (",
         " epochs of 16 tokens, ",
-        "0.3, then 0.15 from step 4 of the tokens, 0.15 in evaluations", "8 of 16, then 16 of 32 from step 3 in layers",
+        "0.3, then 0.15 from step 4 of the tokens, 0.15 in evaluations",
+        "8 of 16, then 16 of 32 from step 3, then 24 of 32 from step 4 in layers 1 to 2",
     ):  # fmt: skip
         assert said in start, said
     job = open_job(config(text, prepared), storage.as_path(workdir), quiet)
@@ -171,7 +174,7 @@ def test_a_run_says_its_stages_and_trains_and_counts_by_them(whole, text, prepar
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [2, 3, 4])
 def test_a_run_killed_around_a_boundary_ends_with_the_same_bits(whole, text, prepared, tmp_path, killed_after):
-    """The checkpoint before the length changes, at it, and after it, which is where the rate does."""
+    """The checkpoint before the length changes, at it, and after it, where the rate and the kept tokens do."""
     workdir, state, _ = whole
     left, lines = shutil.copytree(workdir, tmp_path / "left"), []
     for folder in (left / "checkpoints").iterdir():
