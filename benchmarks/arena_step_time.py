@@ -22,6 +22,7 @@ from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.model import initial_state, on_devices, state_layout
 from sctd_jax.pretrain.step import compile_programs, program_at, programs_needed
 
+_FIRST = 3  # steps of a turn that are not timed
 _SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
@@ -44,14 +45,19 @@ class _Method:
         self._shares = {name: count / config.train.steps for name, count in counts.items()}
 
     def seconds(self, steps: int) -> float:
-        """Mean seconds of a step of the run, from `steps` steps of each program."""
+        """Mean seconds of a step of the run, by the median of `steps` steps of each program.
+
+        The first ones of a turn are not timed: a system may have taken back memory that was idle meanwhile.
+        """
         mean = 0.0
         for name, share in self._shares.items():
-            began = time.perf_counter()
-            for _ in range(steps):
+            seconds = []
+            for _ in range(_FIRST + steps):
+                began = time.perf_counter()
                 self._state, metrics = self._programs[name](self._state, self._rows[name])
-            jax.block_until_ready((self._state.params, metrics))
-            mean += share * (time.perf_counter() - began) / steps
+                jax.block_until_ready((self._state.params, metrics))
+                seconds.append(time.perf_counter() - began)
+            mean += share * float(np.median(seconds[_FIRST:]))
         return mean
 
 
@@ -71,7 +77,7 @@ def measure(recipe: str, repeats: int, steps: int = 10) -> dict:
         "recipe": recipe,
         "step_time": {name: round(float(np.median(values)), 4) for name, values in ratios.items()},
         "spread": {name: [round(min(values), 4), round(max(values), 4)] for name, values in ratios.items()},
-        "seconds": {name: float(np.median([one[name] for one in found])) for name in methods},
+        "seconds": {name: [round(one[name], 5) for one in found] for name in methods},
         "machine": {
             "jax": jax.__version__, "device": jax.devices()[0].device_kind, "cpus": os.cpu_count(),
             "date": time.strftime("%Y-%m-%d"), "repeats": repeats, "steps": steps,
@@ -85,7 +91,7 @@ def report(found: dict, out: Path | None) -> None:
     print("{:<24} {:>9} {:>15} {:>9}".format("method", "step time", "spread", "seconds"))
     for name, ratio in found["step_time"].items():
         low, high = found["spread"][name]
-        print(f"{name:<24} {ratio:9.3f} {f'{low:.3f}-{high:.3f}':>15} {found['seconds'][name]:9.4f}")
+        print(f"{name:<24} {ratio:9.3f} {f'{low:.3f}-{high:.3f}':>15} {np.median(found['seconds'][name]):9.4f}")
     if out:
         out.mkdir(parents=True, exist_ok=True)
         (out / "step_time.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -21,6 +21,6 @@ def get_config(rows: str) -> ConfigDict:
     config.methods = {name.replace(".", "_"): {"optimizer": {"learning_rate": rate}} for name, rate in names.items()}
     config.step_time = dict.fromkeys(config.methods, 1.0)
     config.baseline = min(config.methods)
-    config.rounds = ({"methods": tuple(config.methods), "budgets": (0.25,), "seeds": (0, 1, 2, 3, 4)},)
+    config.rounds = ({"methods": tuple(config.methods), "budgets": (0.1,), "seeds": (0, 1, 2, 3, 4)},)
     config.evaluations = 5
     return config

@@ -22,9 +22,22 @@ _MORE = {
     "norm": {"dropping": {"method": "drop", "selector": "norm", "keep_by_layer": "3:56,4:48"}},
     # K grows, and the rate goes by what the layers see: as its authors train.
     "random_ltd_tokens": {
-        "dropping": {"method": "random_ltd", "keep_schedule": "0:64,1000:80,2000:96,3000:112"},
+        "dropping": {"method": "random_ltd", "keep_schedule": "0:64,2500:80,5000:96,7500:112"},
         "optimizer": {"schedule_by": "layer_tokens"},
     },
+}
+# Measured once on two idle cores: docs/study/step_time.json has the spread and the command's machine.
+_STEP_TIME = {
+    "drop": 0.6416,
+    "full": 1.0,
+    "full_every": 0.6711,
+    "late_mask": 0.6304,
+    "norm": 0.6002,
+    "random": 0.6364,
+    "random_ltd": 0.5264,
+    "random_ltd_tokens": 0.6257,
+    "sctd": 0.681,
+    "sctd_kl_alone": 0.6833,
 }
 
 
@@ -44,7 +57,7 @@ def run(rows: str) -> ConfigDict:
         decay_steps=0,
     )  # fmt: skip
     config.train.update(
-        steps=4_000, batch_size=16, accumulation=1, consistency_accumulation=0, eval_rows=512, log_every=50
+        steps=10_000, batch_size=16, accumulation=1, consistency_accumulation=0, eval_rows=512, log_every=50
     )
     return config
 
@@ -55,7 +68,7 @@ def get_config(rows: str) -> ConfigDict:
     config.run = run(rows)
     config.baseline = "full"
     config.methods = {name: {"dropping": {"method": name}} for name in _SPEC} | _MORE
-    config.step_time = {"full": 1.0}
+    config.step_time = _STEP_TIME
     config.rounds = (
         {"methods": _SPEC, "budgets": (1.0,), "seeds": (0, 1, 2)},
         {"methods": ("full", "drop", "sctd"), "budgets": (0.75, 0.5, 0.43), "seeds": (0, 1, 2)},
