@@ -36,10 +36,10 @@ def summarize(results: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, 
       `at_least` where its lowest budget is still as good; no entry where it is never as good or has one budget alone.
       `ranked`: whether the baseline has left the plateau, and `why_not`.
     """
-    rows = []
+    rows, order = [], list(_methods(results))
     by_cell = {(one["method"], one["budget"], one["seed"]): one for one in results}
     for (method, budget), group in itertools.groupby(
-        sorted(results, key=lambda one: (list(_methods(results)).index(one["method"]), -one["budget"])),
+        sorted(results, key=lambda one: (order.index(one["method"]), -one["budget"])),
         key=lambda one: (one["method"], one["budget"]),
     ):  # fmt: skip
         cells = list(group)
@@ -94,11 +94,10 @@ def _saved(rows: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, dict[s
         points = sorted(
             (row["budget"], row["loss"]) for row in rows if row["method"] == method and row["loss"] is not None
         )
-        reached = [budget for budget, loss in points if loss <= goal]
-        if method == baseline or len(points) < 2 or not reached:
+        first = next((i for i, (_, loss) in enumerate(points) if loss <= goal), None)
+        if method == baseline or len(points) < 2 or first is None:
             continue
-        first = points.index(next(point for point in points if point[0] == reached[0]))
-        budget = reached[0]
+        budget = points[first][0]
         if first:  # the loss between two budgets is read off a line
             (low, high_loss), (high, low_loss) = points[first - 1], points[first]
             budget = low + (high - low) * (high_loss - goal) / (high_loss - low_loss)

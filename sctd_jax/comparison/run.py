@@ -100,8 +100,8 @@ def read_results(table: Table, folder: epath.Path) -> list[Mapping[str, Any]]:
     """The finished cells of a table, in its order, with what else was measured of them.
 
     That is `downstream`, the median scores of sweeps in `downstream/NAME/` (`--mode=sweep`) by NAME and, where that has
-    more tasks than one, task; and `probes`, the mean score
-    over the layers of linear probes of the rows' mean states (`sctd_jax.probe layers --out WORKDIR/probes`).
+    more tasks than one, task; and `probes`, the mean score over the layers of linear probes of the rows' mean states
+    (`sctd_jax.probe layers --out WORKDIR/probes`).
     """
     downstream: dict[str, dict[str, float]] = {}
     for path in sorted((folder / "downstream").glob("*/report.json")):

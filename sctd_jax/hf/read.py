@@ -50,13 +50,14 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
     tokenizer (unless `tokenizer_file` is given), or the safetensors file in it.
     """
     folder = source if source.is_dir() else source.parent
-    if (folder / _CONFIG_FILE).is_file():  # first: another kind of model has other weights and tokenizers too
-        config_json.from_json(_read_json(folder / _CONFIG_FILE), str(folder / _CONFIG_FILE))
+    if not (folder / _CONFIG_FILE).is_file():
+        find_weights(source)  # weights of another format, whose own description has another name, are named as such
+    # Before weights and tokenizer: another kind of model has others of both.
+    described = _read_json(folder / _CONFIG_FILE)
+    fields = config_json.from_json(described, str(folder / _CONFIG_FILE))
     checkpoint = find_weights(source)
     file = tokenizer_file or Path(tokenizer.find_published(epath.Path(folder), "name one with --tokenizer"))
     loaded = tokenizer.load(file)
-    described = _read_json(folder / _CONFIG_FILE)
-    fields = config_json.from_json(described, str(folder / _CONFIG_FILE))
     rows, count = fields["vocab_size"], len(loaded.pieces)
     if count > rows:
         raise UserError(f"the tokenizer {file} has {count} pieces, but the checkpoint's {_CONFIG_FILE} says {rows}")

@@ -101,11 +101,7 @@ def make_eval_step(
         rows_BR = loss_rows(batch)
 
         def network(bert):
-            narrow = (
-                Narrowing(config, importance_V, batch, selection_keys(rows_B))
-                if config.dropping.keep_by_layer
-                else None
-            )
+            narrow = Narrowing(config, importance_V, batch, selection_keys(rows_B))
 
             def branch(kept_BK):
                 output, states = bert.encoder.suffix(

@@ -287,8 +287,7 @@ def forward_sums(
     rows_BR = loss_rows(batch)
     all_rows = needs_all_rows(config.dropping, variant)
 
-    narrowing = Narrowing(config, importance_V, batch, selection_keys_B)
-    narrow = narrowing if config.dropping.keep_by_layer else None
+    narrow = Narrowing(config, importance_V, batch, selection_keys_B)
 
     def network(bound: MaskedLm):
         encoder, deterministic = bound.encoder, dropout_key is None
@@ -318,7 +317,7 @@ def forward_sums(
         trained = branch(x_BND, kept_BK, rows_BR)
         if variant != "consistency" or kept_BK is None:
             return kept_BK, trained, None
-        kept_BK = narrowing.after(config.drop_layers[1], kept_BK)
+        kept_BK = narrow.after(config.drop_layers[1], kept_BK)
         if not config.dropping.sc_share_prefix:
             x_BND = prefix()
         if config.dropping.sc_full_mlm:

@@ -115,10 +115,7 @@ def jit_compare(config: Config, special: SpecialIds, word_start_V: np.ndarray | 
             kept_BK = select(config, importance_V, batch, selection_keys(rows_B), x_BND)
             narrow = Narrowing(config, importance_V, batch, selection_keys(rows_B))
             passes = [
-                bert.encoder.suffix(
-                    x_BND, batch.mask_BN, kept_BK=kept, narrow=narrow if config.dropping.keep_by_layer else None
-                )[1]
-                for kept in (None, kept_BK)
+                bert.encoder.suffix(x_BND, batch.mask_BN, kept_BK=kept, narrow=narrow)[1] for kept in (None, kept_BK)
             ]
             # The consistency loss sees them so; the last state has gone through the final norm already.
             layers = range(config.drop_layers[0], config.model.num_layers)
