@@ -53,7 +53,7 @@ def run(rows: str) -> ConfigDict:
     config.masking.update(rate=0.15, rate_schedule="0:0.3")
     config.data.update(rows=rows, seq_len=128, tokenizer_type="unigram")
     config.optimizer.update(
-        name="adamw", clip_norm=1.0, weight_decay=0.01, learning_rate=1.5e-3, warmup_steps=300, schedule="linear",
+        name="adamw", clip_norm=1.0, weight_decay=0.01, learning_rate=4e-3, warmup_steps=300, schedule="linear",
         decay_steps=0,
     )  # fmt: skip
     config.train.update(
