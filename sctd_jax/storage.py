@@ -103,6 +103,20 @@ def check_writable(folder: epath.Path) -> None:
         raise UserError(f"{error}; does the bucket exist, and may you write there?") from error
 
 
+def upload_file(path: Path, out: epath.Path) -> None:
+    """Copy a file into a bucket."""
+    files, target = fsspec.core.url_to_fs(os.fspath(out))
+    with reaching(out):
+        files.put_file(str(path), target)
+
+
+def remove(folder: epath.Path) -> None:
+    """Remove a folder and all that is in it."""
+    files, root = fsspec.core.url_to_fs(os.fspath(folder))
+    with reaching(folder):
+        files.rm(root, recursive=True)
+
+
 def upload(folder: Path, out: epath.Path, last: str = "") -> None:
     """Copy a folder into a bucket; the file named `last`, which says that it is complete, after the others."""
     files, root = fsspec.core.url_to_fs(os.fspath(out))

@@ -10,7 +10,8 @@ from tests import helpers
 def packed(documents, length=16):
     packer, rows = Packer(length, helpers.SPECIAL), []
     for number, ids in enumerate(documents):
-        rows += packer.add(np.array(ids, np.int32), number)
+        packer.add(np.array(ids, np.int32), number)
+        rows += [*packer.full()]
     return np.array([*rows, *packer.finish()])
 
 

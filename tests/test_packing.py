@@ -14,7 +14,8 @@ def pack(documents, length, pieces=1):
     packer, rows = Packer(length, SpecialIds(pad=PAD, unk=1, cls=CLS, sep=SEP, mask=4)), []
     for number, document in enumerate(documents):
         for part in np.array_split(np.array(document, np.int32), pieces):
-            rows += packer.add(part, number)
+            packer.add(part, number)
+            rows += [*packer.full()]
     return np.array([*rows, *packer.finish()])
 
 
@@ -30,6 +31,14 @@ def test_a_document_that_ends_where_the_row_does_is_closed_once():
 
 def test_nothing_gives_no_row():
     assert len(pack([], 8)) == 0
+
+
+def test_rows_do_not_depend_on_when_the_full_ones_are_taken():
+    packer, rng = Packer(9, SpecialIds(pad=PAD, unk=1, cls=CLS, sep=SEP, mask=4)), np.random.default_rng(0)
+    documents = [rng.integers(10, 99, size) for size in rng.integers(1, 30, 40)]
+    for number, document in enumerate(documents):
+        packer.add(document.astype(np.int32), number)
+    np.testing.assert_array_equal(packer.finish(), pack(documents, 9))
 
 
 @pytest.mark.parametrize("length", [5, 8, 33])

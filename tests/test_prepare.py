@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 import tokenizers
 
 from sctd_jax import lease
-from sctd_jax.data import corpus, files, prepare, survey, tokenizer
+from sctd_jax.data import corpus, files, prepare, range_rows, survey, tokenizer
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.pretrain import rows as run_rows
@@ -177,7 +177,7 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused_before_the_text_is_t
         "".join(json.dumps({"text": f"{text} the United States {i}"}) + "\n" for i, text in enumerate(chinese))
     )
     settings = helpers.data(input=str(path), seq_len=8, tokenizer=str(rows / "tokenizer.model"), heldout_share=0.3)
-    write, fail, lines = prepare.RowWriter, None, []
+    write, fail, lines = range_rows.prepare, None, []
     share = r"letters{} \(6\d.\d+%\) .*x.jsonl: 6\d.\d% \(.* U\+4E.*--allow-unknown"
     for size, said in (
         (1 << 20, r"16,000 of 2\d,\d+ " + share.format("")),  # the sample is the whole text
@@ -185,10 +185,10 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused_before_the_text_is_t
         (5_000, r"16,000 of 2\d,\d+ " + share.format("")),  # too few lines to be believed: when all is counted
     ):
         monkeypatch.setattr(survey, "LOOK_BYTES", size)
-        monkeypatch.setattr(prepare, "RowWriter", fail if size > 5_000 else write)
+        monkeypatch.setattr(range_rows, "prepare", fail if size > 5_000 else write)
         with pytest.raises(UserError, match=said):
             prepare.prepare(settings, 512, tmp_path / "rows", lines.append)
-    assert [line.split()[0] for line in lines] == ["reading", "400"] * 3
+    assert [line.split()[0] for line in lines] == ["reading", "400"] * 3 + ["what"]
     assert not (tmp_path / "rows").exists()
     metadata = prepare.prepare(dataclasses.replace(settings, allow_unknown=True), 512, tmp_path / "rows", lines.append)
     assert metadata.unknown_letters == 400 * 40
@@ -206,12 +206,12 @@ def test_an_interrupted_preparation_is_not_mistaken_for_a_finished_one(settings,
 import os
 from sctd_jax.data import prepare, rows
 from sctd_jax.config import DataConfig
-add = rows.RowWriter.add
-def dying(self, split, values):
-    add(self, split, values)
-    if sum(self.counts.values()) > 1000:
+add = rows.ShardWriter.add
+def dying(self, values):
+    add(self, values)
+    if self.rows > 1000:
         os.kill(os.getpid(), 9)
-rows.RowWriter.add = dying
+rows.ShardWriter.add = dying
 prepare.prepare({settings!r}, 512, prepare.Path({str(out)!r}), print)
 """
     done = subprocess.run(

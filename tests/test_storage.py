@@ -3,12 +3,13 @@
 import errno
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from etils import epath
 
 from sctd_jax import errors, storage
-from sctd_jax.data import prepare
 from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.train.checkpoint import Checkpoints
 from tests import fake_gcs, helpers
@@ -156,17 +157,56 @@ def test_a_full_disk_of_this_host_is_not_the_buckets_fault():
         raise TimeoutError("slow")
 
 
-def test_rows_that_cannot_be_uploaded_stay_on_the_disk(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise TryAgainError("gs://bucket/rows cannot be reached: gone")
+def test_ranges_that_are_in_the_bucket_are_not_prepared_again(bucket, tmp_path):
+    """A preparation whose uploads fail goes on with what has arrived."""
+    (tmp_path / "text.txt").write_text("".join(f"a line of the text, the number {i}\n" for i in range(4000)))
+    code = """
+import sys
+from sctd_jax import storage
+from sctd_jax.data import prepare, ranges
+from sctd_jax.errors import TryAgainError
+ranges.BYTES, upload, left = 30_000, storage.upload_file, int(sys.argv.pop(1))
+def upload_file(path, out):
+    global left
+    left -= 1
+    if left < 0:
+        raise TryAgainError(f"{out} cannot be reached: gone")
+    upload(path, out)
+storage.upload_file = upload_file
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+    arguments = (
+        f"--input={tmp_path}/text.txt", "--documents=line", "--vocab-size=100", "--seq-len=16", "--tokenizer-type=bpe",
+        "--workers=1",
+    )  # fmt: skip
 
-    monkeypatch.setattr(storage, "upload", refuse)
-    work = tmp_path / "rows.incomplete-1"
-    work.mkdir()
-    (work / "prepared.json").touch()
-    with pytest.raises(TryAgainError, match=f"are in {tmp_path}/rows.prepared-1: copy them there, prepared.json last"):
-        prepare._upload(work, "gs://bucket/rows")
-    assert (tmp_path / "rows.prepared-1" / "prepared.json").exists()
+    def prepare(uploads, out):
+        return subprocess.run(
+            [sys.executable, "-c", code, str(uploads), *arguments, f"--out={out}"], env=bucket[1], cwd=helpers.ROOT,
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    first = prepare(7, "gs://bucket/parts")
+    assert first.returncode == errors.TRY_AGAIN_STATUS, first.stderr
+    assert re.search("error: gs://bucket/parts/packed_rows-.* cannot be reached: gone", first.stderr)
+    again = prepare(100, "gs://bucket/parts")
+    assert again.returncode == 0, again.stderr
+    assert "going on with gs://bucket/parts: 2 of 4 ranges are finished" in again.stdout
+    expected = prepare(0, tmp_path / "rows")
+    assert expected.returncode == 0, expected.stderr
+    copied = storage.as_path(tmp_path / "copy")
+    code = "from sctd_jax import storage; print(storage.local_copy(storage.as_path('gs://bucket/parts'), '', print))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=bucket[1] | {"XDG_CACHE_HOME": str(copied)},
+        cwd=helpers.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    (folder,) = (path for path in (copied / "sctd_jax").iterdir() if path.is_dir())
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "rows").iterdir())
+    for name in names:
+        ours, theirs = (path.joinpath(name).read_bytes().rstrip(b"\n") for path in (folder, tmp_path / "rows"))
+        assert ours == theirs, name  # the store in memory drops the last line's end
 
 
 @pytest.mark.parametrize(

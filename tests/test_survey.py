@@ -1,22 +1,23 @@
+import collections
 import json
 import os
 
 import numpy as np
 import pytest
 
-from sctd_jax.data import corpus, survey, tokenizer
+from sctd_jax.data import corpus, range_rows, ranges, survey, tokenizer
 from sctd_jax.errors import UserError
 from tests import helpers
 
 
-def look(sources, documents="file", seq_len=8, **options):
-    sample_bytes = options.pop("sample_bytes", 1000)
-    return survey.take(sources, helpers.data(documents=documents, seq_len=seq_len, **options), sample_bytes)
+def settings(documents="file", seq_len=8, **options):
+    return helpers.data(documents=documents, seq_len=seq_len, **options)
 
 
-def again(found, fingerprints=None):
-    found.fingerprints = fingerprints or found.fingerprints
-    return survey.read_again(found, corpus.Counts())
+def look(sources, data, sample_bytes=1000):
+    plan = ranges.plan(sources, data.documents)
+    found = [survey.take(one, data, sample_bytes, len(plan)) for one in plan]
+    return survey.together(found, data, sample_bytes)
 
 
 def test_copies_of_a_document_fall_on_one_side_wherever_they_stand(tmp_path):
@@ -28,11 +29,11 @@ def test_copies_of_a_document_fall_on_one_side_wherever_they_stand(tmp_path):
     (tmp_path / "b.txt").write_text("x\r\n \r\n" + "\r\n\r\n\r\n".join(texts[::-1]) + "\r\n")
     (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": f"{text}\n"}) + "\n" for text in texts))
     sources = corpus.find_sources([str(tmp_path)])
-    found = look(sources, "paragraph")
-    assert len(found.draws) > 3  # documents in several chunks
-    draws = {}
-    for chunk in again(found):
-        draws.setdefault(chunk.document, set()).add(found.draw(chunk))
+    draws = collections.defaultdict(set)
+    pieces = list(survey.read(sources, settings("paragraph"), corpus.Counts()))
+    for piece in pieces:
+        draws[piece.document].add(piece.draw)
+    assert len(pieces) > len(draws) + 3  # documents in several pieces
     assert all(len(different) == 1 for different in draws.values())
     draws = [draw for (draw,) in draws.values()]
     expected = [survey.heldout_draw(0, text) for text in texts]
@@ -42,19 +43,53 @@ def test_copies_of_a_document_fall_on_one_side_wherever_they_stand(tmp_path):
     assert survey.heldout_draw(1, texts[0]) != survey.heldout_draw(0, texts[0])
 
 
+def test_letters_at_the_end_of_a_long_document_do_not_change_its_draw(tmp_path, monkeypatch):
+    """So it need not be read twice; and a piece of white space alone is no beginning of it."""
+    text = "  \n" * 40 + "abcdef " * 50
+    assert survey.heldout_draw(0, text) != survey.heldout_draw(0, text + "x")
+    monkeypatch.setattr(survey, "_DRAWN_LETTERS", 300)
+    monkeypatch.setattr(corpus, "CHUNK_CHARS", 50)
+    assert survey.heldout_draw(0, text) == survey.heldout_draw(0, text + "x")
+    (tmp_path / "a.txt").write_text(text)
+    pieces = list(survey.read(corpus.find_sources([str(tmp_path)]), settings(), corpus.Counts()))
+    assert len(pieces) > 5
+    assert {piece.draw for piece in pieces} == {survey.heldout_draw(0, text)}
+    assert "".join(piece.text for piece in pieces).split() == text.split()
+    assert sum(piece.words for piece in pieces) == 50
+    assert sum(piece.letters for piece in pieces) == 300
+
+
 def test_nul_becomes_a_space_in_both_passes(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\0two\0\0\n")
     sources = corpus.find_sources([str(path)])
-    found = look(sources)
+    found = look(sources, settings())
     assert found.nul == 3
-    assert found.sample == [("one two  ", 0)]
-    assert [chunk.text for chunk in again(found)] == ["one two  \n"]
+    assert found.lines() == [("one two  ", 0)]
+    (piece,) = survey.read(sources, settings(), corpus.Counts())
+    assert (piece.text, piece.nul) == ("one two  \n", 3)
 
 
-def rewrite(path):
-    path.write_text(path.read_text().swapcase())
-    os.utime(path, ns=(1, 1))
+def test_the_sample_of_many_ranges_is_that_of_lines_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranges, "BYTES", 10_000)
+    (tmp_path / "a.txt").write_text("".join(f"line {i:05d}\n" for i in range(20_000)))
+    sources, data = corpus.find_sources([str(tmp_path)]), settings("line")
+    found = look(sources, data, 11_000)
+    numbers = [int(line.split()[1]) for line, _ in found.lines()]
+    assert len(numbers) == len(set(numbers)) == 1100  # of 10 bytes
+    assert not found.all_sampled
+    assert found.whole
+    assert all(50 < here < 150 for here in np.histogram(numbers, 10, (0, 20_000))[0])
+
+
+def test_candidates_of_a_text_with_copies_are_as_many_as_without(tmp_path):
+    lines = [f"a line of {i} words" for i in range(300)]
+    for name, times in (("a.txt", 1), ("b.txt", 40)):
+        (tmp_path / name).write_text("\n".join(lines * times))
+    data = settings("line", drop_copies=True, seq_len=1)
+    a, b = (look(corpus.find_sources([str(tmp_path / name)]), data) for name in ("a.txt", "b.txt"))
+    assert a.candidates == b.candidates
+    assert len(a.candidates) > 20
 
 
 @pytest.mark.parametrize(
@@ -62,35 +97,21 @@ def rewrite(path):
     [
         lambda path: path.write_text("short"),
         lambda path: path.write_text(path.read_text() + "more"),
-        rewrite,
+        lambda path: (path.write_text(path.read_text().swapcase()), os.utime(path, ns=(1, 1))),
         lambda path: path.unlink(),
     ],
     ids=["cut", "grown", "rewritten", "gone"],
 )
-@pytest.mark.parametrize("when", ["between the passes", "in the second pass"])
-def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, change, when):
+def test_a_file_that_changes_is_named(tmp_path, change):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(f"text of {name}\n" * 100)
     sources = corpus.find_sources([str(tmp_path)])
-    found = look(sources)
-    chunks = again(found)
-    if when == "in the second pass":
-        assert next(chunks).source == 0
-        assert next(chunks).source == 1
+    (one,) = ranges.plan(sources, "file")
+    task = range_rows.Task(one, tuple(corpus.fingerprint(source) for source in sources), {})
+    range_rows.check_unchanged(task)
     change(tmp_path / "b.txt")
-    with pytest.raises(UserError, match=r"b.txt changed while it was read \(1,000 characters in the first pass"):
-        list(chunks)
-
-
-def test_counts_that_differ_are_a_change_although_size_and_time_are_the_same(tmp_path):
-    """A file over a network, or a TFDS dataset, of which only the description is looked at."""
-    path = tmp_path / "a.txt"
-    path.write_text("text\n" * 100)
-    sources = corpus.find_sources([str(path)])
-    found = look(sources)
-    path.write_text("text\n" * 20)
-    with pytest.raises(UserError, match=r"a.txt changed .*\(500 characters in the first pass, 100 in the second\)"):
-        list(again(found, [corpus.fingerprint(source) for source in sources]))
+    with pytest.raises(UserError, match=r"b.txt changed while it was read; prepare again when nothing writes to it"):
+        range_rows.check_unchanged(task)
 
 
 def test_enough_is_held_out_of_texts_whose_letters_differ_in_tokens(rows, tmp_path):
@@ -102,7 +123,8 @@ def test_enough_is_held_out_of_texts_whose_letters_differ_in_tokens(rows, tmp_pa
     sources = corpus.find_sources([str(tmp_path)])
     tokens = [len(ids) + 1 for ids in pieces.encode(texts)]
     for seed in range(6):
-        threshold = look(sources, seed=seed, heldout_share=0.0).threshold(pieces)
+        data = settings(seed=seed, heldout_share=0.0)
+        threshold = survey.threshold(look(sources, data), data, pieces)
         held = sum(
             size for text, size in zip(texts, tokens, strict=True) if survey.heldout_draw(seed, text) <= threshold
         )

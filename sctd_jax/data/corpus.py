@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 from sctd_jax import storage
 from sctd_jax.data import decoding, files, formats, hub_datasets
 from sctd_jax.data.cleaning import Cleaning, LeftOut, clean
-from sctd_jax.data.decoding import DAMAGED, decode, open_utf8
+from sctd_jax.data.decoding import DAMAGED, END, Span, decode, open_utf8
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
 
 CHUNK_CHARS = 1 << 18
 EMBEDDED = "sotu"
 _AS_IT_IS = Cleaning()
+_MOST_EPOCHS = 100
 _MUCH_REPLACED = 0.01  # share of a source's characters above which its encoding is likely another
 
 
@@ -71,13 +72,15 @@ class Source:
     path: str  # a file, or the folder of a prepared TFDS dataset
     split: str = ""  # split of such a dataset, or of one of the hub
     stamp: str = ""  # size and version of a file in a bucket, by the listing
+    epochs: float = 1.0  # weight in a mixture: how many times its text is in the rows
+    span: Span = None  # part of it that is read; see `ranges`
 
 
 def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line: None) -> list[Source]:
     """Resolve inputs to sources, in a fixed order and each file once; `[]` stands for the embedded corpus.
 
-    Inputs are files, folders (searched for every known suffix), globs, and `tfds:` or `hf:NAME[/CONFIG][@SPLIT]`; `log`
-    is told what is passed over.
+    Inputs are files, folders (searched for every known suffix), globs, and `tfds:` or `hf:NAME[/CONFIG][@SPLIT]`, each
+    with `:WEIGHT` after it or without; `log` is told what is passed over.
     """
     inputs = [text.strip() for text in inputs if text.strip()]
     if not inputs:
@@ -85,18 +88,37 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
     sources: dict[Any, Source] = {}
     passed: collections.Counter[str] = collections.Counter()
     for text in inputs:
+        text, epochs = _epochs_of(text)
         if text.startswith("tfds:") or hub_datasets.is_one(text):
             found = _tfds_source(text) if text.startswith("tfds:") else Source(*hub_datasets.parse(text))
-            sources.setdefault(found, found)
-            continue
-        remote = files.find_remote(text, passed)
-        for number, path in (files.find(text, passed) if remote is None else remote).items():
-            source = Source(path, stamp="" if remote is None else files.stamp(number))
-            if sources.setdefault(number, source) is not source:
-                passed[files.AGAIN] += 1
+            named = {found: dataclasses.replace(found, epochs=epochs)}
+        else:
+            remote = files.find_remote(text, passed)
+            named = {
+                number: Source(path, stamp="" if remote is None else files.stamp(number), epochs=epochs)
+                for number, path in (files.find(text, passed) if remote is None else remote).items()
+            }
+        for number, source in named.items():
+            first = sources.setdefault(number, source)
+            if first.epochs != epochs:
+                raise UserError(
+                    f"input {text}: {source.path} is also in an input of the weight {first.epochs:g}, here it is "
+                    f"{epochs:g}; name it once"
+                )
+            passed[files.AGAIN] += first is not source
     if passed.total():
         log(f"note: passed over: {files.describe(passed)}")
     return list(sources.values())
+
+
+def _epochs_of(text: str) -> tuple[str, float]:
+    """An input without its weight, and that: how many times its text is in the rows."""
+    found = re.fullmatch(r"(.+):(\d+(?:\.\d*)?|\.\d+)", text)
+    if not found or os.path.exists(text):
+        return text, 1.0
+    if not 0 < (epochs := float(found[2])) <= _MOST_EPOCHS:
+        raise UserError(f"input {text}: the weight must be above 0 and at most {_MOST_EPOCHS}, found {found[2]}")
+    return found[1], epochs
 
 
 def check(sources: Iterable[Source], *, text_field: str, encoding: str = "") -> None:
@@ -211,7 +233,7 @@ def _pieces(
     """(text, whether it ends its document), in order."""
     kind = "" if source.split else files.kind(source.path)
     if kind == "text":
-        yield from _text_pieces(source.path, documents, encoding, counts)
+        yield from _text_pieces(source.path, documents, encoding, counts, source.span)
         return
     if hub_datasets.is_one(source.path):
         texts = (
@@ -221,7 +243,7 @@ def _pieces(
     elif source.split:
         texts = _tfds_texts(source, text_field, counts)
     else:
-        texts = formats.READERS[kind](source.path, text_field, encoding, counts.add_replaced)
+        texts = formats.READERS[kind](source.path, text_field, encoding, counts.add_replaced, source.span)
     for text in texts:
         yield from ((piece, False) for piece in split_text(text))
         yield "", True
@@ -248,9 +270,9 @@ def _naming(source: Source) -> Iterator[None]:
         raise UserError(f"cannot read {source.path}: {error}") from error
 
 
-def _blocks(path: str, encoding: str, counts: SourceCounts) -> Iterator[str]:
+def _blocks(path: str, encoding: str, counts: SourceCounts, span: Span) -> Iterator[str]:
     """A text file in decoded pieces that end at white space (a piece without any is passed on as it is)."""
-    with open_utf8(path, counts.add_replaced, encoding) as file:
+    with open_utf8(path, counts.add_replaced, encoding, span) as file:
         rest = file.read(3)  # keeps rows as they are: text without white space is cut where blocks end
         while block := file.read(CHUNK_CHARS):
             block = rest + block
@@ -266,15 +288,18 @@ def _blocks(path: str, encoding: str, counts: SourceCounts) -> Iterator[str]:
         yield decode(rest, counts.add_replaced)
 
 
-def _text_pieces(path: str, documents: str, encoding: str, counts: SourceCounts) -> Iterator[tuple[str, bool]]:
+def _text_pieces(
+    path: str, documents: str, encoding: str, counts: SourceCounts, span: Span
+) -> Iterator[tuple[str, bool]]:
     if documents == "file":
-        yield from ((block, False) for block in _blocks(path, encoding, counts))
+        yield from ((block, False) for block in _blocks(path, encoding, counts, span))
         yield "", True
         return
     separator = re.compile(r"\n" if documents == "line" else r"\n\s*\n")
     held = ""  # white space at the end of a block: a blank line may go on in the next one
-    newline = ""  # the first that is met: CR alone ends the lines of files (of old Macs) that begin with it
-    for block in _blocks(path, encoding, counts):
+    # The first that is met: CR alone ends the lines of files (of old Macs) that begin with it, which are not cut.
+    newline = "\n" if span else ""
+    for block in _blocks(path, encoding, counts, span):
         newline = newline or ("\n" if "\n" in block else "\r" if "\r" in block else "")
         if "\r" in block:
             block = block.replace("\r\n", "\n")
@@ -286,7 +311,8 @@ def _text_pieces(path: str, documents: str, encoding: str, counts: SourceCounts)
         *complete, rest = separator.split(body)
         yield from ((text, True) for text in complete)
         yield rest, False
-    yield "", True
+    if documents == "paragraph" or not span or span[1] == END:  # the last line of a span has ended
+        yield "", True
 
 
 def _tfds_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterator[str]:
@@ -296,7 +322,9 @@ def _tfds_texts(source: Source, text_field: str, counts: SourceCounts) -> Iterat
     if text_field not in builder.info.features:
         names = ", ".join(builder.info.features)
         raise UserError(f"{source.path}: no feature {text_field!r} (data.text_field); its features are {names}")
-    for record in builder.as_data_source(split=source.split):
+    records = builder.as_data_source(split=source.split)
+    begin, end = source.span or (0, END)
+    for record in records if source.span is None else map(records.__getitem__, range(begin, end)):
         text = record[text_field]
         if not isinstance(text, bytes | str):
             raise UserError(

@@ -27,6 +27,8 @@ _ARROW = (
     "python -c 'import sys, pyarrow.ipc as i, pyarrow.parquet as p; p.write_table(i.open_{}(sys.argv[1]).read_all(), "
     "sys.argv[2])' {{}} new.parquet"
 )
+Span = tuple[int, int] | None  # from, and up to: bytes, groups of rows, or records of a file; None is all of it
+END = -1  # a span's end that is the file's
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 # Exceptions of reading a damaged or cut-off file.
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -80,13 +82,17 @@ def unpacked(path: str) -> BinaryIO:
     return raw(path)
 
 
-def open_utf8(path: str, replaced: Callable[[int], None], encoding: str = "") -> BinaryIO:
-    """A file of text, `unpacked`, as UTF-8 without its byte order mark.
+def open_utf8(path: str, replaced: Callable[[int], None], encoding: str = "", span: Span = None) -> BinaryIO:
+    """A file of text, `unpacked`, as UTF-8 without its byte order mark; or a `span` of its bytes, if it `can_be_cut`.
 
     UTF-16 and UTF-32 with a mark, and files without one where an `encoding` is given, are decoded on the way; all other
     bytes come as they are. Sequences that such an encoding does not know become U+FFFD, and `replaced` receives their
     numbers.
     """
+    if span:
+        file = raw(path)
+        file.seek(span[0] or len(codecs.BOM_UTF8) * file.read(_HEAD).startswith(codecs.BOM_UTF8))
+        return file if span[1] == END else cast(BinaryIO, io.BufferedReader(_Until(file, span[1]), 1 << 16))
     with unpacked(path) as file:
         head = file.read(_HEAD)
     mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
@@ -96,6 +102,15 @@ def open_utf8(path: str, replaced: Callable[[int], None], encoding: str = "") ->
     file = unpacked(path)  # anew: not all of them go back
     file.read(len(mark))
     return cast(BinaryIO, io.BufferedReader(_Recoded(file, other, replaced), 1 << 16)) if other else file
+
+
+def can_be_cut(path: str) -> bool:
+    """Whether a file is plain UTF-8 with LF at the ends of its lines, so that parts of it are text too."""
+    with raw(path) as file:
+        head = file.read(1 << 18)  # more than the block that decides for the reader what ends a line
+    packed = any(magic.match(head) for magic, _ in _PACKED)
+    other = any(head.startswith(mark) for mark, encoding in _MARKS.items() if encoding)
+    return not packed and not other and b"\n" in head
 
 
 def check_encoding(name: str) -> None:
@@ -171,6 +186,25 @@ class _Unpacked(io.BufferedReader):
     def close(self) -> None:
         super().close()
         self._packed.close()
+
+
+class _Until(io.RawIOBase):
+    """Bytes of a file up to a place in it."""
+
+    def __init__(self, file: BinaryIO, end: int):
+        self._file, self._end = file, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(max(min(len(buffer), self._end - self._file.tell()), 0))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _Recoded(io.RawIOBase):

@@ -1,8 +1,9 @@
 """Formats of text: each file as a stream of its documents' texts.
 
 A text stands in the field that `text_field` names: `text`, or `article.body` for one within another. A list of strings
-is one text of so many lines. Each reader is a function (path, text_field, encoding, replaced) -> texts; `replaced`
-receives the numbers of sequences that became U+FFFD.
+is one text of so many lines. Each reader is a function (path, text_field, encoding, replaced, span) -> texts;
+`replaced` receives the numbers of sequences that became U+FFFD. `span` is a part of the file, as `ranges` cuts it:
+bytes of JSON lines, row groups of Parquet, record batches of Arrow.
 """
 
 import codecs
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sctd_jax.data.decoding import conversion, decode, is_remote, open_utf8, raw, unpacked, what_is
+from sctd_jax.data.decoding import END, Span, conversion, decode, is_remote, open_utf8, raw, unpacked, what_is
 from sctd_jax.errors import UserError, printable
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -41,18 +42,18 @@ def text_of(record: Any, field: str, place: str, replaced: Replaced) -> str:
     return text
 
 
-def json_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+def json_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
     """JSON lines, or one array of objects over any lines."""
-    with open_utf8(path, replaced, encoding) as file:
+    with open_utf8(path, replaced, encoding, span) as file:
         head = file.read(1 << 12)
-    if head.lstrip().startswith(b"["):
+    if not span and head.lstrip().startswith(b"["):
         yield from _array_texts(path, field, encoding, replaced)
         return
     if b"\r" in head and b"\n" not in head:
         cure = conversion(path, r"tr '\r' '\n'", "new.jsonl")
         raise UserError(f"{path}: its lines end with CR alone, expected LF or CRLF; convert it: {cure}")
-    first = True
-    with open_utf8(path, replaced, encoding) as file:
+    first, after = True, f" after byte {span[0]:,}" if span and span[0] else ""
+    with open_utf8(path, replaced, encoding, span) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -64,12 +65,12 @@ def json_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iter
                 if first and line.startswith(b"{") and not whole:
                     cure = conversion(path, "jq -c .", "new.jsonl")
                     what = f"not one whole JSON object, expected on each line; if the file has them otherwise: {cure}"
-                raise UserError(f"{path}, line {number}: {what}") from error
+                raise UserError(f"{path}, line {number}{after}: {what}") from error
             first = False
-            yield text_of(record, field, f"{path}, line {number}", replaced)
+            yield text_of(record, field, f"{path}, line {number}{after}", replaced)
 
 
-def _array_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+def _array_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
     import ijson
 
     with open_utf8(path, replaced, encoding) as file:
@@ -82,7 +83,7 @@ def _array_texts(path: str, field: str, encoding: str, replaced: Replaced) -> It
             raise UserError(f"{path}, element {number + 1}: not one JSON array ({said:.120})") from error
 
 
-def csv_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+def csv_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
     """CSV with a line of names first; tabs separate the columns of .tsv."""
     delimiter = "\t" if ".tsv" in path.lower() else ","
     before = csv.field_size_limit(_LONGEST_FIELD)
@@ -105,7 +106,7 @@ def csv_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Itera
         csv.field_size_limit(before)
 
 
-def wiki_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+def wiki_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
     """Files of wikiextractor: `<doc ...>` blocks, or JSON lines."""
     with open_utf8(path, replaced, encoding) as file:
         if file.read(1 << 12).lstrip().startswith(b"{"):
@@ -130,7 +131,7 @@ def wiki_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iter
             raise UserError(f"{path}: its last <doc ...> has no </doc>; the file is cut off")
 
 
-def warc_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+def warc_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
     """Text records of a WARC or WET file (ISO 28500): conversions, and responses that are plain text."""
     try:
         from warcio.archiveiterator import ArchiveIterator
@@ -157,7 +158,7 @@ def warc_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iter
             raise UserError(f"{path} is not WARC that can be read: {printable(error):.200}") from error
 
 
-def parquet_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+def parquet_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
     """A column of a Parquet file."""
     import pyarrow
     import pyarrow.parquet
@@ -169,13 +170,14 @@ def parquet_texts(path: str, field: str, encoding: str, replaced: Replaced) -> I
     try:
         table = pyarrow.parquet.ParquetFile(raw(path) if is_remote(path) else path)
         names = _path_in(table.schema_arrow, field, path)
-        for batch in table.iter_batches(batch_size=256, columns=[".".join(names)]):
+        groups = _within(span, table.num_row_groups)
+        for batch in table.iter_batches(batch_size=256, columns=[".".join(names)], row_groups=groups):
             yield from _column_texts(batch, names, replaced)
     except pyarrow.ArrowException as error:
         raise UserError(f"cannot read {path}: {printable(error)}") from error
 
 
-def arrow_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Iterator[str]:
+def arrow_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
     """A column of an Arrow file or stream, as `datasets.save_to_disk` writes it."""
     import pyarrow
 
@@ -183,7 +185,7 @@ def arrow_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Ite
         with pyarrow.PythonFile(raw(path), mode="r") if is_remote(path) else pyarrow.memory_map(path) as file:
             if file.read(6) == b"ARROW1":
                 opened = pyarrow.ipc.open_file(file)
-                batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+                batches = (opened.get_batch(i) for i in _within(span, opened.num_record_batches))
             else:
                 file.seek(0)
                 batches = opened = pyarrow.ipc.open_stream(file)
@@ -193,6 +195,12 @@ def arrow_texts(path: str, field: str, encoding: str, replaced: Replaced) -> Ite
                     yield from _column_texts(batch.slice(start, 256), names, replaced)
     except pyarrow.ArrowException as error:
         raise UserError(f"cannot read {path}: {printable(error)}") from error
+
+
+def _within(span: Span, count: int) -> range:
+    """Numbers of a span's parts, of which a file has so many."""
+    begin, end = span or (0, END)
+    return range(begin, count if end == END else end)
 
 
 def _path_in(schema, field: str, path: str) -> list[str]:
@@ -240,7 +248,7 @@ def _column_texts(batch, names: Sequence[str], replaced: Replaced) -> Iterator[s
             yield decode(raw or b"", replaced)
 
 
-READERS: dict[str, Callable[[str, str, str, Replaced], Iterator[str]]] = {
+READERS: dict[str, Callable[[str, str, str, Replaced, Span], Iterator[str]]] = {
     "json": json_texts,
     "csv": csv_texts,
     "wiki": wiki_texts,

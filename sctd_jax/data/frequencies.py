@@ -34,7 +34,12 @@ def log_frequencies(train: Rows, vocab_size: int, special: SpecialIds) -> np.nda
 
     One is added to each count (Laplace's rule), so that a piece that training never shows has a finite loss.
     """
-    counts_V = counts(train, vocab_size, special) + 1.0
+    return log_of(counts(train, vocab_size, special), special)
+
+
+def log_of(counts_V: np.ndarray, special: SpecialIds) -> np.ndarray:
+    """`log_frequencies` of counts [V]; those of pieces that are never predicted do not matter."""
+    counts_V = counts_V + 1.0
     logs_V = np.log(counts_V / np.delete(counts_V, special.unmaskable).sum())
     logs_V[list(special.unmaskable)] = 0.0
     return logs_V
@@ -42,5 +47,10 @@ def log_frequencies(train: Rows, vocab_size: int, special: SpecialIds) -> np.nda
 
 def cross_entropy(heldout: Rows, logs_V: np.ndarray, special: SpecialIds) -> float:
     """Mean loss in nats of `log_frequencies` over the held-out tokens that can be predicted."""
-    counts_V = counts(heldout, len(logs_V), special)
-    return float(-(counts_V @ logs_V) / max(counts_V.sum(), 1.0))
+    return loss_of(counts(heldout, len(logs_V), special), logs_V, special)
+
+
+def loss_of(counts_V: np.ndarray, logs_V: np.ndarray, special: SpecialIds) -> float:
+    """`cross_entropy` of tokens with these counts [V]; those of pieces that are never predicted do not matter."""
+    predicted = np.delete(counts_V, special.unmaskable).sum()
+    return float(-(counts_V @ logs_V) / max(predicted, 1.0))

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -22,34 +23,45 @@ from etils import epath
 from tqdm import tqdm
 
 from sctd_jax import lease, storage
-from sctd_jax.arguments import CommandParser
+from sctd_jax.arguments import CommandParser, number
 from sctd_jax.config import Config, DataConfig
 from sctd_jax.data import (
-    byte_bpe_trainer,
     corpus,
     files,
     frequencies,
-    sentencepiece_trainer,
+    range_rows,
+    ranges,
     survey,
     tokenizer,
     unknown,
+    workers,
+)
+from sctd_jax.data import (
+    plan as plans,
 )
 from sctd_jax.data.decoding import check_encoding
-from sctd_jax.data.packing import Packer
-from sctd_jax.data.rows import HELD_OUT, METADATA_FILE, TRAIN, Metadata, Rows, RowWriter, on_disk, read_metadata
-from sctd_jax.data.tokenise import encoded_batches
-from sctd_jax.errors import TryAgainError, UserError, run_command, say
+from sctd_jax.data.rows import (
+    FREQUENCIES_FILE,
+    HELD_OUT,
+    METADATA_FILE,
+    TRAIN,
+    Metadata,
+    Rows,
+    on_disk,
+    read_metadata,
+    write_description,
+)
+from sctd_jax.errors import UserError, run_command, say
 
-_LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
-_LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
 _AS_BEFORE = {"encoding": "", "normal_form": "", "longest_line": 0, "shortest_document": 0, "drop_copies": False}
+_NOT_OF_THE_ROWS = ("rows", "prepared_dir", "seq_len_schedule", "shuffle", "cache_gb")
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 
 
 def settings_of(data: DataConfig, vocab_size: int) -> dict[str, Any]:
     """Settings that determine the rows, besides the text, as `prepared.json` holds them."""
     values = dataclasses.asdict(data) | {"input": files.split(data.input), "vocab_size": vocab_size}
-    return {name: value for name, value in values.items() if name not in ("rows", "prepared_dir", "seq_len_schedule")}
+    return {name: value for name, value in values.items() if name not in _NOT_OF_THE_ROWS}
 
 
 def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Path:
@@ -108,12 +120,31 @@ def identity(data: DataConfig, vocab_size: int, sources: list[corpus.Source]) ->
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepare(data: DataConfig, vocab_size: int, out: epath.Path, log: Callable[[str], None]) -> Metadata:
-    """Tokenise and pack the text into `out`, a folder on a disk or in a bucket that appears only when it is complete.
+def prepare(
+    data: DataConfig,
+    vocab_size: int,
+    out: epath.Path,
+    log: Callable[[str], None],
+    *,
+    processes: int = 0,
+    ray: str = "",
+) -> Metadata:
+    """Tokenise and pack the text into `out`, a folder on a disk or in a bucket.
 
-    Of `data`, `rows` and `prepared_dir` are not read. V is that of the tokenizer that is given or trained.
+    On a disk it appears only when it is complete; until then the finished ranges are in `OUT.incomplete`. In a bucket
+    it is complete when it holds `prepared.json`. A preparation that was interrupted goes on, if nothing about the text
+    or the settings has changed. Of `data`, `rows` and `prepared_dir` are not read; V is that of the tokenizer that is
+    given or trained.
+
+    Args:
+      data: settings of the text and the rows.
+      vocab_size: V.
+      out: folder to write.
+      log: receives lines for the person at the terminal.
+      processes: how many work on ranges at a time; 0 for one on each core.
+      ray: address of a Ray cluster, or "auto", whose nodes do the work; they must reach the text and `out`.
     """
-    in_bucket = storage.is_remote(out)
+    in_bucket, started = storage.is_remote(out), time.monotonic()
 
     def check_new() -> None:
         if storage.exists(out / METADATA_FILE if in_bucket else out):
@@ -130,202 +161,171 @@ def prepare(data: DataConfig, vocab_size: int, out: epath.Path, log: Callable[[s
             f"model.vocab_size is {vocab_size}, but the tokenizer {data.tokenizer} has {pieces} pieces; set it to that"
         )
     check_encoding(data.encoding)
+    run: plans.Run = functools.partial(workers.on_cores, workers=processes or workers.cores())
+    if ray:
+        from sctd_jax.data import cluster
+
+        run = functools.partial(cluster.on_ray, ray, log=log)
     # Found before a lease lies beside `out`, maybe among them.
     sources = corpus.find_sources(files.split(data.input), log)
     corpus.check(sources, text_field=data.text_field, encoding=data.encoding)
     with lease.hold(out, "preparing rows", log, beside=True) as check_held:
         check_new()  # it may have been finished since the first look
+        work = out if in_bucket else out.with_name(f"{out.name}.incomplete")
+        fingerprints = [corpus.fingerprint(source) for source in sources]
+        name, text = identity(data, vocab_size, sources), ranges.plan(sources, data.documents)
+        begun = plans.read(work, data, name, log)
         try:
-            with tempfile.TemporaryDirectory(
-                prefix=f"{out.name}.incomplete-", dir=None if in_bucket else out.parent, ignore_cleanup_errors=True
-            ) as name:
-                work = Path(name)
-                metadata = _prepare_into(work, data, vocab_size, sources, log)
-                work.chmod(0o755)
-                check_held()
-                if in_bucket:
-                    _upload(work, out)
-                else:
-                    work.rename(out)
+            plan = begun or plans.make(work, data, vocab_size, sources, text, name, log, run)
+            tasks = [
+                range_rows.Task(
+                    one, tuple(fingerprints[part.file] for part in one.parts),
+                    {i: plan.copies[name] for i, part in enumerate(one.parts)
+                     if (name := survey.part_name(part)) in plan.copies},
+                )
+                for one in text
+            ]  # fmt: skip
+            counted = _run_tasks(work, plan, tasks, log, run, in_this_process=not ray)
+            metadata = _finish(work, plan, vocab_size, sources, fingerprints, counted, log)
+            check_held()
+            if not in_bucket:
+                work.rename(out)
+            with storage.reaching(out):
+                for path in (*out.glob(range_rows.COUNTS), out / plans.FILE):
+                    path.unlink()
         except OSError as error:
             raise UserError(f"cannot write prepared rows to {out}: {error}") from error
+        finally:
+            _leave(work, log)
+    rows, took = f"{metadata.rows:,} training and {metadata.heldout_rows:,} held-out rows", time.monotonic() - started
+    log(f"{rows} of {data.seq_len} tokens in {took:.0f} s")
+    log(f"held-out loss of word frequencies alone: {metadata.unigram_loss:.3f} nats")
     log(f"prepared rows: {out}")
     return metadata
 
 
-def _upload(work: Path, out: epath.Path) -> None:
-    """Copy finished rows into a bucket; they stay on the disk if that fails."""
-    try:
-        storage.upload(work, out, last=METADATA_FILE)
-    except UserError as error:
-        kept = work.rename(work.with_name(work.name.replace(".incomplete-", ".prepared-")))
-        raise TryAgainError(f"{error}; the prepared rows are in {kept}: copy them there, prepared.json last") from error
+def _leave(work: epath.Path, log: Callable[[str], None]) -> None:
+    """Leave a folder, if it is still there, to another time; or remove it, if no range in it is finished."""
+    if storage.is_remote(work) or not work.exists():
+        return
+    if any(work.glob(range_rows.COUNTS)):
+        log(f"what is finished stays in {work}; the same command goes on with it")
+    else:
+        storage.remove(work)
 
 
-def _prepare_into(
-    work: Path, data: DataConfig, vocab_size: int, sources: list[corpus.Source], log: Callable[[str], None]
+def _run_tasks(
+    work: epath.Path,
+    plan: plans.Plan,
+    tasks: list[range_rows.Task],
+    log: Callable[[str], None],
+    run: plans.Run,
+    in_this_process: bool,
+) -> list[range_rows.Counted]:
+    """Prepare the ranges that are not finished; gives what each holds, in their order."""
+    done = range_rows.finished(work, len(tasks))
+    missing = [task for task in tasks if task.range.number not in done]
+    if done:
+        log(f"going on with {work}: {len(done):,} of {len(tasks):,} ranges are finished")
+    with tqdm(
+        total=sum(task.range.size for task in tasks), unit="B", unit_scale=True, desc="tokenising", disable=None,
+        initial=sum(task.range.size for task in tasks if task.range.number in done),
+    ) as bar:  # fmt: skip
+        alone = {"advance": bar.update} if len(missing) == 1 and in_this_process else {}
+        for task, counted in run(functools.partial(range_rows.prepare, plan.job, **alone), missing):
+            done[task.range.number] = counted
+            bar.update(0 if alone else task.range.size)
+    return [done[i] for i in range(len(tasks))]
+
+
+def _finish(
+    work: epath.Path,
+    plan: plans.Plan,
+    vocab_size: int,
+    sources: list[corpus.Source],
+    fingerprints: list[str],
+    counted: list[range_rows.Counted],
+    log: Callable[[str], None],
 ) -> Metadata:
-    started = time.monotonic()
-    look = _first_pass(data, sources, log)
-    tok = _keep_tokenizer(work, data, vocab_size, look, log)
-    _check_sample(look, tok, log)
-    threshold = look.threshold(tok)
-    look.check_split(threshold)
-    counts = corpus.Counts()
-    tokens, words = ([0] * len(sources) for _ in range(2))
-    copies = Counter(look.copies.values())
-    letters = [unknown.Letters(source.path, look.letters[i]) for i, source in enumerate(sources)]
-    writer = RowWriter(work, data.seq_len)
-    packers = {split: Packer(data.seq_len, tok.special) for split in writer.counts}
-    with tqdm(total=look.counts.total.characters, unit="char", unit_scale=True, desc="tokenising", disable=None) as bar:
-        for batch, encoded, unknown_letters in encoded_batches(tok, survey.read_again(look, counts)):
-            rows: dict[str, list[np.ndarray]] = {split: [] for split in packers}
-            for chunk, ids, odd in zip(batch, encoded, unknown_letters, strict=True):
-                split = HELD_OUT if look.draw(chunk) <= threshold else TRAIN
-                tokens[chunk.source] += len(ids)
-                words[chunk.source] += len(chunk.text.split())
-                letters[chunk.source].add(odd)
-                rows[split] += packers[split].add(ids, chunk.document)
-                bar.update(len(chunk.text))
-            for split, full in rows.items():
-                writer.add(split, full)
-    for split, packer in packers.items():
-        writer.add(split, packer.finish())
-    writer.close()
-
-    train, heldout, total = writer.counts[TRAIN], writer.counts[HELD_OUT], counts.total
+    """Check what the ranges hold together, and describe it."""
+    data = plan.job.data
+    shards = {split: [here.rows[split] for here in counted] for split in range_rows.SPLITS}
+    train, heldout = (sum(shards[split]) for split in (TRAIN, HELD_OUT))
+    text: dict[int, corpus.SourceCounts] = {}
+    copies, tokens, words = Counter[int](), Counter[int](), Counter[int]()
+    letters = [unknown.Letters(source.path) for source in sources]
+    for here in counted:
+        for index, counts in here.text.items():
+            survey.add_counts(text, index, counts)
+        for total, more in ((copies, here.copies), (tokens, here.tokens), (words, here.words)):
+            total.update(more)
+        for index, more in here.letters.items():
+            letters[index].join(more)
+    documents = sum(here.documents[split] for here in counted for split in range_rows.SPLITS)
+    if not plan.told:
+        plans.tell_of_text(sources, text, copies.total(), sum(here.nul for here in counted), data, log)
     if min(train, heldout) < survey.MIN_HELDOUT_ROWS:
+        if not storage.is_remote(work):
+            storage.remove(work)  # it would come to the same again
         raise UserError(
             f"the text gives {train} training and {heldout} held-out rows of {data.seq_len} tokens from "
-            f"{total.documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, take "
+            f"{documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, take "
             f"a smaller --seq-len (config.data.seq_len){survey.more_documents(data.documents)}"
         )
     for line in unknown.report(letters, data.allow_unknown):
         log(line)
-    for split, expected in writer.counts.items():
-        if len(Rows(work, split)) != expected:
-            raise UserError(f"{work}: split {split} reads back {len(Rows(work, split))} rows of {expected}")
-    logs_V = frequencies.log_frequencies(Rows(work, TRAIN), vocab_size, tok.special)
-    unigram_loss = frequencies.cross_entropy(Rows(work, HELD_OUT), logs_V, tok.special)
-    everything = unknown.total(letters)
+    frequencies_V = {
+        split: np.sum([here.frequencies[split] for here in counted], axis=0) for split in range_rows.SPLITS
+    }
+    special = tokenizer.load(tokenizer.find(work)).special
+    logs_V = frequencies.log_of(frequencies_V[TRAIN], special)
+    everything, total = unknown.total(letters), corpus.Counts(list(text.values())).total
+    digests = "".join(here.digests[split] for here in counted for split in range_rows.SPLITS)
     metadata = Metadata(
         seq_len=data.seq_len,
         vocab_size=vocab_size,
-        tokenizer_sha256=tokenizer.digest(tokenizer.find(work)),
+        tokenizer_sha256=plan.job.tokenizer_sha256,
         rows=train,
         heldout_rows=heldout,
-        tokens=sum(tokens),
-        documents=total.documents - len(look.copies),
-        heldout_documents=packers[HELD_OUT].documents,
+        tokens=tokens.total(),
+        documents=documents,
+        heldout_documents=sum(here.documents[HELD_OUT] for here in counted),
         empty_documents=total.empty,
         replaced_bytes=total.replaced,
-        sources=look.fingerprints,
+        sources=fingerprints,
         settings=settings_of(data, vocab_size),
         letters=everything.total,
         unknown_letters=everything.unknown,
         commonest_unknown=dict(everything.commonest.most_common(100)),
         by_source=[
-            dataclasses.asdict(counts.sources[i])
+            dataclasses.asdict(text.get(i, corpus.SourceCounts()))
             | {
                 "letters": here.total,
                 "unknown_letters": here.unknown,
                 "tokens": tokens[i],
                 "words": words[i],
                 "copies": copies[i],
+                "epochs": sources[i].epochs,
             }
             for i, here in enumerate(letters)
         ],
-        heldout_up_to=threshold,
-        unigram_loss=unigram_loss,
+        heldout_up_to=plan.job.heldout_up_to,
+        unigram_loss=frequencies.loss_of(frequencies_V[HELD_OUT], logs_V, special),
+        rows_digest=hashlib.sha256(digests.encode()).hexdigest(),
     )
-    (work / METADATA_FILE).write_text(json.dumps(dataclasses.asdict(metadata), indent=2) + "\n")
-    took = time.monotonic() - started
-    log(f"{train:,} training and {heldout:,} held-out rows of {data.seq_len} tokens in {took:.0f} s")
-    log(f"held-out loss of word frequencies alone: {unigram_loss:.3f} nats")
-    return metadata
-
-
-def _first_pass(data: DataConfig, sources: list[corpus.Source], log: Callable[[str], None]) -> survey.Survey:
-    """Survey of the text, which is refused if its encoding is another one or it cannot be split."""
-    log(f"reading {len(sources)} source{'s' * (len(sources) != 1)}")
-    look = survey.take(sources, data, survey.LOOK_BYTES if data.tokenizer else survey.TRAINING_BYTES)
-    total = look.counts.total
-    if not total.documents:
-        raise UserError(f"input {', '.join(files.split(data.input))}: no text in {total.empty} empty documents")
-    log(f"{total.documents:,} documents, {total.characters / 1e6:,.1f} M characters, {total.empty:,} empty")
-    left_out = {
-        f"lines of more than {data.longest_line:,} characters": total.long_lines,
-        f"documents of fewer than {data.shortest_document:,}": total.short_documents,
-        "copies of documents": len(look.copies),
-    }
-    if any(left_out.values()):
-        log(f"left out: {', '.join(f'{count:,} {what}' for what, count in left_out.items() if count)}")
-    if warning := corpus.replaced_warning(sources, look.counts):
-        if total.replaced > unknown.REFUSE * total.characters and not data.allow_unknown:
-            cure = "or accept it: --allow-unknown, --config.data.allow_unknown=True"
-            raise UserError(f"{warning.removeprefix('warning: ')}, {cure}")
-        log(warning)
-    if look.nul:
-        log(f"warning: {look.nul:,} NUL characters are read as spaces")
-    look.check_split(look.least_threshold())
-    return look
-
-
-def _keep_tokenizer(
-    work: Path, data: DataConfig, vocab_size: int, look: survey.Survey, log: Callable[[str], None]
-) -> tokenizer.Tokenizer:
-    """The given tokenizer, or one that is trained on the sample, as it is kept beside the rows."""
-    if data.tokenizer:
-        name, model = tokenizer.canonical(data.tokenizer)
-        for remark in tokenizer.remarks(data.tokenizer):
-            log(remark)
-    else:
-        log(f"training a {data.tokenizer_type} tokenizer of {vocab_size:,} pieces")
-        lines = [line for line, _ in look.sample]
-        if data.tokenizer_type == "byte_bpe":
-            name, model = tokenizer.JSON_FILE, byte_bpe_trainer.train(lines, vocab_size, data.keep_zwnj)
+    with tempfile.TemporaryDirectory() as name:
+        write_description(Path(name), data.seq_len, shards)
+        np.save(Path(name, FREQUENCIES_FILE), frequencies_V[TRAIN])
+        Path(name, METADATA_FILE).write_text(json.dumps(dataclasses.asdict(metadata), indent=2) + "\n")
+        if storage.is_remote(work):
+            storage.upload(Path(name), work, last=METADATA_FILE)
         else:
-            model = sentencepiece_trainer.train(lines, vocab_size, data.tokenizer_type, data.keep_zwnj)
-            name = tokenizer.SENTENCEPIECE_FILE
-    (work / name).write_bytes(model)
-    return tokenizer.load(work / name)
-
-
-def _check_sample(look: survey.Survey, tok: tokenizer.Tokenizer, log: Callable[[str], None]) -> None:
-    """Refuse a tokenizer that does not know the text, or warn of it, as far as a sample can tell."""
-
-    def by_source(some: list[tuple[str, int]], odd: list[Counter[str]]) -> list[unknown.Letters]:
-        letters = [unknown.Letters(source.path) for source in look.sources]
-        for (line, source), here in zip(some, odd, strict=True):
-            letters[source].total += len("".join(line.split()))
-            letters[source].add(here)
-        return letters
-
-    lines: list[tuple[str, int]] = []
-    size = 0
-    for item in look.sample:
-        if size >= survey.LOOK_BYTES and len(lines) >= _LOOK_LINES:
-            break
-        lines.append(item)
-        size += len(item[0])
-    whole, allow = look.whole and len(lines) == len(look.sample), look.data.allow_unknown
-    if len(lines) < _LOOK_LINES and not whole:
-        return
-    # Learning where each token stands takes longer than its id: a part of the sample does.
-    part = [(line[:_LOST_CHARS], source) for line, source in lines[:_LOST_LINES]]
-    lost, divided = (by_source(part, odd) for odd in unknown.lost_and_divided(tok, [line for line, _ in part]))
-    if unknown.total(lost).share > unknown.WARN:
-        for line in unknown.report(lost, allow, " of a sample", "are left out, in no token"):
-            log(line)
-    if tok.is_byte_level and unknown.total(divided).share > unknown.WARN:
-        what = "have no piece of their own and take several tokens each, bytes of them"
-        for line in unknown.report(divided, True, " of a sample", what):
-            log(line)
-    texts = [line for line, _ in lines]
-    letters = by_source(lines, unknown.unknown_letters(tok, texts, tok.encode(texts)))
-    for line in unknown.report(letters, allow, "" if whole else " of a sample"):
-        if line.startswith("warning") and not whole:  # the count of all follows soon
-            log(line)
+            shutil.copytree(name, work, dirs_exist_ok=True)
+    if not storage.is_remote(work):
+        for split, expected in ((TRAIN, train), (HELD_OUT, heldout)):
+            if len(Rows(work, split)) != expected:
+                raise UserError(f"{work}: split {split} reads back {len(Rows(work, split))} rows of {expected}")
+    return metadata
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -354,14 +354,25 @@ def main(argv: list[str] | None = None) -> int:
     add("--longest-line", type=int, default=0, help="leave out lines of more characters")
     add("--shortest-document", type=int, default=0, help="leave out documents of fewer characters")
     add("--drop-copies", action="store_true", help="read one of documents that differ in white space alone")
+    add(
+        "--workers",
+        type=number(int, 1),
+        default=0,
+        help="processes that prepare ranges of the text; default: each core",
+    )
+    cluster_help = (
+        "address of a Ray cluster whose nodes prepare the ranges, or auto; they must reach the text and --out"
+    )
+    add("--ray", default="", metavar="ADDRESS", help=cluster_help)
     add("--allow-unknown", action="store_true", help="also where the tokenizer does not know a fifth of the text")
     fields = vars(parser.parse_args(argv))
-    out, vocab_size = fields.pop("out"), fields.pop("vocab_size")
+    out, vocab_size, processes, ray = (fields.pop(name) for name in ("out", "vocab_size", "workers", "ray"))
     data = DataConfig(**fields | {"input": ",".join(fields["input"]), "rows": "", "prepared_dir": ""})
 
     def command() -> int:
         default = len(tokenizer.load(data.tokenizer).pieces) if data.tokenizer and vocab_size is None else 30522
-        prepare(data, default if vocab_size is None else vocab_size, storage.as_path(out), say)
+        size = default if vocab_size is None else vocab_size
+        prepare(data, size, storage.as_path(out), say, processes=processes, ray=ray)
         return 0
 
     return run_command(command)

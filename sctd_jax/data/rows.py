@@ -9,12 +9,13 @@ import dataclasses
 import hashlib
 import os
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 
 from sctd_jax import storage
 from sctd_jax.data.tfds_folder import open_folder
@@ -22,7 +23,7 @@ from sctd_jax.errors import UserError, printable
 
 TRAIN, HELD_OUT = "train", "validation"
 METADATA_FILE = "prepared.json"
-_ROWS_PER_SHARD = 1 << 17
+FREQUENCIES_FILE = "frequencies.npy"  # number i64[V] of each piece in the training rows
 # Rows of a split whose digest is its fingerprint, evenly spread: few beside an epoch, and one of each shard at least.
 _SAMPLE, _ROWS_PER_SAMPLE = 256, 1 << 16
 
@@ -50,37 +51,79 @@ class Metadata:
     by_source: list[dict] = dataclasses.field(default_factory=list)  # counts, in the order of `sources`
     heldout_up_to: float = 0.0  # highest draw that is held out; 0: not recorded
     unigram_loss: float = 0.0  # `frequencies.cross_entropy` of the held-out rows; 0: not recorded
+    rows_digest: str = ""  # of all rows in their order; '': not recorded
 
 
-class RowWriter:
-    """Writes the rows of both splits, in order, into an empty folder."""
+class ShardWriter:
+    """Writes the shard of one range of the text, for one split."""
 
-    def __init__(self, folder: Path, seq_len: int):
-        # Bytes: a list of integers takes three times as long to serialise.
-        tensor = tfds.features.Tensor(shape=(seq_len,), dtype=np.int32, encoding="bytes")
-        features = tfds.features.FeaturesDict({"input_ids": tensor})
-        identity = tfds.core.dataset_info.DatasetIdentity(
-            name="packed_rows", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
+    def __init__(self, path: Path, seq_len: int):
+        # A tf.train.Example of rows of one length is the same bytes before each row's own.
+        serialize, features = _serializer(seq_len)
+        empty = serialize.serialize_example(features.encode_example({"input_ids": np.zeros(seq_len, np.int32)}))
+        self._before = empty[: -4 * seq_len]
+        self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        self.rows, self._digest = 0, hashlib.sha256()
+
+    def add(self, rows_RN: np.ndarray) -> None:
+        """Append rows i32[R, N]."""
+        rows_RN = np.ascontiguousarray(rows_RN, "<i4")
+        for row in rows_RN:
+            self._writer.write(self._before + row.tobytes())
+        self.rows += len(rows_RN)
+        self._digest.update(rows_RN.tobytes())
+
+    def close(self) -> str:
+        """End the file, and tell the digest of its rows."""
+        try:
+            self._writer.close()
+        except RuntimeError as error:  # the library's, of a full disk too
+            raise OSError(str(error)) from error
+        return self._digest.hexdigest()
+
+
+def _features(seq_len: int) -> tfds.features.FeaturesDict:
+    # Bytes: a list of integers takes three times as long to serialise.
+    return tfds.features.FeaturesDict(
+        {"input_ids": tfds.features.Tensor(shape=(seq_len,), dtype=np.int32, encoding="bytes")}
+    )
+
+
+def _serializer(seq_len: int) -> tuple[Any, tfds.features.FeaturesDict]:
+    features = _features(seq_len)
+    return tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info()), features
+
+
+def _template(folder: str | os.PathLike, split: str) -> tfds.core.ShardedFileTemplate:
+    return tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name="packed_rows", split=split, filetype_suffix="array_record"
+    )
+
+
+def shard_name(split: str, number: int, shards: int) -> str:
+    """Name of a split's file of one range."""
+    return _template("", split).relative_filepath(shard_index=number, num_shards=shards)
+
+
+def write_description(folder: Path, seq_len: int, lengths: Mapping[str, Sequence[int]]) -> None:
+    """Write what makes the shards in a folder a TFDS dataset; `lengths` are the rows of each shard, by split."""
+    splits = [
+        tfds.core.SplitInfo(
+            name=split, shard_lengths=list(rows), num_bytes=4 * seq_len * sum(rows),
+            filename_template=_template(folder, split),
         )
-        info = tfds.core.DatasetInfo(
-            builder=identity,
-            features=features,
-            description="Rows of token ids: [CLS] ... [SEP], documents run on and are closed by [SEP].",
-            disable_shuffling=True,
-        )
-        self._writer = tfds.core.SequentialWriter(info, _ROWS_PER_SHARD, file_format="array_record")
-        self._writer.initialize_splits([TRAIN, HELD_OUT])
-        self.counts = {TRAIN: 0, HELD_OUT: 0}
-
-    def add(self, split: str, rows: Iterable[np.ndarray]) -> None:
-        """Append rows i32[N] to a split, many at a time: each call writes the split's metadata anew."""
-        examples = [{"input_ids": row} for row in rows]
-        self._writer.add_examples({split: examples})
-        self.counts[split] += len(examples)
-
-    def close(self) -> None:
-        """End the last shards; the folder is complete only after this."""
-        self._writer.close_all()
+        for split, rows in lengths.items()
+    ]  # fmt: skip
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name="packed_rows", version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity, features=_features(seq_len), disable_shuffling=True,
+        description="Rows of token ids: [CLS] ... [SEP], documents run on and are closed by [SEP].",
+    )  # fmt: skip
+    info.set_file_format("array_record")
+    info.set_splits(tfds.core.SplitDict(splits))
+    info.write_to_directory(folder)
 
 
 def read_metadata(folder: str | os.PathLike) -> Metadata:

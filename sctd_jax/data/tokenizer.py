@@ -207,7 +207,9 @@ def _sentencepiece(content: bytes, path: str | os.PathLike) -> Tokenizer:
             f"data.tokenizer {path}: not a SentencePiece model (nor a .json of `tokenizers` or a vocab.txt)"
         ) from error
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-    encode = functools.partial(processor.encode, num_threads=os.cpu_count() or 1)
+    encode = functools.partial(
+        processor.encode, num_threads=int(os.environ.get("RAYON_NUM_THREADS") or os.cpu_count() or 1)
+    )
 
     def spans_of(texts: list[str]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
         for text, proto in zip(texts, encode(texts, return_type="proto"), strict=True):

@@ -33,8 +33,13 @@ class Letters:
 
     def add(self, unknown: Counter) -> None:
         """Count unknown letters in."""
-        self.unknown += unknown.total()
-        self.commonest.update(unknown)
+        self.join(Letters(unknown=unknown.total(), commonest=unknown))
+
+    def join(self, more: "Letters") -> None:
+        """Count the letters of more text in."""
+        self.total += more.total
+        self.unknown += more.unknown
+        self.commonest.update(more.commonest)
         if len(self.commonest) > 2 * _KEPT:
             self.commonest = Counter(dict(self.commonest.most_common(_KEPT)))
 
@@ -101,9 +106,7 @@ def total(by_source: Iterable[Letters]) -> Letters:
     """Letters of all sources together."""
     everything = Letters()
     for letters in by_source:
-        everything.total += letters.total
-        everything.unknown += letters.unknown
-        everything.commonest.update(letters.commonest)
+        everything.join(letters)
     return everything
 
 

@@ -1,0 +1,202 @@
+"""The rows of one range of a text: a pure function of the range, its shards and a file of what was counted."""
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sctd_jax import storage
+from sctd_jax.config import DataConfig
+from sctd_jax.data import corpus, ranges, survey, tokenizer, unknown
+from sctd_jax.data.packing import Packer
+from sctd_jax.data.rows import HELD_OUT, TRAIN, ShardWriter, shard_name
+from sctd_jax.data.tokenise import encoded_batches
+from sctd_jax.errors import UserError, printable
+
+SPLITS = (TRAIN, HELD_OUT)
+_AT_ONCE = 1 << 10  # rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What all ranges of a text have in common."""
+
+    data: DataConfig
+    folder: str  # with the tokenizer; the shards are written there
+    tokenizer_sha256: str
+    count: int  # of ranges
+    heldout_up_to: float  # highest draw of a document that is held out
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One range."""
+
+    range: ranges.Range
+    fingerprints: tuple[str, ...]  # of its parts' sources, before anything was read
+    copies: dict[int, list[int]]  # documents that are left out as copies, by part
+
+
+@dataclasses.dataclass
+class Counted:
+    """What a range has been counted to hold; sources by their index."""
+
+    rows: dict[str, int]  # by split, as the next two
+    documents: dict[str, int]
+    digests: dict[str, str]
+    frequencies: dict[str, np.ndarray]  # i64[V] of all tokens
+    text: dict[int, corpus.SourceCounts]  # of its text, where it is taken for the first time
+    copies: dict[int, int]
+    tokens: dict[int, int]
+    words: dict[int, int]
+    letters: dict[int, unknown.Letters]
+    nul: int
+
+
+COUNTS = "range-*.npz"  # files that say that a range is finished
+
+
+def counts_name(number: int) -> str:
+    """Name of a range's one."""
+    return COUNTS.replace("*", f"{number:05d}")
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(folder: str, digest: str) -> tokenizer.Tokenizer:
+    return tokenizer.load(tokenizer.find(folder))
+
+
+def prepare(job: Job, task: Task, advance: Callable[[int], object] = lambda characters: None) -> Counted:
+    """Write the shards of a range and then what they hold; `advance` is told of characters as they are tokenised."""
+    tok, data, numbers = _tokenizer(job.folder, job.tokenizer_sha256), job.data, task.range
+    check_unchanged(task)
+    counts = corpus.Counts()
+    indices = [part.file for part in numbers.parts]
+    tokens, words, nul = Counter[int](), Counter[int](), 0
+    letters = {index: unknown.Letters() for index in indices}
+    copies = Counter({numbers.parts[part].file: len(left_out) for part, left_out in task.copies.items()})
+    out = storage.as_path(job.folder)
+    with tempfile.TemporaryDirectory(
+        prefix=".range-", dir=None if storage.is_remote(out) else out, ignore_cleanup_errors=True
+    ) as name:
+        paths = {split: Path(name, shard_name(split, numbers.number, job.count)) for split in SPLITS}
+        writers = {split: ShardWriter(path, data.seq_len) for split, path in paths.items()}
+        packers = {split: Packer(data.seq_len, tok.special) for split in SPLITS}
+        frequencies = {split: np.zeros(len(tok.pieces), np.int64) for split in SPLITS}
+
+        def write(split: str, rows_RN: np.ndarray) -> None:
+            for start in range(0, len(rows_RN), _AT_ONCE):
+                block_RN = rows_RN[start : start + _AT_ONCE]
+                writers[split].add(block_RN)
+                frequencies[split] += np.bincount(block_RN.ravel(), minlength=len(tok.pieces))
+
+        pieces = survey.read([part.source for part in numbers.parts], data, counts)
+        for batch, encoded, odd_letters in encoded_batches(tok, _chosen(pieces, job, task)):
+            for piece, ids, odd in zip(batch, encoded, odd_letters, strict=True):
+                index = indices[piece.part]
+                tokens[index] += len(ids)
+                words[index] += piece.words
+                letters[index].total += piece.letters
+                letters[index].add(odd)
+                nul += piece.nul
+                packers[HELD_OUT if piece.draw <= job.heldout_up_to else TRAIN].add(ids, piece.document)
+                advance(len(piece.text))
+            for split, packer in packers.items():
+                write(split, packer.full())
+        for split, packer in packers.items():
+            write(split, packer.finish())
+        digests = {split: writer.close() for split, writer in writers.items()}
+        check_unchanged(task)
+        text: dict[int, corpus.SourceCounts] = {}
+        for index, here in zip(indices, counts.sources, strict=True):
+            survey.add_counts(text, index, here if numbers.repeat == 0 else corpus.SourceCounts())
+        counted = Counted(
+            rows={split: writer.rows for split, writer in writers.items()},
+            documents={split: packer.documents for split, packer in packers.items()},
+            digests=digests, frequencies=frequencies, text=text, copies=dict(copies) if numbers.repeat == 0 else {},
+            tokens=dict(tokens), words=dict(words), letters=letters, nul=nul,
+        )  # fmt: skip
+        paths["counts"] = Path(name, counts_name(numbers.number))
+        paths["counts"].write_bytes(_packed(counted))
+        for path in paths.values():  # the counts last: they say that the range is finished
+            if storage.is_remote(out):
+                storage.upload_file(path, out / path.name)
+            else:
+                os.replace(path, out / path.name)
+    return counted
+
+
+def _chosen(pieces, job: Job, task: Task):
+    """The pieces of documents that are taken: of their source's share, no copies, held out once at most."""
+    part, number, document = -1, -1, -1  # of the document within its part
+    for piece in pieces:
+        if piece.part != part:
+            part, number = piece.part, -1
+            left_out = set(task.copies.get(part, ()))
+        if piece.document != document:
+            document, number = piece.document, number + 1
+        taken = survey.is_taken(piece.draw, task.range.parts[part].share) and number not in left_out
+        if taken and (task.range.repeat == 0 or piece.draw > job.heldout_up_to):
+            yield piece
+
+
+def check_unchanged(task: Task) -> None:
+    """Refuse a source that is no longer what it was when the preparation began."""
+    for part, before in zip(task.range.parts, task.fingerprints, strict=True):
+        try:
+            same = corpus.fingerprint(part.source, fresh=True) == before
+        except OSError:
+            same = False
+        if not same:
+            raise UserError(
+                f"{printable(part.source.path)} changed while it was read; prepare again when nothing writes to it"
+            )
+
+
+def finished(folder: epath.Path, count: int) -> dict[int, Counted]:
+    """What the finished ranges hold, by their numbers."""
+    with storage.reaching(folder):
+        there = {path.name for path in folder.iterdir()}
+    found = {}
+    for number in range(count):
+        if counts_name(number) in there:
+            with storage.reaching(folder):
+                found[number] = _unpacked((folder / counts_name(number)).read_bytes())
+    return found
+
+
+def _packed(counted: Counted) -> bytes:
+    fields = vars(counted) | {
+        "text": {index: vars(here) for index, here in counted.text.items()},
+        "letters": {index: vars(here) for index, here in counted.letters.items()},
+    }
+    del fields["frequencies"]
+    file = io.BytesIO()
+    arrays: dict[str, Any] = {"fields": np.array(json.dumps(fields)), **counted.frequencies}
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def _unpacked(content: bytes) -> Counted:
+    with np.load(io.BytesIO(content)) as file:
+        fields: dict[str, Any] = json.loads(str(file["fields"]))
+        frequencies = {split: file[split] for split in SPLITS}
+
+    def by_index(name: str, make: Callable[[Any], Any]) -> dict[int, Any]:
+        return {int(index): make(value) for index, value in fields[name].items()}
+
+    fields |= {name: by_index(name, int) for name in ("copies", "tokens", "words")}
+    fields["text"] = by_index("text", lambda value: corpus.SourceCounts(**value))
+    fields["letters"] = by_index(
+        "letters", lambda value: unknown.Letters(**value | {"commonest": Counter(value["commonest"])})
+    )
+    return Counted(**fields, frequencies=frequencies)

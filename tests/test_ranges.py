@@ -1,0 +1,346 @@
+"""Preparation by ranges: where a text is cut, and that nothing depends on who prepares a range, when, or how often."""
+
+import collections
+import dataclasses
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from sctd_jax.data import corpus, prepare, range_rows, ranges, survey, tokenizer, workers
+from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
+from sctd_jax.errors import TryAgainError, UserError
+from tests import helpers
+
+SPLITS = (TRAIN, HELD_OUT)
+
+
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch):
+    monkeypatch.setattr(ranges, "BYTES", 10_000)
+
+
+def texts(count=900, seed=0):
+    rng = np.random.default_rng(seed)
+    words = ["".join(map(chr, rng.integers(97, 117, 4))) for _ in range(300)]
+    return [f"{' '.join(rng.choice(words, 20))} {i}" for i in range(count)]
+
+
+def read(sources, documents):
+    counts = corpus.Counts()
+    found = collections.defaultdict(str)
+    for chunk in corpus.read(sources, text_field="text", documents=documents, counts=counts):
+        found[chunk.document] += chunk.text
+    return list(found.values()), counts.total
+
+
+def write_lines(path, lines):
+    path.write_text("".join(line + "\n" for line in lines))
+
+
+def write_json(path, lines):
+    write_lines(path, [json.dumps({"text": line}) for line in lines])
+
+
+def write_parquet(path, lines):
+    pyarrow.parquet.write_table(pyarrow.table({"text": lines}), path, row_group_size=50)
+
+
+def write_arrow(path, lines):
+    table = pyarrow.table({"text": lines})
+    with pyarrow.ipc.new_file(path, table.schema) as file:
+        file.write_table(table, max_chunksize=50)
+
+
+FORMATS = {
+    "a.txt": (lambda path, lines: write_lines(path, lines), "line"),
+    "b.txt": (lambda path, lines: path.write_text("\n \r\n\n".join(lines) + "\n\n"), "paragraph"),
+    "c.jsonl": (write_json, "file"),
+    "d.parquet": (write_parquet, "file"),
+    "e.arrow": (write_arrow, "file"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_spans_of_a_file_hold_its_documents_once(tmp_path, name):
+    write, documents = FORMATS[name]
+    lines = texts(400)
+    write(tmp_path / name, lines)
+    sources = corpus.find_sources([str(tmp_path / name)])
+    parts = [part.source for one in ranges.plan(sources, documents) for part in one.parts]
+    assert len(parts) >= 3
+    found, counts = read(parts, documents)
+    assert [text.strip() for text in found] == lines
+    assert (found, counts) == read(sources, documents)
+
+
+def test_a_byte_order_mark_and_a_long_line_are_no_place_to_cut(tmp_path):
+    lines = [*texts(200), "long " * 30_000, *texts(200, 1)]
+    (tmp_path / "a.txt").write_text("\ufeff" + "\n".join(lines))
+    sources = corpus.find_sources([str(tmp_path)])
+    parts = [part.source for one in ranges.plan(sources, "line") for part in one.parts]
+    assert len(parts) > 3
+    assert read(parts, "line")[0] == lines
+
+
+def test_what_has_no_place_to_cut_is_one_range(tmp_path):
+    lines = texts(600)
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    (tmp_path / "b.json").write_text(json.dumps([{"text": line} for line in lines]))
+    (tmp_path / "c.txt").write_text("\n".join(lines), encoding="utf-16")
+    (tmp_path / "d.txt").write_text("\r".join(lines))
+    (tmp_path / "e.csv").write_text("text\n" + "\n".join(lines))
+    with gzip.open(tmp_path / "f.txt.gz", "wt") as file:
+        file.write("\n".join(lines))
+    for path in sorted(tmp_path.iterdir()):
+        documents = "file" if path.name == "a.txt" else "line"
+        (one,) = ranges.plan(corpus.find_sources([str(path)]), documents)
+        assert one.parts[0].source.span is None, path
+        assert one.size > 20_000
+
+
+def test_small_files_share_ranges(tmp_path):
+    for i, line in enumerate(texts(300)):
+        (tmp_path / f"{i:03d}.txt").write_text(line)
+    plan_ = ranges.plan(corpus.find_sources([str(tmp_path)]), "file")
+    assert [part.file for one in plan_ for part in one.parts] == list(range(300))
+    assert 3 <= len(plan_) <= 5
+    assert all(one.size < 11_000 for one in plan_)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A text of some twenty ranges: lines of JSON, Parquet and a compressed file, some documents twice."""
+    (tmp_path / "text").mkdir()
+    write_json(tmp_path / "text" / "a.jsonl", texts())
+    write_parquet(tmp_path / "text" / "b.parquet", texts(600, 1))
+    with gzip.open(tmp_path / "text" / "c.jsonl.gz", "wt") as file:
+        for line in [*texts(300, 2), *texts(50)]:
+            file.write(json.dumps({"text": line}) + "\n")
+    return helpers.data(input=str(tmp_path / "text"), tokenizer_type="bpe", seq_len=32, heldout_share=0.05)
+
+
+def made(data, out, **options):
+    lines = []
+    prepare.prepare(data, 300, out, lines.append, **options)
+    return lines
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def all_rows(folder, split):
+    return Rows(folder, split).read(range(len(Rows(folder, split))))
+
+
+def test_rows_do_not_depend_on_who_prepares_them(data, tmp_path):
+    lines = made(data, tmp_path / "one", processes=1)
+    assert any(line.startswith("1,850 documents") for line in made(data, tmp_path / "two", processes=2))
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert one == two
+    assert not [name for name in one if name.startswith((".", "range-", "plan"))]
+    shards = [name for name in one if "train.array_record" in name]
+    assert len(shards) > 10 and shards[0].endswith(f"-of-{len(shards):05d}")
+    assert [line for line in lines if line.startswith("going on")] == []
+    for split in SPLITS:
+        tokens = all_rows(tmp_path / "one", split)
+        assert 0 < (tokens[:, -1] == 0).sum() <= len(shards)
+        assert (tokens[:, 0] == 2).all()
+    metadata = read_metadata(tmp_path / "one")
+    assert metadata.documents == 1850
+    assert metadata.tokens == sum(int((all_rows(tmp_path / "one", split) > 4).sum()) for split in SPLITS)
+    frequencies = np.load(tmp_path / "one" / "frequencies.npy")
+    assert (frequencies == np.bincount(all_rows(tmp_path / "one", TRAIN).ravel(), minlength=300)).all()
+    assert sum(source["tokens"] for source in metadata.by_source) == metadata.tokens
+    assert [source["documents"] for source in metadata.by_source] == [900, 600, 350]
+
+
+def numbers_in(folder, split):
+    """How often each document, whose last word is its number, is in a split."""
+    tok = tokenizer.load(tokenizer.find(folder))
+    tokens = all_rows(folder, split)
+    text = tok.decode([int(i) for i in tokens.ravel() if i > 4])
+    return collections.Counter(int(word) for word in re.findall(r"\d+", text))
+
+
+def test_a_document_is_in_one_row_or_its_neighbours_and_on_one_side(tmp_path):
+    write_json(tmp_path / "a.jsonl", [f"the words of document {i} end" for i in range(3000)])
+    made(helpers.data(input=str(tmp_path / "a.jsonl"), tokenizer_type="bpe", heldout_share=0.3), tmp_path / "rows")
+    sides = [numbers_in(tmp_path / "rows", split) for split in SPLITS]
+    assert sum(sides, collections.Counter()) == dict.fromkeys(range(3000), 1)
+    assert not sides[0] & sides[1]
+    assert 0.25 < len(sides[1]) / 3000 < 0.35
+
+
+def test_copies_are_left_out_wherever_they_stand(data, tmp_path):
+    lines = made(dataclasses.replace(data, drop_copies=True), tmp_path / "rows", processes=2)
+    assert "left out: 50 copies of documents" in lines
+    metadata = read_metadata(tmp_path / "rows")
+    assert metadata.documents == 1800
+    assert [source["copies"] for source in metadata.by_source] == [0, 0, 50]
+
+
+def test_weights_are_epochs(tmp_path):
+    for name, first in (("a", 0), ("b", 10_000), ("c", 20_000)):
+        write_json(tmp_path / f"{name}.jsonl", [f"the words of document {first + i} end" for i in range(1500)])
+    inputs = f"{tmp_path}/a.jsonl:2.5,{tmp_path}/b.jsonl,{tmp_path}/c.json*:.5"
+    data = helpers.data(input=inputs, tokenizer_type="bpe", heldout_share=0.1)
+    made(data, tmp_path / "rows")
+    train, heldout = (numbers_in(tmp_path / "rows", split) for split in SPLITS)
+    metadata = read_metadata(tmp_path / "rows")
+
+    def share(numbers, first, times):
+        return sum(count == times for i, count in numbers.items() if first <= i < first + 10_000) / 1500
+
+    assert set(heldout.values()) == {1}
+    assert not train.keys() & heldout.keys()
+    assert share(train, 0, 2) + share(train, 0, 3) + share(heldout, 0, 1) == pytest.approx(1)
+    assert 0.4 < share(train, 0, 3) / (1 - share(heldout, 0, 1)) < 0.6
+    assert share(train, 10_000, 1) + share(heldout, 10_000, 1) == pytest.approx(1)
+    assert 0.4 < share(train, 20_000, 1) + share(heldout, 20_000, 1) < 0.6
+    assert 0.05 < share(heldout, 20_000, 1) / share(train, 20_000, 1) < 0.2
+    assert [source["epochs"] for source in metadata.by_source] == [2.5, 1.0, 0.5]
+    assert [source["documents"] for source in metadata.by_source] == [1500] * 3
+    assert metadata.settings["input"] == inputs.split(",")
+    assert metadata.documents == train.total() + heldout.total()
+    made(data, tmp_path / "again", processes=2)
+    assert contents(tmp_path / "again") == contents(tmp_path / "rows")
+
+
+def test_a_weight_must_be_one(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b:2").mkdir()
+    (tmp_path / "b:2" / "a.txt").write_text("a")
+    assert [source.epochs for source in corpus.find_sources([f"{tmp_path}/b:2"])] == [1.0]
+    assert [source.epochs for source in corpus.find_sources([f"{tmp_path}/b:2:3"])] == [3.0]
+    for text, words in (
+        (f"{tmp_path}/a.txt:0", "weight must be above 0 and at most 100, found 0"),
+        (f"{tmp_path}/a.txt:101", "found 101"),
+        (f"{tmp_path}/a.txt:two", "no file found"),
+    ):
+        with pytest.raises(UserError, match=words):
+            corpus.find_sources([text])
+    with pytest.raises(UserError, match=r"a.txt is also in an input of the weight 2, here it is 1; name it once"):
+        corpus.find_sources([f"{tmp_path}/a.txt:2", f"{tmp_path}"])
+
+
+def killed(data, out, after, how="9"):
+    """A preparation that is killed when the `after`-th range is finished."""
+    code = f"""
+import os
+from sctd_jax.config import DataConfig
+from sctd_jax.data import prepare, range_rows, ranges
+from sctd_jax.errors import run_command
+ranges.BYTES = {ranges.BYTES}
+one, done = range_rows.prepare, []
+def dying(job, task, **advance):
+    counted = one(job, task, **advance)
+    done.append(task)
+    if len(done) == {after}:
+        os.kill(os.getpid(), {how})
+    return counted
+range_rows.prepare = dying
+out = prepare.storage.as_path({str(out)!r})
+raise SystemExit(run_command(lambda: prepare.prepare({data!r}, 300, out, print, processes=1)))
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code], env=helpers.environment(), cwd=helpers.ROOT, capture_output=True, text=True
+    )
+
+
+def test_an_interrupted_preparation_goes_on(data, tmp_path, monkeypatch):
+    made(data, tmp_path / "expected")
+    out, work = tmp_path / "rows", tmp_path / "rows.incomplete"
+    assert killed(data, out, 5).returncode == -9
+    assert not out.exists()
+    assert len(list(work.glob("range-*"))) == 5
+    done = killed(data, out, 3, "15")
+    assert done.returncode == 128 + 15
+    assert f"what is finished stays in {work}; the same command goes on with it" in done.stdout
+    count = len(list(tmp_path.glob("expected/*train*")))
+    prepared = []
+    one = range_rows.prepare
+    monkeypatch.setattr(range_rows, "prepare", lambda job, task: prepared.append(task) or one(job, task))
+    monkeypatch.setattr(survey, "take", None)  # nothing is looked at a second time
+    lines = made(data, out, processes=1)
+    assert f"going on with {work}: {count - len(prepared)} of {count} ranges are finished" in lines
+    assert any(line.startswith("1,850 documents") for line in lines)
+    assert 8 <= count - len(prepared) <= 9
+    assert contents(out) == contents(tmp_path / "expected")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "rows", "text"]
+
+
+def test_other_text_or_settings_begin_anew(data, tmp_path):
+    out, work = tmp_path / "rows", tmp_path / "rows.incomplete"
+    assert killed(data, out, 2).returncode == -9
+    other = dataclasses.replace(data, heldout_share=0.2)
+    made(other, tmp_path / "expected")
+    lines = made(other, out)
+    assert f"note: {work} is of an interrupted preparation of other text or settings; it is removed" in lines
+    assert contents(out) == contents(tmp_path / "expected")
+    work.mkdir()
+    (work / "mine").touch()
+    shutil.rmtree(out)
+    with pytest.raises(UserError, match=r"rows.incomplete exists, and is no interrupted preparation; remove it"):
+        made(other, out)
+    assert (work / "mine").exists()
+
+
+def test_a_range_that_cannot_be_read_is_named_and_what_is_finished_stays(data, tmp_path):
+    path = tmp_path / "text" / "c.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-40])
+    for processes in (1, 2):
+        lines = []
+        with pytest.raises(UserError, match=r"cannot read .*c.jsonl.gz: Compressed file ended"):
+            prepare.prepare(
+                dataclasses.replace(data, tokenizer=""), 300, tmp_path / "rows", lines.append, processes=processes
+            )
+        assert not (tmp_path / "rows").exists()
+
+
+def test_a_file_that_changes_while_ranges_are_prepared_is_named(data, tmp_path, monkeypatch):
+    one = range_rows.prepare
+
+    def change(job, task):
+        counted = one(job, task)
+        os.utime(tmp_path / "text" / "b.parquet", ns=(1, 1))
+        return counted
+
+    monkeypatch.setattr(range_rows, "prepare", change)
+    lines = []
+    with pytest.raises(UserError, match=r"b.parquet changed while it was read; prepare again when nothing writes to"):
+        prepare.prepare(data, 300, tmp_path / "rows", lines.append, processes=1)
+    assert lines[-1].startswith("what is finished stays in")
+
+
+def die(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_worker_that_dies_is_one_message():
+    with pytest.raises(TryAgainError, match=r"one of 2 worker processes died.*\(--workers\) take less, and the same"):
+        list(workers.on_cores(die, range(8), 2))
+
+
+def test_a_large_text_is_looked_at_in_part(data, tmp_path, monkeypatch):
+    """Enough is held out and the tokenizer knows the text, though each range is only begun to be looked at."""
+    monkeypatch.setattr(survey, "LOOK", 20_000)
+    monkeypatch.setattr(survey, "_LEAST_LOOK", 1_000)
+    lines = made(dataclasses.replace(data, heldout_share=0.0), tmp_path / "rows", processes=1)
+    assert any(line.startswith("looked at 0 M characters of about 0 MB in ") for line in lines)
+    assert any(line.startswith("1,850 documents") for line in lines)
+    metadata = read_metadata(tmp_path / "rows")
+    assert 64 <= metadata.heldout_rows < 0.5 * metadata.rows
+    assert metadata.unknown_letters == 0
