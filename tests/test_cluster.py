@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import http.server
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -174,11 +176,18 @@ def refused(address):
     return str(error.value)
 
 
-def test_a_wrong_address_is_said(monkeypatch, tmp_path):
+def test_a_wrong_address_is_said(monkeypatch):
+    monkeypatch.setattr(cluster, "_REACH_SECONDS", 0.2)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-        assert refused(f"127.0.0.1:{port}").startswith(f"--ray=127.0.0.1:{port}: nobody answers there (")
+        assert refused(f"127.0.0.1:{port}").startswith(f"--ray=127.0.0.1:{port}: no Ray answers there ([Errno 111]")
+        nobody.listen()  # and says nothing
+        assert refused(f"127.0.0.1:{port}").startswith(f"--ray=127.0.0.1:{port}: no Ray answers there (timed out)")
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as page:
+        threading.Thread(target=page.handle_request, daemon=True).start()
+        monkeypatch.setattr(cluster, "_REACH_SECONDS", 10)
+        assert "what listens there is not Ray" in refused(f"127.0.0.1:{page.server_port}")
     for address in ("localhost", "ray://localhost:10001", "localhost:port", ":6379"):
         assert refused(address).startswith(f"--ray={address}: auto or HOST:PORT is expected")
 

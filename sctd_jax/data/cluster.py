@@ -19,14 +19,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import sctd_jax
 from sctd_jax.errors import TryAgainError, UserError, is_clouds, printable
 
-MAX_RETRIES = 10  # of a task whose worker or node is lost; what the function itself raises is final
-_TASKS_PER_CPU = 2  # submitted at a time: the next one is there when a core becomes free
-_LEAST_WINDOW = 64  # tasks, also where an autoscaler has started no node yet and counts what waits
+MAX_RETRIES = 10  # Ray's, for a task that loses its worker or node; an error of the function is final
+_TASKS_PER_CPU = 2  # submitted ahead: a core that becomes free finds its next one
+_LEAST_WINDOW = 64  # tasks wait even without a node: autoscalers count them
 _LOOK_SECONDS = 10.0  # between looks at the nodes
-_REACH_SECONDS = 10.0  # until an address counts as one where nobody answers; Ray itself tries for two minutes
+_REACH_SECONDS = 10.0  # patience with an address where nobody answers; Ray itself tries for ever
+# Greeting of a gRPC client, with a frame that the other side sends too.
+_SETTINGS = b"\x04"
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
 # A task has one core. JAX, if something imports it, must not claim the TPU of a node that is one.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -49,16 +51,14 @@ def on_ray(
 
     Args:
       address: "auto" for the cluster of this machine (or of RAY_ADDRESS), or "HOST:PORT"; this machine must be a node.
-      function: what can be pickled: a function of a module of this package, or a functools.partial of one.
-      numbers: of the tasks, read as they are submitted.
-      name: what a number counts, in messages and in Ray's dashboard, such as "range".
+      function: function of a module of this package, or a functools.partial of one; it is pickled.
+      numbers: one for each task, read as they are submitted.
+      name: noun for a number, such as "range", in messages and in Ray's dashboard.
       log: receives a line about the nodes, another when they change, and one for each kind of Ray's complaints.
 
     Raises:
-      UserError: the function's own, with its message; another exception of the function, with the number; or a cluster
-        that cannot be reached or cannot run the function.
-      TryAgainError: the function's own; a bucket has failed it; a task was lost more than `MAX_RETRIES` times; or the
-        cluster was.
+      TryAgainError: the function's own; a bucket fails it; a task is lost more than `MAX_RETRIES` times; or the cluster
+        is lost. A UserError is the function's own with its message, or names the number.
     """
     try:
         import ray
@@ -69,9 +69,9 @@ def on_ray(
     with _briefly(log), _own_sigterm() as restore:
         try:
             with tempfile.TemporaryDirectory() as empty:
-                runtime_env = {"env_vars": _ENVIRONMENT, "py_modules": [str(Path(sctd_jax.__file__).parent)]}
+                runtime_env = {"env_vars": _ENVIRONMENT, "py_modules": [str(Path(__file__).parents[1])]}
                 # Without a working folder Ray puts this one's path first on every node, with what is there of the code.
-                if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # that of ray job submit may name one
+                if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # ray job submit may have named one
                     runtime_env["working_dir"] = empty
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env)
         except Exception as error:
@@ -92,10 +92,14 @@ def _reach(address: str) -> None:
     if "://" in address or not (colon and host and port.isdecimal() and int(port) < 1 << 16):
         raise UserError(f"--ray={address}: auto or HOST:PORT is expected, where ray start --head --port=PORT has run")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                connection.sendall(_HTTP2)
+                if connection.recv(9)[3:4] != _SETTINGS:
+                    raise OSError("what listens there is not Ray")
     except OSError as error:
         raise UserError(
-            f"--ray={address}: nobody answers there ({error}): see that ray start --head has run on that host, with "
+            f"--ray={address}: no Ray answers there ({error}): see that ray start --head has run on that host, with "
             "--port as here, and that this machine may reach it"
         ) from error
 
