@@ -74,7 +74,7 @@ lint: venv  ## what CI asks of the code's form
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
+	$(BIN)/shellcheck -x launch/*.sh launch/*.sbatch .ci/run
 
 venv: .venv/installed  ## the pinned requirements in .venv
 

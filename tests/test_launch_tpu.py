@@ -545,7 +545,7 @@ def test_preparation_on_a_slice_dry_runs(cloud):
     ]
 
 
-def test_the_job_of_kuberay_has_the_ray_of_its_image_and_a_command_that_there_is():
+def test_the_job_of_kuberay_has_the_ray_of_its_image_and_a_command():
     job = yaml.safe_load((LAUNCH / "rayjob.yaml").read_text())["spec"]
     pins = (LAUNCH / "constraints.txt").read_text().splitlines()
     version = job["rayClusterSpec"]["rayVersion"]
@@ -622,7 +622,7 @@ def test_the_sky_recipe_runs_the_command_with_its_environment(cloud, tmp_path):
 def test_every_script_has_its_help_which_does_nothing_else(tmp_path):
     for name, *command in (
         ["tpu_vm.sh"], ["tpu_vm.sh", "create"], ["babysit.sh"], ["babysit.sh", "--spot"], ["gke.sh"], ["gke.sh", "run"],
-        ["worker.sh"], ["slurm.sbatch"], ["ray_tpu_vm.sh"],
+        ["worker.sh"], ["slurm.sbatch"], ["ray.sbatch"], ["ray_tpu_vm.sh"],
     ):  # fmt: skip
         env = {**os.environ, "HOME": str(tmp_path)}
         done = subprocess.run(
