@@ -49,7 +49,11 @@ class Nodes:
 
     def add(self):
         log = self.folder / f"node-{len(self.processes)}"
-        where = [f"--address={self.address}"] if self.processes else ["--head", "--port=0", "--include-dashboard=false"]
+        where = [f"--address={self.address}"]
+        if not self.processes:
+            # Ray waits 15 seconds, and more, for a node that does not answer.
+            soon = '{"health_check_period_ms": 1000, "health_check_failure_threshold": 3}'
+            where = ["--head", "--port=0", "--include-dashboard=false", f"--system-config={soon}"]
         command = [
             Path(sys.executable).with_name("ray"), "start", *where, "--block", "--num-cpus=2", "--disable-usage-stats",
             "--object-store-memory=80000000", f"--temp-dir={self.folder}/t", "--include-log-monitor=false",

@@ -109,7 +109,8 @@ def test_ray_starts_on_all_nodes_of_a_job_and_the_first_prepares(cluster, ray_pr
     job = {"SLURM_JOB_NUM_NODES": "8", "SLURMD_NODENAME": "node17", "SLURM_CPUS_ON_NODE": "64", "PYTHON": python}
     command = [
         "srun", "--cpus-per-task=64", str(ray_programs / "ray"), "symmetric-run", "--address=node17:6379",
-        "--min-nodes=8", "--num-cpus=64", "--disable-usage-stats", "--", python, "-m", "sctd_jax.data.prepare", *PREPARE, "--ray=auto",
+        "--min-nodes=8", "--num-cpus=64", "--disable-usage-stats", "--", python, "-m", "sctd_jax.data.prepare",
+        *PREPARE, "--ray=auto",
     ]  # fmt: skip
     result, calls = cluster(*PREPARE, script=RAY_SBATCH, srun_status=status, **job)
     assert result.returncode == status, result.stderr
