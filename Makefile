@@ -66,7 +66,7 @@ compat:  ## the fast tests and benchmarks.accelerator --smoke on another Python 
 constraints: venv  ## launch/constraints.txt anew: what images and TPU VMs take, the newest that pyproject.toml allows
 	$(BIN)/pip install --quiet --disable-pip-version-check --target .uv uv
 	UV_CUSTOM_COMPILE_COMMAND="make constraints" .uv/bin/uv pip compile --quiet --upgrade --no-annotate \
-		--python-version 3.13 --python-platform x86_64-manylinux_2_31 --extra tpu --extra cuda \
+		--python-version 3.13 --python-platform x86_64-manylinux_2_31 --extra tpu --extra cuda --extra ray \
 		--output-file launch/constraints.txt pyproject.toml
 	rm -r .uv
 
@@ -74,7 +74,7 @@ lint: venv  ## what CI asks of the code's form
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
+	$(BIN)/shellcheck -x launch/*.sh launch/*.sbatch .ci/run
 
 venv: .venv/installed  ## the pinned requirements in .venv
 

@@ -3,12 +3,14 @@
 
 dry_run='' flags=() arguments=()
 
-# Everything in .venv, for an accelerator: tpu, or cuda. The images' own Python is older; uv brings one.
-install_stack() {
+# Everything in .venv, for an accelerator: tpu, or cuda, and further extras. The images' own Python is older; uv brings one.
+install_stack() { # EXTRA...
+    local name extras=()
+    for name in "$@"; do extras+=(--extra "$name"); done
     python3 -m pip install --quiet uv
     python3 -m uv venv --quiet --clear --python 3.13 .venv
     python3 -m uv pip install --quiet --python .venv/bin/python --constraint launch/constraints.txt \
-        --requirement pyproject.toml --extra "$1"
+        --requirement pyproject.toml "${extras[@]}"
 }
 
 # What stands before -- into flags, without --dry-run; what stands behind it, the run's own, into arguments.
@@ -71,6 +73,12 @@ run() {
         need_program "$1"
         "$@"
     fi
+}
+
+# Run a command on one worker of the slice $name, or on all; tpu_vm.sh and ray_tpu_vm.sh say where it is.
+on() { # WORKER COMMAND...
+    # shellcheck disable=SC2154
+    run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$(quoted "${@:2}")"
 }
 
 # The words as one string that a remote shell reads as the same words.

@@ -18,12 +18,13 @@
 # --dry-run      prints the commands and runs none
 # --runtime=R    the VM's software; known for v4, v5e, v5p and v6e
 # --poll=30      seconds between looks at the queue
+# --extra=ray    what setup installs besides, of pyproject.toml's extras
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib.sh
 source "$here/lib.sh"
 
-name='' zone='' project='' type=v5litepod-8 runtime='' tier='' poll=30
+name='' zone='' project='' type=v5litepod-8 runtime='' tier='' poll=30 extra=''
 
 parse() {
     local flag
@@ -36,6 +37,7 @@ parse() {
             --type=*) type=${flag#*=} ;;
             --runtime=*) runtime=${flag#*=} ;;
             --poll=*) poll=${flag#*=} ;;
+            --extra=*) extra=${flag#*=} ;;
             --spot | --reserved) tier=$flag ;;
             *) unknown "$flag" ;;
         esac
@@ -92,10 +94,6 @@ request() {
         "--accelerator-type=$type" "--runtime-version=$runtime" ${tier:+"$tier"}
 }
 
-on() { # WORKER COMMAND...
-    run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$(quoted "${@:2}")"
-}
-
 setup() {
     local folder=/tmp
     if [[ -z $dry_run ]]; then
@@ -110,7 +108,7 @@ setup() {
     # A run that is going on keeps its files.
     on all bash -c 'test ! -e sctd_jax/launch/worker.sh || bash sctd_jax/launch/worker.sh check'
     on all tar -xzf sctd_jax.tar.gz
-    on all bash sctd_jax/launch/worker.sh setup
+    on all bash sctd_jax/launch/worker.sh setup ${extra:+"$extra"}
 }
 
 case ${1:-} in

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One worker's part, on its TPU VM; launch/tpu_vm.sh calls it over ssh:
 #
-#   worker.sh check | setup | start ARGUMENTS OF sctd_jax.main... | status | logs | stop
+#   worker.sh check | setup [EXTRA...] | start ARGUMENTS OF sctd_jax.main... | status | logs | stop
 #
 # The run's log, process id and exit status are in ~/.sctd_jax (or $SCTD_JAX_STATE).
 set -euo pipefail
@@ -20,9 +20,9 @@ check() {
     if running; then die "a run is going on on this worker (process $(<"$state/pid")): stop it first"; fi
 }
 
-setup() {
+setup() { # EXTRA... of pyproject.toml, besides tpu
     check
-    install_stack tpu
+    install_stack tpu "$@"
     .venv/bin/python -c 'import sctd_jax.config'
     echo "sctd_jax worker: installed"
 }
@@ -69,8 +69,8 @@ case ${1:-} in
     *) die "${1:-no command} is not known: check, setup, start, status, logs or stop; see $0 --help" ;;
 esac
 case $1 in
-    check | setup | status) "$1" ;;
-    start) start "${@:2}" ;;
+    check | status) "$1" ;;
+    setup | start) "$1" "${@:2}" ;;
     logs) tail -n 100 -F "$state/log" ;;
     stop)
         if running; then kill -TERM "$(<"$state/pid")"; fi

@@ -98,7 +98,7 @@ def run_command(command: Callable[[], int]) -> int:
             signum = received[-1] if received else signal.SIGINT
             print(f"stopped by signal {signum}; what was saved before is there", file=sys.stderr)
             return 128 + signum
-        cloud = type(error).__module__.partition(".")[0] in _CLOUD_LIBRARIES
+        cloud = is_clouds(error)
         if not cloud and not isinstance(error, UserError):
             raise
         print(f"error: {'the bucket failed: ' if cloud else ''}{printable(error)}", file=sys.stderr)
@@ -107,6 +107,11 @@ def run_command(command: Callable[[], int]) -> int:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def is_clouds(error: BaseException) -> bool:
+    """Whether a library of the cloud raised it: a bucket has failed, and may answer another time."""
+    return type(error).__module__.partition(".")[0] in _CLOUD_LIBRARIES
 
 
 def _follows_interrupt(error: BaseException | None) -> bool:

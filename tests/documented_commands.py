@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROGRAMS = (
-    "bash", "docker", r"for \w+ in", "gcloud", "git", "hf", "make", "pip", "pytest", "python", "sbatch",
-    r"sctd-jax[\w-]*", "sky", "source", "ssh-add",
+    "bash", "docker", r"for \w+ in", "gcloud", "git", "hf", "kubectl", "make", "pip", "pytest", "python", "ray",
+    "sbatch", r"sctd-jax[\w-]*", "sky", "source", "ssh-add",
 )  # fmt: skip
 _BEGINS = re.compile(rf"([A-Z_]+=\S+ )*((\.venv[\w-]*/bin/)?({'|'.join(PROGRAMS)})(?= )|launch/\w+\.sh )")
 _COMMENT = re.compile(r"""^((?:[^'"#\n]|'[^']*'|"[^"]*")*?)[ \t]+#[ \t].*$""", re.M)

@@ -162,8 +162,12 @@ NAMED = {
     "launch/tpu_vm.sh create": "test_create_asks_for_a_queued_resource_and_waits_until_it_is_there",
     "launch/tpu_vm.sh status": "test_babysit_dry_runs",
     "launch/gke.sh build": "test_gke_builds_runs_and_deletes_through_xpk",
+    "ray start *": "test_results_are_those_of_this_process_and_ray_says_one_line",
+    "python -m sctd_jax.data.prepare * --ray=auto": "needs a cluster",
+    "kubectl create -f launch/rayjob.yaml": "test_the_job_of_kuberay_has_the_ray_of_its_image_and_a_command",
     "sky jobs launch *": "test_the_sky_recipe_runs_the_command_with_its_environment",
-    "sbatch *": "test_every_task_of_the_job_runs_main_with_the_arguments_as_they_are",
+    "sbatch * launch/ray.sbatch *": "test_ray_starts_on_all_nodes_of_a_job_and_the_first_prepares",
+    "sbatch * launch/slurm.sbatch *": "test_every_task_of_the_job_runs_main_with_the_arguments_as_they_are",
 }
 
 # What other commands need; the rest are run in the order of the documents.

@@ -41,7 +41,13 @@ def pins(path):
 def test_every_dependency_is_a_range_from_what_is_pinned_that_holds_what_is_here():
     pinned = pins("requirements.txt") | pins("tests/requirements-interop.txt")
     extras = PROJECT["optional-dependencies"]
-    here = [*PROJECT["dependencies"], *extras["dev"], *extras["warc"], *PYPROJECT["build-system"]["requires"]]
+    here = [
+        *PROJECT["dependencies"],
+        *extras["dev"],
+        *extras["warc"],
+        *extras["ray"],
+        *PYPROJECT["build-system"]["requires"],
+    ]
     for requirement in [*here, *extras["interop"]]:
         name, lowest, below = re.fullmatch(r"([\w-]+)>=([\d.]+)(?:,<([\d.]+))?", requirement).groups()
         assert lowest == pinned[name], requirement

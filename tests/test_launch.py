@@ -11,13 +11,14 @@ import pytest
 from tests import helpers
 
 SBATCH = helpers.ROOT / "launch" / "slurm.sbatch"
+RAY_SBATCH = helpers.ROOT / "launch" / "ray.sbatch"
 
 
 @pytest.fixture
 def cluster(tmp_path):
     """Run the Slurm script where srun and scontrol write down what they are called with; returns (result, calls)."""
 
-    def run(*args, srun_status=0, **environment):
+    def run(*args, srun_status=0, script=SBATCH, **environment):
         calls = tmp_path / "calls"
         for name, status in (("srun", srun_status), ("scontrol", 0)):
             program = tmp_path / name
@@ -27,7 +28,7 @@ def cluster(tmp_path):
         environment = {"PYTHON": sys.executable, "SLURM_JOB_ID": "77", "SECONDS": "3600"} | environment
         path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
         result = subprocess.run(
-            [shutil.which("bash"), SBATCH, *args],
+            [shutil.which("bash"), script, *args],
             env=path | environment,
             cwd=helpers.ROOT,
             capture_output=True,
@@ -83,6 +84,55 @@ def test_a_dry_run_prints_the_command_and_runs_nothing(cluster):
 )
 def test_what_is_missing_is_said_and_nothing_is_called(cluster, arguments, environment, message):
     result, calls = cluster(*arguments, **environment)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not calls
+
+
+PREPARE = ("--input=/shared/a'b text/**/*.jsonl.gz", "--out=/shared/rows")
+
+
+@pytest.fixture
+def ray_programs(tmp_path):
+    """A folder of an installation with `ray`."""
+    (tmp_path / "venv").mkdir()
+    for name in ("python", "ray"):
+        (tmp_path / "venv" / name).symlink_to(shutil.which("true"))
+    return tmp_path / "venv"
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_ray_starts_on_all_nodes_of_a_job_and_the_first_prepares(cluster, ray_programs, status):
+    """As `sbatch --nodes=8 launch/ray.sbatch` does; its status is the command's."""
+    python = str(ray_programs / "python")
+    job = {"SLURM_JOB_NUM_NODES": "8", "SLURMD_NODENAME": "node17", "SLURM_CPUS_ON_NODE": "64", "PYTHON": python}
+    command = [
+        "srun", "--cpus-per-task=64", str(ray_programs / "ray"), "symmetric-run", "--address=node17:6379",
+        "--min-nodes=8", "--num-cpus=64", "--disable-usage-stats", "--", python, "-m", "sctd_jax.data.prepare",
+        *PREPARE, "--ray=auto",
+    ]  # fmt: skip
+    result, calls = cluster(*PREPARE, script=RAY_SBATCH, srun_status=status, **job)
+    assert result.returncode == status, result.stderr
+    assert calls == [command]
+    result, calls = cluster(*PREPARE, script=RAY_SBATCH, DRY_RUN="1", **job)
+    assert shlex.split(result.stdout) == command
+    assert len(calls) == 1  # the one before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (PREPARE, {"PYTHON": "/nowhere/python"}, "pip install -c launch/constraints.txt '.[ray]'"),
+        (PREPARE, {"PATH": "/nowhere"}, "no program srun here: this is a job for Slurm"),
+        ([], {}, "the arguments of sctd_jax.data.prepare are missing"),
+    ],
+)
+def test_what_a_job_of_ray_lacks_is_said_and_nothing_is_called(cluster, ray_programs, arguments, environment, message):
+    if "PATH" in environment:
+        (ray_programs / "dirname").symlink_to(shutil.which("dirname"))
+        environment = {"PATH": str(ray_programs)}
+    result, calls = cluster(*arguments, script=RAY_SBATCH, **{"PYTHON": str(ray_programs / "python")} | environment)
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -212,6 +212,10 @@ def test_a_wrong_argument_is_said_before_anything_is_called(cloud, arguments, me
         ("babysit.sh", [*PLACE, "--poll=soon", "--", "--workdir=gs://b/r"], "--poll=soon: seconds are expected"),
         ("gke.sh", ["rnu"], "rnu is not known: build, run, status"),
         ("gke.sh", ["status", "--cluster", "c"], "c is no option: write --cluster=c; "),
+        ("ray_tpu_vm.sh", ["--zone=z"], "--name and --zone are needed"),
+        ("ray_tpu_vm.sh", [*PLACE, "--sport"], "--sport is not known"),
+        ("ray_tpu_vm.sh", [*PLACE], "the arguments of sctd_jax.data.prepare are missing"),
+        ("ray_tpu_vm.sh", [*PLACE, "--", "--out=rows"], "workers of a slice share no disk: write to a bucket"),
         ("worker.sh", ["strat"], "strat is not known: check, setup, start"),
     ],
 )
@@ -319,6 +323,7 @@ def test_a_program_that_is_not_installed_is_named(cloud, tmp_path):
         ("tpu_vm.sh", ["state", *PLACE]),
         ("babysit.sh", [*PLACE, *GCS_RUN]),
         ("gke.sh", ["status", "--cluster=c"]),
+        ("ray_tpu_vm.sh", [*PLACE, "--", "--out=gs://bucket/rows"]),
     ):
         done = subprocess.run(
             [LAUNCH / script, *arguments], env={"PATH": str(tmp_path / "few")}, capture_output=True, text=True
@@ -469,12 +474,100 @@ def test_gke_dry_runs(cloud, command):
         assert shlex.split(printed[-1][-1].removeprefix("--command="))[-3:] == list(ODD)
 
 
+PREPARE = ("--", "--input=gs://bucket/a'b text/**/*.jsonl.gz", "--out", "gs://bucket/rows")
+
+
+@pytest.fixture
+def slice_for_ray(cloud):
+    """A slice of two workers whose Ray writes down what it is told."""
+    install = INSTALL + '; echo "$@" >> ~/installed; ln -sf "$(command -v recorded-ray)" .venv/bin/ray'
+    cloud._program("python3", install)
+    cloud._program("recorded-ray", 'echo "$@" >> ~/ray')
+    cloud._program(
+        "hostname", "case $HOME in *worker-0) echo 10.0.0.2 172.17.0.1 ;; *) echo 10.0.0.23 172.17.0.1 ;; esac"
+    )
+    assert cloud.run("tpu_vm.sh", "create", *PLACE, "--poll=0")[0] == 0
+    return cloud
+
+
+def test_ray_runs_on_all_workers_while_worker_0_prepares(slice_for_ray):
+    status, output = slice_for_ray.run("ray_tpu_vm.sh", *PLACE, *PREPARE)
+    assert status == 0, output
+    homes = [slice_for_ray.folder / f"worker-{i}" for i in range(2)]
+    told = [(home / "ray").read_text().splitlines() for home in homes]
+    assert told[0] == ["start --head --port=6379 --disable-usage-stats", "stop"]
+    assert told[1] == ["start --address=10.0.0.2:6379", "stop"]
+    for home in homes:
+        assert (home / "installed").read_text().rstrip().endswith("--extra tpu --extra ray")
+    ran = [(i, call) for i in range(2) for call in slice_for_ray.started(i)]
+    assert ran == [(0, ["-m", "sctd_jax.data.prepare", *PREPARE[1:], "--ray=auto"])]
+
+
+def test_ray_is_stopped_where_the_preparation_fails_and_installed_once(slice_for_ray):
+    assert slice_for_ray.run("ray_tpu_vm.sh", *PLACE, *PREPARE)[0] == 0
+    slice_for_ray.behave("echo error: no text; exit 2")
+    status, output = slice_for_ray.run("ray_tpu_vm.sh", *PLACE, "--no-setup", *PREPARE)
+    assert status != 0
+    assert "error: no text" in output
+    for i in range(2):
+        told = (slice_for_ray.folder / f"worker-{i}" / "ray").read_text().splitlines()[2:]
+        assert [line.split()[0] for line in told] == ["stop", "start", "stop"]
+        installed = (slice_for_ray.folder / f"worker-{i}" / "installed").read_text()
+        assert installed.count("--extra ray") == 1
+
+
+def test_preparation_on_a_slice_dry_runs(cloud):
+    status, output = cloud.run("ray_tpu_vm.sh", *PLACE, "--project=mine", "--dry-run", *PREPARE)
+    assert status == 0, output
+    assert not cloud.calls()
+    printed = [shlex.split(line) for line in output.splitlines()]
+    assert all("--project=mine" in line for line in printed if line[0] == "gcloud")
+    told = [shlex.split(line[-1].removeprefix("--command=")) for line in printed if line[-1].startswith("--command=")]
+    assert [line[0] for line in told] == [
+        "bash",
+        "bash",
+        "tar",
+        "bash",
+        "sctd_jax/.venv/bin/ray",
+        "bash",
+        "env",
+        "bash",
+    ]
+    assert told[-2] == [
+        "env",
+        "-C",
+        "sctd_jax",
+        ".venv/bin/python",
+        "-m",
+        "sctd_jax.data.prepare",
+        *PREPARE[1:],
+        "--ray=auto",
+    ]
+
+
+def test_the_job_of_kuberay_has_the_ray_of_its_image_and_a_command():
+    job = yaml.safe_load((LAUNCH / "rayjob.yaml").read_text())["spec"]
+    pins = (LAUNCH / "constraints.txt").read_text().splitlines()
+    version = job["rayClusterSpec"]["rayVersion"]
+    assert f"ray=={version}" in pins
+    assert f"FROM rayproject/ray:{version}-py313-cpu\n" in (LAUNCH / "Dockerfile.ray").read_text()
+    assert "--python-version 3.13 " in (helpers.ROOT / "Makefile").read_text()
+    python, run, module, *options = shlex.split(job["entrypoint"])
+    assert (python, run, module) == ("python", "-m", "sctd_jax.data.prepare")
+    assert [option.split("=")[0] for option in options] == ["--ray", "--input", "--out"]
+    groups = [job["rayClusterSpec"]["headGroupSpec"], *job["rayClusterSpec"]["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["image"] == "IMAGE"
+        assert container["resources"]["limits"] == container["resources"]["requests"]  # Ray takes its cores from these
+
+
 def test_what_images_and_slices_install_is_pinned_whole_and_within_the_tested_ranges():
     project = tomllib.loads((helpers.ROOT / "pyproject.toml").read_text())["project"]
     lines = (LAUNCH / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     normal = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    for text in project["dependencies"]:
+    for text in [*project["dependencies"], *project["optional-dependencies"]["ray"]]:
         asked = Requirement(text)
         assert asked.specifier.contains(normal[asked.name.lower().replace("_", "-")]), text
     assert {"libtpu", "jax-cuda13-plugin"} <= normal.keys()
@@ -529,7 +622,7 @@ def test_the_sky_recipe_runs_the_command_with_its_environment(cloud, tmp_path):
 def test_every_script_has_its_help_which_does_nothing_else(tmp_path):
     for name, *command in (
         ["tpu_vm.sh"], ["tpu_vm.sh", "create"], ["babysit.sh"], ["babysit.sh", "--spot"], ["gke.sh"], ["gke.sh", "run"],
-        ["worker.sh"], ["slurm.sbatch"],
+        ["worker.sh"], ["slurm.sbatch"], ["ray.sbatch"], ["ray_tpu_vm.sh"],
     ):  # fmt: skip
         env = {**os.environ, "HOME": str(tmp_path)}
         done = subprocess.run(
