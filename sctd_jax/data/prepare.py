@@ -49,7 +49,8 @@ _WAIT = 5.0  # seconds between looks whether another process has prepared the ro
 def settings_of(data: DataConfig, vocab_size: int) -> dict[str, Any]:
     """Settings that determine the rows, besides the text, as `prepared.json` holds them."""
     values = dataclasses.asdict(data) | {"input": files.split(data.input), "vocab_size": vocab_size}
-    return {name: value for name, value in values.items() if name not in ("rows", "prepared_dir", "seq_len_schedule")}
+    others = ("rows", "prepared_dir", "seq_len_schedule", "shuffle", "cache_gb")
+    return {name: value for name, value in values.items() if name not in others}
 
 
 def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | None = None) -> Path:
@@ -64,7 +65,7 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
         folder = storage.as_path(data.rows)
         if ignored := [name for name in ("input", "tokenizer") if getattr(data, name)]:
             log(f"note: the rows are those of data.rows={folder}; data.{' and data.'.join(ignored)} is not read")
-        return on_disk(folder, log)
+        return on_disk(folder, log, whole=data.shuffle == "rows")
     root, same, log_once, folder = storage.as_path(data.prepared_dir), [], functools.cache(log), None
     for path in root.glob(f"*/{METADATA_FILE}") if began else ():
         with contextlib.suppress(UserError):  # a damaged one is not the run's
@@ -90,7 +91,7 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
         except UserError:
             if not storage.exists(folder / METADATA_FILE):  # else the other one has just finished
                 raise
-    return on_disk(folder, log)
+    return on_disk(folder, log, whole=data.shuffle == "rows")
 
 
 def identity(data: DataConfig, vocab_size: int, sources: list[corpus.Source]) -> str:
