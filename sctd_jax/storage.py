@@ -20,7 +20,7 @@ from etils import epath
 from sctd_jax.errors import TryAgainError, UserError, printable
 
 _OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-ORIGIN_FILE = "origin.json"  # in a copy of a part: the folder, and the bytes of each file that is there alone
+ORIGIN_FILE = "origin.json"  # file of a partial copy: the folder, and the bytes of each file that is there alone
 _REMOTE = "gs://"  # the scheme that Orbax, TensorStore, epath and fsspec all reach
 
 

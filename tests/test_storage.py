@@ -103,7 +103,7 @@ def test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used(bucket, tr
 
 @pytest.mark.slow
 def test_a_run_by_shards_leaves_the_training_rows_in_the_bucket_and_resumes_as_if_it_had_not_stopped(bucket, prepared):
-    """The second run stops in the middle of the first evaluation interval and goes on with the rows on a disk."""
+    """Its budget for copies may change, its shuffle not."""
     assert prepared.returncode == 0, prepared.stderr
 
     def train_by_shards(workdir, *args):

@@ -32,7 +32,7 @@ METADATA_FILE = "prepared.json"
 _ROWS_PER_SHARD = 1 << 17
 # Rows of a split whose digest is its fingerprint, evenly spread: few beside an epoch, and one of each shard at least.
 _SAMPLE, _ROWS_PER_SAMPLE = 256, 1 << 16
-_OPEN = 256  # shards that are open after a read: each is a file descriptor and half a megabyte of its index
+_OPEN = 128  # half of the shards that are open at most: each is a file descriptor and half a megabyte of its index
 _THREADS = 16  # shards that are read at a time
 
 
@@ -128,7 +128,7 @@ class Rows:
     """Random access to the rows of one split, which are numbered through its shards.
 
     Args:
-      folder: what `prepare` wrote, or the copy of `on_disk`.
+      folder: folder that `prepare` wrote, or the copy of `on_disk`.
       split: `TRAIN` or `HELD_OUT`.
       cache_bytes: bytes for copies of shards that stayed in a bucket; unused where all are here.
       log: receives what goes wrong with those and is tried again.
@@ -191,12 +191,11 @@ class Rows:
         def read(mine: np.ndarray) -> None:
             tokens_BN[mine] = self._read(int(shards[mine[0]]), places[mine].tolist())
 
-        if len(groups) <= 1:
-            list(map(read, groups))
-        else:
-            with ThreadPoolExecutor(min(len(groups), _THREADS)) as pool:
-                list(pool.map(read, groups))
-        self._close(list(self._opened)[:-_OPEN])
+        for start in range(0, len(groups), _OPEN):
+            some = groups[start : start + _OPEN]
+            self._close(list(self._opened)[:-_OPEN])
+            with ThreadPoolExecutor(min(len(some), _THREADS)) as pool:
+                list(pool.map(read, some))
         return tokens_BN
 
     def _read(self, shard: int, places: list[int]) -> np.ndarray:
@@ -276,11 +275,11 @@ class Rows:
 
 class _Shard(NamedTuple):
     reader: ArrayRecordReader
-    held: Held | None  # where it is a copy
+    held: Held | None  # the copy that is read, if it is one
 
 
 def _beginning(features: Any, seq_len: int) -> bytes:
-    """What stands before the tokens in each record that `RowWriter` writes; b"" where `features` are others."""
+    """Bytes before the tokens in each record that `RowWriter` writes; b"" where `features` are others."""
     if features["input_ids"].np_dtype != np.int32:
         return b""
     row = np.arange(seq_len, dtype="<i4")

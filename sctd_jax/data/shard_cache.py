@@ -138,7 +138,7 @@ class ShardCache:
         return self.folder / f"{self._key}-{name}"
 
     def _hold(self, name: str, wait: bool) -> Held | None:
-        """As `hold`; without `wait` None where there is no room, and no copy goes that this loader wants."""
+        """Do what `hold` does; without `wait` None where there is no room, and no copy goes that this loader wants."""
         path, size = self._path(name), self.sizes[name]
         part = path.with_name(f"{path.name}.part")
         while True:
@@ -184,7 +184,7 @@ class ShardCache:
         copies = self._copies()
         missing, busy = sum(bytes_ for _, bytes_, _ in copies) + size - self.budget, False
         spared, late = ({self._path(name) for name in names} for names in (spare, self._now))
-        # What this loader reads now and has not yet opened goes last.
+        # Shards that this loader reads now and has not yet opened go last.
         for _, bytes_, copy in sorted(copies, key=lambda one: (one[2] in late, one)):
             if missing <= 0:
                 break
@@ -199,7 +199,7 @@ class ShardCache:
             os.close(descriptor)
         if missing > 0:
             if busy and not spare:
-                return None  # what has been downloaded ahead and is not read yet can go
+                return None  # shards that were downloaded ahead and are not read yet can go
             raise _NoRoomError(
                 f"config.data.cache_gb ({self.budget / 1e9:g}) cannot hold the shards that the processes of this host "
                 f"read at once: {missing / 1e9:.3g} GB more are needed; raise it"

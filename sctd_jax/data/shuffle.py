@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Both are part of the order: another number is another run.
-LANES = 16  # at most; fewer in a smaller batch
+LANES = 16  # lanes at most; fewer in a smaller batch
 WINDOW = 4  # mean shards' worth of rows
 
 
@@ -29,7 +29,7 @@ class Part(NamedTuple):
     """Rows of one window."""
 
     window: Window
-    at: np.ndarray  # where they stand among the positions that were asked for
+    at: np.ndarray  # places among the positions that were asked for
     rows: np.ndarray  # i64, their numbers in the split
 
 
