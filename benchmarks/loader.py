@@ -1,11 +1,18 @@
 """Rows a second of the loader in one process, read in shuffled batches from rows on disk.
 
-python benchmarks/loader.py [--rows 50000] [--seq-len 512] [--batch-size 256]
+python benchmarks/loader.py [--rows 50000] [--seq-len 512] [--batch-size 256] [--shuffle shards]
 
 Writes random rows into a temporary folder (removed at the end), so it measures the record format, the
-shuffle and the decoding, from the page cache.
+shuffle and the decoding, from the page cache. How long a large dataset takes to its first batch is measured with
+
+python benchmarks/loader.py --shards 16000 --rows 62500
+
+a description of so many shards of `--rows` rows; the shards that the first batch needs are one file by many names.
 """
 
+import json
+import os
+import resource
 import sys
 import tempfile
 import time
@@ -16,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sctd_jax.arguments import CommandParser, number
-from sctd_jax.data.loader import Loader
+from sctd_jax.data.loader import Loader, ShardLoader
 from sctd_jax.data.rows import TRAIN, Rows, RowWriter
 
 
@@ -27,24 +34,64 @@ def main() -> None:
     parser.add_argument("--seq-len", type=number(int, 1), default=512)
     parser.add_argument("--batch-size", type=number(int, 1), default=256)
     parser.add_argument("--repeats", type=number(int, 1), default=5)
+    parser.add_argument("--shuffle", choices=("rows", "shards"), default="rows")
+    parser.add_argument("--shards", type=number(int, 1), help="measure the first batch of so many shards")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         writer = RowWriter(Path(folder), args.seq_len)
-        for _ in range(0, args.rows, 1000):
-            writer.add(TRAIN, rng.integers(5, 30522, (1000, args.seq_len), dtype=np.int32))
+        for start in range(0, args.rows, 1000):
+            rows = rng.integers(5, 30522, (min(1000, args.rows - start), args.seq_len), dtype=np.int32)
+            writer.add(TRAIN, rows)
         writer.close()
-        loader = Loader(Rows(folder, TRAIN), batch_size=args.batch_size, seed=0)
-        batches = min(args.rows, 20_000) // args.batch_size + 1
-        rates = []
-        for repeat in range(args.repeats):
-            started = time.perf_counter()
-            for step in range(repeat * batches, (repeat + 1) * batches):
-                loader.batch(step)
-            rates.append(batches * args.batch_size / (time.perf_counter() - started))
-    print(
+        print(first_batch(Path(folder), args) if args.shards else rate(folder, args))
+
+
+def rate(folder: str, args) -> str:
+    """Rows a second, as a line."""
+    rows = Rows(folder, TRAIN)
+    batches, rates, columns = min(args.rows, 20_000) // args.batch_size + 1, [], np.arange(args.batch_size)
+    loader = (
+        Loader(rows, batch_size=args.batch_size, seed=0)
+        if args.shuffle == "rows"
+        else ShardLoader(rows, seed=0, batches=[(0, args.batch_size)])
+    )
+    for repeat in range(args.repeats):
+        started = time.perf_counter()
+        for step in range(repeat * batches, (repeat + 1) * batches):
+            loader.read(step * args.batch_size + columns)
+        rates.append(batches * args.batch_size / (time.perf_counter() - started))
+    return (
         f"{np.median(rates):,.0f} rows of {args.seq_len} a second in batches of {args.batch_size} "
         f"(median of {args.repeats}, {min(rates):,.0f} to {max(rates):,.0f})"
+    )
+
+
+def first_batch(folder: Path, args) -> str:
+    """Seconds and memory up to the first batch of a dataset of `args.shards` shards, as lines."""
+    info = json.loads((folder / "dataset_info.json").read_text())
+    train = next(split for split in info["splits"] if split["name"] == TRAIN)
+    if len(train["shardLengths"]) > 1:
+        raise SystemExit(f"--rows {args.rows} are more than one shard")
+    train["shardLengths"] = [str(args.rows)] * args.shards
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "packed_rows-train.array_record-00000").rename(folder / "shard")
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    loader = ShardLoader(Rows(folder, TRAIN), seed=0, batches=[(0, args.batch_size)])
+    opened = time.perf_counter() - started
+    positions = np.arange(args.batch_size)
+    numbers = np.concatenate([part.rows for part in loader.order.parts(positions)])
+    names = {f"packed_rows-train.array_record-{shard:05}" for shard in numbers // args.rows}
+    for name in names:
+        os.link(folder / "shard", folder / name)
+    started = time.perf_counter()
+    loader.read(positions)
+    took = time.perf_counter() - started
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    size = len(names) * (folder / "shard").stat().st_size
+    return (
+        f"{args.shards:,} shards of {args.rows:,} rows: {opened:.1f} s to open them, {took:.2f} s for a batch of "
+        f"{args.batch_size} from {len(names)} shards ({size / 1e9:.2f} GB), {grown:.0f} MB more memory"
     )
 
 

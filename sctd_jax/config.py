@@ -128,6 +128,15 @@ class Config:
             if stage.data.seq_len == length
         )
 
+    def batches_of(self, length: int) -> tuple[tuple[int, int], ...]:
+        """(first row, rows of a batch) of each stage that reads rows of `length` tokens; the rows are those of all."""
+        found, first = [], 0
+        for start, end, stage in self.stages(_END):
+            if stage.data.seq_len == length:
+                found.append((first, stage.train.batch_size))
+                first += (end - start) * stage.train.batch_size
+        return tuple(found)
+
     @property
     def rows_folders(self) -> tuple[str, ...]:
         """Folders in `data.rows`: one, or one for each length of a `seq_len_schedule`."""

@@ -151,6 +151,12 @@ class DataConfig:
     shortest_document: int = field(0, "documents of fewer characters are left out", NOT_NEGATIVE)
     drop_copies: bool = field(False, "of documents that differ in white space alone, the first is read")
     allow_unknown: bool = field(False, "take also a text of which the tokenizer does not know a fifth", rerun=True)
+    shuffle: Literal["rows", "shards"] = field(
+        "rows", "order of the rows; 'shards' needs few shards at a time, which alone are copied from a bucket"
+    )
+    cache_gb: float = field(
+        50.0, "GB of this host's disk for shards of buckets", POSITIVE, rerun=True, only=("shuffle", "shards")
+    )
 
 
 @dataclasses.dataclass(frozen=True)

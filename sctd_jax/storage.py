@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from etils import epath
 from sctd_jax.errors import TryAgainError, UserError, printable
 
 _OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+ORIGIN_FILE = "origin.json"  # file of a partial copy: the folder, and the bytes of each file that is there alone
 _REMOTE = "gs://"  # the scheme that Orbax, TensorStore, epath and fsspec all reach
 
 
@@ -126,32 +128,59 @@ def upload(folder: Path, out: epath.Path, last: str = "") -> None:
                 files.put_file(str(path), f"{root}/{path.relative_to(folder)}")
 
 
-def local_copy(folder: epath.Path, identity: str, log: Callable[[str], None]) -> Path:
-    """A folder in a bucket, copied to this host's disk unless a copy with this identity is there.
+def cache_folder() -> Path:
+    """The folder of copies on this host's disk: `$XDG_CACHE_HOME/sctd_jax`, by default `~/.cache/sctd_jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sctd_jax")
 
-    The copies are in `$XDG_CACHE_HOME/sctd_jax` (by default `~/.cache/sctd_jax`).
+
+def local_copy(
+    folder: epath.Path, identity: str, log: Callable[[str], None], *, leave: str = "", advice: str = ""
+) -> Path:
+    """A folder in a bucket, copied to the cache folder unless a copy with this identity is there.
+
+    Args:
+      folder: folder in a bucket; folders within it are not copied.
+      identity: text that changes with its content.
+      log: receives a line where something is copied.
+      leave: glob of the files that stay in the bucket, whose sizes in bytes the copy has in `ORIGIN_FILE`; '': none.
+      advice: end of the message where the copy is larger than what is free.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sctd_jax")
-    copy = cache / hashlib.sha256(f"{os.fspath(folder)}\n{identity}".encode()).hexdigest()[:16]
+    cache = cache_folder()
+    name = f"{os.fspath(folder)}\n{identity}" + (f"\nwithout {leave}" if leave else "")
+    copy = cache / hashlib.sha256(name.encode()).hexdigest()[:16]
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with copy.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # a process of this host copies, the others wait
             if not copy.is_dir():
-                log(f"copying {folder} to {copy}")
-                _download(folder, copy)
+                _download(folder, copy, log, leave, advice)
     except OSError as error:
         raise UserError(f"{folder} cannot be copied to {copy}: {error}") from error
     return copy
 
 
-def _download(folder: epath.Path, copy: Path) -> None:
+def _download(folder: epath.Path, copy: Path, log: Callable[[str], None], leave: str, advice: str) -> None:
     work = copy.with_suffix(".incomplete")
     shutil.rmtree(work, ignore_errors=True)  # rest of a killed copy
     files, root = fsspec.core.url_to_fs(os.fspath(folder))
+    with reaching(folder):
+        listed = files.find(root, maxdepth=1, detail=True)
+    found = {path: info["size"] for path, info in listed.items() if info["type"] == "file" and path[-1] != "/"}
+    stay = {path for path in found if leave and fnmatch.fnmatchcase(Path(path).name, leave)}
+    size, free = sum(found[path] for path in found.keys() - stay), shutil.disk_usage(copy.parent).free
+    if size > free:
+        raise UserError(
+            f"{folder} has {size / 1e9:,.1f} GB, and the disk of {copy.parent} has {free / 1e9:,.1f} GB left{advice}"
+        )
+    log(f"copying {folder} to {copy}" + (f", without {len(stay):,} files that are read when needed" if stay else ""))
     try:
+        work.mkdir()
         with reaching(folder):
-            files.get(root, str(work), recursive=True)
+            names = sorted(found.keys() - stay)
+            files.get(names, [str(work / Path(name).name) for name in names])
+        if leave:
+            sizes = {Path(path).name: found[path] for path in sorted(stay)}
+            (work / ORIGIN_FILE).write_text(json.dumps({"folder": os.fspath(folder), "sizes": sizes}))
         work.rename(copy)
     finally:
         shutil.rmtree(work, ignore_errors=True)

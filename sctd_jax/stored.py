@@ -76,6 +76,8 @@ CONFIG: list[Change] = [
     Added("data.longest_line", 0),
     Added("data.shortest_document", 0),
     Added("data.drop_copies", False),
+    Added("data.shuffle", "rows"),
+    Added("data.cache_gb", 50.0),
 ]
 TASK: list[Change] = []
 # Recipe whose content is another one's now -> a field by which runs of before are known, its value there, that recipe.

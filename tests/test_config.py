@@ -74,8 +74,9 @@ def test_every_field_is_read_somewhere():
 
 def test_what_a_rerun_may_change():
     assert rerun_fields(Config) == {
-        "data.allow_unknown", "data.documents", "data.encoding", "data.input", "data.prepared_dir", "data.rows",
-        "data.text_field", "data.tokenizer", "mesh", "mesh.data", "mesh.fsdp", "mesh.tensor", "model.attention",
+        "data.allow_unknown", "data.cache_gb", "data.documents", "data.encoding", "data.input", "data.prepared_dir",
+        "data.rows", "data.text_field", "data.tokenizer", "mesh", "mesh.data", "mesh.fsdp", "mesh.tensor",
+        "model.attention",
         "model.remat", "optimizer.decay_shape", "optimizer.decay_steps", "optimizer.learning_rate",
         "optimizer.warmup_steps", "train.accumulation", "train.checkpoint_every", "train.consistency_accumulation",
         "train.eval_every", "train.eval_rows", "train.init", "train.init_step", "train.init_takes",

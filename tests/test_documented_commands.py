@@ -92,6 +92,7 @@ REWRITES = [
         (r"held-out\.txt --out", "held-out.txt --every-checkpoint --out"),
         (r"(probe (drift|perplexity) .*)$", r"\1 --rows 2"),
         (r"loader\.py --rows 50000", "loader.py --rows 2000"),
+        (r"loader\.py --shards 16000 --rows 62500", "loader.py --shards 16000 --rows 300"),
         (r"loader\.py$", "loader.py --rows 2000 --seq-len 512 --batch-size 256"),
         (r"export\.py$", "export.py --smoke"),
         (r"(train_step\.py --config \S+)( --smoke)?$", r"\1 --repeats 1 --smoke"),

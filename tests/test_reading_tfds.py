@@ -312,7 +312,9 @@ def test_no_class_that_a_folder_names_is_imported(prepared, tmp_path, monkeypatc
     whole = json.loads(info.read_text())
     path.write_text(json.dumps(good))
     info.write_text(json.dumps({**whole, "moduleName": "planted", "location": {"urls": ["planted"]}}))
-    for opener in openers:
+    with pytest.raises(UserError, match="holds no rows of the split train"):
+        openers[0]()
+    for opener in openers[1:]:
         opener()
     assert "planted" not in sys.modules
     for changes in ({"name": "../x"}, {"splits": [{**whole["splits"][0], "filepathTemplate": "/etc/{SPLIT}"}]}):

@@ -96,6 +96,7 @@ def test_rows_may_become_longer_where_positions_are_rotary(rows, tmp_path):
     [
         ({"train__batch_size": 16}, "(rows before 48 there, 96 here): rows that it was trained on may come again"),
         ({"train__seed": 1}, "(seed 0 there, 1 here)"),
+        ({"data__shuffle": "shards"}, "(shuffle rows there, shards here)"),
     ],
 )
 def test_another_order_of_the_rows_is_said(stable, rows, tmp_path, changes, said):

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from etils import epath
@@ -99,6 +100,31 @@ def test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used(bucket, tr
     other = train(bucket, "--config.train.steps=9", "--config.train.seed=1")
     assert other.returncode == 2
     assert f"workdir {WORKDIR} belongs to another config: train.seed" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_run_by_shards_leaves_the_training_rows_in_the_bucket_and_resumes_as_if_it_had_not_stopped(bucket, prepared):
+    """Its budget for copies may change, its shuffle not."""
+    assert prepared.returncode == 0, prepared.stderr
+
+    def train_by_shards(workdir, *args):
+        done = train(bucket, f"--workdir=gs://bucket/{workdir}", "--config.data.shuffle=shards", *args)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in bucket[0].objects["bucket", f"{workdir}/metrics.jsonl"][0].splitlines()]
+        return done.stdout, {line["step"]: line["eval/loss"] for line in lines if "eval/loss" in line}
+
+    said, whole = train_by_shards("by_shards")
+    assert re.search(r"copying gs://bucket/rows to \S+, without 1 files that are read when needed", said)
+    assert "shuffle  by shards, 4 shards' worth of rows at a time in up to 16 lanes" in said
+    copies = list((Path(bucket[1]["XDG_CACHE_HOME"]) / "sctd_jax" / "shards").glob("*-train*"))
+    assert len(copies) == 1
+    _, first = train_by_shards("stopped", "--config.train.steps=3", "--config.data.cache_gb=1.0")
+    assert first[3] == whole[3]
+    _, resumed = train_by_shards("stopped")
+    assert resumed == whole
+    other = train(bucket, "--workdir=gs://bucket/stopped")
+    assert other.returncode == 2
+    assert "gs://bucket/stopped belongs to another config: data.shuffle" in other.stderr
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A function of a number, run as tasks on a Ray cluster that somebody has started.
+"""A function of an item, run as tasks on a Ray cluster that somebody has started.
 
 Every node needs Python, Ray and this package's dependencies in the versions of the others; the package itself travels
 with the tasks (Ray's `py_modules`), so that all nodes run the code of the command.
@@ -41,9 +41,9 @@ _INSTALL = "pip install '.[ray]' on every node, with the same versions"
 
 
 def on_ray(
-    address: str, function: Callable[[int], Any], numbers: Iterable[int], *, name: str, log: Callable[[str], None]
-) -> Iterator[tuple[int, Any]]:
-    """Yield (number, function(number)) as the tasks of an existing Ray cluster finish, in any order.
+    address: str, function: Callable[[Any], Any], items: Iterable[Any], *, name: str, log: Callable[[str], None]
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (item, function(item)) as the tasks of an existing Ray cluster finish, in any order.
 
     What is lost with a worker or node is run again, up to `MAX_RETRIES` times: a task may run more than once. At the
     first failure, or when the caller leaves the iterator, the connection is closed: what has not begun never does, and
@@ -52,13 +52,13 @@ def on_ray(
     Args:
       address: "auto" for the cluster of this machine (or of RAY_ADDRESS), or "HOST:PORT"; this machine must be a node.
       function: function of a module of this package, or a functools.partial of one; it is pickled.
-      numbers: one for each task, read as they are submitted.
-      name: noun for a number, such as "range", in messages and in Ray's dashboard.
+      items: one for each task, read as they are submitted.
+      name: noun for an item, such as "range", in messages and in Ray's dashboard.
       log: receives a line about the nodes, another when they change, and one for each kind of Ray's complaints.
 
     Raises:
       TryAgainError: the function's own; a bucket fails it; a task is lost more than `MAX_RETRIES` times; or the cluster
-        is lost. A UserError is the function's own with its message, or names the number.
+        is lost. A UserError is the function's own with its message, or names the item.
     """
     try:
         import ray
@@ -79,7 +79,7 @@ def on_ray(
             raise _connection_error(address, error) from error
         restore()
         try:
-            yield from _results(ray, function, iter(numbers), name, log)
+            yield from _results(ray, function, iter(items), name, log)
         except ray.exceptions.RayError as error:
             raise TryAgainError(f"--ray={address}: the cluster is lost: {_one_line(error)}") from error
         finally:
@@ -150,11 +150,11 @@ def _briefly(log: Callable[[str], None]) -> Iterator[None]:
 
 
 def _results(
-    ray: Any, function: Callable[[int], Any], numbers: Iterator[int], name: str, log: Callable[[str], None]
-) -> Iterator[tuple[int, Any]]:
+    ray: Any, function: Callable[[Any], Any], items: Iterator[Any], name: str, log: Callable[[str], None]
+) -> Iterator[tuple[Any, Any]]:
     pickled = ray.put(ray.cloudpickle.dumps(function))
     task = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_run)
-    pending: dict[Any, int] = {}
+    pending: dict[Any, Any] = {}
     before, cpus, looked = None, 0, float("-inf")
     while True:
         if time.monotonic() - looked >= _LOOK_SECONDS:
@@ -163,26 +163,26 @@ def _results(
             if before != (before := (nodes, cpus)):
                 none = "" if cpus else ": tasks wait until a node has some"
                 log(f"Ray: {nodes} node{'s' * (nodes != 1)}, {cpus} CPU{'s' * (cpus != 1)}{none}")
-        for number in itertools.islice(numbers, max(0, max(_LEAST_WINDOW, _TASKS_PER_CPU * cpus) - len(pending))):
-            pending[task.options(name=f"{name} {number}").remote(pickled, number, name, os.getcwd())] = number
+        for item in itertools.islice(items, max(0, max(_LEAST_WINDOW, _TASKS_PER_CPU * cpus) - len(pending))):
+            pending[task.options(name=f"{name} {item}").remote(pickled, item, name, os.getcwd())] = item
         if not pending:
             return
         ray.wait(list(pending), timeout=_LOOK_SECONDS)
         failed = None
         # All that are there: what has finished shall not be lost to a failure.
         for done in ray.wait(list(pending), num_returns=len(pending), timeout=0)[0]:
-            number = pending.pop(done)
+            item = pending.pop(done)
             try:
                 result, error = ray.get(done)
             except (ray.exceptions.RayTaskError, ray.exceptions.RuntimeEnvSetupError) as broken:
-                error = UserError(f"{name} {number}: {_one_line(getattr(broken, 'cause', broken))}")
+                error = UserError(f"{name} {item}: {_one_line(getattr(broken, 'cause', broken))}")
             except ray.exceptions.RayError as lost:
                 error = TryAgainError(
-                    f"{name} {number}: lost with its worker or node {MAX_RETRIES + 1} times ({_one_line(lost)}); "
+                    f"{name} {item}: lost with its worker or node {MAX_RETRIES + 1} times ({_one_line(lost)}); "
                     "if memory was short, start Ray with fewer CPUs a node: --num-cpus"
                 )
             if error is None:
-                yield number, result
+                yield item, result
             failed = failed or error
         if failed:
             raise failed
@@ -192,20 +192,20 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
-def _run(pickled: bytes, number: int, name: str, folder: str) -> tuple[Any, UserError | None]:
+def _run(pickled: bytes, item: Any, name: str, folder: str) -> tuple[Any, UserError | None]:
     """A task, on its node: (result, None), or (None, what went wrong); relative paths are from the command's folder."""
     import ray
 
     with contextlib.suppress(OSError):  # a node may lack it, and the paths be absolute
         os.chdir(folder)
     try:
-        return ray.cloudpickle.loads(pickled)(number), None
+        return ray.cloudpickle.loads(pickled)(item), None
     except UserError as error:
         # A subclass may not be pickled with its message alone.
         return None, (TryAgainError if isinstance(error, TryAgainError) else UserError)(str(error))
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{name} {number}: {_one_line(error)}"
+        text = f"{name} {item}: {_one_line(error)}"
         if is_clouds(error):
             return None, TryAgainError(f"{text}: the bucket failed")
         text += f" (node {ray.util.get_node_ip_address()}, {Path(at.filename).name}:{at.lineno})"

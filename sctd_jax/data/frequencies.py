@@ -3,11 +3,13 @@
 A run whose loss does not fall below that of this model has learned no context. Shapes: V vocabulary.
 """
 
+from pathlib import Path
+
 import numpy as np
 
-from sctd_jax.data.rows import Rows
+from sctd_jax.data.rows import FREQUENCIES_FILE, Rows
 from sctd_jax.data.special import SpecialIds
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, printable
 
 # Rows that are counted at most, spread evenly, so that a run on any text starts in seconds; more where a vocabulary is
 # so large that these are not 128 tokens for each piece, with which the estimate costs about 0.004 nats.
@@ -29,12 +31,26 @@ def counts(rows: Rows, vocab_size: int, special: SpecialIds) -> np.ndarray:
     return counts_V
 
 
+def _kept(path: Path, vocab_size: int) -> np.ndarray | None:
+    """Number f64[V] of each piece in all training rows, as preparation has counted them; None if it did not."""
+    if not path.exists():
+        return None
+    try:
+        counts_V = np.load(path, allow_pickle=False)
+        if counts_V.shape != (vocab_size,) or counts_V.dtype.kind not in "iuf" or not (counts_V >= 0).all():
+            raise ValueError(f"{vocab_size:,} counts are expected, found {counts_V.dtype} of shape {counts_V.shape}")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged: {printable(error)}; prepare the rows again") from error
+    return counts_V.astype(np.float64)
+
+
 def log_frequencies(train: Rows, vocab_size: int, special: SpecialIds) -> np.ndarray:
     """Logarithm f64[V] of the chance of each piece, by the training rows; 0 for pieces that are never predicted.
 
     One is added to each count (Laplace's rule), so that a piece that training never shows has a finite loss.
     """
-    return log_of(counts(train, vocab_size, special), special)
+    counts_V = _kept(Path(train.folder, FREQUENCIES_FILE), vocab_size)
+    return log_of(counts(train, vocab_size, special) if counts_V is None else counts_V, special)
 
 
 def log_of(counts_V: np.ndarray, special: SpecialIds) -> np.ndarray:

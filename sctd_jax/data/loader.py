@@ -2,13 +2,15 @@
 
 import collections
 import functools
-from collections.abc import Callable, Generator, Iterable
+import itertools
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from sctd_jax.data.rows import Rows
+from sctd_jax.data.shuffle import ShardOrder, Window
 
 
 class Loader:
@@ -39,6 +41,44 @@ class Loader:
         index = np.arange(len(self._rows), dtype=np.uint32)
         rng.shuffle(index)
         return index
+
+
+class ShardLoader:
+    """Batches of one split in `ShardOrder`'s order: of each lane the shards of one window are open at a time.
+
+    Args:
+      rows: rows of the split.
+      seed: seed of the order.
+      batches: (first row, rows of the global batch from there on) of each stage of the batch size, ascending.
+    """
+
+    def __init__(self, rows: Rows, *, seed: int, batches: Sequence[tuple[int, int]]):
+        self._rows, self.order = rows, ShardOrder(rows.lengths_S, seed, batches)
+        self._windows: dict[int, Window] = {}  # lane -> the window that it reads
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Rows i32[len(positions), N] at places of the endless shuffled sequence."""
+        tokens_BN = np.empty((len(positions), self._rows.seq_len), np.int32)
+        of_lanes = itertools.groupby(self.order.parts(positions), key=lambda part: part.window.lane)
+        # A batch may straddle windows: of each lane those that end in it come first, and are closed.
+        for parts in itertools.zip_longest(*(list(parts) for _, parts in of_lanes)):
+            parts = [part for part in parts if part]
+            windows = self._windows | {part.window.lane: part.window for part in parts}
+            numbers = np.concatenate([part.rows for part in parts])
+            if windows != self._windows:
+                self._windows = windows
+                self._announce(np.unique(self._rows.shards_of(numbers)).tolist())
+            tokens_BN[np.concatenate([part.at for part in parts])] = self._rows.read(numbers)
+        return tokens_BN
+
+    def _announce(self, first: list[int]) -> None:
+        """Say which shards are read from now on, `first` before the others, and which then."""
+        now, ahead = (
+            [shard for window in windows for shard in self.order.shards(window).tolist()]
+            for windows in (self._windows.values(), map(self.order.after, self._windows.values()))
+        )
+        self._rows.keep(set(now))
+        self._rows.want(list(dict.fromkeys([*first, *now])), list(dict.fromkeys(ahead)))
 
 
 def prefetch(make: Callable[[Any], Any], items: Iterable[Any], depth: int = 2) -> Generator[Any, None, None]:

@@ -26,6 +26,7 @@ from sctd_jax import lease, storage
 from sctd_jax.arguments import CommandParser, number
 from sctd_jax.config import Config, DataConfig
 from sctd_jax.data import (
+    cluster,
     corpus,
     files,
     frequencies,
@@ -76,7 +77,7 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
         folder = storage.as_path(data.rows)
         if ignored := [name for name in ("input", "tokenizer") if getattr(data, name)]:
             log(f"note: the rows are those of data.rows={folder}; data.{' and data.'.join(ignored)} is not read")
-        return on_disk(folder, log)
+        return on_disk(folder, log, whole=data.shuffle == "rows")
     root, same, log_once, folder = storage.as_path(data.prepared_dir), [], functools.cache(log), None
     for path in root.glob(f"*/{METADATA_FILE}") if began else ():
         with contextlib.suppress(UserError):  # a damaged one is not the run's
@@ -102,7 +103,7 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
         except UserError:
             if not storage.exists(folder / METADATA_FILE):  # else the other one has just finished
                 raise
-    return on_disk(folder, log)
+    return on_disk(folder, log, whole=data.shuffle == "rows")
 
 
 def identity(data: DataConfig, vocab_size: int, sources: list[corpus.Source]) -> str:
@@ -163,9 +164,7 @@ def prepare(
     check_encoding(data.encoding)
     run: plans.Run = functools.partial(workers.on_cores, workers=processes or workers.cores())
     if ray:
-        from sctd_jax.data import cluster
-
-        run = functools.partial(cluster.on_ray, ray, log=log)
+        run = functools.partial(cluster.on_ray, ray, name="range", log=log)
     # Found before a lease lies beside `out`, maybe among them.
     sources = corpus.find_sources(files.split(data.input), log)
     corpus.check(sources, text_field=data.text_field, encoding=data.encoding)

@@ -45,6 +45,10 @@ class Task:
     fingerprints: tuple[str, ...]  # of its parts' sources, before anything was read
     copies: dict[int, list[int]]  # documents that are left out as copies, by part
 
+    def __str__(self) -> str:
+        """Give its range's number, in messages."""
+        return str(self.range)
+
 
 @dataclasses.dataclass
 class Counted:

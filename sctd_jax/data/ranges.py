@@ -38,6 +38,10 @@ class Range(NamedTuple):
     size: int  # bytes of text, about
     repeat: int  # 0 for the first time that its documents are taken
 
+    def __str__(self) -> str:
+        """Give its number, in messages."""
+        return str(self.number)
+
 
 def plan(sources: Iterable[corpus.Source], documents: str) -> list[Range]:
     """The ranges of a text, in its order; those of sources with more than one epoch come again after all others.

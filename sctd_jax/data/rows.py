@@ -5,27 +5,35 @@
 reads it anywhere, without tensorflow and without this package.
 """
 
+import contextlib
+import copy
 import dataclasses
 import hashlib
 import os
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from google.protobuf.message import DecodeError
 
 from sctd_jax import storage
+from sctd_jax.data.shard_cache import Held, ShardCache
+from sctd_jax.data.shuffle import WINDOW
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
 
 TRAIN, HELD_OUT = "train", "validation"
 METADATA_FILE = "prepared.json"
-FREQUENCIES_FILE = "frequencies.npy"  # number i64[V] of each piece in the training rows
+FREQUENCIES_FILE = "frequencies.npy"  # number i64[V] of each piece in the training rows, where preparation counted it
 # Rows of a split whose digest is its fingerprint, evenly spread: few beside an epoch, and one of each shard at least.
 _SAMPLE, _ROWS_PER_SAMPLE = 256, 1 << 16
+_OPEN = 128  # half of the shards that are open at most: each is a file descriptor and half a megabyte of its index
+_THREADS = 16  # shards that are read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +66,8 @@ class ShardWriter:
     """Writes the shard of one range of the text, for one split."""
 
     def __init__(self, path: Path, seq_len: int):
-        # A tf.train.Example of rows of one length is the same bytes before each row's own.
-        serialize, features = _serializer(seq_len)
-        empty = serialize.serialize_example(features.encode_example({"input_ids": np.zeros(seq_len, np.int32)}))
-        self._before = empty[: -4 * seq_len]
-        self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        self._before = _beginning(_features(seq_len), seq_len)
+        self._writer = ArrayRecordWriter(str(path), "group_size:1")
         self.rows, self._digest = 0, hashlib.sha256()
 
     def add(self, rows_RN: np.ndarray) -> None:
@@ -87,11 +92,6 @@ def _features(seq_len: int) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(
         {"input_ids": tfds.features.Tensor(shape=(seq_len,), dtype=np.int32, encoding="bytes")}
     )
-
-
-def _serializer(seq_len: int) -> tuple[Any, tfds.features.FeaturesDict]:
-    features = _features(seq_len)
-    return tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info()), features
 
 
 def _template(folder: str | os.PathLike, split: str) -> tfds.core.ShardedFileTemplate:
@@ -144,43 +144,204 @@ def read_metadata(folder: str | os.PathLike) -> Metadata:
     return found
 
 
-def on_disk(folder: str | os.PathLike, log: Callable[[str], None]) -> Path:
-    """The folder itself, or a copy on this host's disk of one in a bucket: ArrayRecord reads files only."""
+def on_disk(folder: str | os.PathLike, log: Callable[[str], None], whole: bool = True) -> Path:
+    """The folder itself, or a copy on this host's disk of one in a bucket: ArrayRecord reads files only.
+
+    With `whole` false the training shards stay in the bucket, and `Rows` copies them when it reads them.
+    """
     if not storage.is_remote(folder):
         return Path(folder)
-    return storage.local_copy(storage.as_path(folder), repr(read_metadata(folder)), log)
+    identity, folder = repr(read_metadata(folder)), storage.as_path(folder)
+    if not whole:
+        return storage.local_copy(folder, identity, log, leave=f"*-{TRAIN}.*")
+    advice = "; --config.data.shuffle=shards copies what is read at a time alone"
+    return storage.local_copy(folder, identity, log, advice=advice)
 
 
 class Rows:
-    """Random access to the rows of one split."""
+    """Random access to the rows of one split, which are numbered through its shards.
 
-    def __init__(self, folder: str | os.PathLike, split: str):
+    Args:
+      folder: folder that `prepare` wrote, or the copy of `on_disk`.
+      split: `TRAIN` or `HELD_OUT`.
+      cache_bytes: bytes for copies of shards that stayed in a bucket; unused where all are here.
+      log: receives what goes wrong with those and is tried again.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        split: str,
+        cache_bytes: int = 1 << 34,
+        log: Callable[[str], None] = lambda line: None,
+    ):
         self.folder = folder
-        self._source = open_folder(folder).as_data_source(split=split)
+        info = open_folder(folder).info
+        if split not in info.splits or "input_ids" not in info.features or len(info.features["input_ids"].shape) != 1:
+            raise UserError(f"{folder} holds no rows of the split {split}; prepare them again")
+        self._features, found = info.features, info.splits[split]
+        self.seq_len: int = self._features["input_ids"].shape[0]
+        self.lengths_S = np.array(found.shard_lengths, np.int64)
+        self._ends_S = np.cumsum(self.lengths_S)
+        self._names = found.filename_template.sharded_filenames(len(self.lengths_S))
+        # A record is one TFDS message: parsing what is the same in all takes longer than reading.
+        self._begin = _beginning(self._features, self.seq_len)
+        self._size = len(self._begin) + 4 * self.seq_len
+        self._cache = self._open_cache(split, cache_bytes, log)
+        self._opened: dict[int, _Shard] = {}  # the one that was read last is last
+
+    def _open_cache(self, split: str, cache_bytes: int, log: Callable[[str], None]) -> ShardCache | None:
+        if split != TRAIN or not (path := storage.as_path(self.folder) / storage.ORIGIN_FILE).exists():
+            return None
+        origin = storage.read_json(path)
+        missing = [
+            name
+            for name, length in zip(self._names, self.lengths_S, strict=True)
+            if length and name not in origin["sizes"]
+        ]
+        if missing:
+            raise UserError(f"{origin['folder']} lacks {len(missing):,} of its shards, {missing[0]} first; copy them "
+                            "there, or prepare the rows again")  # fmt: skip
+        return ShardCache(origin["folder"], origin["sizes"], os.path.basename(self.folder), cache_bytes, log)
+
+    @property
+    def all_here(self) -> bool:
+        """Whether no shard stayed in a bucket."""
+        return self._cache is None
 
     def __len__(self) -> int:
-        return len(self._source)
+        return int(self.lengths_S.sum())
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Rows i32[len(indices), N]; many at a time is several times faster than one by one."""
+    def read(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows i32[len(numbers), N]; many at a time is several times faster than one by one."""
+        numbers = np.asarray(numbers, np.int64)
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self):
+            raise IndexError(f"rows {numbers.min()} to {numbers.max()} of {len(self)}")
+        shards = self.shards_of(numbers)
+        places = numbers - (self._ends_S - self.lengths_S)[shards]
+        order, tokens_BN = np.argsort(shards, kind="stable"), np.empty((len(numbers), self.seq_len), np.int32)
+        groups = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1) if len(order) else []
+
+        def read(mine: np.ndarray) -> None:
+            tokens_BN[mine] = self._read(int(shards[mine[0]]), places[mine].tolist())
+
+        for start in range(0, len(groups), _OPEN):
+            some = groups[start : start + _OPEN]
+            self._close(list(self._opened)[:-_OPEN])
+            with ThreadPoolExecutor(min(len(some), _THREADS)) as pool:
+                list(pool.map(read, some))
+        return tokens_BN
+
+    def _read(self, shard: int, places: list[int]) -> np.ndarray:
+        """Rows i32[len(places), N] of one shard."""
         try:
-            records = self._source.__getitems__([int(i) for i in indices])
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"rows in {self.folder} cannot be read: {error}; prepare them again") from error
-        return np.stack([record["input_ids"] for record in records])
+            opened = self._opened.get(shard) or self._open(shard)
+            self._opened[shard] = self._opened.pop(shard)
+            records = opened.reader.read(places)
+            if (begin := self._begin) and all(len(r) == self._size and r.startswith(begin) for r in records):
+                whole = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), self._size)
+                return np.ascontiguousarray(whole[:, len(begin) :]).view("<i4")
+            return np.stack([self._features.deserialize_example_np(record)["input_ids"] for record in records])
+        except (OSError, RuntimeError, ValueError, DecodeError) as error:
+            self._close([shard])
+            name, said = self._names[shard], printable(error)
+            if not self._cache:
+                path = os.path.join(self.folder, name)
+                raise UserError(f"the rows in {path} cannot be read: {said}; prepare them again") from error
+            self._cache.remove(name)
+            raise UserError(
+                f"the copy of {self._cache.origin}/{name} cannot be read ({said}) and was removed: run the command "
+                "again, and if the shard itself is damaged prepare the rows again"
+            ) from error
+
+    def _open(self, shard: int) -> "_Shard":
+        name = self._names[shard]
+        held = self._cache.hold(name) if self._cache else None
+        try:
+            path = held.path if held else os.path.join(self.folder, name)
+            opened = _Shard(ArrayRecordReader(os.fspath(path), options="readahead_buffer_size:0"), held)
+            if (count := opened.reader.num_records()) < self.lengths_S[shard]:
+                opened.reader.close()
+                raise ValueError(f"{count:,} rows, {self.lengths_S[shard]:,} in dataset_info.json")
+        except BaseException:
+            if held:
+                held.release()
+            raise
+        self._opened[shard] = opened
+        return opened
+
+    def shards_of(self, numbers: np.ndarray) -> np.ndarray:
+        """The shards that rows stand in."""
+        return np.searchsorted(self._ends_S, numbers, side="right")
+
+    def want(self, now: Sequence[int], ahead: Sequence[int]) -> None:
+        """Have shards copied from a bucket, those that are read now and then those that are read next."""
+        if self._cache:
+            self._cache.want([self._names[i] for i in now], [self._names[i] for i in ahead])
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Close all shards but these."""
+        self._close([shard for shard in self._opened if shard not in shards])
+
+    def copied_at_once(self, lanes: int) -> int:
+        """Bytes at most of the copies of shards that so many lanes read from; 0 where all are here."""
+        sizes = list(self._cache.sizes.values()) if self._cache else []
+        # A window may begin and end within a shard.
+        return min(lanes * (WINDOW + 2) * max(sizes, default=0), sum(sizes))
+
+    def some(self, count: int) -> "Rows":
+        """The rows of `count` shards, spread evenly, where the shards stayed in a bucket; else these."""
+        full = np.flatnonzero(self.lengths_S)
+        if not self._cache or len(full) <= count:
+            return self
+        fewer, chosen = copy.copy(self), full[np.linspace(0, len(full) - 1, count).round().astype(int)]
+        fewer.lengths_S, fewer._names = self.lengths_S[chosen], [self._names[i] for i in chosen]
+        fewer._ends_S, fewer._opened = np.cumsum(fewer.lengths_S), {}
+        return fewer
+
+    def _close(self, shards: Collection[int]) -> None:
+        for shard in shards:
+            if opened := self._opened.pop(shard, None):
+                opened.reader.close()
+                if opened.held:
+                    opened.held.release()
+
+
+class _Shard(NamedTuple):
+    reader: ArrayRecordReader
+    held: Held | None  # the copy that is read, if it is one
+
+
+def _beginning(features: Any, seq_len: int) -> bytes:
+    """Bytes before the tokens in each record that `ShardWriter` writes; b"" where `features` are others."""
+    if features["input_ids"].np_dtype != np.int32:
+        return b""
+    row = np.arange(seq_len, dtype="<i4")
+    record, size = features.serialize_example({"input_ids": row}), 4 * seq_len
+    return record[:-size] if record.endswith(row.tobytes()) else b""
 
 
 def fingerprint(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """Count of the rows in a folder on a disk, and digest of some of them, by split.
+    """Count of the rows in a folder on a disk, digest of some of them and of what describes them, by split.
 
     A resume with other rows is noticed by it. Files are not compared: the same rows may be compressed otherwise by
-    another version of a library.
+    another version of a library. No row is read of shards that stayed in a bucket.
     """
     metadata, found = read_metadata(folder), {}
+    described = hashlib.sha256()
+    for name in (METADATA_FILE, "dataset_info.json"):
+        with contextlib.suppress(FileNotFoundError):  # said below
+            described.update(Path(folder, name).read_bytes())
     for split, expected in ((TRAIN, metadata.rows), (HELD_OUT, metadata.heldout_rows)):
+        found[split] = {"rows": expected, "described": described.hexdigest()[:16]}
         try:
             rows = Rows(folder, split)
             count = len(rows)
+            if count != expected:
+                raise UserError(f"the rows in {folder} are damaged: {count:,} {split} rows in dataset_info.json, "
+                                f"{expected:,} in prepared.json; prepare them again")  # fmt: skip
+            if not rows.all_here:
+                continue
             numbers = np.linspace(0, count - 1, min(count, max(_SAMPLE, count // _ROWS_PER_SAMPLE))).round().astype(int)
             tokens_RN = rows.read(np.unique(numbers)) if count else np.zeros((0, metadata.seq_len), np.int32)
         except UserError:
@@ -189,14 +350,24 @@ def fingerprint(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
             said = printable(str(error).strip().partition("\n")[0] or repr(error))
             raise UserError(f"the rows in {folder} cannot be read ({said}); prepare them again") from error
         problem = None
-        if count != expected:
-            problem = f"{count:,} {split} rows in dataset_info.json, {expected:,} in prepared.json"
-        elif tokens_RN.shape[1] != metadata.seq_len:
+        if tokens_RN.shape[1] != metadata.seq_len:
             problem = f"{split} rows of {tokens_RN.shape[1]} tokens, {metadata.seq_len} in prepared.json"
         elif tokens_RN.size and not 0 <= tokens_RN.min() <= tokens_RN.max() < metadata.vocab_size:
             problem = f"{split} rows with ids that a vocabulary of {metadata.vocab_size:,} has not"
         if problem:
             raise UserError(f"the rows in {folder} are damaged: {problem}; prepare them again")
         digest = hashlib.sha256(np.ascontiguousarray(tokens_RN, "<i4").tobytes()).hexdigest()[:16]
-        found[split] = {"rows": count, "sha256": digest}
+        found[split]["sha256"] = digest
     return found
+
+
+def same_rows(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether two of `fingerprint`'s values for a split are of the same rows, by what both of them have.
+
+    Rows that were read decide; else, where a bucket kept them, what describes them.
+    """
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return False
+    both = one.keys() & other.keys()
+    names = {"rows", "sha256" if "sha256" in both else "described"}
+    return names <= both and all(one[name] == other[name] for name in names)

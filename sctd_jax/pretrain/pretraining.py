@@ -11,7 +11,6 @@ from etils import epath
 from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data import frequencies
-from sctd_jax.data.loader import Loader
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows
 from sctd_jax.errors import UserError
 from sctd_jax.fields import unread
@@ -21,6 +20,7 @@ from sctd_jax.pretrain import report
 from sctd_jax.pretrain.evaluation import make_evaluate
 from sctd_jax.pretrain.flops import step_flops
 from sctd_jax.pretrain.model import initial_state, make_model, on_devices, state_layout
+from sctd_jax.pretrain.rows import open_loaders
 from sctd_jax.pretrain.start import first_state, open_start
 from sctd_jax.pretrain.step import compile_programs, program_at, programs_needed
 from sctd_jax.pretrain.workdir import check_workdir, claim_workdir, folders, followed, open_rows
@@ -29,6 +29,8 @@ from sctd_jax.train.metrics import Track, ignore
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.trainer import Job, Result, fit
 from sctd_jax.train.workdir import CHECKPOINTS, held, read_config
+
+_COUNTED = 4  # shards in a bucket whose pieces are counted where preparation has not
 
 
 def train_and_evaluate(
@@ -65,12 +67,13 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
     data = open_rows(workdir, config, log)
     metadata = [rows.metadata for rows in data.by_length().values()]
     hosts.check_same({"the config": config, "the prepared rows": metadata})
-    loaders = {
-        length: Loader(Rows(rows.folder, TRAIN), batch_size=train.batch_size, seed=train.seed)
-        for length, rows in data.by_length().items()
-    }
+    cache_bytes = int(config.data.cache_gb * 1e9)
+    rows = {length: Rows(of.folder, TRAIN, cache_bytes, log) for length, of in data.by_length().items()}
+    loaders = open_loaders(config, rows, mesh, log)
     special = data.tokenizer.special
-    logs_V = frequencies.log_frequencies(Rows(data.folder, TRAIN), config.model.vocab_size, special)
+    counted = rows[config.data.seq_len].some(_COUNTED)
+    logs_V = frequencies.log_frequencies(counted, config.model.vocab_size, special)
+    counted.keep(())
     # Rows of earlier code do not say it.
     unigram_loss = data.metadata.unigram_loss or frequencies.cross_entropy(Rows(data.folder, HELD_OUT), logs_V, special)
     judged: list[int] = []  # evaluation after a quarter of the steps, of which a word is said once
@@ -80,8 +83,8 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
     def batch(step: int) -> jax.Array:
         stage = config.at(step)
         mine = meshes.host_rows(mesh, stage.train.batch_size)
-        rows = loaders[stage.data.seq_len].read(config.rows_before(step) + mine)
-        return meshes.put_batch(mesh, stage.train.batch_size, rows)
+        tokens_BN = loaders[stage.data.seq_len].read(config.rows_before(step) + mine)
+        return meshes.put_batch(mesh, stage.train.batch_size, tokens_BN)
 
     def cost(step: int) -> tuple[int, float]:
         stage = config.at(step)

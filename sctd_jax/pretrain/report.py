@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from sctd_jax import schedules
 from sctd_jax.config import Config, DataConfig, DroppingConfig
 from sctd_jax.data.rows import HELD_OUT, Rows
+from sctd_jax.data.shuffle import LANES, WINDOW
 from sctd_jax.data.tokenizer import find
 from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.model.token_dropping import all_but
@@ -55,6 +56,8 @@ def start_table(
                   f"({_epochs(config, data)})"),
         ("method", _method(dropping)),
     ]  # fmt: skip
+    if config.data.shuffle == "shards":
+        rows.append(("shuffle", f"by shards, {WINDOW} shards' worth of rows at a time in up to {LANES} lanes"))
     if config.masking.rate_schedule:
         rates = _staged(schedules.parse(config.masking.rate_schedule, float))
         rows.append(("masking", f"{rates} of the tokens, {config.masking.rate:g} in evaluations"))

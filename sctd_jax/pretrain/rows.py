@@ -1,18 +1,21 @@
 """The rows of a run: prepared where they are missing, opened and checked."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer, unknown
+from sctd_jax.data.loader import Loader, ShardLoader
 from sctd_jax.data.prepare import ensure_rows
-from sctd_jax.data.rows import Metadata, read_metadata
+from sctd_jax.data.rows import Metadata, Rows, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.parallel import hosts
+from sctd_jax.parallel import mesh as meshes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,3 +115,32 @@ def _open_length(config: Config, log: Callable[[str], None], began: Metadata | N
     if word_start_V is not None and not word_start_V.any():
         raise UserError("config.masking.whole_word: no piece of the vocabulary begins a word")
     return Data(folder, metadata, tok, word_start_V)
+
+
+def open_loaders(
+    config: Config, rows: Mapping[int, Rows], mesh: Mesh, log: Callable[[str], None]
+) -> dict[int, Loader | ShardLoader]:
+    """N -> loader of the training rows of N tokens; what this host reads at once must fit its budget."""
+    train = config.train
+    if config.data.shuffle == "rows":
+        return {length: Loader(of, batch_size=train.batch_size, seed=train.seed) for length, of in rows.items()}
+    loaders: dict[int, Loader | ShardLoader] = {}
+    needed = 0
+    for length, of_length in rows.items():
+        stages = config.batches_of(length)
+        loaders[length] = loader = ShardLoader(of_length, seed=train.seed, batches=stages)
+        lanes = {
+            lane for _, size in stages for lane in loader.order.lanes_of(meshes.host_rows(mesh, size), size).tolist()
+        }
+        needed += of_length.copied_at_once(len(lanes))
+    if needed > config.data.cache_gb * 1e9:
+        raise UserError(
+            f"config.data.cache_gb is {config.data.cache_gb:g}, but the shards that this host reads at once have up to "
+            f"{needed / 1e9:.3g} GB: raise it"
+        )
+    if 2 * needed > config.data.cache_gb * 1e9:
+        log(
+            f"warning: config.data.cache_gb ({config.data.cache_gb:g}) may not hold the shards that are read next "
+            f"beside those of now (up to {2 * needed / 1e9:.3g} GB together): training then waits for them"
+        )
+    return loaders

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from sctd_jax import storage
 from sctd_jax.config import Config
+from sctd_jax.data.rows import same_rows
 from sctd_jax.errors import UserError
 from sctd_jax.models import Model, open_init
 from sctd_jax.pretrain.rows import Data
@@ -68,17 +69,23 @@ def first_state(
 def _order_line(init: Model, config: Config, data: Data, step: int) -> str:
     """A line on the rows from `step` on, beside those that `init` was trained on: none comes twice without a word."""
     path, there = init.path / ROWS_FILE, init.config
-    if not storage.exists(path) or storage.read_json(path) != fingerprints(*folders(data)):
+    theirs, ours = storage.read_json(path) if storage.exists(path) else {}, fingerprints(*folders(data))
+    if theirs.keys() != ours.keys() or not all(same_rows(theirs[split], ours[split]) for split in ours):
         return (
             f"warning: the rows in {data.folder} are others than those of {init.path}: text that both have is trained "
             "again"
         )
-    places = [(of.train.seed, of.at(step).data.seq_len, of.rows_before(step)) for of in (there, config)]
+    places = [
+        {"seed": f"{of.train.seed:,}", "tokens a row": f"{of.at(step).data.seq_len:,}",
+         "rows before": f"{of.rows_before(step):,}", "shuffle": of.data.shuffle}
+        for of in (there, config)
+    ]  # fmt: skip
+    if config.data.shuffle == "shards":  # each column of a batch has rows of its own
+        for place, of in zip(places, (there, config), strict=True):
+            place["rows a batch"] = of.train.batch_schedule or f"{of.train.batch_size:,}"
     if places[0] != places[1]:
-        names = ("seed", "tokens a row", "rows before")
-        differ = ", ".join(
-            f"{name} {a:,} there, {b:,} here" for name, a, b in zip(names, *places, strict=True) if a != b
-        )
+        differ = ", ".join(f"{name} {a} there, {places[1][name]} here"
+                           for name, a in places[0].items() if a != places[1][name])  # fmt: skip
         return (
             f"warning: the order of the rows is another than that of {init.path} ({differ}): rows that it was trained "
             "on may come again before the others"

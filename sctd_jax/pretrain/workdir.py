@@ -11,7 +11,7 @@ from etils import epath
 from sctd_jax import storage, stored
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
-from sctd_jax.data.rows import METADATA_FILE, fingerprint, read_metadata
+from sctd_jax.data.rows import METADATA_FILE, fingerprint, read_metadata, same_rows
 from sctd_jax.errors import UserError, say
 from sctd_jax.pretrain.rows import Data, open_data
 from sctd_jax.train import workdir as workdirs
@@ -69,13 +69,14 @@ def check_rows(workdir: epath.Path, rows: Path, *others: Path) -> None:
         return
     there, now = read_metadata(workdir), read_metadata(rows)
     pairs = {field: (getattr(there, field), getattr(now, field)) for field in ("tokenizer_sha256", "rows", "tokens")}
+    differ = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
     if (workdir / ROWS_FILE).exists():
         digests = storage.read_json(workdir / ROWS_FILE, "remove it to go on with the rows at hand")
-        pairs |= {split: (digests.get(split), found) for split, found in mine.items()}
-    for what, (theirs, ours) in pairs.items():
-        if theirs != ours:
-            raise UserError(f"workdir {workdir} was trained on other rows than {rows}: {what} is {theirs} there and "
-                            f"{ours} here; give it those, or choose another --workdir")  # fmt: skip
+        pairs = {split: (digests.get(split), found) for split, found in mine.items()}
+        differ |= {split: pair for split, pair in pairs.items() if not same_rows(*pair)}
+    for what, (theirs, ours) in differ.items():
+        raise UserError(f"workdir {workdir} was trained on other rows than {rows}: {what} is {theirs} there and "
+                        f"{ours} here; give it those, or choose another --workdir")  # fmt: skip
 
 
 def claim_workdir(
