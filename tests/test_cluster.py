@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sctd_jax.data import cluster
+from sctd_jax.data import cluster, plan, prepare, ranges
 from sctd_jax.errors import TryAgainError, UserError
 from tests import cluster_tasks, helpers
 
@@ -205,6 +205,52 @@ def test_other_versions_and_no_ray_at_all_are_said_with_the_cure(nodes, monkeypa
     assert "pip install '.[ray]' on every node" in refused("auto")
 
 
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """Settings of a text of 60 ranges, and what this process makes of it."""
+    monkeypatch.setattr(ranges, "BYTES", 2000)
+    (tmp_path / "text").mkdir()
+    for i in range(60):
+        lines = [f"line {j} of file {i} and {i * j} more words to it" for j in range(60)]
+        (tmp_path / "text" / f"{i:02d}.txt").write_text("\n".join(lines))
+    data = helpers.data(input=str(tmp_path / "text"), documents="line", tokenizer_type="bpe", heldout_share=0.05)
+    prepare.prepare(data, 200, tmp_path / "expected", lambda line: None, processes=1)
+    return data
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_preparation_gives_the_bytes_of_one_process(nodes, text, tmp_path):
+    log = []
+    prepare.prepare(text, 200, tmp_path / "rows", log.append, ray=nodes.address)
+    assert "Ray: 2 nodes, 4 CPUs" in log
+    assert len(contents(tmp_path / "rows")) > 120
+    assert contents(tmp_path / "rows") == contents(tmp_path / "expected")
+
+
+def test_a_range_that_cannot_be_read_ends_a_preparation_and_what_is_finished_stays(nodes, text, tmp_path, monkeypatch):
+    """A file that is gone when its range is prepared; back again, the same command goes on."""
+    path, gone = tmp_path / "text" / "59.txt", tmp_path / "59.txt"
+    make = plan.make
+
+    def made(*arguments):
+        found = make(*arguments)
+        path.rename(gone)
+        return found
+
+    monkeypatch.setattr(plan, "make", made)
+    log = []
+    with pytest.raises(UserError, match=r"text/59.txt changed while it was read"):
+        prepare.prepare(text, 200, tmp_path / "rows", log.append, ray=nodes.address)
+    assert log[-1].startswith(f"what is finished stays in {tmp_path}/rows.incomplete")
+    gone.rename(path)
+    prepare.prepare(text, 200, tmp_path / "rows", log.append, ray=nodes.address)
+    assert any(line.startswith("going on with") for line in log)
+    assert contents(tmp_path / "rows") == contents(tmp_path / "expected")
+
+
 def test_a_node_that_is_killed_half_way_changes_nothing(nodes, tasks, tmp_path, capfd):
     found = {}
     for number, result in tasks(range(80), seconds=0.1):  # so that the node has tasks at any time
@@ -215,3 +261,21 @@ def test_a_node_that_is_killed_half_way_changes_nothing(nodes, tasks, tmp_path, 
     attempts = [int(path.name.partition("-")[0]) for path in tmp_path.iterdir()]
     assert len(attempts) > len(set(attempts)), "the killed node had tasks, which another one has repeated"
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_node_that_is_killed_half_way_changes_no_byte_of_a_preparation(nodes, text, tmp_path):
+    nodes.add()
+    killed = []
+
+    def kill_half_way():
+        while len(list(tmp_path.glob("rows.incomplete/range-*"))) < 20:
+            time.sleep(0.01)
+        killed.append(len(list(tmp_path.glob("rows.incomplete/range-*"))))
+        kill(nodes.processes[-1:])
+
+    thread = threading.Thread(target=kill_half_way, daemon=True)
+    thread.start()
+    prepare.prepare(text, 200, tmp_path / "rows", lambda line: None, ray=nodes.address)
+    thread.join()
+    assert 20 <= killed[0] < 60
+    assert contents(tmp_path / "rows") == contents(tmp_path / "expected")

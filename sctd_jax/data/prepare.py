@@ -188,6 +188,8 @@ def prepare(
             metadata = _finish(work, plan, vocab_size, sources, fingerprints, counted, log)
             check_held()
             if not in_bucket:
+                for rest in work.glob(f"{range_rows.UNFINISHED}*"):  # of a worker that was killed
+                    storage.remove(rest)
                 work.rename(out)
             with storage.reaching(out):
                 for path in (*out.glob(range_rows.COUNTS), out / plans.FILE):

@@ -68,6 +68,8 @@ class Counted:
 
 COUNTS = "range-*.npz"  # files that say that a range is finished
 
+UNFINISHED = ".range-"  # beginning of the names of folders in which ranges are written
+
 
 def counts_name(number: int) -> str:
     """Name of a range's one."""
@@ -90,7 +92,7 @@ def prepare(job: Job, task: Task, advance: Callable[[int], object] = lambda char
     copies = Counter({numbers.parts[part].file: len(left_out) for part, left_out in task.copies.items()})
     out = storage.as_path(job.folder)
     with tempfile.TemporaryDirectory(
-        prefix=".range-", dir=None if storage.is_remote(out) else out, ignore_cleanup_errors=True
+        prefix=UNFINISHED, dir=None if storage.is_remote(out) else out, ignore_cleanup_errors=True
     ) as name:
         paths = {split: Path(name, shard_name(split, numbers.number, job.count)) for split in SPLITS}
         writers = {split: ShardWriter(path, data.seq_len) for split, path in paths.items()}
