@@ -10,7 +10,6 @@ python benchmarks/loader.py --shards 16000 --rows 62500
 a description of so many shards of `--rows` rows; the shards that the first batch needs are one file by many names.
 """
 
-import json
 import os
 import resource
 import sys
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sctd_jax.arguments import CommandParser, number
 from sctd_jax.data.loader import Loader, ShardLoader
-from sctd_jax.data.rows import TRAIN, Rows, RowWriter
+from sctd_jax.data.rows import TRAIN, Rows, ShardWriter, shard_name, write_description
 
 
 def main() -> None:
@@ -39,11 +38,12 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        writer = RowWriter(Path(folder), args.seq_len)
+        writer = ShardWriter(Path(folder, shard_name(TRAIN, 0, 1)), args.seq_len)
         for start in range(0, args.rows, 1000):
             rows = rng.integers(5, 30522, (min(1000, args.rows - start), args.seq_len), dtype=np.int32)
-            writer.add(TRAIN, rows)
+            writer.add(rows)
         writer.close()
+        write_description(Path(folder), args.seq_len, {TRAIN: [args.rows]})
         print(first_batch(Path(folder), args) if args.shards else rate(folder, args))
 
 
@@ -69,19 +69,14 @@ def rate(folder: str, args) -> str:
 
 def first_batch(folder: Path, args) -> str:
     """Seconds and memory up to the first batch of a dataset of `args.shards` shards, as lines."""
-    info = json.loads((folder / "dataset_info.json").read_text())
-    train = next(split for split in info["splits"] if split["name"] == TRAIN)
-    if len(train["shardLengths"]) > 1:
-        raise SystemExit(f"--rows {args.rows} are more than one shard")
-    train["shardLengths"] = [str(args.rows)] * args.shards
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    (folder / "packed_rows-train.array_record-00000").rename(folder / "shard")
+    write_description(folder, args.seq_len, {TRAIN: [args.rows] * args.shards})
+    (folder / shard_name(TRAIN, 0, 1)).rename(folder / "shard")
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     loader = ShardLoader(Rows(folder, TRAIN), seed=0, batches=[(0, args.batch_size)])
     opened = time.perf_counter() - started
     positions = np.arange(args.batch_size)
     numbers = np.concatenate([part.rows for part in loader.order.parts(positions)])
-    names = {f"packed_rows-train.array_record-{shard:05}" for shard in numbers // args.rows}
+    names = {shard_name(TRAIN, shard, args.shards) for shard in (numbers // args.rows).tolist()}
     for name in names:
         os.link(folder / "shard", folder / name)
     started = time.perf_counter()

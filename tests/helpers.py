@@ -20,6 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sctd_jax.config import Config, DataConfig, from_dict
+from sctd_jax.data.rows import ShardWriter, shard_name, write_description
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.hf import names
 from sctd_jax.model.token_dropping import Candidates
@@ -245,3 +246,14 @@ def end(processes) -> tuple[list[int], list[str]]:
     with ThreadPoolExecutor() as pool:  # together: one that cannot write to a full pipe holds up the other
         outputs = list(pool.map(lambda process: process.communicate(timeout=240)[0], processes))
     return [process.returncode for process in processes], outputs
+
+
+def write_shards(folder: Path, shards: dict[str, list[np.ndarray]]) -> None:
+    """Write the rows i32[R, N] of each shard, by split, and what describes them."""
+    for split, blocks in shards.items():
+        for number, rows_RN in enumerate(blocks):
+            writer = ShardWriter(folder / shard_name(split, number, len(blocks)), rows_RN.shape[1])
+            writer.add(rows_RN)
+            writer.close()
+    seq_len = next(iter(shards.values()))[0].shape[1]
+    write_description(folder, seq_len, {split: [len(rows) for rows in blocks] for split, blocks in shards.items()})

@@ -12,7 +12,6 @@ import pytest
 import tensorstore
 
 from sctd_jax import stored
-from sctd_jax.data.rows import RowWriter
 from sctd_jax.errors import UserError, printable
 from sctd_jax.interop.exporting import export
 from sctd_jax.parallel.mesh import one_device
@@ -339,11 +338,8 @@ def test_rows_of_the_same_counts_and_other_content_are_refused(tmp_path, rows, f
     claim(tmp_path / "run", rows)
     there = json.loads((tmp_path / "run" / "rows.json").read_text())
     shard = next(few_rows.glob("*train*"))
-    seq_len, writer = 32, RowWriter(few_rows, 32)
-    tokens = np.arange(seq_len, dtype=np.int32)
-    for split in there:
-        writer.add(split, (tokens for _ in range(there[split]["rows"])))
-    writer.close()
+    tokens = np.arange(32, dtype=np.int32)
+    helpers.write_shards(few_rows, {split: [np.tile(tokens, (there[split]["rows"], 1))] for split in there})
     assert shard.exists()
     with pytest.raises(UserError, match=r"trained on other rows .*: train is .*; give it those, or choose another"):
         claim(tmp_path / "run", few_rows)

@@ -17,7 +17,7 @@ from sctd_jax import storage
 from sctd_jax.data import frequencies, prepare, shard_cache
 from sctd_jax.data import rows as rows_module
 from sctd_jax.data.loader import Loader, ShardLoader
-from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, RowWriter, fingerprint, on_disk, same_rows
+from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, fingerprint, on_disk, same_rows
 from sctd_jax.data.shuffle import WINDOW
 from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.pretrain import rows as run_rows
@@ -33,21 +33,13 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """A folder of 24 shards of 30 rows, and one without a row between them, which has no file."""
+    """A folder of 24 shards of 30 rows, and one without a row between them."""
     folder, rng = tmp_path_factory.mktemp("prepared") / "rows", np.random.default_rng(0)
     folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "_ROWS_PER_SHARD", LENGTH)
-        writer = RowWriter(folder, SEQ_LEN)
-        writer.add(TRAIN, rng.integers(5, 512, (SHARDS * LENGTH, SEQ_LEN), dtype=np.int32))
-        writer.add(HELD_OUT, rng.integers(5, 512, (30, SEQ_LEN), dtype=np.int32))
-        writer.close()
-    name = "packed_rows-train.array_record-{:05}"
-    for i in range(SHARDS - 1, 4, -1):
-        (folder / name.format(i)).rename(folder / name.format(i + 1))
-    info = json.loads((folder / "dataset_info.json").read_text())
-    next(split for split in info["splits"] if split["name"] == TRAIN)["shardLengths"].insert(5, "0")
-    (folder / "dataset_info.json").write_text(json.dumps(info))
+    train = np.split(rng.integers(5, 512, (SHARDS * LENGTH, SEQ_LEN), dtype=np.int32), SHARDS)
+    train.insert(5, train[0][:0])
+    heldout = rng.integers(5, 512, (30, SEQ_LEN), dtype=np.int32)
+    helpers.write_shards(folder, {TRAIN: train, HELD_OUT: [heldout]})
     (folder / "prepared.json").write_text(json.dumps(FIELDS))
     (folder / "tokenizer.model").write_bytes(b"tokenizer")
     return folder
@@ -107,11 +99,11 @@ def test_rows_are_read_from_the_bucket_as_from_a_disk(opened, bucket, local, tmp
     said = []
     rows, here = opened(log=said.append), Rows(local, TRAIN)
     assert len(said) == 1
-    assert said[0].endswith("without 24 files that are read when needed")
+    assert said[0].endswith("without 25 files that are read when needed")
     assert shards_in(bucket.asked) == []
     assert {path.name for path in rows.folder.iterdir()} == {
         "dataset_info.json", "features.json", "prepared.json", "tokenizer.model", "origin.json",
-        "packed_rows-validation.array_record-00000",
+        "packed_rows-validation.array_record-00000-of-00001",
     }  # fmt: skip
     numbers = np.random.default_rng(0).permutation(len(here))
     assert len(rows) == len(here) == SHARDS * LENGTH
@@ -200,7 +192,7 @@ def test_a_copy_that_is_read_is_not_removed_and_the_least_recently_used_goes_fir
         rows.read([shard * LENGTH])
     rows.keep({0})
     rows.read([3 * LENGTH])
-    assert [path.name[-1] for path in copies(tmp_path)] == ["0", "1", "3"]
+    assert [path.name[-10] for path in copies(tmp_path)] == ["0", "1", "3"]
 
 
 def test_a_download_that_is_cut_off_is_tried_again_and_never_read(opened, bucket, local, tmp_path):
@@ -216,7 +208,7 @@ def test_a_download_that_is_cut_off_is_tried_again_and_never_read(opened, bucket
     np.testing.assert_array_equal(rows.read([5]), Rows(local, TRAIN).read([5]))
     assert len(cut) == len([line for line in said if "trying again in 0.01 s" in line]) == 2
     times = 1000
-    with pytest.raises(TryAgainError, match=r"gs://bucket/rows/packed_rows-train.array_record-00001 was cut off after"):
+    with pytest.raises(TryAgainError, match=r"/rows/packed_rows-train.array_record-00001-of-00025 was cut off after"):
         rows.read([LENGTH])
     assert len(copies(tmp_path)) == 1  # nothing of it is left
 
@@ -259,19 +251,21 @@ def test_two_processes_share_the_copies(bucket, local, tmp_path):
     ends = [process.communicate()[0].splitlines()[-1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert ends[0] == ends[1]
-    assert sorted(shards_in(bucket.asked)) == sorted({path.name for path in local.glob("*-train*")})
+    assert sorted(shards_in(bucket.asked)) == sorted(
+        path.name for path in local.glob("*-train*") if "-00005-" not in path.name
+    )
     assert len(copies(tmp_path)) == SHARDS
 
 
 def test_a_damaged_shard_is_named(opened, bucket, local, tmp_path):
-    name = "packed_rows-train.array_record-00001"
+    name = "packed_rows-train.array_record-00001-of-00025"
     content = bytearray((local / name).read_bytes())
     content[2000:2400] = bytes(400)
     bucket.put("bucket", f"rows/{name}", bytes(content))
     rows = opened()
     with pytest.raises(UserError, match=rf"the copy of gs://bucket/rows/{name} cannot be read \(.*\) and was removed"):
         rows.read(range(2 * LENGTH))
-    assert [path.name[-5:] for path in copies(tmp_path)] == ["00000"]
+    assert [path.name[-14:-9] for path in copies(tmp_path)] == ["00000"]
     shutil.copytree(local, tmp_path / "rows")
     (tmp_path / "rows" / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"the rows in {tmp_path}/rows/{name} cannot be read: .*; prepare them again"):
@@ -280,11 +274,11 @@ def test_a_damaged_shard_is_named(opened, bucket, local, tmp_path):
 
 def test_a_shard_that_the_bucket_lacks_is_named(opened, bucket):
     rows = opened()
-    del bucket.objects["bucket", "rows/packed_rows-train.array_record-00002"]
-    with pytest.raises(UserError, match=r"gs://bucket/rows/packed_rows-train\.array_record-00002 is gone"):
+    del bucket.objects["bucket", "rows/packed_rows-train.array_record-00002-of-00025"]
+    with pytest.raises(UserError, match=r"gs://bucket/rows/packed_rows-train\.array_record-00002-of-00025 is gone"):
         rows.read([2 * LENGTH])
     shutil.rmtree(rows.folder)
-    with pytest.raises(UserError, match=r"lacks 1 of its shards, packed_rows-train\.array_record-00002 first"):
+    with pytest.raises(UserError, match=r"lacks 1 of its shards, packed_rows-train\.array_record-00002-of-00025 first"):
         opened()
 
 
@@ -349,7 +343,7 @@ def test_the_first_batch_of_a_thousand_million_rows_opens_its_shards_alone(local
     loader = ShardLoader(rows, seed=0, batches=[(0, 256)])
     first = {int(row) // LENGTH for part in loader.order.parts(np.arange(256)) for row in part.rows}
     for shard in first:
-        os.link(local / "packed_rows-train.array_record-00000", folder / rows._names[shard])
+        os.link(local / "packed_rows-train.array_record-00000-of-00025", folder / rows._names[shard])
     assert len(rows) == shards * LENGTH
     assert loader.read(np.arange(256)).shape == (256, SEQ_LEN)
     assert len(first) <= 16 * (WINDOW + 1)
