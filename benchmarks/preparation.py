@@ -50,8 +50,9 @@ def measure(data: DataConfig, vocab_size: int, out: Path, processes: int) -> tup
 
     began, before = time.monotonic(), used()
     prepare.prepare(data, vocab_size, prepare.storage.as_path(out), lambda line: None, processes=processes)
-    whose = resource.RUSAGE_CHILDREN if processes > 1 else resource.RUSAGE_SELF
-    return time.monotonic() - began, used() - before, resource.getrusage(whose).ru_maxrss / 1024
+    seconds, core_seconds = time.monotonic() - began, used() - before
+    largest = max(resource.getrusage(whose).ru_maxrss for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return seconds, core_seconds, largest / 1024
 
 
 def main() -> None:

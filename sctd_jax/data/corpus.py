@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ CHUNK_CHARS = 1 << 18
 EMBEDDED = "sotu"
 _AS_IT_IS = Cleaning()
 _MOST_EPOCHS = 100
+_REQUESTS = 32  # at a time
 _MUCH_REPLACED = 0.01  # share of a source's characters above which its encoding is likely another
 
 
@@ -123,9 +125,16 @@ def _epochs_of(text: str) -> tuple[str, float]:
 
 def check(sources: Iterable[Source], *, text_field: str, encoding: str = "") -> None:
     """Read the beginning of every source, so that one that is not what it should be is refused before long work."""
-    for source in sources:
+
+    def look(source: Source) -> None:
         with _naming(source):
             next(_pieces(source, text_field, "file", encoding, SourceCounts()), None)
+
+    sources = list(sources)
+    # A bucket takes its time to answer, for thousands of files.
+    with ThreadPoolExecutor(_REQUESTS if any(decoding.is_remote(source.path) for source in sources) else 1) as pool:
+        for _ in pool.map(look, sources):
+            pass
 
 
 def fingerprint(source: Source, *, fresh: bool = False) -> str:
