@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sctd_jax.errors import TryAgainError, UserError, printable
 
 _OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 ORIGIN_FILE = "origin.json"  # file of a partial copy: the folder, and the bytes of each file that is there alone
+REQUESTS = 32  # at a time, to a bucket
 _REMOTE = "gs://"  # the scheme that Orbax, TensorStore, epath and fsspec all reach
 
 
@@ -110,6 +111,14 @@ def upload_file(path: Path, out: epath.Path) -> None:
     files, target = fsspec.core.url_to_fs(os.fspath(out))
     with reaching(out):
         files.put_file(str(path), target)
+
+
+def remove_files(paths: Sequence[epath.Path]) -> None:
+    """Remove files of one folder, many at a time where they are in a bucket."""
+    if paths:
+        files, _ = fsspec.core.url_to_fs(os.fspath(paths[0]))
+        with reaching(paths[0]):
+            files.rm([fsspec.core.url_to_fs(os.fspath(path))[1] for path in paths])
 
 
 def remove(folder: epath.Path) -> None:

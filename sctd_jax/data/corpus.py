@@ -27,7 +27,6 @@ CHUNK_CHARS = 1 << 18
 EMBEDDED = "sotu"
 _AS_IT_IS = Cleaning()
 _MOST_EPOCHS = 100
-_REQUESTS = 32  # at a time
 _MUCH_REPLACED = 0.01  # share of a source's characters above which its encoding is likely another
 
 
@@ -132,7 +131,9 @@ def check(sources: Iterable[Source], *, text_field: str, encoding: str = "") -> 
 
     sources = list(sources)
     # A bucket takes its time to answer, for thousands of files.
-    with ThreadPoolExecutor(_REQUESTS if any(decoding.is_remote(source.path) for source in sources) else 1) as pool:
+    with ThreadPoolExecutor(
+        storage.REQUESTS if any(decoding.is_remote(source.path) for source in sources) else 1
+    ) as pool:
         for _ in pool.map(look, sources):
             pass
 

@@ -16,10 +16,11 @@ from etils import epath
 from sctd_jax import storage
 from sctd_jax.config import DataConfig
 from sctd_jax.data import byte_bpe_trainer, corpus, files, ranges, sentencepiece_trainer, survey, tokenizer, unknown
-from sctd_jax.data.range_rows import Job
+from sctd_jax.data.range_rows import Job, own_files
 from sctd_jax.errors import UserError
 
 FILE = "plan.json"
+_OF_THE_JOB = ("tokenizer_sha256", "vocab_size", "count", "heldout_up_to")
 _VERSION = 1  # of what is written for a range
 _LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
 _LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
@@ -52,9 +53,12 @@ def read(work: epath.Path, data: DataConfig, identity: str, log: Callable[[str],
     found = storage.read_json(work / FILE, advice="remove the folder")
     if found.get("identity") != _identity(identity):
         log(f"note: {work} is of an interrupted preparation of other text or settings; it is removed")
-        storage.remove(work)
+        if storage.is_remote(work):  # which may hold more than the preparation's
+            storage.remove_files([*own_files(work), work / FILE])
+        else:
+            storage.remove(work)
         return None
-    job = Job(data, os.fspath(work), found["tokenizer_sha256"], found["count"], found["heldout_up_to"])
+    job = Job(data, os.fspath(work), *(found[name] for name in _OF_THE_JOB))
     return Plan(job, found["copies"], told=False)
 
 
@@ -106,9 +110,10 @@ def make(
     _check_sample(look, sources, data, tok, log)
     threshold = survey.threshold(look, data, tok)
     survey.check_split(look, data, sources, copied, threshold)
-    job = Job(data, os.fspath(work), tokenizer.digest(tokenizer.find(work)), len(text), threshold)
+    digest = tokenizer.digest(tokenizer.find(work))
+    job = Job(data, os.fspath(work), digest, len(tok.pieces), len(text), threshold)
     plan = Plan(job, copies, told=look.whole)
-    content = {name: getattr(job, name) for name in ("tokenizer_sha256", "count", "heldout_up_to")}
+    content = {name: getattr(job, name) for name in _OF_THE_JOB}
     content |= {"identity": _identity(identity), "copies": plan.copies}
     with storage.reaching(work):
         (work / FILE).write_text(json.dumps(content))

@@ -13,7 +13,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,6 @@ from sctd_jax.data.rows import (
     METADATA_FILE,
     TRAIN,
     Metadata,
-    Rows,
     on_disk,
     read_metadata,
     write_description,
@@ -184,16 +182,15 @@ def prepare(
                 )
                 for one in text
             ]  # fmt: skip
-            counted = _run_tasks(work, plan, tasks, log, run, in_this_process=not ray)
-            metadata = _finish(work, plan, vocab_size, sources, fingerprints, counted, log)
+            total = range_rows.nothing(plan.job, sources)
+            _run_tasks(work, plan.job, tasks, total, log, run, in_this_process=not ray)
+            metadata = _finish(work, plan, vocab_size, sources, fingerprints, total, log)
             check_held()
             if not in_bucket:
                 for rest in work.glob(f"{range_rows.UNFINISHED}*"):  # of a worker that was killed
                     storage.remove(rest)
                 work.rename(out)
-            with storage.reaching(out):
-                for path in (*out.glob(range_rows.COUNTS), out / plans.FILE):
-                    path.unlink()
+            storage.remove_files([*out.glob(range_rows.COUNTS), out / plans.FILE])
         except OSError as error:
             raise UserError(f"cannot write prepared rows to {out}: {error}") from error
         finally:
@@ -217,26 +214,29 @@ def _leave(work: epath.Path, log: Callable[[str], None]) -> None:
 
 def _run_tasks(
     work: epath.Path,
-    plan: plans.Plan,
+    job: range_rows.Job,
     tasks: list[range_rows.Task],
+    total: range_rows.Total,
     log: Callable[[str], None],
     run: plans.Run,
     in_this_process: bool,
-) -> list[range_rows.Counted]:
-    """Prepare the ranges that are not finished; gives what each holds, in their order."""
-    done = range_rows.finished(work, len(tasks))
-    missing = [task for task in tasks if task.range.number not in done]
+) -> None:
+    """Prepare the ranges that are not finished; what each holds is added to `total`."""
+    done = set()
+    for finished, counted in range_rows.finished(work, len(tasks)):
+        total.add(finished, counted)
+        done.add(finished)
     if done:
         log(f"going on with {work}: {len(done):,} of {len(tasks):,} ranges are finished")
+    missing = [task for task in tasks if task.range.number not in done]
     with tqdm(
         total=sum(task.range.size for task in tasks), unit="B", unit_scale=True, desc="tokenising", disable=None,
         initial=sum(task.range.size for task in tasks if task.range.number in done),
     ) as bar:  # fmt: skip
         alone = {"advance": bar.update} if len(missing) == 1 and in_this_process else {}
-        for task, counted in run(functools.partial(range_rows.prepare, plan.job, **alone), missing):
-            done[task.range.number] = counted
+        for task, counted in run(functools.partial(range_rows.prepare, job, **alone), missing):
+            total.add(task.range.number, counted)
             bar.update(0 if alone else task.range.size)
-    return [done[i] for i in range(len(tasks))]
 
 
 def _finish(
@@ -245,26 +245,14 @@ def _finish(
     vocab_size: int,
     sources: list[corpus.Source],
     fingerprints: list[str],
-    counted: list[range_rows.Counted],
+    total: range_rows.Total,
     log: Callable[[str], None],
 ) -> Metadata:
     """Check what the ranges hold together, and describe it."""
     data = plan.job.data
-    shards = {split: [here.rows[split] for here in counted] for split in range_rows.SPLITS}
-    train, heldout = (sum(shards[split]) for split in (TRAIN, HELD_OUT))
-    text: dict[int, corpus.SourceCounts] = {}
-    copies, tokens, words = Counter[int](), Counter[int](), Counter[int]()
-    letters = [unknown.Letters(source.path) for source in sources]
-    for here in counted:
-        for index, counts in here.text.items():
-            survey.add_counts(text, index, counts)
-        for total, more in ((copies, here.copies), (tokens, here.tokens), (words, here.words)):
-            total.update(more)
-        for index, more in here.letters.items():
-            letters[index].join(more)
-    documents = sum(here.documents[split] for here in counted for split in range_rows.SPLITS)
+    train, heldout, documents = sum(total.rows[TRAIN]), sum(total.rows[HELD_OUT]), total.documents.total()
     if not plan.told:
-        plans.tell_of_text(sources, text, copies.total(), sum(here.nul for here in counted), data, log)
+        plans.tell_of_text(sources, total.text, total.copies.total(), total.nul, data, log)
     if min(train, heldout) < survey.MIN_HELDOUT_ROWS:
         if not storage.is_remote(work):
             storage.remove(work)  # it would come to the same again
@@ -273,59 +261,54 @@ def _finish(
             f"{documents} documents, but {survey.MIN_HELDOUT_ROWS} of each are needed: give more text, take "
             f"a smaller --seq-len (config.data.seq_len){survey.more_documents(data.documents)}"
         )
-    for line in unknown.report(letters, data.allow_unknown):
+    for line in unknown.report(total.letters, data.allow_unknown):
         log(line)
-    frequencies_V = {
-        split: np.sum([here.frequencies[split] for here in counted], axis=0) for split in range_rows.SPLITS
-    }
+    range_rows.check_there(plan.job)
     special = tokenizer.load(tokenizer.find(work)).special
-    logs_V = frequencies.log_of(frequencies_V[TRAIN], special)
-    everything, total = unknown.total(letters), corpus.Counts(list(text.values())).total
-    digests = "".join(here.digests[split] for here in counted for split in range_rows.SPLITS)
+    logs_V = frequencies.log_of(total.frequencies[TRAIN], special)
+    everything, text = unknown.total(total.letters), corpus.Counts(list(total.text.values())).total
+    commonest = sorted(everything.commonest.items(), key=lambda pair: (-pair[1], pair[0]))
+    digests = "".join(digest for split in range_rows.SPLITS for digest in total.digests[split])
     metadata = Metadata(
         seq_len=data.seq_len,
         vocab_size=vocab_size,
         tokenizer_sha256=plan.job.tokenizer_sha256,
         rows=train,
         heldout_rows=heldout,
-        tokens=tokens.total(),
+        tokens=total.tokens.total(),
         documents=documents,
-        heldout_documents=sum(here.documents[HELD_OUT] for here in counted),
-        empty_documents=total.empty,
-        replaced_bytes=total.replaced,
+        heldout_documents=total.documents[HELD_OUT],
+        empty_documents=text.empty,
+        replaced_bytes=text.replaced,
         sources=fingerprints,
         settings=settings_of(data, vocab_size),
         letters=everything.total,
         unknown_letters=everything.unknown,
-        commonest_unknown=dict(everything.commonest.most_common(100)),
+        commonest_unknown=dict(commonest[:100]),
         by_source=[
-            dataclasses.asdict(text.get(i, corpus.SourceCounts()))
+            dataclasses.asdict(total.text.get(i, corpus.SourceCounts()))
             | {
                 "letters": here.total,
                 "unknown_letters": here.unknown,
-                "tokens": tokens[i],
-                "words": words[i],
-                "copies": copies[i],
+                "tokens": total.tokens[i],
+                "words": total.words[i],
+                "copies": total.copies[i],
                 "epochs": sources[i].epochs,
             }
-            for i, here in enumerate(letters)
+            for i, here in enumerate(total.letters)
         ],
         heldout_up_to=plan.job.heldout_up_to,
-        unigram_loss=frequencies.loss_of(frequencies_V[HELD_OUT], logs_V, special),
+        unigram_loss=frequencies.loss_of(total.frequencies[HELD_OUT], logs_V, special),
         rows_digest=hashlib.sha256(digests.encode()).hexdigest(),
     )
     with tempfile.TemporaryDirectory() as name:
-        write_description(Path(name), data.seq_len, shards)
-        np.save(Path(name, FREQUENCIES_FILE), frequencies_V[TRAIN])
+        write_description(Path(name), data.seq_len, total.rows)
+        np.save(Path(name, FREQUENCIES_FILE), total.frequencies[TRAIN])
         Path(name, METADATA_FILE).write_text(json.dumps(dataclasses.asdict(metadata), indent=2) + "\n")
         if storage.is_remote(work):
             storage.upload(Path(name), work, last=METADATA_FILE)
         else:
             shutil.copytree(name, work, dirs_exist_ok=True)
-    if not storage.is_remote(work):
-        for split, expected in ((TRAIN, train), (HELD_OUT, heldout)):
-            if len(Rows(work, split)) != expected:
-                raise UserError(f"{work}: split {split} reads back {len(Rows(work, split))} rows of {expected}")
     return metadata
 
 

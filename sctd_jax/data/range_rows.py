@@ -1,13 +1,15 @@
 """The rows of one range of a text: a pure function of the range, its shards and a file of what was counted."""
 
 import dataclasses
+import fnmatch
 import functools
 import io
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sctd_jax import storage
 from sctd_jax.config import DataConfig
 from sctd_jax.data import corpus, ranges, survey, tokenizer, unknown
 from sctd_jax.data.packing import Packer
-from sctd_jax.data.rows import HELD_OUT, TRAIN, ShardWriter, shard_name
+from sctd_jax.data.rows import FREQUENCIES_FILE, HELD_OUT, TRAIN, ShardWriter, shard_name
 from sctd_jax.data.tokenise import encoded_batches
 from sctd_jax.errors import UserError, printable
 
@@ -33,6 +35,7 @@ class Job:
     data: DataConfig
     folder: str  # with the tokenizer; the shards are written there
     tokenizer_sha256: str
+    vocab_size: int  # V of it
     count: int  # of ranges
     heldout_up_to: float  # highest draw of a document that is held out
 
@@ -64,6 +67,49 @@ class Counted:
     words: dict[int, int]
     letters: dict[int, unknown.Letters]
     nul: int
+
+
+@dataclasses.dataclass
+class Total:
+    """What all ranges hold together; the lists have an entry for each range. Ranges are added in any order."""
+
+    rows: dict[str, list[int]]  # by split
+    digests: dict[str, list[str]]
+    frequencies: dict[str, np.ndarray]
+    letters: list[unknown.Letters]  # by source, in its order
+    documents: Counter[str] = dataclasses.field(default_factory=Counter)  # by split
+    text: dict[int, corpus.SourceCounts] = dataclasses.field(default_factory=dict)  # by source, as the next three
+    copies: Counter[int] = dataclasses.field(default_factory=Counter)
+    tokens: Counter[int] = dataclasses.field(default_factory=Counter)
+    words: Counter[int] = dataclasses.field(default_factory=Counter)
+    nul: int = 0
+
+    def add(self, number: int, counted: Counted) -> None:
+        """Add what a range holds."""
+        for split in SPLITS:
+            self.rows[split][number], self.digests[split][number] = counted.rows[split], counted.digests[split]
+            self.frequencies[split] += counted.frequencies[split]
+        for index, here in counted.text.items():
+            survey.add_counts(self.text, index, here)
+        self.documents.update(counted.documents)
+        self.copies.update(counted.copies)
+        self.tokens.update(counted.tokens)
+        self.words.update(counted.words)
+        for index, letters in counted.letters.items():
+            self.letters[index].total += letters.total
+            self.letters[index].unknown += letters.unknown
+            self.letters[index].commonest.update(letters.commonest)  # all of them: to forget some depends on the order
+        self.nul += counted.nul
+
+
+def nothing(job: Job, sources: list[corpus.Source]) -> Total:
+    """The total before a range is added."""
+    return Total(
+        rows={split: [0] * job.count for split in SPLITS},
+        digests={split: [""] * job.count for split in SPLITS},
+        frequencies={split: np.zeros(job.vocab_size, np.int64) for split in SPLITS},
+        letters=[unknown.Letters(source.path) for source in sources],
+    )
 
 
 COUNTS = "range-*.npz"  # files that say that a range is finished
@@ -168,16 +214,35 @@ def check_unchanged(task: Task) -> None:
             )
 
 
-def finished(folder: epath.Path, count: int) -> dict[int, Counted]:
-    """What the finished ranges hold, by their numbers."""
+def finished(folder: epath.Path, count: int) -> Iterator[tuple[int, Counted]]:
+    """(number, what it holds) of each range that is finished."""
     with storage.reaching(folder):
         there = {path.name for path in folder.iterdir()}
-    found = {}
-    for number in range(count):
-        if counts_name(number) in there:
-            with storage.reaching(folder):
-                found[number] = _unpacked((folder / counts_name(number)).read_bytes())
-    return found
+        numbers = [number for number in range(count) if counts_name(number) in there]
+        with ThreadPoolExecutor(storage.REQUESTS) as pool:
+            contents = pool.map(lambda number: (folder / counts_name(number)).read_bytes(), numbers)
+            for number, content in zip(numbers, contents, strict=True):
+                yield number, _unpacked(content)
+
+
+def check_there(job: Job) -> None:
+    """Raise UserError if a shard is missing: nodes of a cluster may have written to disks of their own."""
+    folder = storage.as_path(job.folder)
+    names = {shard_name(split, number, job.count) for split in SPLITS for number in range(job.count)}
+    with storage.reaching(folder):
+        missing = sorted(names - {path.name for path in folder.iterdir()})
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing):,} of {len(names):,} shards that were written, {missing[0]} first: it must "
+            "be a folder that all nodes share, or one in a bucket"
+        )
+
+
+def own_files(folder: epath.Path) -> list[epath.Path]:
+    """Files in a folder of an unfinished preparation that are its own."""
+    patterns = (COUNTS, f"{UNFINISHED}*", "packed_rows-*", FREQUENCIES_FILE, *tokenizer.KEPT)
+    with storage.reaching(folder):
+        return [path for path in folder.iterdir() if any(fnmatch.fnmatch(path.name, one) for one in patterns)]
 
 
 def _packed(counted: Counted) -> bytes:

@@ -20,7 +20,7 @@ from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable
 
 # Names of a tokenizer in a folder of rows or a workdir: a SentencePiece model or `tokenizers` JSON.
-SENTENCEPIECE_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"
+KEPT = SENTENCEPIECE_FILE, JSON_FILE = "tokenizer.model", "tokenizer.json"  # names beside rows and in runs
 # Files of a folder of `transformers`, in the order in which they are taken.
 _PUBLISHED = (SENTENCEPIECE_FILE, JSON_FILE, "sentencepiece.bpe.model", tokenizer_files.VOCAB_JSON, "vocab.txt")
 _EXPORTABLE = (1, 2, 4)  # SentencePiece's unigram, bpe and char
