@@ -344,3 +344,19 @@ def test_a_large_text_is_looked_at_in_part(data, tmp_path, monkeypatch):
     metadata = read_metadata(tmp_path / "rows")
     assert 64 <= metadata.heldout_rows < 0.5 * metadata.rows
     assert metadata.unknown_letters == 0
+
+
+def test_shards_that_a_node_wrote_to_a_disk_of_its_own_are_missed(data, tmp_path, monkeypatch):
+    one = range_rows.prepare
+
+    def elsewhere(job, task):
+        counted = one(job, task)
+        if task.range.number == 2:
+            next((tmp_path / "rows.incomplete").glob("*validation*-00002-of*")).unlink()
+        return counted
+
+    monkeypatch.setattr(range_rows, "prepare", elsewhere)
+    words = r"lacks 1 of \d+ shards that were written, packed_rows-validation.*-00002-of.* folder that all nodes share"
+    with pytest.raises(UserError, match=words):
+        made(data, tmp_path / "rows", processes=1)
+    assert not (tmp_path / "rows").exists()

@@ -206,17 +206,26 @@ sys.exit(prepare.main(sys.argv[1:]))
         "--workers=1",
     )  # fmt: skip
 
-    def prepare(uploads, out):
+    def prepare(uploads, out, *more):
         return subprocess.run(
-            [sys.executable, "-c", code, str(uploads), *arguments, f"--out={out}"], env=bucket[1], cwd=helpers.ROOT,
-            capture_output=True, text=True,
+            [sys.executable, "-c", code, str(uploads), *arguments, *more, f"--out={out}"], env=bucket[1],
+            cwd=helpers.ROOT, capture_output=True, text=True,
         )  # fmt: skip
 
+    store, _ = bucket
+    store.put("bucket", "parts/mine.txt", b"mine")
+    assert prepare(7, "gs://bucket/parts", "--seed=1").returncode == errors.TRY_AGAIN_STATUS
     first = prepare(7, "gs://bucket/parts")
+    assert (
+        "note: gs://bucket/parts is of an interrupted preparation of other text or settings; it is removed"
+        in first.stdout
+    )
+    assert store.objects.pop(("bucket", "parts/mine.txt"))[0] == b"mine"
     assert first.returncode == errors.TRY_AGAIN_STATUS, first.stderr
     assert re.search("error: gs://bucket/parts/packed_rows-.* cannot be reached: gone", first.stderr)
     again = prepare(100, "gs://bucket/parts")
     assert again.returncode == 0, again.stderr
+    assert "other text or settings" not in again.stdout
     assert "going on with gs://bucket/parts: 2 of 4 ranges are finished" in again.stdout
     expected = prepare(0, tmp_path / "rows")
     assert expected.returncode == 0, expected.stderr
