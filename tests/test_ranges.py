@@ -1,7 +1,9 @@
 """Preparation by ranges: where a text is cut, and that nothing depends on who prepares a range, when, or how often."""
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import gzip
 import json
 import os
@@ -10,6 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pyarrow
@@ -95,7 +99,7 @@ def test_a_byte_order_mark_and_a_long_line_are_no_place_to_cut(tmp_path):
 def test_what_has_no_place_to_cut_is_one_range(tmp_path):
     lines = texts(600)
     (tmp_path / "a.txt").write_text("\n".join(lines))
-    (tmp_path / "b.json").write_text(json.dumps([{"text": line} for line in lines]))
+    (tmp_path / "b.json").write_text("\ufeff" + json.dumps([{"text": line} for line in lines], indent=1))
     (tmp_path / "c.txt").write_text("\n".join(lines), encoding="utf-16")
     (tmp_path / "d.txt").write_text("\r".join(lines))
     (tmp_path / "e.csv").write_text("text\n" + "\n".join(lines))
@@ -106,6 +110,34 @@ def test_what_has_no_place_to_cut_is_one_range(tmp_path):
         (one,) = ranges.plan(corpus.find_sources([str(path)]), documents)
         assert one.parts[0].source.span is None, path
         assert one.size > 20_000
+
+
+def test_a_text_of_another_encoding_is_read_as_that(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\n".join(f"café {line}" for line in texts()).encode("latin-1"))
+    data = helpers.data(
+        input=str(tmp_path / "a.txt"), documents="line", encoding="latin-1", tokenizer_type="bpe", heldout_share=0.1
+    )
+    made(data, tmp_path / "rows")
+    assert read_metadata(tmp_path / "rows").replaced_bytes == 0
+    assert len(ranges.plan(corpus.find_sources([data.input]), "line", "utf8")) > 3
+
+
+@pytest.mark.parametrize("window", [3, 7, 1000])
+def test_a_cut_is_behind_all_blank_lines_wherever_a_window_ends(tmp_path, monkeypatch, window):
+    monkeypatch.setattr(ranges, "_WINDOW", window)
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n  three \n \t\r\n\n\n  four\n\nfive\n\n \n")
+    content = path.read_bytes()
+
+    def after(at, blank_line):
+        with path.open("rb") as file:
+            file.seek(at)
+            return ranges._after_break(file, at, blank_line)
+
+    assert {after(at, True) for at in range(content.index(b" \n") + 2)} == {content.index(b"  four")}
+    assert after(content.index(b"four"), True) == content.index(b"five")
+    assert after(content.index(b"five"), True) is None
+    assert after(0, False) == content.index(b"two")
 
 
 def test_small_files_share_ranges(tmp_path):
@@ -320,18 +352,78 @@ def test_a_file_that_changes_while_ranges_are_prepared_is_named(data, tmp_path, 
     lines = []
     with pytest.raises(UserError, match=r"b.parquet changed while it was read; prepare again when nothing writes to"):
         prepare.prepare(data, 300, tmp_path / "rows", lines.append, processes=1)
-    assert lines[-1].startswith("what is finished stays in")
+    assert lines[-1].endswith("the same command goes on with it, unless the text has changed")
 
 
-def die(number):
+def large(number, how):
+    """A result that fills a pipe many times; the third is the last."""
+    if number == 3 and how == "raises":
+        raise UserError("text/a.jsonl: line 7")
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return number
+    if number == 4 and how == "dies in mid-send":
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return bytes(50_000_000 if number == 4 else 500_000)
 
 
-def test_a_worker_that_dies_is_one_message():
-    with pytest.raises(TryAgainError, match=r"one of 2 worker processes died.*\(--workers\) take less, and the same"):
-        list(workers.on_cores(die, range(8), 2))
+def test_a_worker_that_fails_or_dies_is_one_message():
+    with pytest.raises(UserError, match=r"^text/a.jsonl: line 7$"):
+        list(workers.on_cores(functools.partial(large, how="raises"), range(8), 2))
+    with pytest.raises(TryAgainError, match=r"one of 2 worker processes died.*\(--workers\) take less$"):
+        list(workers.on_cores(functools.partial(large, how="dies"), range(8), 2))
+    results = workers.on_cores(functools.partial(large, how="dies in mid-send"), [4, 5], 2)
+    next(results)
+    time.sleep(1)  # the other one's result is on its way, and nobody takes it
+    with contextlib.suppress(TryAgainError):
+        list(results)
+
+
+def test_enough_is_held_out_of_a_text_with_a_weight(tmp_path):
+    write_json(tmp_path / "a.jsonl", texts(400))
+    for weight in ("", ":2", ":3"):
+        data = helpers.data(input=f"{tmp_path}/a.jsonl{weight}", tokenizer_type="bpe", heldout_share=0.0)
+        made(data, tmp_path / f"rows{weight}")
+        assert 64 <= read_metadata(tmp_path / f"rows{weight}").heldout_rows < 90
+    with pytest.raises(UserError, match=r"400 documents, of which the weight of the input takes none; give more"):
+        made(dataclasses.replace(data, input=f"{tmp_path}/a.jsonl:0.00001"), tmp_path / "none")
+
+
+def test_documents_that_are_not_taken_have_no_copies(tmp_path):
+    """Half of the documents are distinct ones, and half of them are there twice."""
+    lines = [f"the words of document {i}" for i in range(3000)]
+    write_json(tmp_path / "a.jsonl", lines)
+    write_json(tmp_path / "b.jsonl", lines[:1500])
+    found = {}
+    for name, weight in (("a", ":0.5"), ("[ab]", ":0.5"), ("[ab]", "")):
+        data = helpers.data(input=f"{tmp_path}/{name}.jsonl{weight}", tokenizer_type="bpe", drop_copies=True)
+        made(data, tmp_path / f"rows{len(found)}")
+        found[name + weight] = read_metadata(tmp_path / f"rows{len(found)}")
+    assert found["a:0.5"].documents == found["[ab]:0.5"].documents
+    assert [sum(source["copies"] for source in one.by_source) for one in found.values()][::2] == [0, 1500]
+    assert 600 < found["[ab]:0.5"].by_source[1]["copies"] < 900
+
+
+def test_what_a_machine_without_power_left_is_prepared_again(data, tmp_path):
+    made(data, tmp_path / "expected")
+    out, work = tmp_path / "rows", tmp_path / "rows.incomplete"
+    assert killed(data, out, 6).returncode == -9
+    (work / range_rows.counts_name(0)).write_bytes(b"")
+    (work / range_rows.counts_name(1)).write_bytes((work / range_rows.counts_name(1)).read_bytes()[:300])
+    os.truncate(next(work.glob("*train*-00002-of*")), 1000)
+    next(work.glob("*train*-00003-of*")).unlink()
+    lines = made(data, out)
+    assert any(line.startswith(f"going on with {work}: 2 of ") for line in lines)
+    assert contents(out) == contents(tmp_path / "expected")
+    # Killed after the tokenizer and before the plan.
+    before = os.umask(0o027)
+    work.mkdir()
+    (out / "tokenizer.model").rename(work / "tokenizer.model")
+    shutil.rmtree(out)
+    made(data, out)
+    os.umask(before)
+    assert contents(out) == contents(tmp_path / "expected")
+    assert out.stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in out.glob("*.json")} == {0o640}
 
 
 def test_a_large_text_is_looked_at_in_part(data, tmp_path, monkeypatch):

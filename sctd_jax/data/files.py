@@ -84,7 +84,7 @@ def split(text: str) -> tuple[str, ...]:
     parts, inputs = text.split(","), []
     while parts:
         joined = [",".join(parts[:count]).strip() for count in range(min(len(parts), 9), 0, -1)]
-        taken = next((name for name in joined[:-1] if os.path.exists(name)), joined[-1])
+        taken = next((name for name in joined[:-1] if os.path.exists(re.sub(r":[\d.]+$", "", name))), joined[-1])
         inputs += [taken] if taken else []
         del parts[: len(joined) - joined.index(taken)]
     return tuple(inputs)

@@ -16,7 +16,7 @@ from etils import epath
 from sctd_jax import storage
 from sctd_jax.config import DataConfig
 from sctd_jax.data import byte_bpe_trainer, corpus, files, ranges, sentencepiece_trainer, survey, tokenizer, unknown
-from sctd_jax.data.range_rows import Job, own_files
+from sctd_jax.data.range_rows import UNFINISHED, Job, own_files
 from sctd_jax.errors import UserError
 
 FILE = "plan.json"
@@ -25,7 +25,9 @@ _VERSION = 1  # of what is written for a range
 _LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
 _LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
 
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]]  # `workers.on_cores` with its number
+Run = Callable[
+    [Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]
+]  # `workers.on_cores` with the number of workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +49,19 @@ def read(work: epath.Path, data: DataConfig, identity: str, log: Callable[[str],
       log: receives a line about a removal.
     """
     if not storage.exists(work / FILE):
-        if not storage.is_remote(work) and work.exists() and any(work.iterdir()):
+        if not storage.is_remote(work) and work.exists() and set(work.iterdir()) - set(own_files(work)):
             raise UserError(f"{work} exists, and is no interrupted preparation; remove it")
         return None
     found = storage.read_json(work / FILE, advice="remove the folder")
     if found.get("identity") != _identity(identity):
         log(f"note: {work} is of an interrupted preparation of other text or settings; it is removed")
         if storage.is_remote(work):  # which may hold more than the preparation's
-            storage.remove_files([*own_files(work), work / FILE])
+            storage.remove_files(own_files(work))
+            storage.remove_files([work / FILE])  # last: without it the others would be nobody's
         else:
             storage.remove(work)
         return None
-    job = Job(data, os.fspath(work), *(found[name] for name in _OF_THE_JOB))
+    job = Job(data=data, folder=os.fspath(work), identity=identity, **{name: found[name] for name in _OF_THE_JOB})
     return Plan(job, found["copies"], told=False)
 
 
@@ -71,7 +74,7 @@ def make(
     data: DataConfig,
     vocab_size: int,
     sources: list[corpus.Source],
-    text: list[ranges.Range],
+    spans: list[ranges.Range],
     identity: str,
     log: Callable[[str], None],
     run: Run,
@@ -83,16 +86,16 @@ def make(
       data: its settings.
       vocab_size: V of a tokenizer that is trained.
       sources: sources of the text.
-      text: their ranges.
+      spans: its ranges.
       identity: `prepare.identity` of text and settings.
       log: receives lines for the person at the terminal.
       run: runs a function on each range.
     """
     log(f"reading {len(sources)} source{'s' * (len(sources) != 1)}")
     sample_bytes = survey.LOOK_BYTES if data.tokenizer else survey.TRAINING_BYTES
-    take = functools.partial(survey.take, data=data, sample_bytes=sample_bytes, count=len(text))
-    by_number = {one.number: found for one, found in run(take, text)}
-    found = [by_number[one.number] for one in text]
+    take = functools.partial(survey.take, data=data, sample_bytes=sample_bytes, count=len(spans))
+    by_number = {one.number: found for one, found in run(take, spans)}
+    found = [by_number[one.number] for one in spans]
     look = survey.together(found, data, sample_bytes)
     copies = survey.copies(found)
     copied = sum(map(len, copies.values()))
@@ -101,8 +104,8 @@ def make(
     if look.whole:
         tell_of_text(sources, look.counts, copied, look.nul, data, log)
     else:
-        read_chars, size = look.total.characters / 1e6, sum(one.size for one in text) / 1e6
-        log(f"looked at {read_chars:,.0f} M characters of about {size:,.0f} MB in {len(text):,} ranges")
+        read_chars, size = look.total.characters / 1e6, sum(one.size for one in spans) / 1e6
+        log(f"looked at {read_chars:,.0f} M characters of about {size:,.0f} MB in {len(spans):,} ranges")
         _check_encoding(sources, look.counts, data, lambda line: None)
     survey.check_split(look, data, sources, copied, survey.least_threshold(look, data))
     work.mkdir(parents=True, exist_ok=True)
@@ -111,12 +114,15 @@ def make(
     threshold = survey.threshold(look, data, tok)
     survey.check_split(look, data, sources, copied, threshold)
     digest = tokenizer.digest(tokenizer.find(work))
-    job = Job(data, os.fspath(work), digest, len(tok.pieces), len(text), threshold)
+    job = Job(data, os.fspath(work), digest, len(tok.pieces), len(spans), threshold, identity)
     plan = Plan(job, copies, told=look.whole)
     content = {name: getattr(job, name) for name in _OF_THE_JOB}
     content |= {"identity": _identity(identity), "copies": plan.copies}
+    begun = work / (FILE if storage.is_remote(work) else f"{UNFINISHED}{FILE}")
     with storage.reaching(work):
-        (work / FILE).write_text(json.dumps(content))
+        begun.write_text(json.dumps(content))
+        if begun.name != FILE:
+            begun.replace(work / FILE)
     return plan
 
 

@@ -170,19 +170,19 @@ def prepare(
         check_new()  # it may have been finished since the first look
         work = out if in_bucket else out.with_name(f"{out.name}.incomplete")
         fingerprints = [corpus.fingerprint(source) for source in sources]
-        name, text = identity(data, vocab_size, sources), ranges.plan(sources, data.documents)
-        begun = plans.read(work, data, name, log)
+        identity_, spans = identity(data, vocab_size, sources), ranges.plan(sources, data.documents, data.encoding)
+        begun = plans.read(work, data, identity_, log)
         try:
-            plan = begun or plans.make(work, data, vocab_size, sources, text, name, log, run)
+            plan = begun or plans.make(work, data, vocab_size, sources, spans, identity_, log, run)
             tasks = [
                 range_rows.Task(
                     one, tuple(fingerprints[part.file] for part in one.parts),
                     {i: plan.copies[name] for i, part in enumerate(one.parts)
                      if (name := survey.part_name(part)) in plan.copies},
                 )
-                for one in text
+                for one in spans
             ]  # fmt: skip
-            total = range_rows.nothing(plan.job, sources)
+            total = range_rows.empty_total(plan.job, sources)
             _run_tasks(work, plan.job, tasks, total, log, run, in_this_process=not ray)
             metadata = _finish(work, plan, vocab_size, sources, fingerprints, total, log)
             check_held()
@@ -207,7 +207,7 @@ def _leave(work: epath.Path, log: Callable[[str], None]) -> None:
     if storage.is_remote(work) or not work.exists():
         return
     if any(work.glob(range_rows.COUNTS)):
-        log(f"what is finished stays in {work}; the same command goes on with it")
+        log(f"what is finished stays in {work}; the same command goes on with it, unless the text has changed")
     else:
         storage.remove(work)
 
@@ -223,7 +223,7 @@ def _run_tasks(
 ) -> None:
     """Prepare the ranges that are not finished; what each holds is added to `total`."""
     done = set()
-    for finished, counted in range_rows.finished(work, len(tasks)):
+    for finished, counted in range_rows.finished(job):
         total.add(finished, counted)
         done.add(finished)
     if done:
@@ -308,7 +308,8 @@ def _finish(
         if storage.is_remote(work):
             storage.upload(Path(name), work, last=METADATA_FILE)
         else:
-            shutil.copytree(name, work, dirs_exist_ok=True)
+            for path in Path(name).iterdir():
+                shutil.copyfile(path, work / path.name)  # with the permissions that the user gives files
     return metadata
 
 

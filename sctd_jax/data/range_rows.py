@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ class Job:
     vocab_size: int  # V of it
     count: int  # of ranges
     heldout_up_to: float  # highest draw of a document that is held out
+    identity: str  # of the text and the settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Counted:
     words: dict[int, int]
     letters: dict[int, unknown.Letters]
     nul: int
+    sizes: dict[str, int]  # bytes of the shards, by split
 
 
 @dataclasses.dataclass
@@ -102,7 +105,7 @@ class Total:
         self.nul += counted.nul
 
 
-def nothing(job: Job, sources: list[corpus.Source]) -> Total:
+def empty_total(job: Job, sources: list[corpus.Source]) -> Total:
     """The total before a range is added."""
     return Total(
         rows={split: [0] * job.count for split in SPLITS},
@@ -118,7 +121,7 @@ UNFINISHED = ".range-"  # beginning of the names of folders in which ranges are 
 
 
 def counts_name(number: int) -> str:
-    """Name of a range's one."""
+    """Name of the counts file of a range."""
     return COUNTS.replace("*", f"{number:05d}")
 
 
@@ -159,7 +162,7 @@ def prepare(job: Job, task: Task, advance: Callable[[int], object] = lambda char
                 words[index] += piece.words
                 letters[index].total += piece.letters
                 letters[index].add(odd)
-                nul += piece.nul
+                nul += piece.nul * (numbers.repeat == 0)
                 packers[HELD_OUT if piece.draw <= job.heldout_up_to else TRAIN].add(ids, piece.document)
                 advance(len(piece.text))
             for split, packer in packers.items():
@@ -176,13 +179,16 @@ def prepare(job: Job, task: Task, advance: Callable[[int], object] = lambda char
             documents={split: packer.documents for split, packer in packers.items()},
             digests=digests, frequencies=frequencies, text=text, copies=dict(copies) if numbers.repeat == 0 else {},
             tokens=dict(tokens), words=dict(words), letters=letters, nul=nul,
+            sizes={split: path.stat().st_size for split, path in paths.items()},
         )  # fmt: skip
         paths["counts"] = Path(name, counts_name(numbers.number))
-        paths["counts"].write_bytes(_packed(counted))
+        paths["counts"].write_bytes(_packed(counted, job.identity))
         for path in paths.values():  # the counts last: they say that the range is finished
             if storage.is_remote(out):
                 storage.upload_file(path, out / path.name)
             else:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())  # a machine that loses power must not leave the name without the content
                 os.replace(path, out / path.name)
     return counted
 
@@ -214,15 +220,27 @@ def check_unchanged(task: Task) -> None:
             )
 
 
-def finished(folder: epath.Path, count: int) -> Iterator[tuple[int, Counted]]:
-    """(number, what it holds) of each range that is finished."""
+def finished(job: Job) -> Iterator[tuple[int, Counted]]:
+    """(number, what it holds) of each range that is finished: its shards are there and of the size that they had."""
+    folder, remote = storage.as_path(job.folder), storage.is_remote(job.folder)
+
+    def counted(number: int) -> Counted | None:
+        found = _unpacked((folder / counts_name(number)).read_bytes(), job.identity)
+        for split, size in found.sizes.items() if found else ():
+            shard = folder / shard_name(split, number, job.count)
+            if not remote and not (shard.exists() and shard.stat().length == size):
+                return None
+        return found
+
     with storage.reaching(folder):
         there = {path.name for path in folder.iterdir()}
-        numbers = [number for number in range(count) if counts_name(number) in there]
+        numbers = [number for number in range(job.count) if counts_name(number) in there]
         with ThreadPoolExecutor(storage.REQUESTS) as pool:
-            contents = pool.map(lambda number: (folder / counts_name(number)).read_bytes(), numbers)
-            for number, content in zip(numbers, contents, strict=True):
-                yield number, _unpacked(content)
+            for start in range(0, len(numbers), 8 * storage.REQUESTS):
+                some = numbers[start : start + 8 * storage.REQUESTS]
+                for number, found in zip(some, pool.map(counted, some), strict=True):
+                    if found:
+                        yield number, found
 
 
 def check_there(job: Job) -> None:
@@ -245,8 +263,9 @@ def own_files(folder: epath.Path) -> list[epath.Path]:
         return [path for path in folder.iterdir() if any(fnmatch.fnmatch(path.name, one) for one in patterns)]
 
 
-def _packed(counted: Counted) -> bytes:
+def _packed(counted: Counted, identity: str) -> bytes:
     fields = vars(counted) | {
+        "identity": identity,
         "text": {index: vars(here) for index, here in counted.text.items()},
         "letters": {index: vars(here) for index, here in counted.letters.items()},
     }
@@ -257,10 +276,16 @@ def _packed(counted: Counted) -> bytes:
     return file.getvalue()
 
 
-def _unpacked(content: bytes) -> Counted:
-    with np.load(io.BytesIO(content)) as file:
-        fields: dict[str, Any] = json.loads(str(file["fields"]))
-        frequencies = {split: file[split] for split in SPLITS}
+def _unpacked(content: bytes, identity: str) -> Counted | None:
+    """What a counts file holds; None if it is damaged, or of other text or settings."""
+    try:
+        with np.load(io.BytesIO(content)) as file:
+            fields: dict[str, Any] = json.loads(str(file["fields"]))
+            frequencies = {split: file[split] for split in SPLITS}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    if fields.pop("identity", None) != identity:
+        return None
 
     def by_index(name: str, make: Callable[[Any], Any]) -> dict[int, Any]:
         return {int(index): make(value) for index, value in fields[name].items()}

@@ -3,6 +3,7 @@
 Whatever is done with one range is done with it alone, so that ranges may be prepared anywhere, in any order, and twice.
 """
 
+import codecs
 import dataclasses
 import itertools
 import json
@@ -10,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from sctd_jax.data import corpus, decoding, files, hub_datasets
 from sctd_jax.data.decoding import END
@@ -18,8 +19,8 @@ from sctd_jax.data.decoding import END
 BYTES = 64 << 20
 _UNPACKED = 4  # bytes of text in a byte of a compressed file, or of Parquet, about
 _WINDOW = 1 << 20
-# What stands before a cut: the end of a line, or of the blank lines between two paragraphs.
-_LINE_END, _BLANK_LINES = re.compile(rb"\n"), re.compile(rb"\n\s*\n(?=[^\S\n]*\S)")
+# An end of a line with the white space after it; it takes all of that, so that no long run is tried twice.
+_LINE_END = re.compile(rb"\n\s*+")
 
 
 class Part(NamedTuple):
@@ -43,16 +44,17 @@ class Range(NamedTuple):
         return str(self.number)
 
 
-def plan(sources: Iterable[corpus.Source], documents: str) -> list[Range]:
+def plan(sources: Iterable[corpus.Source], documents: str, encoding: str = "") -> list[Range]:
     """The ranges of a text, in its order; those of sources with more than one epoch come again after all others.
 
     A file of UTF-8 whose documents are lines or paragraphs is cut between two of them; Parquet, Arrow and TFDS datasets
     by their row groups, record batches and records. What is compressed, CSV, WARC and other encodings are not cut.
     """
+    is_utf8 = codecs.lookup(encoding or "utf-8").name == "utf-8"
     once: list[list[tuple[Part, int]]] = []
     room = 0
     for index, source in enumerate(sources):
-        for part, size in _cut(source, documents):
+        for part, size in _cut(source, documents, is_utf8):
             if room <= 0:
                 once.append([])
                 room = BYTES
@@ -72,10 +74,10 @@ def plan(sources: Iterable[corpus.Source], documents: str) -> list[Range]:
     return ranges
 
 
-def _cut(source: corpus.Source, documents: str) -> Iterator[tuple[corpus.Source, int]]:
+def _cut(source: corpus.Source, documents: str, is_utf8: bool) -> Iterator[tuple[corpus.Source, int]]:
     """Spans of a source and their sizes in bytes of text."""
     if hub_datasets.is_one(source.path):
-        yield source, BYTES  # nothing tells
+        yield source, BYTES  # the hub does not tell its size
         return
     if source.split:
         yield from _evenly(source, *_records_of_tfds(source))
@@ -100,13 +102,14 @@ def _cut(source: corpus.Source, documents: str) -> Iterator[tuple[corpus.Source,
             is_file = file.read(6) == b"ARROW1"
             count = pyarrow.ipc.open_file(file).num_record_batches if is_file else 1
         yield from _evenly(source, count, size)
-    elif (kind == "json" or (kind == "text" and documents != "file")) and decoding.can_be_cut(source.path):
+    elif is_utf8 and (kind == "json" or (kind == "text" and documents != "file")) and decoding.can_be_cut(source.path):
         with decoding.raw(source.path) as file:
-            is_array = kind == "json" and file.read(_WINDOW).lstrip().startswith(b"[")
+            head = file.read(_WINDOW).removeprefix(codecs.BOM_UTF8)
+        is_array = kind == "json" and head.lstrip().startswith(b"[")
         if is_array:
             yield source, size
         else:
-            yield from _between(source, size, _BLANK_LINES if kind + documents == "textparagraph" else _LINE_END)
+            yield from _between(source, size, blank_line=kind == "text" and documents == "paragraph")
     else:
         yield source, size
 
@@ -122,22 +125,32 @@ def _evenly(source: corpus.Source, count: int, size: int) -> Iterator[tuple[corp
         yield dataclasses.replace(source, span=(begin, end)), size // spans
 
 
-def _between(source: corpus.Source, size: int, before: re.Pattern[bytes]) -> Iterator[tuple[corpus.Source, int]]:
-    """Spans of bytes, each cut at the first place after a multiple of BYTES that comes after a match of `before`."""
+def _between(source: corpus.Source, size: int, blank_line: bool) -> Iterator[tuple[corpus.Source, int]]:
+    """Spans of bytes, each cut at the first end of a line, or of blank lines, after a multiple of BYTES."""
     begin = 0
     with decoding.raw(source.path) as file:
         while size - begin >= 2 * BYTES:
             file.seek(begin + BYTES)
-            seen, match = b"", None
-            while match is None and (more := file.read(_WINDOW)):
-                seen += more
-                match = before.search(seen)
-            if match is None:
+            end = _after_break(file, begin + BYTES, blank_line)
+            if end is None:
                 break
-            end = begin + BYTES + match.end()
             yield dataclasses.replace(source, span=(begin, end)), end - begin
             begin = end
     yield dataclasses.replace(source, span=(begin, END)), size - begin
+
+
+def _after_break(file: BinaryIO, at: int, blank_line: bool) -> int | None:
+    """Place of the first line that follows an end of a line, or a blank one, from `at` on, where the file stands."""
+    seen = b""
+    while more := file.read(_WINDOW):
+        seen += more
+        for match in _LINE_END.finditer(seen):
+            # White space that goes on in the next window is looked at with that.
+            if match.end() < len(seen) and (not blank_line or match[0].count(b"\n") > 1):
+                return at + match.start() + match[0].rindex(b"\n") + 1
+        rest = seen[len(seen.rstrip()) :]
+        at, seen = at + len(seen) - len(rest), rest
+    return None
 
 
 def _records_of_tfds(source: corpus.Source) -> tuple[int, int]:

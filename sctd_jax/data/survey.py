@@ -1,8 +1,8 @@
 """The look at a text before its rows are made: counts, a sample, copies, and how much must be held out.
 
 Each range is looked at alone, up to a share of `LOOK` characters, and what was found is put together. So a text of up
-to that size is read whole, twice in all, and of a larger one the beginning of each range (all of it, where copies of
-documents are to be found).
+to that size is read twice, here and for its rows, and of a larger one the beginning of each range; all of it, where
+copies of documents are to be found.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ TRAINING_BYTES = 40 << 20  # sample that a tokenizer is trained on: under 1 GB o
 LOOK_BYTES = 1 << 20  # sample that shows whether a tokenizer fits
 _CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must hold
 _DRAWN_LETTERS = 1 << 16  # of a document, that its draw depends on
-# How much more than its even share of the whole's budget a range keeps, so that the whole's is filled by the lowest.
+# Ranges keep so many times their even share, because the lowest draws are not spread evenly over them.
 _MORE_SAMPLE, _MORE_CANDIDATES = 4, 64
 
 
@@ -56,7 +56,9 @@ class Survey:
     lowest: float = 1.0  # draw of all documents
     highest: float = 0.0
     nul: int = 0
-    digests: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # u64[documents] by part, to find copies
+    taken: int = 0  # documents that are in the rows, copies included
+    # (u64 digest, bool taken)[documents] by part, to find copies.
+    digests: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def total(self) -> corpus.SourceCounts:
@@ -130,7 +132,7 @@ def take(range_: ranges.Range, data: DataConfig, sample_bytes: int, count: int) 
     enough = (MIN_HELDOUT_ROWS + 1) * data.seq_len * _CHARS_PER_TOKEN
     sample = _LowestDraws(min(sample_bytes, _MORE_SAMPLE * sample_bytes // count))
     candidates = _LowestDraws(min(enough, _MORE_CANDIDATES * enough // count))
-    digests: list[list[bytes]] = [[] for _ in range_.parts]
+    digests: list[list[tuple[int, bool]]] = [[] for _ in range_.parts]
     document, draw, size, read_chars = -1, 0.0, 0, 0
     seen: set[float] = set()  # draws, where copies are left out
     part, taken, digest = 0, False, hashlib.blake2b(digest_size=8)
@@ -138,10 +140,10 @@ def take(range_: ranges.Range, data: DataConfig, sample_bytes: int, count: int) 
 
     def end_document() -> None:
         if document >= 0 and data.drop_copies:
-            if not taken:
-                digest.update(b"%d" % document)  # no copy of it is one
-            digests[part].append(digest.digest())
-        if document >= 0 and taken and not (data.drop_copies and draw in seen):
+            digests[part].append((int.from_bytes(digest.digest(), "big"), taken))
+        found.taken += document >= 0 and taken and range_.repeat == 0
+        # Held-out documents are in the rows once.
+        if document >= 0 and taken and range_.repeat == 0 and not (data.drop_copies and draw in seen):
             if data.drop_copies:
                 seen.add(draw)
             candidates.offer(draw, size, "".join(beginning))
@@ -160,7 +162,7 @@ def take(range_: ranges.Range, data: DataConfig, sample_bytes: int, count: int) 
             found.whole = False
             break
         read_chars += len(piece.text)
-        found.nul += piece.nul
+        found.nul += piece.nul * (range_.repeat == 0)
         if data.drop_copies:
             digest.update("".join(piece.text.split()).encode("utf-8", "replace"))
         if not taken:
@@ -178,7 +180,8 @@ def take(range_: ranges.Range, data: DataConfig, sample_bytes: int, count: int) 
     found.sample, found.candidates, found.all_sampled = sample.sorted(), candidates.sorted(), sample.limit == 1.0
     if data.drop_copies and range_.repeat == 0:
         names = (part_name(part) for part in range_.parts)
-        found.digests = {name: np.frombuffer(b"".join(here), ">u8") for name, here in zip(names, digests, strict=True)}
+        kind = np.dtype([("digest", np.uint64), ("taken", bool)])
+        found.digests = {name: np.array(here, kind) for name, here in zip(names, digests, strict=True)}
     return found
 
 
@@ -210,6 +213,7 @@ def together(found: Iterable[Survey], data: DataConfig, sample_bytes: int) -> Su
             max(everything.highest, here.highest),
         )
         everything.nul += here.nul
+        everything.taken += here.taken
     everything.all_sampled &= sample.limit == 1.0
     everything.sample, everything.candidates = sample.sorted(), candidates.sorted()
     return everything
@@ -223,12 +227,16 @@ def part_name(part: ranges.Part) -> str:
 def copies(found: Sequence[Survey]) -> dict[str, list[int]]:
     """Documents that are copies of ones before: their numbers within their part, by its name."""
     by_part = {name: digests for here in found for name, digests in here.digests.items()}
-    digests = np.concatenate([np.zeros(0, ">u8"), *by_part.values()])
+    if not by_part:
+        return {}
+    documents = np.concatenate(list(by_part.values()))
+    taken = np.flatnonzero(documents["taken"])  # one that is not leaves its copies in
+    digests = documents["digest"][taken]
     order = np.argsort(digests, kind="stable")
-    is_copy = np.zeros(len(digests), bool)
-    is_copy[order[1:]] = digests[order[1:]] == digests[order[:-1]]
+    is_copy = np.zeros(len(documents), bool)
+    is_copy[taken[order[1:]]] = digests[order[1:]] == digests[order[:-1]]
     ends = np.cumsum([len(here) for here in by_part.values()])
-    pieces = zip(by_part, np.split(is_copy, ends[:-1]), strict=True) if by_part else ()
+    pieces = zip(by_part, np.split(is_copy, ends[:-1]), strict=True)
     return {name: np.flatnonzero(here).tolist() for name, here in pieces if here.any()}
 
 
@@ -262,8 +270,10 @@ def check_split(look: Survey, data: DataConfig, sources: Sequence[corpus.Source]
     """Refuse a text all of whose documents would be held out, as none draws more than the threshold found."""
     if found < look.highest or not look.whole:
         return
-    number, cure = look.total.documents - copied, f"give more text{more_documents(data.documents)}"
-    if number == 1:
+    number, cure = look.taken - copied, f"give more text{more_documents(data.documents)}"
+    if not look.taken:
+        said = f"{look.total.documents:,} documents, of which the weight of the input takes none"
+    elif number == 1:
         said = "one document, and documents are held out whole: none is left to train on"
     elif look.lowest == look.highest:
         said, cure = f"{number:,} copies of one document, of which none may be held out alone", "give other text"

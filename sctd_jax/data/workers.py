@@ -1,8 +1,8 @@
 """Work on items in processes of this machine."""
 
 import collections
-import concurrent.futures
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -13,7 +13,6 @@ from typing import Any
 from sctd_jax.errors import TryAgainError
 
 _LOOK = 2.0  # seconds between looks whether the parent lives
-_AHEAD = 2  # items that wait for each process
 
 
 def cores() -> int:
@@ -31,33 +30,51 @@ def on_cores(function: Callable[[Any], Any], items: Sequence[Any], workers: int)
         for item in items:
             yield item, function(item)
         return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _begin, (os.getpid(), max(1, cores() // workers))
-    )
-    left = collections.deque(items)
-    running: dict[concurrent.futures.Future, Any] = {}
+    # A pipe for each, unlike the pools of the library: the death of a worker is the end of its pipe, also in mid-send.
+    context, left = multiprocessing.get_context("spawn"), collections.deque(items)
+    running: dict[Any, tuple[Any, multiprocessing.process.BaseProcess]] = {}  # by connection, with the item
     try:
-        while left or running:
-            while left and len(running) < _AHEAD * workers:
+        # Signals of the terminal are the parent's; what comes meanwhile comes afterwards.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for _ in range(workers):
+                here, there = context.Pipe()
+                arguments = (there, function, os.getpid(), max(1, cores() // workers))
+                process = context.Process(target=_work, args=arguments, daemon=True)
+                process.start()
+                there.close()
                 item = left.popleft()
-                running[pool.submit(function, item)] = item
-            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in done:
-                yield running.pop(future), future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise TryAgainError(
-            f"one of {workers} worker processes died, maybe of too little memory: fewer of them (--workers) take less, "
-            "and the same command goes on with what is missing"
-        ) from error
+                running[here] = item, process
+                here.send(item)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        while busy := [connection for connection, (item, _) in running.items() if item is not None]:
+            for ready in multiprocessing.connection.wait(busy):
+                connection: Any = ready
+                item, process = running[connection]
+                try:
+                    result, error = connection.recv()
+                    if error is None and left:
+                        connection.send(left[0])
+                except (EOFError, OSError) as broken:
+                    raise TryAgainError(
+                        f"one of {workers} worker processes died, maybe of too little memory: fewer of them "
+                        "(--workers) take less"
+                    ) from broken
+                if error is not None:
+                    raise error
+                running[connection] = (left.popleft() if left else None), process
+                yield item, result
     finally:
-        for process in (pool._processes or {}).values():  # a public way to end them comes with Python 3.14
+        for connection, (_, process) in running.items():
             process.terminate()
-        pool.shutdown(cancel_futures=True)
+            connection.close()
+        for _, process in running.values():
+            process.join()
 
 
-def _begin(parent: int, threads: int) -> None:
-    """Begin a process: it leaves signals of the terminal to its parent, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _work(connection: Any, function: Callable[[Any], Any], parent: int, threads: int) -> None:
+    """Answer each item with (result, None) or (None, exception), as long as the parent lives."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["RAYON_NUM_THREADS"] = str(threads)
 
@@ -67,3 +84,13 @@ def _begin(parent: int, threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = function(item), None
+        except Exception as error:
+            answer = None, error
+        connection.send(answer)
