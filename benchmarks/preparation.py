@@ -95,7 +95,7 @@ def main() -> None:
             described.mkdir()
             write_description(described, _SEQ_LEN, {split: [30_000] * shards for split in (TRAIN, HELD_OUT)})
             description = sum(path.stat().st_size for path in described.iterdir())
-            # As many ranges at a time as there are cores; the last may be alone.
+            # Ranges run as many at a time as there are cores; the last may be alone.
             waits = (hours / shards * -(-shards // n) for n in _CORES)
             each = (f"{wait:.1f} h" if wait >= 0.1 else f"{wait * 3600:,.0f} s" for wait in waits)
             cells = (*each, f"2 x {shards:,}", f"{amount * stored / 1e9:,.1f} GB", f"{description / 1e3:,.0f} kB")

@@ -21,7 +21,7 @@ from sctd_jax.errors import TryAgainError, UserError, printable
 
 _OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 ORIGIN_FILE = "origin.json"  # file of a partial copy: the folder, and the bytes of each file that is there alone
-REQUESTS = 32  # at a time, to a bucket
+REQUESTS = 32  # number of requests at a time to a bucket
 _REMOTE = "gs://"  # the scheme that Orbax, TensorStore, epath and fsspec all reach
 
 

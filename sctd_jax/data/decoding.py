@@ -27,7 +27,7 @@ _ARROW = (
     "python -c 'import sys, pyarrow.ipc as i, pyarrow.parquet as p; p.write_table(i.open_{}(sys.argv[1]).read_all(), "
     "sys.argv[2])' {{}} new.parquet"
 )
-Span = tuple[int, int] | None  # from, and up to: bytes, groups of rows, or records of a file; None is all of it
+Span = tuple[int, int] | None  # begin and end: bytes, groups of rows, or records of a file; None is all of it
 END = -1  # a span's end that is the file's
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 # Exceptions of reading a damaged or cut-off file.

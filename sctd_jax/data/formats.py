@@ -86,7 +86,7 @@ def _array_texts(path: str, field: str, encoding: str, replaced: Replaced, span:
 def csv_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
     """CSV with a line of names first; tabs separate the columns of .tsv."""
     delimiter = "\t" if ".tsv" in path.lower() else ","
-    csv.field_size_limit(_LONGEST_FIELD)  # of all readers of the process, of which several may be at work
+    csv.field_size_limit(_LONGEST_FIELD)  # the limit of all readers of the process, of which several may be at work
     try:
         with open_utf8(path, replaced, encoding) as file:
             lines = csv.reader((decode(line, replaced) for line in file), delimiter=delimiter, strict=True)

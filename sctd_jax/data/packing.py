@@ -15,7 +15,7 @@ class Packer:
 
     def __init__(self, seq_len: int, special: SpecialIds):
         self._seq_len, self._special = seq_len, special
-        self._parts: list[np.ndarray] = []  # of the stream that is in no row yet
+        self._parts: list[np.ndarray] = []  # parts of the stream that are in no row yet
         self._document, self.documents = -1, 0  # number of the current one, and how many there were
 
     def add(self, ids: np.ndarray, document: int) -> None:

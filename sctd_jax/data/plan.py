@@ -21,7 +21,7 @@ from sctd_jax.errors import UserError
 
 FILE = "plan.json"
 _OF_THE_JOB = ("tokenizer_sha256", "vocab_size", "count", "heldout_up_to")
-_VERSION = 1  # of what is written for a range
+_VERSION = 1  # version of what is written for a range
 _LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
 _LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
 
@@ -32,10 +32,10 @@ Run = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How the ranges of a text are prepared."""
+    """Preparation of the ranges of a text, as it is written down."""
 
     job: Job
-    copies: dict[str, list[int]]  # of `survey.copies`
+    copies: dict[str, list[int]]  # result of `survey.copies`
     told: bool  # the log has had what there is to say of the text
 
 
@@ -55,7 +55,7 @@ def read(work: epath.Path, data: DataConfig, identity: str, log: Callable[[str],
     found = storage.read_json(work / FILE, advice="remove the folder")
     if found.get("identity") != _identity(identity):
         log(f"note: {work} is of an interrupted preparation of other text or settings; it is removed")
-        if storage.is_remote(work):  # which may hold more than the preparation's
+        if storage.is_remote(work):  # the folder may hold more than the preparation's
             storage.remove_files(own_files(work))
             storage.remove_files([work / FILE])  # last: without it the others would be nobody's
         else:

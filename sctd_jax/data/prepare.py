@@ -140,7 +140,7 @@ def prepare(
       vocab_size: V.
       out: folder to write.
       log: receives lines for the person at the terminal.
-      processes: how many work on ranges at a time; 0 for one on each core.
+      processes: number of processes that work on ranges; 0 for one on each core.
       ray: address of a Ray cluster, or "auto", whose nodes do the work; they must reach the text and `out`.
     """
     in_bucket, started = storage.is_remote(out), time.monotonic()
@@ -187,7 +187,7 @@ def prepare(
             metadata = _finish(work, plan, vocab_size, sources, fingerprints, total, log)
             check_held()
             if not in_bucket:
-                for rest in work.glob(f"{range_rows.UNFINISHED}*"):  # of a worker that was killed
+                for rest in work.glob(f"{range_rows.UNFINISHED}*"):  # left by a worker that was killed
                     storage.remove(rest)
                 work.rename(out)
             storage.remove_files([*out.glob(range_rows.COUNTS), out / plans.FILE])
@@ -309,7 +309,7 @@ def _finish(
             storage.upload(Path(name), work, last=METADATA_FILE)
         else:
             for path in Path(name).iterdir():
-                shutil.copyfile(path, work / path.name)  # with the permissions that the user gives files
+                shutil.copyfile(path, work / path.name)  # gets the permissions that the user gives files
     return metadata
 
 

@@ -31,15 +31,15 @@ _AT_ONCE = 1 << 10  # rows
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What all ranges of a text have in common."""
+    """Settings that all ranges of a text have in common."""
 
     data: DataConfig
-    folder: str  # with the tokenizer; the shards are written there
+    folder: str  # holds the tokenizer; the shards are written there
     tokenizer_sha256: str
     vocab_size: int  # V of it
-    count: int  # of ranges
+    count: int  # number of ranges
     heldout_up_to: float  # highest draw of a document that is held out
-    identity: str  # of the text and the settings
+    identity: str  # identity of the text and the settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Task:
     """One range."""
 
     range: ranges.Range
-    fingerprints: tuple[str, ...]  # of its parts' sources, before anything was read
+    fingerprints: tuple[str, ...]  # taken of its parts' sources before anything was read
     copies: dict[int, list[int]]  # documents that are left out as copies, by part
 
     def __str__(self) -> str:
@@ -57,13 +57,13 @@ class Task:
 
 @dataclasses.dataclass
 class Counted:
-    """What a range has been counted to hold; sources by their index."""
+    """Counts of what a range holds; sources by their index."""
 
-    rows: dict[str, int]  # by split, as the next two
+    rows: dict[str, int]  # number by split, as in the next two
     documents: dict[str, int]
     digests: dict[str, str]
     frequencies: dict[str, np.ndarray]  # i64[V] of all tokens
-    text: dict[int, corpus.SourceCounts]  # of its text, where it is taken for the first time
+    text: dict[int, corpus.SourceCounts]  # counts of its text, where it is taken for the first time
     copies: dict[int, int]
     tokens: dict[int, int]
     words: dict[int, int]
@@ -74,14 +74,16 @@ class Counted:
 
 @dataclasses.dataclass
 class Total:
-    """What all ranges hold together; the lists have an entry for each range. Ranges are added in any order."""
+    """Counts of all ranges together; the lists have an entry for each. Ranges are added in any order."""
 
-    rows: dict[str, list[int]]  # by split
+    rows: dict[str, list[int]]  # numbers by split
     digests: dict[str, list[str]]
     frequencies: dict[str, np.ndarray]
-    letters: list[unknown.Letters]  # by source, in its order
-    documents: Counter[str] = dataclasses.field(default_factory=Counter)  # by split
-    text: dict[int, corpus.SourceCounts] = dataclasses.field(default_factory=dict)  # by source, as the next three
+    letters: list[unknown.Letters]  # letters of each source, in their order
+    documents: Counter[str] = dataclasses.field(default_factory=Counter)  # numbers by split
+    text: dict[int, corpus.SourceCounts] = dataclasses.field(
+        default_factory=dict
+    )  # counts by source, as in the next three
     copies: Counter[int] = dataclasses.field(default_factory=Counter)
     tokens: Counter[int] = dataclasses.field(default_factory=Counter)
     words: Counter[int] = dataclasses.field(default_factory=Counter)
@@ -195,7 +197,7 @@ def prepare(job: Job, task: Task, advance: Callable[[int], object] = lambda char
 
 def _chosen(pieces, job: Job, task: Task):
     """The pieces of documents that are taken: of their source's share, no copies, held out once at most."""
-    part, number, document = -1, -1, -1  # of the document within its part
+    part, number, document = -1, -1, -1  # number of the document within its part is the second
     for piece in pieces:
         if piece.part != part:
             part, number = piece.part, -1
@@ -277,7 +279,7 @@ def _packed(counted: Counted, identity: str) -> bytes:
 
 
 def _unpacked(content: bytes, identity: str) -> Counted | None:
-    """What a counts file holds; None if it is damaged, or of other text or settings."""
+    """Content of a counts file; None if it is damaged, or of other text or settings."""
     try:
         with np.load(io.BytesIO(content)) as file:
             fields: dict[str, Any] = json.loads(str(file["fields"]))

@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
     source: corpus.Source
     file: int  # its number among the sources
-    share: float  # of its documents that are taken
+    share: float  # share of its documents that is taken
 
 
 class Range(NamedTuple):

@@ -59,7 +59,7 @@ class Metadata:
     by_source: list[dict] = dataclasses.field(default_factory=list)  # counts, in the order of `sources`
     heldout_up_to: float = 0.0  # highest draw that is held out; 0: not recorded
     unigram_loss: float = 0.0  # `frequencies.cross_entropy` of the held-out rows; 0: not recorded
-    rows_digest: str = ""  # of all rows in their order; '': not recorded
+    rows_digest: str = ""  # digest of all rows in their order; '': not recorded
 
 
 class ShardWriter:

@@ -26,7 +26,7 @@ _LEAST_LOOK = 1 << 20  # and in each
 TRAINING_BYTES = 40 << 20  # sample that a tokenizer is trained on: under 1 GB of memory
 LOOK_BYTES = 1 << 20  # sample that shows whether a tokenizer fits
 _CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must hold
-_DRAWN_LETTERS = 1 << 16  # of a document, that its draw depends on
+_DRAWN_LETTERS = 1 << 16  # first letters of a document, which its draw depends on
 # Ranges keep so many times their even share, because the lowest draws are not spread evenly over them.
 _MORE_SAMPLE, _MORE_CANDIDATES = 4, 64
 
@@ -37,7 +37,7 @@ class Piece(NamedTuple):
     document: int  # number within its range
     text: str
     part: int  # number of its part of the range
-    draw: float  # of its document
+    draw: float  # draw of its document
     words: int
     letters: int  # characters that are no white space
     nul: int  # NUL characters that have become spaces
@@ -47,7 +47,9 @@ class Piece(NamedTuple):
 class Survey:
     """Findings in one range, or in all of them."""
 
-    counts: dict[int, corpus.SourceCounts] = dataclasses.field(default_factory=dict)  # by source, of what was read
+    counts: dict[int, corpus.SourceCounts] = dataclasses.field(
+        default_factory=dict
+    )  # counts of what was read, by source
     sample: list[tuple[float, int, Any]] = dataclasses.field(default_factory=list)  # (draw, bytes, (line, source))
     # (draw, characters, beginning) of the documents with the lowest draws
     candidates: list[tuple[float, int, str]] = dataclasses.field(default_factory=list)
@@ -92,7 +94,7 @@ def read(parts: Sequence[corpus.Source], data: DataConfig, counts: corpus.Counts
     cleaning = Cleaning(data.normal_form, data.longest_line, data.shortest_document)
     reading = {"text_field": data.text_field, "documents": data.documents, "encoding": data.encoding}
     held: list[Piece] = []
-    document, draw, beginning = -1, -1.0, ""  # of the document that is being read; its draw is not known at first
+    document, draw, beginning = -1, -1.0, ""  # state of the document that is being read; its draw is not known at first
 
     def drawn() -> Iterator[Piece]:
         nonlocal draw

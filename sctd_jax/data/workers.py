@@ -32,7 +32,7 @@ def on_cores(function: Callable[[Any], Any], items: Sequence[Any], workers: int)
         return
     # A pipe for each, unlike the pools of the library: the death of a worker is the end of its pipe, also in mid-send.
     context, left = multiprocessing.get_context("spawn"), collections.deque(items)
-    running: dict[Any, tuple[Any, multiprocessing.process.BaseProcess]] = {}  # by connection, with the item
+    running: dict[Any, tuple[Any, multiprocessing.process.BaseProcess]] = {}  # item and process by connection
     try:
         # Signals of the terminal are the parent's; what comes meanwhile comes afterwards.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
