@@ -25,9 +25,8 @@ _VERSION = 1  # version of what is written for a range
 _LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
 _LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
 
-Run = Callable[
-    [Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]
-]  # `workers.on_cores` with the number of workers
+# Shape of `workers.on_cores` with the number of workers, and of `cluster.on_ray` with an address.
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[Any, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)

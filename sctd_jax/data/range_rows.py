@@ -118,7 +118,6 @@ def empty_total(job: Job, sources: list[corpus.Source]) -> Total:
 
 
 COUNTS = "range-*.npz"  # files that say that a range is finished
-
 UNFINISHED = ".range-"  # beginning of the names of folders in which ranges are written
 
 
@@ -134,18 +133,18 @@ def _tokenizer(folder: str, digest: str) -> tokenizer.Tokenizer:
 
 def prepare(job: Job, task: Task, advance: Callable[[int], object] = lambda characters: None) -> Counted:
     """Write the shards of a range and then what they hold; `advance` is told of characters as they are tokenised."""
-    tok, data, numbers = _tokenizer(job.folder, job.tokenizer_sha256), job.data, task.range
+    tok, data, range_ = _tokenizer(job.folder, job.tokenizer_sha256), job.data, task.range
     check_unchanged(task)
     counts = corpus.Counts()
-    indices = [part.file for part in numbers.parts]
+    indices = [part.file for part in range_.parts]
     tokens, words, nul = Counter[int](), Counter[int](), 0
     letters = {index: unknown.Letters() for index in indices}
-    copies = Counter({numbers.parts[part].file: len(left_out) for part, left_out in task.copies.items()})
+    copies = Counter({range_.parts[part].file: len(left_out) for part, left_out in task.copies.items()})
     out = storage.as_path(job.folder)
     with tempfile.TemporaryDirectory(
         prefix=UNFINISHED, dir=None if storage.is_remote(out) else out, ignore_cleanup_errors=True
     ) as name:
-        paths = {split: Path(name, shard_name(split, numbers.number, job.count)) for split in SPLITS}
+        paths = {split: Path(name, shard_name(split, range_.number, job.count)) for split in SPLITS}
         writers = {split: ShardWriter(path, data.seq_len) for split, path in paths.items()}
         packers = {split: Packer(data.seq_len, tok.special) for split in SPLITS}
         frequencies = {split: np.zeros(len(tok.pieces), np.int64) for split in SPLITS}
@@ -156,7 +155,7 @@ def prepare(job: Job, task: Task, advance: Callable[[int], object] = lambda char
                 writers[split].add(block_RN)
                 frequencies[split] += np.bincount(block_RN.ravel(), minlength=len(tok.pieces))
 
-        pieces = survey.read([part.source for part in numbers.parts], data, counts)
+        pieces = survey.read([part.source for part in range_.parts], data, counts)
         for batch, encoded, odd_letters in encoded_batches(tok, _chosen(pieces, job, task)):
             for piece, ids, odd in zip(batch, encoded, odd_letters, strict=True):
                 index = indices[piece.part]
@@ -164,7 +163,7 @@ def prepare(job: Job, task: Task, advance: Callable[[int], object] = lambda char
                 words[index] += piece.words
                 letters[index].total += piece.letters
                 letters[index].add(odd)
-                nul += piece.nul * (numbers.repeat == 0)
+                nul += piece.nul * (range_.repeat == 0)
                 packers[HELD_OUT if piece.draw <= job.heldout_up_to else TRAIN].add(ids, piece.document)
                 advance(len(piece.text))
             for split, packer in packers.items():
@@ -175,15 +174,15 @@ def prepare(job: Job, task: Task, advance: Callable[[int], object] = lambda char
         check_unchanged(task)
         text: dict[int, corpus.SourceCounts] = {}
         for index, here in zip(indices, counts.sources, strict=True):
-            survey.add_counts(text, index, here if numbers.repeat == 0 else corpus.SourceCounts())
+            survey.add_counts(text, index, here if range_.repeat == 0 else corpus.SourceCounts())
         counted = Counted(
             rows={split: writer.rows for split, writer in writers.items()},
             documents={split: packer.documents for split, packer in packers.items()},
-            digests=digests, frequencies=frequencies, text=text, copies=dict(copies) if numbers.repeat == 0 else {},
+            digests=digests, frequencies=frequencies, text=text, copies=dict(copies) if range_.repeat == 0 else {},
             tokens=dict(tokens), words=dict(words), letters=letters, nul=nul,
             sizes={split: path.stat().st_size for split, path in paths.items()},
         )  # fmt: skip
-        paths["counts"] = Path(name, counts_name(numbers.number))
+        paths["counts"] = Path(name, counts_name(range_.number))
         paths["counts"].write_bytes(_packed(counted, job.identity))
         for path in paths.values():  # the counts last: they say that the range is finished
             if storage.is_remote(out):

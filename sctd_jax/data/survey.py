@@ -26,7 +26,7 @@ _LEAST_LOOK = 1 << 20  # and in each
 TRAINING_BYTES = 40 << 20  # sample that a tokenizer is trained on: under 1 GB of memory
 LOOK_BYTES = 1 << 20  # sample that shows whether a tokenizer fits
 _CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must hold
-_DRAWN_LETTERS = 1 << 16  # first letters of a document, which its draw depends on
+_DRAWN_LETTERS = 1 << 20  # first letters of a document, which its draw depends on
 # Ranges keep so many times their even share, because the lowest draws are not spread evenly over them.
 _MORE_SAMPLE, _MORE_CANDIDATES = 4, 64
 
@@ -76,7 +76,7 @@ def heldout_draw(seed: int, text: str) -> float:
     """Uniform in [0, 1), a pure function of the seed and the document's first letters.
 
     Copies fall on one side of the split. White space does not count: where a document is cut into chunks, and how its
-    lines end, must not matter. Letters beyond 65,536 do not either, so that a document need not be read twice.
+    lines end, must not matter. Letters beyond the first million (2**20) do not either, so that a document need not be read twice.
     """
     digest = hashlib.blake2b(f"{seed}:".encode(), digest_size=8)
     digest.update("".join(text.split())[:_DRAWN_LETTERS].encode("utf-8", "replace"))
@@ -131,7 +131,7 @@ def take(range_: ranges.Range, data: DataConfig, sample_bytes: int, count: int) 
     found, counts = Survey(), corpus.Counts()
     most = sys.maxsize if data.drop_copies else max(LOOK // count, _LEAST_LOOK)
     rng = np.random.default_rng(np.random.Philox(data.seed).jumped(range_.number))
-    enough = (MIN_HELDOUT_ROWS + 1) * data.seq_len * _CHARS_PER_TOKEN
+    enough = _enough(data)
     sample = _LowestDraws(min(sample_bytes, _MORE_SAMPLE * sample_bytes // count))
     candidates = _LowestDraws(min(enough, _MORE_CANDIDATES * enough // count))
     digests: list[list[tuple[int, bool]]] = [[] for _ in range_.parts]
@@ -187,6 +187,11 @@ def take(range_: ranges.Range, data: DataConfig, sample_bytes: int, count: int) 
     return found
 
 
+def _enough(data: DataConfig) -> int:
+    """Characters of held-out candidates, so that they surely give MIN_HELDOUT_ROWS rows."""
+    return (MIN_HELDOUT_ROWS + 1) * data.seq_len * _CHARS_PER_TOKEN
+
+
 def add_counts(counts: dict[int, corpus.SourceCounts], index: int, more: corpus.SourceCounts) -> None:
     """Add counts to those of the source with this index."""
     counts[index] = corpus.Counts([counts.get(index, corpus.SourceCounts()), more]).total
@@ -195,10 +200,7 @@ def add_counts(counts: dict[int, corpus.SourceCounts], index: int, more: corpus.
 def together(found: Iterable[Survey], data: DataConfig, sample_bytes: int) -> Survey:
     """One survey of all ranges; `found` are theirs, in their order."""
     everything, seen = Survey(), set[float]()
-    sample, candidates = (
-        _LowestDraws(sample_bytes),
-        _LowestDraws((MIN_HELDOUT_ROWS + 1) * data.seq_len * _CHARS_PER_TOKEN),
-    )
+    sample, candidates = _LowestDraws(sample_bytes), _LowestDraws(_enough(data))
     for here in found:
         for index, counts in here.counts.items():
             add_counts(everything.counts, index, counts)
