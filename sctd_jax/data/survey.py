@@ -76,7 +76,7 @@ def heldout_draw(seed: int, text: str) -> float:
     """Uniform in [0, 1), a pure function of the seed and the document's first letters.
 
     Copies fall on one side of the split. White space does not count: where a document is cut into chunks, and how its
-    lines end, must not matter. Letters beyond the first million (2**20) do not either, so that a document need not be read twice.
+    lines end, must not matter. Letters beyond the first million (2**20) do not either: none is read twice for its draw.
     """
     digest = hashlib.blake2b(f"{seed}:".encode(), digest_size=8)
     digest.update("".join(text.split())[:_DRAWN_LETTERS].encode("utf-8", "replace"))
