@@ -1,12 +1,13 @@
 """Preparation by ranges: where a text is cut, and that nothing depends on who prepares a range, when, or how often."""
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import gzip
 import json
+import multiprocessing
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -270,6 +271,7 @@ def killed(data, out, after, how="9"):
     """A preparation that is killed when the `after`-th range is finished."""
     code = f"""
 import os
+import pathlib
 from sctd_jax.config import DataConfig
 from sctd_jax.data import prepare, range_rows, ranges
 from sctd_jax.errors import run_command
@@ -361,20 +363,24 @@ def large(number, how):
         raise UserError("text/a.jsonl: line 7")
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    if number == 4 and how == "dies in mid-send":
+    if number == 4 and isinstance(how, pathlib.Path):  # dies in mid-send, when the file is there
+        while not how.exists():
+            time.sleep(0.02)
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
     return bytes(50_000_000 if number == 4 else 500_000)
 
 
-def test_a_worker_that_fails_or_dies_is_one_message():
+def test_a_worker_that_fails_or_dies_is_one_message(tmp_path):
     with pytest.raises(UserError, match=r"^text/a.jsonl: line 7$"):
         list(workers.on_cores(functools.partial(large, how="raises"), range(8), 2))
     with pytest.raises(TryAgainError, match=r"one of 2 worker processes died.*\(--workers\) take less$"):
         list(workers.on_cores(functools.partial(large, how="dies"), range(8), 2))
-    results = workers.on_cores(functools.partial(large, how="dies in mid-send"), [4, 5], 2)
-    next(results)
-    time.sleep(1)  # the other one's result is on its way, and nobody takes it
-    with contextlib.suppress(TryAgainError):
+    results = workers.on_cores(functools.partial(large, how=tmp_path / "go"), [4, 5], 2)
+    assert next(results)[0] == 5
+    (tmp_path / "go").touch()
+    while len(multiprocessing.active_children()) == 2:  # the result is on its way, and nobody takes it
+        time.sleep(0.05)
+    with pytest.raises(TryAgainError, match="one of 2 worker processes died"):
         list(results)
 
 
