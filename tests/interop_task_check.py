@@ -3,7 +3,8 @@
 python tests/interop_task_check.py FOLDER
 
 FOLDER holds for each model an export NAME and NAME.json with `class`, `first` and `second` (texts; `second` may be
-null; of multiple choice, lists of one for each choice), `logits` as we compute them, and `labels`.
+null; of multiple choice, lists of one for each choice), `logits` as we compute them, and `labels`; of words `spans`,
+for each text the type and the text of each entity that we find.
 """
 
 import json
@@ -34,6 +35,13 @@ def check(export: Path, expected: dict) -> float:
         logits = torch.stack([found.start_logits, found.end_logits], dim=-1)
     else:
         logits = found.logits
+    if "spans" in expected:
+        find = transformers.pipeline(
+            "token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="simple"
+        )
+        for text, spans in zip(expected["first"], expected["spans"], strict=True):
+            theirs = [[e["entity_group"], text[e["start"] : e["end"]].strip()] for e in find(text)]
+            assert theirs == spans, (theirs, spans)
     return float(np.abs(logits.numpy() - np.array(expected["logits"])).max())
 
 

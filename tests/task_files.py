@@ -325,8 +325,32 @@ def _own(folder: Path, name: str, split: str, size: int) -> None:
             writer.writerow(row[: 1 if split == "test" else 2])
 
 
+def _ner(folder: Path, name: str, split: str, size: int) -> None:
+    """CoNLL-2003's four columns, in IOB2."""
+    lines = ["-DOCSTART- -X- -X- O", ""]
+    for i in range(size):
+        person, town = _pick(_PEOPLE, i), _pick(_TOWNS, i)
+        words = [(person, "B-PER"), ("Smith", "I-PER"), ("lives", "O"), ("in", "O"), (town, "B-LOC"), (".", "O")]
+        lines += [*(f"{word} NN I-NP {tag}" for word, tag in words), ""]
+    (folder / f"{split}.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _tagging(folder: Path, name: str, split: str, size: int) -> None:
+    """CoNLL-U, with a comment, a word of two and an omitted one."""
+    lines = []
+    for i in range(size):
+        words = [(_pick(_PEOPLE, i), "PROPN"), ("does", "AUX"), ("not", "PART"), ("eat", "VERB"), (".", "PUNCT")]
+        lines.append("# text = ...")
+        for number, (word, tag) in enumerate(words, 1):
+            if word == "does":
+                lines.append(f"2-3\tdoesn't{8 * chr(9)}")
+            lines.append("\t".join((str(number), word, "_", "_" if split == "test" else tag, *"______")))
+        lines += ["5.1\tfood\t_\tNOUN" + 6 * "\t_", ""]
+    (folder / f"{split}.conllu").write_text("\n".join(lines), encoding="utf-8")
+
+
 _WRITERS = {
     "cola": _cola, "sst2": _sst2, "mrpc": _mrpc, "stsb": _stsb, "qqp": _qqp, "mnli": _mnli, "qnli": _glue_pair,
     "rte": _glue_pair, "wnli": _glue_pair, "squad1": _squad, "squad2": _squad, "swag": _swag, "hellaswag": _hellaswag,
-    "classification": _own, "regression": _own,
+    "classification": _own, "regression": _own, "ner": _ner, "tagging": _tagging,
 }  # fmt: skip

@@ -65,8 +65,8 @@ def test_every_task_runs_from_its_official_layout(name, pretrained, folders, tmp
     assert (found["step"], found["eval/score"]) == (best["step"], pytest.approx(best["eval/score"]))
     assert np.isfinite([line["train/loss"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]).all()
     written = {path.name for path in (tmp_path / "run" / "predictions").iterdir()}
-    folder, extension = TASKS[name].folder or name, "jsonl" if TASKS[name].benchmark == "superglue" else "tsv"
-    assert written == set(PREDICTIONS.get(name, (f"{folder}.{extension}", f"dev-{folder}.{extension}")))
+    file = f"{TASKS[name].folder or name}{TASKS[name].suffix}"
+    assert written == set(PREDICTIONS.get(name, (file, f"dev-{file}")))
     assert any(f"best checkpoint: step {found['step']}" in line for line in lines)
     if name == "classification":
         assert "      labels  2, training rows: negative 6, positive 6" in lines

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import tokenizers
 import yaml
 from etils import epath
 from safetensors.numpy import load_file
+from seqeval.metrics.sequence_labeling import get_entities
 
 from sctd_jax.data import tokenizer
 from sctd_jax.data.special import SpecialIds
@@ -33,7 +35,25 @@ CLASSES = {
     "sst2": "AutoModelForSequenceClassification",
     "copa": "AutoModelForMultipleChoice",
     "squad1": "AutoModelForQuestionAnswering",
+    "ner": "AutoModelForTokenClassification",
 }
+
+
+def write_entities(folder, rows):
+    """Sentences with persons, places and others, whose words are whole tokens, so that each has one label."""
+    pieces = tokenizer.load(tokenizer.find(epath.Path(rows)))
+    named = [piece[1:] for piece in pieces.pieces if re.fullmatch("\u2581[A-Z][a-z]{3,}", piece)]
+    other = [piece[1:] for piece in pieces.pieces if re.fullmatch("\u2581[a-z]{3,}", piece)]
+    folder.mkdir()
+    for split, first in (("train", 0), ("dev", 1)):
+        lines = []
+        for i in range(first, 48, 2 - first):
+            persons, places = named[: len(named) // 2], named[len(named) // 2 :]
+            words = [(persons[i % len(persons)], "B-PER"), (persons[(i + 1) % len(persons)], "I-PER")]
+            words += [(other[i % len(other)], "O"), (places[i % len(places)], "B-LOC"), (other[i % 7], "O")]
+            lines += [*map(" ".join, words), ""]
+        (folder / f"{split}.conll").write_text("\n".join(lines))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +64,10 @@ def runs(rows, folders, tmp_path_factory):
     """
     root, found = tmp_path_factory.mktemp("finetuned"), {}
     start = finetuning.write_pretrained(root / "start", rows, scale=0.3)
+    folders = {**folders, "ner": write_entities(root / "entities", rows)}
     for name in CLASSES:
-        result, _ = finetuning.run(start, root / name, name, folders[name], learning_rate=1e-2)
+        epochs = {"ner": 14}.get(name, 2)
+        result, _ = finetuning.run(start, root / name, name, folders[name], learning_rate=1e-2, epochs=epochs)
         data = open_task(TASKS[name], str(folders[name]), FileSettings())
         found[name] = (root / name, result.state, data.dev["dev"], data.labels)
     return found
@@ -69,6 +91,12 @@ def logits(name, workdir, params, examples, labels, **model):
     return np.asarray(jax.jit(lambda p, b: step.logits(step.make_model(config, shape), p, b))(params, batch))
 
 
+def spans(rows):
+    """(type, text) of the entities among rows of word, label, prediction."""
+    found = get_entities([row[2] for row in rows])
+    return [[kind, " ".join(word for word, *_ in rows[start : end + 1])] for kind, start, end in found]
+
+
 @needs_peer
 def test_transformers_sees_the_same_models(runs, run_peer, tmp_path, monkeypatch):
     def check(name, workdir, params, examples, labels, out, **model):
@@ -82,6 +110,10 @@ def test_transformers_sees_the_same_models(runs, run_peer, tmp_path, monkeypatch
         found = logits(name, workdir, params, some, labels, **model)
         assert np.ptp(found, axis=0 if found.shape[0] > 1 else 1).max() > 1e-3  # the texts make a difference
         expected["logits"] = found.tolist()
+        if TASKS[name].head == "token_classification":
+            written = (workdir / "predictions" / "dev-ner.conll").read_text().split("\n\n")
+            expected["spans"] = [spans([line.split() for line in lines.splitlines()]) for lines in written[:3]]
+            assert {kind for found in expected["spans"] for kind, _ in found} == {"PER", "LOC"}
         out.with_suffix(".json").write_text(json.dumps(expected))
 
     for name, (workdir, state, examples, labels) in runs.items():

@@ -205,8 +205,8 @@ def test_fine_tuned_heads_are_those_of_the_familys_own_classes(tmp_path, rows, r
         family = {"global_every": 3, "local_attention": 8} if kind == "modernbert" else {}
         changes = {"family": kind, "type_vocab_size": 1, **family}
         config = helpers.config(**{f"model__{name}": value for name, value in changes.items()}).model
-        for head, outputs in ((names.SEQUENCE, 3), (names.CHOICE, 1), (names.ANSWER, 2)):
-            network = TaskModel(config, outputs, each_token=head == names.ANSWER)
+        for head, outputs in ((names.SEQUENCE, 3), (names.CHOICE, 1), (names.ANSWER, 2), (names.TOKEN, 5)):
+            network = TaskModel(config, outputs, each_token=head in (names.ANSWER, names.TOKEN))
             inputs = ids, mask, np.zeros_like(ids)
             params = helpers.moved(network.init(jax.random.key(0), *inputs)["params"], 0.2)
             folder = tmp_path / kind / head

@@ -133,8 +133,8 @@ def test_regression_is_neither_clipped_nor_rounded(tmp_path):
 
 def test_no_two_tasks_share_a_file(tmp_path):
     for task in TASKS.values():
-        example = Example((0, 0, 0) if task.name == "multirc" else 0, "text", group="0", candidate="x")
-        prediction = "text" if task.head == "span" else 1
+        example = Example((0, 0, 0) if task.name == "multirc" else 0, "text", group="0", candidate="x", words=("text",))
+        prediction = {"span": "text", "token_classification": (1,)}.get(task.head, 1)
         submission.write(task, "dev", [example], [prediction], tmp_path, labels=("a", "b"))
     assert len(list(tmp_path.iterdir())) == len(TASKS)
 

@@ -28,6 +28,7 @@ class TaskBatch:
     labels_B: jax.Array  # f32: class, choice or score
     answers_B2: jax.Array  # i32, first and last token of the answer
     weights_B: jax.Array  # f32
+    tags_BN: jax.Array  # i32, label read at each token, -1 at others; N is 0 but in token classification
 
 
 def static_length(features: Sequence[Feature], max_length: int) -> int:
@@ -47,6 +48,10 @@ def assemble(features: Sequence[Feature], weights: np.ndarray, length: int, pad_
             size = len(row.ids)
             ids[i, j, :size], mask[i, j, :size] = row.ids, True
             segments[i, j, row.second : size] = 1
+    tags = np.full((count, 0 if features[0].tags is None else length), -1, np.int32)
+    for i, feature in enumerate(features):
+        if feature.tags is not None:
+            tags[i, : len(feature.tags)] = feature.tags
     marked = np.array([feature.marked for feature in features], np.int32)
     return TaskBatch(
         input_ids_BCN=ids,
@@ -56,6 +61,7 @@ def assemble(features: Sequence[Feature], weights: np.ndarray, length: int, pad_
         labels_B=np.array([feature.label for feature in features], np.float32),
         answers_B2=np.array([feature.answer for feature in features], np.int32),
         weights_B=np.asarray(weights, np.float32),
+        tags_BN=tags,
     )
 
 

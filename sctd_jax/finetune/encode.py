@@ -15,6 +15,8 @@ from sctd_jax.data.tokenizer import Tokenizer, separators
 from sctd_jax.errors import UserError
 from sctd_jax.tasks.examples import Example
 from sctd_jax.tasks.squad import Window, max_context
+from sctd_jax.tasks.task import EACH_TOKEN
+from sctd_jax.tasks.tokens import Tagged
 
 _QUESTION_TOKENS, _STRIDE = 64, 128  # SQuAD's (Devlin et al., 2019; run_squad)
 _MUCH_UNKNOWN = 0.01  # share of the characters
@@ -38,6 +40,9 @@ class Feature:
     answer: tuple[int, int] = (0, 0)  # first and last token; [CLS] if it is not in this window
     spans: np.ndarray | None = None  # SQuAD: those of `squad.Window`, with n tokens
     best: np.ndarray | None = None
+    # Token classification, i32[n]: number of the word that is read at a token, and its label; -1 at other tokens.
+    words: np.ndarray | None = None
+    tags: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -57,8 +62,9 @@ def encode(
     """The features of examples, in their order, for a model of so many segments (`type_vocab_size`).
 
     Pairs that are too long lose tokens at the end of the longer text, one at a time; SQuAD's passages are cut into
-    windows that begin every 128 tokens. A marked word that is cut off is a UserError. `say` receives a line for each
-    kind of loss, with its count: what is cut off, without a token or unknown.
+    windows that begin every 128 tokens, sentences of token classification into windows that overlap by half. A marked
+    word that is cut off is a UserError. `say` receives a line for each kind of loss, with its count: what is cut off,
+    without a token or unknown.
     """
     texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
     pieces, lost = dict(zip(texts, tokenizer.encode_spans(texts), strict=True)), Counter()
@@ -66,7 +72,7 @@ def encode(
     if len(counts) > 1:
         raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
     between = separators(tokenizer, segments)
-    build = _windows if head == "span" else _rows
+    build = {"span": _windows, "token_classification": _sentences}.get(head, _rows)
     built = (
         build(tokenizer, number, example, pieces, max_length, between, lost) for number, example in enumerate(examples)
     )
@@ -161,9 +167,48 @@ def _windows(
         yield Feature(number, (row,), answer=at, spans=spans_n2, best=np.pad(best, around))
 
 
+def _sentences(
+    tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, between: int, lost: Counter
+) -> Iterable[Feature]:
+    """Windows over a sentence; each word is read at its first token, in the window where that has most context."""
+    ids_n, spans_n2 = pieces[example.first]
+    ends_W = np.cumsum([len(word) + 1 for word in example.words]) - 1
+    starts_W = ends_W - [len(word) for word in example.words]
+    real_r = np.flatnonzero(spans_n2[:, 1] > spans_n2[:, 0])  # others stand for no character
+    at_W = np.searchsorted(spans_n2[real_r, 1], starts_W, side="right")
+    first_W = np.append(real_r, -1)[at_W]
+    has_W = (first_W >= 0) & (spans_n2[first_W, 0] < ends_W) if len(ids_n) else np.zeros(len(ends_W), bool)
+    has_W[1:] &= ~(has_W[:-1] & (first_W[1:] == first_W[:-1]))  # else its first token begins another word
+    lost["sentences have words without a token of their own, which are given no label"] += not has_W.all()
+    word_n = np.full(len(ids_n), -1, np.int32)
+    word_n[first_W[has_W]] = np.flatnonzero(has_W)
+    tags_W = np.full(len(ends_W), -1) if example.tags is None else np.array(example.tags)
+    room = max_length - 2
+    starts = [0]
+    while starts[-1] + room < len(ids_n):
+        starts.append(starts[-1] + room // 2)
+    lost[f"sentences are longer than {max_length} tokens: cut into windows"] += len(starts) > 1
+    sizes = [min(room, len(ids_n) - start) for start in starts]
+    for start, size, best in zip(starts, sizes, max_context(starts, sizes), strict=True):
+        words = np.pad(np.where(best, word_n[start : start + size], -1), 1, constant_values=-1)
+        tags = np.where(words >= 0, tags_W[words], -1).astype(np.int32)
+        yield Feature(number, (_row(tokenizer, between, ids_n[start : start + size]),), words=words, tags=tags)
+
+
 def by_example(head: str, features: Sequence[Feature], logits: Sequence[np.ndarray]) -> list[Any]:
-    """Outputs for `scoring.predict` from the logits of each feature; in span tasks f32[n, 2] for each of its tokens."""
-    if head != "span":
+    """Outputs for `scoring.predict` from the logits of each feature, which are f32[n, K] where a head has each token's.
+
+    Those are span tasks, with K = 2, and token classification.
+    """
+    if head not in EACH_TOKEN:
         return list(logits)
     pairs = itertools.groupby(zip(features, logits, strict=True), key=lambda pair: pair[0].example)
-    return [[Window(*row_n2.T, f.spans, f.best) for f, row_n2 in windows] for _, windows in pairs]
+    if head == "span":
+        return [[Window(*row_n2.T, f.spans, f.best) for f, row_n2 in windows] for _, windows in pairs]
+    return [_tagged(list(windows)) for _, windows in pairs]
+
+
+def _tagged(windows: Sequence[tuple[Feature, np.ndarray]]) -> Tagged:
+    words = [np.array(feature.words) for feature, _ in windows]
+    rows = [row_nK[words_n >= 0] for words_n, (_, row_nK) in zip(words, windows, strict=True)]
+    return Tagged(np.concatenate(rows), np.concatenate([words_n[words_n >= 0] for words_n in words]))

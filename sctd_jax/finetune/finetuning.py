@@ -32,6 +32,7 @@ from sctd_jax.tasks import scoring, submission
 from sctd_jax.tasks.examples import Example, FileSettings
 from sctd_jax.tasks.splits import TaskData, open_task
 from sctd_jax.tasks.table import TASKS
+from sctd_jax.tasks.task import EACH_TOKEN
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import Track, ignore, read_metrics
 from sctd_jax.train.state import TrainState
@@ -113,7 +114,7 @@ def finetune(
             program=lambda step: program_name(train.group(step).length),
             batch=lambda step: _put(made, train.features, train.group(step)),
             cost=cost,
-            evaluate=lambda state: scoring.measure(task, data.dev, _predict(made, state, data.dev)),
+            evaluate=lambda state: scoring.measure(task, data.dev, _predict(made, state, data.dev), data.labels),
             evaluation_lines=report.evaluation_lines,
             advice="Fine-tune with a lower config.learning_rate, in another --workdir",
             best=HIGHEST_SCORE,
@@ -136,7 +137,7 @@ def finetune(
             reached = {
                 "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate,
                 "seed": settings.seed, "step": int(state.step), "seconds": read_metrics(workdir)[-1]["seconds"],
-                **scoring.measure(task, data.dev, predictions),
+                **scoring.measure(task, data.dev, predictions, data.labels),
             }  # fmt: skip
             write(workdir / RESULT_FILE, (json.dumps(reached, indent=1) + "\n").encode())
             for line in report.summary(workdir, settings, data, reached, config.train.steps):
@@ -163,6 +164,8 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     digest = hashlib.sha256(repr(data.labels).encode())
     for example in itertools.chain(data.train, *data.dev.values()):
         digest.update(repr(example).encode())
+        if example.words:
+            digest.update(repr((example.words, example.tags)).encode())
     origin = Origin(data.labels, digest.hexdigest(), pretrained.identity(step))
     check_workdir(workdir, settings, config.model, origin)
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
@@ -214,6 +217,6 @@ def _predict(made: Prepared, state: TrainState, splits: Mapping[str, Sequence[Ex
         for group in batches.by_length(features, made.settings.batch_size, made.settings.max_length):
             rows = np.asarray(made.logits(state.params, _put(made, features, group)))
             for i, row in zip(group.members[: group.count], rows, strict=False):
-                outputs[i] = row[: features[i].length] if task.head == "span" else row
+                outputs[i] = row[: features[i].length] if task.head in EACH_TOKEN else row
         predictions[split] = scoring.predict(task, examples, by_example(task.head, features, outputs))
     return predictions

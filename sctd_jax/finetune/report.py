@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.errors import printable
 from sctd_jax.finetune.config import FinetuneConfig
-from sctd_jax.tasks.scoring import majority
+from sctd_jax.tasks import scoring
 from sctd_jax.tasks.splits import TaskData
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.train import trainer
@@ -36,8 +36,12 @@ def start_table(
         ("rate", f"{settings.learning_rate:g}, seed {settings.seed}"),
     ]  # fmt: skip
     if task.head == "classification" and "accuracy" in task.metrics:
-        floors = ", ".join(f"{majority(part):.3f}" for part in data.dev.values())
+        floors = ", ".join(f"{scoring.majority(part):.3f}" for part in data.dev.values())
         rows.insert(-1, ("majority", f"{floors}: the accuracy of the most frequent label on dev"))
+    if task.floor:
+        counted = {split: task.floor(data.train, part) for split, part in data.dev.items()}
+        floor = scoring.measure(task, data.dev, counted, data.labels)["eval/score"]
+        rows.insert(-1, ("floor", f"{floor:.3f}: the score on dev of each word's most frequent label in training"))
     if task.head == "classification" and not task.labels:  # nothing else has named those of the user's files yet
         of_train = Counter(example.label for example in data.train)
         listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]

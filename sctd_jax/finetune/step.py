@@ -17,7 +17,7 @@ from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.model.attention import attention_options
 from sctd_jax.model.heads import SPANS, TaskModel
 from sctd_jax.parallel import mesh as meshes
-from sctd_jax.tasks.task import Task
+from sctd_jax.tasks.task import EACH_TOKEN, Task
 from sctd_jax.train.optimizer import learning_rate, make_optimizer
 from sctd_jax.train.state import TrainState, first_state
 from sctd_jax.train.step import Metrics, accumulate, compile_ahead, update
@@ -30,22 +30,24 @@ class Shape:
     """Properties of a task that decide the shapes of network and batches."""
 
     head: str
-    outputs: int  # K; 1 for a score and for each choice, 2 for the ends of an answer
+    outputs: int  # K; labels, 1 for a score and for each choice, 2 for the ends of an answer
     rows: int = 1  # C
     marked: str = ""  # way in which the head reads marked spans
 
 
 def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:
     """The shape of a task's network; `rows` is the number of choices."""
-    outputs = {"classification": len(labels), "span": 2}.get(task.head, 1)
+    outputs = {"classification": len(labels), "token_classification": len(labels), "span": 2}.get(task.head, 1)
     return Shape(task.head, outputs, rows, task.marked)
 
 
 def make_model(config: Config, shape: Shape, mesh: Mesh | None = None) -> TaskModel:
     """The network of a task, of a config with a choice of attention; without a mesh by plain attention."""
-    each_token = shape.head == "span"
     options = attention_options(config.model, mesh, config.train.seed)
-    return TaskModel(config.model, shape.outputs, each_token, shape.marked, **options)
+    return TaskModel(
+        config.model, shape.outputs, shape.head in EACH_TOKEN, shape.head == "token_classification", shape.marked,
+        **options,
+    )  # fmt: skip
 
 
 def initial_state(config: Config, shape: Shape) -> TrainState:
@@ -58,7 +60,7 @@ def initial_state(config: Config, shape: Shape) -> TrainState:
 
 
 def logits(model: TaskModel, params: Any, batch: TaskBatch, **kwargs) -> jax.Array:
-    """f32: [B, K] classes, [B, C] choices, [B, 1] score, [B, N, 2] ends of the answer."""
+    """f32: [B, K] classes, [B, C] choices, [B, 1] score, [B, N, 2] ends of the answer, [B, N, K] labels."""
     count, rows, length = batch.input_ids_BCN.shape
     flat = (x.reshape(count * rows, length) for x in (batch.input_ids_BCN, batch.mask_BCN, batch.segment_ids_BCN))
     found = model.apply({"params": params}, *flat, batch.marked_BM2, **kwargs)
@@ -66,7 +68,13 @@ def logits(model: TaskModel, params: Any, batch: TaskBatch, **kwargs) -> jax.Arr
 
 
 def losses(head: str, found: jax.Array, batch: TaskBatch) -> jax.Array:
-    """Loss f32[B] of each example: cross-entropy, squared error, or the mean over both ends of the answer."""
+    """Loss f32[B] of each example: cross-entropy, squared error, or the mean over both ends of the answer.
+
+    In token classification the cross-entropy f32[B, N] of each token.
+    """
+    if head == "token_classification":
+        chances_BNK, tags_BN = jax.nn.log_softmax(found), jnp.maximum(batch.tags_BN, 0)
+        return -jnp.take_along_axis(chances_BNK, tags_BN[..., None], axis=-1)[..., 0]
     if head == "regression":
         return jnp.square(found[:, 0] - batch.labels_B)
     if head == "span":
@@ -78,6 +86,11 @@ def losses(head: str, found: jax.Array, batch: TaskBatch) -> jax.Array:
     return -jnp.take_along_axis(chances, batch.labels_B[:, None].astype(jnp.int32), axis=1)[:, 0]
 
 
+def shares(head: str, batch: TaskBatch) -> jax.Array:
+    """Weight of each of `losses` in the mean over a batch: every example counts alike, or every labelled token."""
+    return batch.weights_B[:, None] * (batch.tags_BN >= 0) if head == "token_classification" else batch.weights_B
+
+
 def make_train_step(
     config: Config, shape: Shape, mesh: Mesh | None = None
 ) -> Callable[[TrainState, TaskBatch], tuple[TrainState, Metrics]]:
@@ -86,12 +99,12 @@ def make_train_step(
 
     def step_fn(state: TrainState, batch: TaskBatch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _DROPOUT)
-        count = batch.weights_B.sum()
+        count = jnp.maximum(shares(shape.head, batch).sum(), 1.0)
 
         def loss_fn(params, microbatch, rows_B, index):
             rngs = {"dropout": jax.random.fold_in(key, index)}
             found = logits(model, params, microbatch, rngs=rngs, deterministic=False)
-            return jnp.sum(losses(shape.head, found, microbatch) * microbatch.weights_B) / count, ()
+            return jnp.sum(losses(shape.head, found, microbatch) * shares(shape.head, microbatch)) / count, ()
 
         grads, loss, _ = accumulate(loss_fn, state.params, batch, config.train.accumulation)
         rate = learning_rate(config.optimizer, config.train.steps, state.step)
@@ -115,9 +128,10 @@ def compile_programs(
     programs, step_fn = {}, make_train_step(config, shape, mesh)
     for length in lengths:
         text, spans = (shape.rows, length), SPANS if shape.marked else 0
+        tags = length if shape.head == "token_classification" else 0
         batch = TaskBatch(
             array(jnp.int32, *text), array(jnp.bool_, *text), array(jnp.int32, *text), array(jnp.int32, spans, 2),
-            array(jnp.float32), array(jnp.int32, 2), array(jnp.float32),
+            array(jnp.float32), array(jnp.int32, 2), array(jnp.float32), array(jnp.int32, tags),
         )  # fmt: skip
         programs[program_name(length)] = compile_ahead(step_fn, layout, batch, mesh)
     return programs

@@ -25,6 +25,7 @@ _EMBEDDINGS = ("encoder", "embeddings")
 _POSITIONS = (*_EMBEDDINGS, "position")
 # Tasks' heads by the ends of their classes' names.
 SEQUENCE, CHOICE, ANSWER = "ForSequenceClassification", "ForMultipleChoice", "ForQuestionAnswering"
+TOKEN = "ForTokenClassification"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Layout:
     tied: Mapping[str, str]  # saved a second time by some versions, and what they are tied to
     left_out: tuple[str, ...]  # beginnings of names that pretraining has not: tasks' heads, an index 0, 1, 2 ...
     names: Callable[[ModelConfig], Table]  # all that masked language modelling has
-    tasks: Mapping[str, Table]  # pooler and classifier by `SEQUENCE`, `CHOICE` and `ANSWER`
+    tasks: Mapping[str, Table]  # pooler and classifier by `SEQUENCE`, `CHOICE`, `ANSWER` and `TOKEN`
     pooler: Callable[[Iterable[str]], Table]  # the pooler in a file with these names, {} if there is none to expect
     after_padding: bool = False  # a first token's position is the id of padding plus 1
 
@@ -114,7 +115,7 @@ def names(config: ModelConfig) -> Table:
 
 
 def task_names(config: ModelConfig, head: str) -> Table:
-    """The table of a model with a task's head: `SEQUENCE`, `CHOICE` or `ANSWER`."""
+    """The table of a model with a task's head: `SEQUENCE`, `CHOICE`, `ANSWER` or `TOKEN`."""
     layout = LAYOUTS[config.family]
     encoder = {name: paths for name, paths in layout.names(config).items() if not name.startswith(layout.head)}
     return encoder | layout.tasks[head]
@@ -173,6 +174,7 @@ _BERT = Layout(
         SEQUENCE: _BERT_POOLER | _linear("classifier", "classifier"),
         CHOICE: _BERT_POOLER | _linear("classifier", "classifier"),
         ANSWER: _linear("qa_outputs", "classifier"),
+        TOKEN: _linear("classifier", "classifier"),
     },
     pooler=lambda names: _BERT_POOLER,
 )  # fmt: skip
@@ -197,6 +199,7 @@ _ROBERTA = Layout(
         SEQUENCE: _ROBERTA_DENSE | _linear("classifier.out_proj", "classifier"),
         CHOICE: _ROBERTA_POOLER | _linear("classifier", "classifier"),
         ANSWER: _linear("qa_outputs", "classifier"),
+        TOKEN: _linear("classifier", "classifier"),
     },
     pooler=lambda names: _ROBERTA_DENSE if set(names) & _ROBERTA_DENSE.keys() else _ROBERTA_POOLER,
     after_padding=True,
@@ -240,7 +243,7 @@ _MODERNBERT = Layout(
     tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
     left_out=("classifier.",),
     names=_modernbert_names,
-    tasks=dict.fromkeys((SEQUENCE, CHOICE, ANSWER), _MODERNBERT_POOLER | _linear("classifier", "classifier")),
+    tasks=dict.fromkeys((SEQUENCE, CHOICE, ANSWER, TOKEN), _MODERNBERT_POOLER | _linear("classifier", "classifier")),
     # The MLM head's first half by the same names: without a decoder it is a fine-tuned model's.
     pooler=lambda names: {} if any(name.startswith("decoder.") for name in names) else _MODERNBERT_POOLER,
 )

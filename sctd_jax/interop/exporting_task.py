@@ -1,4 +1,4 @@
-"""A fine-tuned model as the `transformers` class of its family for text classification, choices or answers."""
+"""A fine-tuned model as the `transformers` class of its family for texts, choices, answers or words."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,7 @@ _CLASSES = {
     "regression": (weights.SEQUENCE, "text-classification"),
     "multiple_choice": (weights.CHOICE, "multiple-choice"),
     "span": (weights.ANSWER, "question-answering"),
+    "token_classification": (weights.TOKEN, "token-classification"),
 }
 _METRICS = {"macro_f1": "f1", "f1a": "f1", "mcc": "matthews_correlation", "pearson": "pearsonr",
             "spearman": "spearmanr", "em": "exact_match", "accuracy_mm": "accuracy"}  # fmt: skip
@@ -48,9 +49,17 @@ start = int(found.start_logits.argmax())
 end = start + int(found.end_logits[0, start:].argmax())
 print(tokenizer.decode(inputs["input_ids"][0][start : end + 1]))
 """
+_WORDS = """from transformers import pipeline
+
+model = "."  # this folder, or the model's name on the hub
+# Words, marks of punctuation too, were separated by spaces in training, and each got the label of its first token.
+find = pipeline("token-classification", model=model, aggregation_strategy="simple")
+print(find("Anna lives in Rotterdam ."))
+"""
 _USES = {
     "multiple_choice": _NETWORK.format(auto="AutoModelForMultipleChoice") + _CHOOSE,
     "span": _NETWORK.format(auto="AutoModelForQuestionAnswering") + _ANSWER,
+    "token_classification": _WORDS,
 }
 
 
@@ -129,10 +138,10 @@ def _results(workdir: epath.Path, task: Task, settings: Mapping[str, Any], step:
 def _labels(task: Task, labels: Sequence[str]) -> Mapping[str, Any]:
     if task.head == "regression":
         return {"id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
-    if task.head != "classification":
+    if task.head not in ("classification", "token_classification"):
         return {}
     return {
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
-        "problem_type": "single_label_classification",
+        **({"problem_type": "single_label_classification"} if task.head == "classification" else {}),
     }

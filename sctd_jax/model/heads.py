@@ -30,6 +30,7 @@ class TaskModel(nn.Module):
     config: ModelConfig
     outputs: int  # classes; 1 for a score
     each_token: bool = False  # outputs for every token; BERT's are read without the pooler
+    drop_tokens: bool = False  # dropout before these outputs, as for labels of tokens
     marked: Literal["", "mean", "attention"] = ""
     attend: attention.Attend = attention.plain
     remat_layers: bool = False
@@ -67,7 +68,8 @@ class TaskModel(nn.Module):
         x_BRD, _ = self.encoder(input_ids_BN, mask_BN, segment_ids_BN, rows_BR=rows_BR, deterministic=deterministic)
         x_BRD = x_BRD.astype(jnp.float32)
         if self.each_token:
-            return self.classifier(self.pooler(x_BRD) if self.family.summary_of_tokens else x_BRD)
+            x_BRD = self.pooler(x_BRD) if self.family.summary_of_tokens else x_BRD
+            return self.classifier(self.dropout(x_BRD, deterministic or not self.drop_tokens))
         parts = [] if self.marked == "attention" else [self.pooler(x_BRD[:, 0])]
         if self.marked:
             assert marked_BM2 is not None, "a head that reads spans is given them"

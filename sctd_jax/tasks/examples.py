@@ -21,6 +21,9 @@ class Example:
     group: str = ""  # MultiRC, ReCoRD: the question that rows share
     candidate: str = ""  # ReCoRD: the entity that this row tries
     answers: tuple["Answer", ...] = ()  # SQuAD, ReCoRD: the accepted ones; none: SQuAD 2.0's no answer, or hidden
+    # Not in the repr, by whose digest a workdir knows its examples: those of the other tasks stay as they were.
+    words: tuple[str, ...] = dataclasses.field(default=(), repr=False)  # token classification; `first` has them joined
+    tags: tuple[int, ...] | None = dataclasses.field(default=None, repr=False)  # label of each word; None if hidden
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class FileSettings:
     text_field: str = "text"
     pair_field: str = ""  # '' for single texts
     label_field: str = "label"
+    tokens_field: str = "tokens"  # a column's number in column files
+    tags_field: str = "tags"
     heldout_share: float = 0.1  # share of a single file that becomes the dev set
     seed: int = 0  # chooses that share
 

@@ -117,7 +117,7 @@ def read_tsv(
       broken: whether a row with too few columns is left out and noted; else it is an error.
       note: told of what is passed over.
     """
-    lines = ((line, text.rstrip("\r\n")) for line, text in _lines(path))
+    lines = ((line, text.rstrip("\r\n")) for line, text in text_lines(path))
     rows = ((line, text.split("\t") if text else []) for line, text in lines)
     return _table(path, rows, "\t", columns, exact, broken, note)
 
@@ -129,7 +129,7 @@ def read_csv(path: str, note: Note) -> Iterator[Record]:
 
 def _csv_rows(path: str) -> _Rows:
     csv.field_size_limit(_LONGEST_FIELD)
-    reader, line = csv.reader((text for _, text in _lines(path)), strict=True), 1
+    reader, line = csv.reader((text for _, text in text_lines(path)), strict=True), 1
     try:
         for values in reader:
             yield line, values
@@ -169,7 +169,7 @@ def _table(
 def read_jsonl(path: str) -> Iterator[Record]:
     """One JSON object on each line."""
     number = 0
-    for line, text in _lines(path):
+    for line, text in text_lines(path):
         if text.strip():
             place = f"{path}, line {line}"
             yield Record(place, number, _object(_json(text, place), place))
@@ -178,7 +178,7 @@ def read_jsonl(path: str) -> Iterator[Record]:
 
 def read_json(path: str) -> Record:
     """One JSON object, which is all of the file."""
-    return Record(path, 0, _object(_json("".join(text for _, text in _lines(path)), path), path))
+    return Record(path, 0, _object(_json("".join(text for _, text in text_lines(path)), path), path))
 
 
 def read_file(path: str, split: str, note: Note) -> Iterator[Record]:
@@ -188,7 +188,7 @@ def read_file(path: str, split: str, note: Note) -> Iterator[Record]:
     return read_csv(path, note) if path.endswith(".csv") else read_jsonl(path)
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
+def text_lines(path: str) -> Iterator[tuple[int, str]]:
     """(number from 1, line with its end); only a newline ends a line, and a byte order mark is no text."""
     try:
         # Whole, since a reader that ends at a bad row would leave an open file to the garbage collector.

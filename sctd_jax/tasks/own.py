@@ -48,7 +48,7 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
             names = dataclasses.replace(names, dev={})
         splits = tfds_splits(builder, names, label, class_names(builder, label), {})
     else:
-        paths = {"train": data_dir} if os.path.isfile(data_dir) else _files(task.name, data_dir, notes)
+        paths = {"train": data_dir} if os.path.isfile(data_dir) else files(task.name, data_dir, _SUFFIXES, notes)
         splits = {split: Split(path, _read(path, split, notes.of(path))) for split, path in paths.items()}
     where, rows = splits["train"].where, list(splits["train"].records)
     context = Context(where, "train", (), settings, notes.of(where))
@@ -57,16 +57,17 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
     if unread := [field for field in (rows[0].fields if rows else ()) if field not in read]:
         notes.remarks.append(f"{where}: {len(unread)} fields are not read: {printable(', '.join(unread))}")
     splits["train"] = Split(where, rows)
-    return splits if "dev" in splits else {**splits, **_held_out(where, rows, settings)}, labels
+    return splits if "dev" in splits else {**splits, **held_out(where, rows, settings)}, labels
 
 
-def _files(name: str, folder: str, notes: Notes) -> dict[str, str]:
+def files(name: str, folder: str, suffixes: Sequence[str], notes: Notes) -> dict[str, str]:
+    """Paths of train, dev and maybe test in a folder; `notes` hears of what else lies there."""
     if not os.path.isdir(folder):
         raise UserError(f"{name}: no file or folder {folder} (config.data_dir)")
-    kinds = ", ".join(_SUFFIXES)
+    kinds = ", ".join(suffixes)
     found = {}
     for split in ("train", "dev", "test"):
-        paths = [path for suffix in _SUFFIXES if os.path.isfile(path := os.path.join(folder, split + suffix))]
+        paths = [path for suffix in suffixes if os.path.isfile(path := os.path.join(folder, split + suffix))]
         if len(paths) > 1:
             raise UserError(f"{name}: {' and '.join(paths)} are both there, expected one of them")
         if not paths and split != "test":
@@ -122,7 +123,7 @@ def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
     return labels
 
 
-def _held_out(where: str, rows: Sequence[Record], settings: FileSettings) -> dict[str, Split]:
+def held_out(where: str, rows: Sequence[Record], settings: FileSettings) -> dict[str, Split]:
     """A seeded share of the rows as dev, the others as train, both in the order of the file."""
     share = settings.heldout_share
     count = round(len(rows) * share)

@@ -14,10 +14,12 @@ from sctd_jax.tasks.task import Part, Task
 def predict(task: Task, examples: Sequence[Example], outputs: Sequence[Any]) -> list[Any]:
     """One prediction for each example of a split.
 
-    `outputs` holds for each example its logits, one-dimensional; in span tasks its windows, each a `squad.Window`.
+    `outputs` holds for each example its logits, one-dimensional; in span tasks its windows, each a `squad.Window`; in
+    token classification a `tokens.Tagged`.
 
     Returns:
-      Classes and choices as int, scores as float, answers as text; for ReCoRD each row's chance of being the answer.
+      Classes and choices as int, scores as float, answers as text; for ReCoRD each row's chance of being the answer;
+      in token classification a label's number for each word, -1 for one without a token.
 
     Raises:
       DivergedError: outputs are not finite; they would count as the first class or an empty answer.
@@ -25,6 +27,8 @@ def predict(task: Task, examples: Sequence[Example], outputs: Sequence[Any]) -> 
     numbers = outputs
     if task.head == "span":
         numbers = [(window.start_N, window.end_N) for windows in outputs for window in windows]
+    elif task.head == "token_classification":
+        numbers = [tagged.logits for tagged in outputs]
     if bad := sum(not np.isfinite(row).all() for row in numbers):
         raise DivergedError(
             f"{bad:,} of {len(numbers):,} outputs of the network are not finite, so that they predict nothing. "
@@ -37,7 +41,10 @@ def predict(task: Task, examples: Sequence[Example], outputs: Sequence[Any]) -> 
 
 
 def measure(
-    task: Task, dev: Mapping[str, Sequence[Example]], predictions: Mapping[str, Sequence[Any]]
+    task: Task,
+    dev: Mapping[str, Sequence[Example]],
+    predictions: Mapping[str, Sequence[Any]],
+    labels: Sequence[str] = (),
 ) -> dict[str, float]:
     """The task's metrics as shares (correlations as they are) under 'eval/', and their 'eval/score'.
 
@@ -46,7 +53,7 @@ def measure(
     found = {}
     for split, examples in dev.items():
         if task.measure:
-            values = task.measure(examples, predictions[split])
+            values = task.measure(examples, predictions[split], labels)
         else:
             pair = np.array([e.label for e in examples]), np.array(predictions[split])
             # A name with the suffix of a part is no metric of its own.

@@ -188,9 +188,11 @@ def open_tfds(data_dir: str) -> Any:
 
 
 def class_names(builder: Any, field: str) -> tuple[str, ...]:
-    """The labels of a feature that holds classes by number; () of any other."""
+    """The labels of a feature that holds a class by number, or a list of them; () of any other."""
     features = builder.info.features
-    return tuple(getattr(features[field], "names", None) or ()) if field in features else ()
+    if field not in features:
+        return ()
+    return tuple(getattr(getattr(features[field], "feature", features[field]), "names", None) or ())
 
 
 def tfds_splits(
@@ -208,6 +210,8 @@ def tfds_splits(
             values = _plain(record, place)
             if isinstance(values.get(label), int) and 0 <= values[label] < len(labels):
                 values[label] = labels[values[label]]
+            elif labels and isinstance(values.get(label), list):
+                values[label] = [labels[value] for value in values[label]]
             yield Record(place, number, {fields.get(field, field): value for field, value in values.items()})
 
     found = {ours: split for ours, split in {**names.required, **names.test}.items() if split in there}

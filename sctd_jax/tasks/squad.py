@@ -185,7 +185,7 @@ def _squad(name: str, version: str, null_answer: bool, **other: Any) -> Task:
     def predict(example: Example, windows: Sequence[Window]) -> str:
         return extract(windows, example.second, null_answer=null_answer)[0]
 
-    def measure(examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
+    def measure(examples: Sequence[Example], predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
         golds = {e.id: [answer.text for answer in e.answers] for e in examples}
         texts = {e.id: text for e, text in zip(examples, predictions, strict=True)}
         return evaluate(golds, texts, null_answer=null_answer)

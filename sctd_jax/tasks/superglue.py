@@ -76,12 +76,12 @@ def _numbered_multirc(record: Record, example: Example) -> dict[Any, str]:
     return {passage: example.first, (passage, question): record.value("question")}
 
 
-def measure_multirc(examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, float]:
+def measure_multirc(examples: Sequence[Example], predictions: Sequence[int], labels: Sequence[str]) -> dict[str, float]:
     """`f1a`, the F1 over all options, and `em`, the share of questions whose options are all right."""
-    labels, predictions = np.array([e.label for e in examples]), np.asarray(predictions)
+    golds, predictions = np.array([e.label for e in examples]), np.asarray(predictions)
     questions = {e.group for e in examples}
     wrong = {e.group for e, prediction in zip(examples, predictions, strict=True) if e.label != prediction}
-    f1a = 2 * (labels * predictions).sum() / max(labels.sum() + predictions.sum(), 1)
+    f1a = 2 * (golds * predictions).sum() / max(golds.sum() + predictions.sum(), 1)
     return {"f1a": float(f1a), "em": len(questions - wrong) / len(questions)}
 
 
@@ -152,7 +152,7 @@ def best_candidates(examples: Sequence[Example], chances: Sequence[float]) -> di
     return {query: candidate for query, (_, candidate) in best.items()}
 
 
-def measure_record(examples: Sequence[Example], chances: Sequence[float]) -> dict[str, float]:
+def measure_record(examples: Sequence[Example], chances: Sequence[float], labels: Sequence[str]) -> dict[str, float]:
     """ReCoRD's `em` and `f1`: its script has SQuAD 1.1's rules."""
     golds = {e.group: [answer.text for answer in e.answers] for e in examples}
     return squad.evaluate(golds, best_candidates(examples, chances), null_answer=False)

@@ -6,5 +6,6 @@ from sctd_jax.tasks.own import OWN
 from sctd_jax.tasks.squad import SQUAD
 from sctd_jax.tasks.superglue import SUPERGLUE
 from sctd_jax.tasks.task import Task
+from sctd_jax.tasks.tokens import TOKENS
 
-TASKS: dict[str, Task] = {task.name: task for task in (*GLUE, *SUPERGLUE, *SQUAD, *CHOICE, *OWN)}
+TASKS: dict[str, Task] = {task.name: task for task in (*GLUE, *SUPERGLUE, *SQUAD, *CHOICE, *OWN, *TOKENS)}

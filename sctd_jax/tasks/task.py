@@ -7,7 +7,9 @@ from typing import Any, Literal, NamedTuple
 from sctd_jax.tasks.examples import Builder, Example
 from sctd_jax.tasks.files import Note, Record, read_file
 
-Head = Literal["classification", "regression", "multiple_choice", "span"]
+Head = Literal["classification", "regression", "multiple_choice", "span", "token_classification"]
+
+EACH_TOKEN = ("span", "token_classification")  # heads with outputs for every token of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,9 @@ class Task:
     metrics: tuple[str, ...]
     score: tuple[str, ...] = ()  # the metrics whose mean chooses the best checkpoint; () for all of them
     predict: Callable[[Example, Any], Any] | None = None  # (example, outputs) -> prediction
-    measure: Callable[[Sequence[Example], Sequence[Any]], dict[str, float]] | None = None  # metrics of one split
+    # (examples, predictions, labels) -> metrics of one split
+    measure: Callable[[Sequence[Example], Sequence[Any], Sequence[str]], dict[str, float]] | None = None
+    # (train, examples) -> predictions of one who counts, and reads no context
+    floor: Callable[[Sequence[Example], Sequence[Example]], list[Any]] | None = None
     submission: Callable[[Sequence[Example], Sequence[Any], Sequence[str]], str] | None = None  # text of its file
     suffix: str = ".tsv"  # ends the name of that file

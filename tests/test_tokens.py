@@ -1,0 +1,251 @@
+"""Labels of words: files, first tokens, windows, and the scores of entities."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sctd_jax.data.special import SpecialIds
+from sctd_jax.data.tokenizer import Tokenized
+from sctd_jax.errors import UserError
+from sctd_jax.finetune.encode import by_example, encode
+from sctd_jax.tasks import scoring, submission, tokens
+from sctd_jax.tasks.examples import Example, FileSettings
+from sctd_jax.tasks.splits import open_task as open_any
+from sctd_jax.tasks.table import TASKS
+from tests.reading_helpers import message, open_task
+
+NER, TAGGING = TASKS["ner"], TASKS["tagging"]
+SENTENCES = "Anna B-PER\nlives O\n\nin O\nLyon B-LOC\n\n"
+
+
+def folder(tmp_path, train=SENTENCES, dev=SENTENCES, suffix=".conll", **other):
+    for name, text in {"train": train, "dev": dev, **other}.items():
+        (tmp_path / f"{name}{suffix}").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def words(examples):
+    return [list(e.words) for e in examples]
+
+
+def named(data, examples):
+    return [tokens.names(data.labels, e.tags) for e in examples]
+
+
+def test_columns_of_a_file(tmp_path):
+    train = (
+        "-DOCSTART- -X- O\n\n# id = 1 of 2 sentences\n# NN B-NUM\nAnna\u00a0B NN B-PER  \n \nlives VB O\r\n"
+        "in IN O\n\n\n-DOCSTART- -X- O\n"
+    )
+    data = open_task("ner", folder(tmp_path, train, test="Anna NN ?\n\nin\tIN\t?\n".replace("\t", " ")))
+    assert words(data.train) == [["#", "Anna\u00a0B"], ["lives", "in"]]
+    assert named(data, data.train) == [["B-NUM", "B-PER"], ["O", "O"]]
+    assert data.labels == ("B-LOC", "B-NUM", "B-PER", "O")
+    assert words(data.test["test"]) == [["Anna"], ["in"]] and data.test["test"][0].tags is None
+    notes = "\n".join(data.notes)
+    assert "train.conll: 2 lines that begin a document passed over (first: line 1)" in notes
+    assert "train.conll: 1 comments passed over (first: line 3)" in notes
+    assert "dev.conll: 1 labels without a word in training: B-LOC" in notes
+    assert "dev.conll: entities are marked by IOB2; 3 types: LOC, NUM, PER" in notes
+
+
+def test_a_file_of_tabs_has_words_with_spaces_and_columns_by_number(tmp_path):
+    text = "1\t10 000\tNUM\tx\n2\tcats\tNOUN\ty\n\n"
+    data = open_task("tagging", folder(tmp_path, text, text, ".tsv"), tokens_field="2", tags_field="3")
+    assert (words(data.train), named(data, data.train)) == ([["10 000", "cats"]], [["NUM", "NOUN"]])
+    written = tokens.submit(data.train, [(0, tokens.NOT_READ)], data.labels)
+    assert written == "10 000\tNUM\tNOUN\ncats\tNOUN\t_\n\n"
+
+
+def test_one_file_is_divided_and_json_lines_have_fields_of_any_name(tmp_path):
+    rows = [{"words": ["Anna", f"number {i}"], "ner": ["B-PER", "O"]} for i in range(20)]
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = open_task("ner", path, tokens_field="words", tags_field="ner", heldout_share=0.2)
+    assert (len(data.train), len(data.dev["dev"])) == (16, 4)
+    assert sorted(words(data.train) + words(data.dev["dev"])) == sorted(row["words"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ("Anna B-PER\nlives\n\n", "train.conll, line 2: 1 columns, expected 2 as in the first line"),
+        ("Anna\nlives\n\n", "line 1: 1 columns (Anna), expected a word in column 1 and its label in the last one"),
+        ("Anna PER\nlives O\n\n", "line 1: the label 'PER' is none of an entity, expected O, or B- or I- "),
+        ("Anna O\nlives O\n\n", "1 different labels of words (O), expected at least 2"),
+        ("\n\n", "0 different labels of words (), expected at least 2"),
+    ],
+)
+def test_a_malformed_file_is_said_by_line(tmp_path, train, expected):
+    assert expected in message("ner", folder(tmp_path, train, dev=train))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "line 2: 2 words and 1 labels, expected one for each word"),
+        ({"tokens": ["a", " "], "tags": ["O", "O"]}, "line 2: the field 'tokens, number 2' is empty"),
+        ({"tokens": ["a", 1], "tags": ["O", "O"]}, "line 2: the field 'tokens, number 2' is no text, found 1"),
+        ({"tokens": ["a\tb"], "tags": ["O"]}, "line 2: tokens, number 1 is 'a\\tb', expected a word without tabs"),
+        ({"tokens": "a b", "tags": ["O"]}, "line 2: the field 'tokens' is no list, found 'a b'"),
+        ({"text": "a b"}, "line 2: no field 'tokens' (config.tokens_field); found text"),
+        ({"tokens": ["\ud800"], "tags": ["O"]}, "line 2: the field 'tokens, number 1' holds half of a surrogate pair"),
+    ],
+)
+def test_a_malformed_row_is_said_by_line(tmp_path, row, expected):
+    good = json.dumps({"tokens": ["Anna", "x"], "tags": ["B-PER", "O"]}) + "\n"
+    assert expected in message("ner", folder(tmp_path, good + json.dumps(row) + "\n", good, ".jsonl"))
+
+
+def test_a_wrong_column_and_a_sentence_without_a_word(tmp_path):
+    path = folder(tmp_path)
+    assert "config.tags_field must be the number of a column from 1 on in a column file, found 'pos'" in message(
+        "ner", path, tags_field="pos"
+    )
+    assert "line 1: 2 columns (Anna B-PER), expected a word in column 1 and its label in column 3" in message(
+        "ner", path, tags_field="3"
+    )
+    rows = [{"tokens": ["Anna", "x"], "tags": ["B-PER", "O"]}, {"tokens": [], "tags": []}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "json").mkdir()
+    data = open_task("ner", folder(tmp_path / "json", text, text, ".jsonl"))
+    assert len(data.train) == 1 and "1 sentences without a word left out (first: line 2)" in "\n".join(data.notes)
+
+
+class Letters:
+    """A tokenizer with a token for each letter, as byte-level BPE has it: a space belongs to the letter after it."""
+
+    special = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+
+    def encode_spans(self, texts):
+        found = []
+        for text in texts:
+            spans = [(i, i + 1) for i, c in enumerate(text) if c not in " \u200b"]
+            ids = [ord(text[start]) for start, _ in spans]
+            found.append(Tokenized(np.array(ids, np.int32), np.array(spans, np.int32).reshape(-1, 2)))
+        return found
+
+
+def example(sentence, tags=None):
+    return Example(0, " ".join(sentence), words=tuple(sentence), tags=tags)
+
+
+def test_the_first_token_of_a_word_carries_its_label():
+    said = []
+    sentences = [example(["ab", "c", "def"], (3, 4, 5)), example(["\u200b", "gh"], (3, 4))]
+    one, two = encode(Letters(), sentences, "token_classification", 16, said.append)
+    assert one.words.tolist() == [-1, 0, -1, 1, 2, -1, -1, -1] and one.tags.tolist() == [-1, 3, -1, 4, 5, -1, -1, -1]
+    assert one.rows[0].ids.tolist() == [2, *map(ord, "abcdef"), 3]
+    assert two.words.tolist() == [-1, 1, -1, -1]
+    assert said == ["1 of 2 sentences have words without a token of their own, which are given no label"]
+    logits = [np.eye(6)[[0, 5, 0, 4, 3, 0, 0, 0]], np.eye(6)[[0, 2, 0, 0]]]
+    outputs = by_example("token_classification", [one, two], logits)
+    assert scoring.predict(NER, sentences, outputs) == [(5, 4, 3), (tokens.NOT_READ, 2)]
+
+
+def test_a_long_sentence_is_read_in_windows_each_word_once_with_most_context():
+    said, sentence = [], [chr(97 + i) for i in range(26)]
+    features = encode(Letters(), [example(sentence, tuple(range(26)))], "token_classification", 18, said.append)
+    assert said == ["1 of 1 sentences are longer than 18 tokens: cut into windows"]
+    assert [len(f.rows[0].ids) for f in features] == [18, 18, 12]
+    read = [f.words[f.words >= 0].tolist() for f in features]
+    assert read == [list(range(12)), list(range(12, 20)), list(range(20, 26))]
+    assert all((f.tags == f.words).all() for f in features)
+    logits = [np.eye(26)[np.maximum(f.words, 0)] for f in features]
+    (found,) = scoring.predict(TAGGING, [example(sentence)], by_example("token_classification", features, logits))
+    assert found == tuple(range(26))
+
+
+LABELS = ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
+
+
+def numbers(text, labels=LABELS):
+    return tuple(labels.index(tag) for tag in text.split())
+
+
+def test_entities_are_scored_as_seqeval_does_by_default_and_strictly():
+    golds = [numbers("B-PER I-PER O B-LOC"), numbers("B-LOC I-LOC O O")]
+    examples = [example(["a", "b", "c", "d"], tags) for tags in golds]
+    # One right, one with a wrong end, and one that begins with I-: right as conlleval reads it, not strictly.
+    predictions = [numbers("B-PER I-PER O I-LOC"), numbers("B-LOC O O O")]
+    found = scoring.measure(NER, {"dev": examples}, {"dev": predictions}, LABELS)
+    assert found == {
+        "eval/f1": pytest.approx(2 / 3), "eval/precision": pytest.approx(2 / 3), "eval/recall": pytest.approx(2 / 3),
+        "eval/strict_f1": pytest.approx(2 / 5), "eval/score": pytest.approx(2 / 3),
+    }  # fmt: skip
+    nothing = scoring.measure(NER, {"dev": examples}, {"dev": [(4,) * 4] * 2}, LABELS)
+    assert set(nothing.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("sentences", "name"),
+    [
+        (["B-PER I-PER O"], "IOB2"),
+        (["I-PER I-PER O", "I-PER B-PER"], "IOB1"),
+        (["I-PER O"], "IOB1"),
+        (["S-PER O", "B-PER I-PER E-PER"], "IOBES"),
+        (["U-PER O", "B-PER L-PER"], "BILOU"),
+        (["I-PER E-PER O"], "IOE2"),
+    ],
+)
+def test_the_scheme_of_the_labels(sentences, name):
+    labels = tuple(sorted({tag for sentence in sentences for tag in sentence.split()}))
+    assert tokens.scheme(labels, [numbers(sentence, labels) for sentence in sentences]) == name
+
+
+def test_strict_scores_follow_the_scheme_of_the_labels():
+    labels = ("B-PER", "I-PER", "O")
+    tags = numbers("I-PER I-PER O I-PER B-PER", labels)
+    found = tokens.measure_entities([example("abcde", tags)], [tags], labels)
+    assert found == {"f1": 1.0, "precision": 1.0, "recall": 1.0, "strict_f1": 1.0}
+
+
+def test_words_are_scored_by_accuracy_and_the_floor_reads_no_context(tmp_path):
+    train = [example(["the", "can", "can"], (0, 1, 2)), example(["can"], (2,)), example(["cat"], (1,))]
+    dev = [example(["the", "can", "dog"], (0, 1, 1))]
+    floor = tokens.most_frequent(train, dev)
+    assert floor == [(0, 2, 1)]  # the most frequent label of all is one of two, and the first of them
+    labels = ("DET", "NOUN", "VERB")
+    assert tokens.measure_words(dev, floor, labels) == {"accuracy": pytest.approx(2 / 3)}
+    assert tokens.measure_words(dev, [(0, tokens.NOT_READ, 1)], labels) == {"accuracy": pytest.approx(2 / 3)}
+    path = submission.write(TAGGING, "dev", dev, floor, tmp_path, labels)
+    assert path.name == "dev-tagging.conll" and path.read_text() == "the DET DET\ncan NOUN VERB\ndog NOUN NOUN\n\n"
+    hidden = [example(["the", "can", "dog"])]
+    assert tokens.submit(hidden, floor, labels) == "the DET\ncan VERB\ndog NOUN\n\n"
+    assert tokens.names(LABELS, [0, tokens.NOT_READ]) == ["B-LOC", "O"]
+
+
+def test_examples_of_other_tasks_have_the_digest_that_they_had():
+    assert repr(Example(3, "a", label=1)) == (
+        "Example(id=3, first='a', second='', label=1, choices=(), marked=(), group='', candidate='', answers=())"
+    )
+
+
+def test_a_dataset_of_tfds_has_its_labels_by_name(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    class Tagged(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            tags = tfds.features.Sequence(tfds.features.ClassLabel(names=["O", "B-PER"]))
+            features = {"tokens": tfds.features.Sequence(tfds.features.Text()), "tags": tags}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(), "validation": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield 0, {"tokens": ["Anna", "isst"], "tags": ["B-PER", "O"]}
+
+    Tagged(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    data = open_any(NER, "tfds:tagged", FileSettings())
+    assert (words(data.train), named(data, data.train)) == ([["Anna", "isst"]], [["B-PER", "O"]])
+
+
+def test_an_unknown_kind_of_file(tmp_path):
+    (tmp_path / "a.xml").write_text("x")
+    with pytest.raises(UserError, match=r"a\.xml: unknown kind of file, expected \.conll"):
+        open_any(NER, str(tmp_path / "a.xml"), FileSettings())
