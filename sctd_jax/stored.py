@@ -82,6 +82,8 @@ CONFIG: list[Change] = [
 TASK: list[Change] = [
     Added("tokens_field", "tokens"),
     Added("tags_field", "tags"),
+    Added("patience", 0),
+    Added("class_weights", ""),
 ]
 # Recipe whose content is another one's now -> a field by which runs of before are known, its value there, that recipe.
 RECIPES = {"configs/tiny.py": ("model.family", "bert", "configs/tiny_bert.py")}

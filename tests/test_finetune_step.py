@@ -21,7 +21,7 @@ def finetune_config(**overrides):
     return helpers.config(dropping__method="full", model__num_layers=2, **overrides)
 
 
-def features(count, rows=1, marked=0, seed=0):
+def features(count, rows=1, marked=0, seed=0, tags=False):
     rng = np.random.default_rng(seed)
 
     def row():
@@ -30,10 +30,13 @@ def features(count, rows=1, marked=0, seed=0):
         ids[0], ids[-1] = 2, 3
         return Row(ids, size // 2)
 
-    return [
+    found = [
         Feature(i, tuple(row() for _ in range(rows)), float(i % 2), tuple((2, 4) for _ in range(marked)), (1, 3))
         for i in range(count)
     ]
+    if not tags:
+        return found
+    return [dataclasses.replace(one, tags=rng.integers(-1, 3, one.length).astype(np.int32)) for one in found]
 
 
 def batch_of(found, length=32, weights=None):
@@ -103,6 +106,7 @@ def test_logits_do_not_depend_on_the_padded_length():
         (step.Shape("regression", 1), 1, (4, 1)),
         (step.Shape("multiple_choice", 1, rows=3), 3, (4, 3)),
         (step.Shape("span", 2), 1, (4, 32, 2)),
+        (step.Shape("token_classification", 5), 1, (4, 32, 5)),
     ],
 )
 def test_shapes_of_the_heads(shape, rows, expected):
@@ -130,6 +134,20 @@ def test_losses_by_hand():
     np.testing.assert_allclose(step.losses("regression", scores, batch_with(labels_B=[2.5, 4.0])), [0.25, 9.0])
 
 
+def test_labels_of_tokens_count_alike_in_the_mean_or_by_their_weights():
+    logits = jnp.log(jnp.array([[[0.2, 0.8], [0.5, 0.5], [0.1, 0.9]], [[0.7, 0.3], [0.4, 0.6], [0.6, 0.4]]]))
+    batch = batch_with(tags_BN=[[1, -1, 0], [-1, -1, 0]], weights_B=[1.0, 1.0], labels_B=[0.0, 0.0])
+    shape = step.Shape("token_classification", 2)
+    found, shares = step.losses(shape.head, logits, batch), step.shares(shape, batch)
+    np.testing.assert_array_equal(shares, [[1, 0, 1], [0, 0, 1]])
+    np.testing.assert_allclose((found * shares).sum(), -np.log([0.8, 0.1, 0.6]).sum(), rtol=1e-6)
+    weighted = dataclasses.replace(shape, label_weights=(3.0, 0.5))
+    np.testing.assert_array_equal(step.shares(weighted, batch), [[0.5, 0, 3], [0, 0, 3]])
+    classes = dataclasses.replace(CLASSES, label_weights=(3.0, 0.5, 1.0))
+    batch = batch_with(labels_B=[1.0, 0.0, 2.0], weights_B=[1.0, 1.0, 0.0])
+    np.testing.assert_array_equal(step.shares(classes, batch), [0.5, 3.0, 0.0])
+
+
 def test_the_answers_loss_is_the_mean_of_both_ends_and_leaves_padding_out():
     starts, ends = [0.5, 0.25, 0.25], [0.1, 0.1, 0.8]
     logits = jnp.log(jnp.array([[*zip(starts, ends, strict=True), (9.0, 9.0)]]))
@@ -155,14 +173,23 @@ def test_examples_that_fill_up_a_batch_count_nothing():
 
 
 @pytest.mark.parametrize(
-    ("mesh", "accumulation"),
-    [({"mesh__data": 8}, 1), ({"mesh__fsdp": 2, "mesh__tensor": 2}, 1), ({"mesh__data": 2}, 4)],
+    ("shape", "mesh", "accumulation"),
+    [
+        (step.Shape("multiple_choice", 1, rows=2), {"mesh__data": 8}, 1),
+        (step.Shape("multiple_choice", 1, rows=2), {"mesh__fsdp": 2, "mesh__tensor": 2}, 1),
+        (step.Shape("multiple_choice", 1, rows=2), {"mesh__data": 2}, 4),
+        (step.Shape("token_classification", 3, label_weights=(0.5, 1.0, 3.0)), {"mesh__fsdp": 4, "mesh__data": 2}, 2),
+    ],
 )
-def test_any_mesh_and_accumulation_give_one_devices_numbers(mesh, accumulation):
-    shape = step.Shape("multiple_choice", 1, rows=2)
+def test_any_mesh_and_accumulation_give_one_devices_numbers(shape, mesh, accumulation):
     config = finetune_config(train__batch_size=8, train__steps=20, **mesh)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=accumulation))
-    host = assemble(features(8, rows=2), np.array([1, 1, 1, 1, 1, 1, 0, 0]), 32, 0)
+    host = assemble(
+        features(8, rows=shape.rows, tags=shape.head == "token_classification"),
+        np.array([1, 1, 1, 1, 1, 1, 0, 0]),
+        32,
+        0,
+    )
     plain = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=1))
     expected, metrics = jax.jit(step.make_train_step(plain, shape))(
         stirred(plain, shape), jax.tree.map(jnp.asarray, host)

@@ -1,5 +1,6 @@
 """Labels of words: files, first tokens, windows, and the scores of entities."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune.encode import by_example, encode
 from sctd_jax.tasks import scoring, submission, tokens
 from sctd_jax.tasks.examples import Example, FileSettings
+from sctd_jax.tasks.splits import TaskData
 from sctd_jax.tasks.splits import open_task as open_any
 from sctd_jax.tasks.table import TASKS
 from tests.reading_helpers import message, open_task
@@ -199,6 +201,29 @@ def test_strict_scores_follow_the_scheme_of_the_labels():
     tags = numbers("I-PER I-PER O I-PER B-PER", labels)
     found = tokens.measure_entities([example("abcde", tags)], [tags], labels)
     assert found == {"f1": 1.0, "precision": 1.0, "recall": 1.0, "strict_f1": 1.0}
+
+
+def test_weights_of_labels():
+    data = TaskData(("A", "B", "C"), (example("ab", (0, 0)), example("c", (1,))), {}, {}, ())
+    assert scoring.label_weights(TAGGING, "", data) == ()
+    assert scoring.label_weights(TAGGING, "balanced", data) == (0.5, 1.0, 0.0)
+    assert scoring.label_weights(TAGGING, "A=0,C=2.5", data) == (0.0, 1.0, 2.5)
+    classes = dataclasses.replace(data, train=tuple(Example(0, "a", label=label) for label in (0, 0, 0, 1, 2, 2)))
+    assert scoring.label_weights(TASKS["classification"], "balanced", classes) == (2 / 3, 2.0, 1.0)
+    for task, given, expected in (
+        (
+            TAGGING,
+            "A=x",
+            "config.class_weights has 'A=x', expected 'balanced' or LABEL=WEIGHT with a weight from 0 on ",
+        ),
+        (TAGGING, "D=1", "a label among A, B, C"),
+        (TAGGING, "A=-1", "has 'A=-1'"),
+        (TAGGING, "A=0,B=0,C=0", "gives no label a weight above 0"),
+        (TASKS["stsb"], "balanced", "config.class_weights = 'balanced': stsb has no classes, give ''"),
+    ):
+        with pytest.raises(UserError) as error:
+            scoring.label_weights(task, given, data)
+        assert expected in str(error.value)
 
 
 def test_words_are_scored_by_accuracy_and_the_floor_reads_no_context(tmp_path):

@@ -106,6 +106,43 @@ def test_a_job_may_start_from_parameters_trained_before_and_claims_its_workdir_b
     assert read_metrics(tmp_path)[0]["eval/slope"] == 2.0
 
 
+def scripted(values, patience, steps=12, **functions):
+    """A job whose evaluations have these values, one for every second step."""
+
+    def evaluate(state):
+        return {"eval/slope": values[int(state.step) // 2]}
+
+    return line(steps, evaluate=evaluate, evaluate_first=False, patience=patience, **functions)
+
+
+def test_training_ends_early_where_evaluations_are_not_better_and_a_rerun_knows(tmp_path):
+    values = [0.0, 1.0, 3.0, 2.0, 3.0, 2.5, 9.0]  # as good as the best is not better
+    early, _ = run(tmp_path / "whole", scripted(values, 2))
+    assert (early.step, early.stopped_by) == (8, None)
+    steps = [found["step"] for found in read_metrics(tmp_path / "whole") if "eval/slope" in found]
+    assert steps == [2, 4, 6, 8]
+
+    def stopping(step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped, _ = run(tmp_path / "cut", scripted(values, 2, on_step=stopping))
+    assert (stopped.step, stopped.stopped_by) == (7, signal.SIGTERM)
+    resumed, _ = run(tmp_path / "cut", scripted(values, 2))
+    assert (resumed.step, resumed.stopped_by, numbers(resumed)) == (8, None, numbers(early))
+    again, lines = run(tmp_path / "cut", scripted(values, 2))
+    assert again.step == 8 and "compiling ..." not in lines
+    patient, _ = run(tmp_path / "cut", scripted(values, 3))  # one more
+    assert patient.step == 10
+    assert run(tmp_path / "cut", scripted(values, 0))[0].step == 12
+
+
+def test_a_value_that_is_no_number_is_never_the_best():
+    assert trainer.without_better([np.nan, 1.0, np.nan, 1.0], "max") == 2
+    assert trainer.without_better([3.0, 2.0, 2.0], "min") == 1
+    assert trainer.without_better([], "max") == 0
+
+
 def test_the_share_of_the_time_that_the_loop_waits_for_batches_is_a_metric(tmp_path, monkeypatch):
     """By a clock that only batches, 3 seconds each, and the rest of a step, 1 second, move."""
     now = [0.0]

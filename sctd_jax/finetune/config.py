@@ -44,6 +44,12 @@ class FinetuneConfig:
     hidden_dropout: float = field(0.1, "dropout after embeddings, attention and the feed-forward part", BELOW_ONE)
     attention_dropout: float = field(0.1, "dropout of attention's probabilities", BELOW_ONE)
     evaluations: int = field(1, "evaluations in an epoch", ONE_OR_MORE)
+    patience: int = field(
+        0, "evaluations without a better score after which training ends; 0: never", NOT_NEGATIVE, rerun=True
+    )
+    class_weights: str = field(
+        "", "weights of labels in the loss: 'balanced' (all labels count alike), or LABEL=WEIGHT,...; others have 1"
+    )
     keep_checkpoints: int = field(1, "newest checkpoints to keep, beside the best", ONE_OR_MORE, rerun=True)
     log_every: int = field(20, "steps between lines of metrics", ONE_OR_MORE, rerun=True)
     seed: int = field(0, "seed of the head's weights, the order of examples and dropout", NOT_NEGATIVE)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from sctd_jax import storage
 from sctd_jax.config import Config
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, printable
 from sctd_jax.fields import require
 from sctd_jax.finetune import batches, report
 from sctd_jax.finetune.config import FinetuneConfig, run_config
@@ -120,6 +120,7 @@ def finetune(
             best=HIGHEST_SCORE,
             evaluate_first=False,
             evaluate_when_stopping=True,
+            patience=settings.patience,
             on_step=on_step,
             track=track,
         )
@@ -140,7 +141,7 @@ def finetune(
                 **scoring.measure(task, data.dev, predictions, data.labels),
             }  # fmt: skip
             write(workdir / RESULT_FILE, (json.dumps(reached, indent=1) + "\n").encode())
-            for line in report.summary(workdir, settings, data, reached, config.train.steps):
+            for line in report.summary(workdir, settings, data, reached, result.step):
                 log(line)
         return dataclasses.replace(result, state=state)
 
@@ -190,7 +191,11 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     config = run_config(settings, pretrained.config, train.per_epoch)
     model, _ = choose(config.model, [("config.max_length", length)], platform_of(mesh.devices.flat[0]))
     settled = dataclasses.replace(config, model=model)
-    shape = shape_of(task, data.labels, *counts)
+    shape = shape_of(task, data.labels, *counts, scoring.label_weights(task, settings.class_weights, data))
+    if shape.label_weights:
+        pairs = zip(data.labels, shape.label_weights, strict=True)
+        weights = printable(", ".join(f"{label} {weight:.3g}" for label, weight in pairs))
+        log(f"weights of labels in the loss: {weights}")
     layout = state_shape(lambda: initial_state(config, shape), mesh)
     logits = jit_logits(settled, shape, mesh, layout)
     return Prepared(

@@ -33,12 +33,13 @@ class Shape:
     outputs: int  # K; labels, 1 for a score and for each choice, 2 for the ends of an answer
     rows: int = 1  # C
     marked: str = ""  # way in which the head reads marked spans
+    label_weights: tuple[float, ...] = ()  # weight in the loss of each of K labels; () for 1
 
 
-def shape_of(task: Task, labels: Sequence[str], rows: int = 1) -> Shape:
+def shape_of(task: Task, labels: Sequence[str], rows: int = 1, label_weights: tuple[float, ...] = ()) -> Shape:
     """The shape of a task's network; `rows` is the number of choices."""
     outputs = {"classification": len(labels), "token_classification": len(labels), "span": 2}.get(task.head, 1)
-    return Shape(task.head, outputs, rows, task.marked)
+    return Shape(task.head, outputs, rows, task.marked, label_weights)
 
 
 def make_model(config: Config, shape: Shape, mesh: Mesh | None = None) -> TaskModel:
@@ -86,9 +87,15 @@ def losses(head: str, found: jax.Array, batch: TaskBatch) -> jax.Array:
     return -jnp.take_along_axis(chances, batch.labels_B[:, None].astype(jnp.int32), axis=1)[:, 0]
 
 
-def shares(head: str, batch: TaskBatch) -> jax.Array:
-    """Weight of each of `losses` in the mean over a batch: every example counts alike, or every labelled token."""
-    return batch.weights_B[:, None] * (batch.tags_BN >= 0) if head == "token_classification" else batch.weights_B
+def shares(shape: Shape, batch: TaskBatch) -> jax.Array:
+    """Weight of each of `losses` in the mean over a batch: every example counts alike, or every labelled token.
+
+    Where labels have weights, they count by them.
+    """
+    each_token = shape.head == "token_classification"
+    labels = batch.tags_BN if each_token else batch.labels_B.astype(jnp.int32)
+    found = batch.weights_B[:, None] * (batch.tags_BN >= 0) if each_token else batch.weights_B
+    return found * jnp.asarray(shape.label_weights)[jnp.maximum(labels, 0)] if shape.label_weights else found
 
 
 def make_train_step(
@@ -99,12 +106,13 @@ def make_train_step(
 
     def step_fn(state: TrainState, batch: TaskBatch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _DROPOUT)
-        count = jnp.maximum(shares(shape.head, batch).sum(), 1.0)
+        total = shares(shape, batch).sum()
+        total = jnp.where(total > 0, total, 1.0)  # windows without a label are all of a batch
 
         def loss_fn(params, microbatch, rows_B, index):
             rngs = {"dropout": jax.random.fold_in(key, index)}
             found = logits(model, params, microbatch, rngs=rngs, deterministic=False)
-            return jnp.sum(losses(shape.head, found, microbatch) * shares(shape.head, microbatch)) / count, ()
+            return jnp.sum(losses(shape.head, found, microbatch) * shares(shape, microbatch)) / total, ()
 
         grads, loss, _ = accumulate(loss_fn, state.params, batch, config.train.accumulation)
         rate = learning_rate(config.optimizer, config.train.steps, state.step)

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from sctd_jax.errors import DivergedError
+from sctd_jax.errors import DivergedError, UserError, printable
 from sctd_jax.tasks.examples import Example
 from sctd_jax.tasks.metrics import METRICS
+from sctd_jax.tasks.splits import TaskData
 from sctd_jax.tasks.task import Part, Task
 
 
@@ -62,6 +63,38 @@ def measure(
         found |= {f"{metric}{part.metric}": value for metric, value in values.items()}
     score = float(np.mean([found[metric] for metric in task.score or task.metrics]))
     return {f"eval/{metric}": found[metric] for metric in task.metrics} | {"eval/score": score}
+
+
+def label_weights(task: Task, given: str, data: TaskData) -> tuple[float, ...]:
+    """Weight of each label in the loss, as `config.class_weights` gives them; () where it is empty.
+
+    'balanced' divides the number of examples, or of labelled words, by that of the label's times the number of labels,
+    as scikit-learn does; a label without any has 0.
+    """
+    if not given:
+        return ()
+    if task.head not in ("classification", "token_classification"):
+        raise UserError(f"config.class_weights = {given!r}: {task.name} has no classes, give ''")
+    if given == "balanced":
+        found = [tag for e in data.train for tag in (e.tags if e.tags is not None else (e.label,))]
+        counts_K = np.bincount(np.array(found, int), minlength=len(data.labels))
+        return tuple((len(found) / len(data.labels) / np.where(counts_K, counts_K, np.inf)).tolist())
+    weights = dict.fromkeys(data.labels, 1.0)
+    for part in given.split(","):
+        label, _, text = part.rpartition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = -1.0
+        if label not in weights or not 0 <= weight < np.inf:
+            raise UserError(
+                f"config.class_weights has {part!r}, expected 'balanced' or LABEL=WEIGHT with a weight from 0 on and a "
+                f"label among {printable(', '.join(data.labels))}"
+            )
+        weights[label] = weight
+    if not any(weights.values()):
+        raise UserError(f"config.class_weights = {given!r} gives no label a weight above 0")
+    return tuple(weights.values())
 
 
 def majority(examples: Sequence[Example]) -> float:

@@ -1,6 +1,7 @@
 """The engine of pretraining and fine-tuning: `fit` trains a `Job` in a workdir."""
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +60,7 @@ class Job:
     # No checkpoint may be saved without an evaluation where that decides which is the best; where the machine is
     # about to be taken, saving comes first.
     evaluate_when_stopping: bool = False
+    patience: int = 0  # evaluations in a row without a better value of `best` after which training ends; 0: never
     summary: Callable[[Result, float], list[str]] = lambda result, seconds: []  # lines at the end of a whole run
     on_step: Callable[[int], None] = lambda step: None  # called when a step has been dispatched; for tests
     track: Track = ignore  # called with what is written to `metrics.jsonl`
@@ -110,7 +112,13 @@ def train(
       TryAgainError: another process or the storage failed.
     """
     config, start, steps = job.config, int(state.step), job.config.steps
-    if start == steps:
+    scores: list[float] = []  # values of `best` so far, which each process reads before the first one writes
+    if job.patience:
+        before = [line for line in read_metrics(workdir, lambda line: None) if line["step"] <= start]
+        scores = [line[job.best.metric] or math.nan for line in before if job.best.metric in line]
+        hosts.check_same({"the evaluations before": scores})
+    ended = bool(job.patience) and without_better(scores, job.best.mode) >= job.patience
+    if start == steps or ended:
         # Lines of checkpoints that are damaged or were not finished go.
         if hosts.is_first() and any(line["step"] > start for line in read_metrics(workdir, log)):
             Writer(workdir, start, log, checkpoints.check).close()
@@ -130,7 +138,7 @@ def train(
         metrics = StepMetrics(job, writer, console)
         for step in range(start, steps + 1):
             # The order is fixed: eval -> checkpoint -> next batch -> dispatch -> metrics of the step before.
-            stopping, last = stop.at(step), step == steps
+            stopping, last = stop.at(step), step == steps or ended
             evaluated = None
             if (
                 (step % config.eval_every == 0 or last)
@@ -142,6 +150,12 @@ def train(
                 writer.write(step, evaluated)
                 for line in job.evaluation_lines(step, evaluated):
                     console.log(line)
+                scores.append(evaluated.get(job.best.metric, math.nan))
+                ended = bool(job.patience) and without_better(scores, job.best.mode) >= job.patience
+                if ended and step < steps:
+                    console.log(f"{job.best.metric} has not been better in {job.patience} evaluations: training ends "
+                                f"at step {step} of {steps}")  # fmt: skip
+                last = last or ended
             if stopping or ((step % config.checkpoint_every == 0 or last) and step > start):
                 metrics.flush()
                 checkpoints.save(state, evaluated)
@@ -163,9 +177,9 @@ def train(
                     f"out, and the last good parameters are saved as step {int(state.step)}. {job.advice}"
                 )
         checkpoints.wait()
-        if step == steps:
+        if last:
             _check_trained(state, start)
-        return Result(step, stop.signum if step < steps else None, state)
+        return Result(step, None if last else stop.signum, state)
     except jax.errors.JaxRuntimeError as error:
         if not hosts.several() or not re.search("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Gloo|Connection", str(error)):
             raise
@@ -181,6 +195,15 @@ def train(
         batches.close()
         console.close()
         writer.close()
+
+
+def without_better(scores: Sequence[float], mode: str) -> int:
+    """Number of evaluations since the first best one; one that is not a number is never the best."""
+    best, since = None, 0
+    for score in scores:
+        better = np.isfinite(score) and (best is None or (score > best if mode == "max" else score < best))
+        best, since = (score, 0) if better else (best, since + 1)
+    return since
 
 
 def start_lines(mesh: Mesh, rows: Sequence[tuple[str, str]]) -> list[str]:
