@@ -1,4 +1,4 @@
-"""Pretraining, evaluation, fine-tuning, sweeps, and compiling for TPUs that are not there.
+"""Pretraining, evaluation, fine-tuning, sweeps, predictions, and compiling for TPUs that are not there.
 
 python -m sctd_jax.main --config=configs/base.py [--workdir=runs/base] [--config.x.y=value] [--mode=train|eval]
 python -m sctd_jax.main --mode=compile --topology=v5e:2x4 --config=configs/base.py
@@ -6,6 +6,7 @@ python -m sctd_jax.main --mode=finetune --config=configs/finetune.py --config.ta
     --config.data_dir=SuperGLUE
 python -m sctd_jax.main --mode=sweep --config=configs/sweep.py --config.tasks=cola,rte --config.inits=RUN,RUN
     --config.data_dir=glue_data
+python -m sctd_jax.main --mode=predict --config.init=RUN --config.data_dir=FILE --out=FILE
 """
 
 import itertools
@@ -45,6 +46,7 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:por
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.", 1)
 _PROCESS = flags.DEFINE_integer("process_id", None, "Several hosts: which one this is, from 0.", 0)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "With --mode=compile: a TPU slice, such as v5e:2x4.")
+_OUT = flags.DEFINE_string("out", None, "With --mode=predict: the file to write, FILE.jsonl, .csv or .conll.")
 _MFU = flags.DEFINE_float("mfu", 0.4, "With --mode=compile: reckoned with for the run's length.", 0.01, 1.0)
 _LARGEST_BATCH = flags.DEFINE_bool("largest_batch", False, "With --mode=compile: find it; the config's is the start.")
 # Read when JAX is imported: the compiler shall look for neither chips nor a TPU VM's metadata server.
@@ -59,7 +61,8 @@ _FAREWELL_SECONDS = 3
 
 
 _OPTIONS = (
-    _CONFIG, _WORKDIR, _MODE, _COORDINATOR, _PROCESSES, _PROCESS, _TOPOLOGY, _MFU, _LARGEST_BATCH,
+    _CONFIG, _WORKDIR, _MODE, _COORDINATOR, _PROCESSES, _PROCESS, _OUT, _TOPOLOGY, _MFU,
+    _LARGEST_BATCH,
 )  # fmt: skip
 
 
@@ -82,7 +85,12 @@ def _run_mode() -> int:
     for option in (_WORKDIR, _COORDINATOR, _PROCESSES, _PROCESS):
         if mode == "compile" and flags.FLAGS[option.name].present:
             say(f"note: --{option.name} is not used by --mode=compile")
-    run = {"train": _train, "eval": _evaluate, "compile": _compile, "finetune": _finetune, "sweep": _sweep}
+    if mode != "predict" and _OUT.value is not None:
+        raise UserError("--out is for --mode=predict; a run writes into its --workdir")
+    run = {
+        "train": _train, "eval": _evaluate, "compile": _compile, "finetune": _finetune, "sweep": _sweep,
+        "predict": _predict,
+    }  # fmt: skip
     return run[mode]()
 
 
@@ -123,6 +131,22 @@ def _sweep() -> int:
 
     _join_hosts()
     return _status(run_sweep(sweep, _WORKDIR.value or "runs/sweep", say))
+
+
+def _predict() -> int:
+    from sctd_jax.fields import fill
+    from sctd_jax.finetune.config import PredictConfig
+
+    config = fill("config", PredictConfig, _CONFIG.value.to_dict())
+    if not _OUT.value:
+        raise UserError("--mode=predict needs --out, such as --out=predicted.jsonl")
+    if _WORKDIR.value:
+        raise UserError("--workdir is not for --mode=predict: --config.init names the run, --out the file")
+    from sctd_jax.finetune.predicting import predict_file
+
+    _join_hosts()
+    predict_file(config, _OUT.value, say)
+    return 0
 
 
 def _compile() -> int:
@@ -200,7 +224,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _given(arguments: list[str], optional: bool) -> str:
-    """Value of --config; `optional`: where it is missing, a recipe that has all fields of the mode."""
+    """Value of --config; `optional`, and for predictions: where it is missing, a recipe with all fields of the mode."""
     given = [
         match[1] if match[1] is not None else following
         for argument, following in itertools.pairwise([*arguments, ""])
@@ -210,8 +234,8 @@ def _given(arguments: list[str], optional: bool) -> str:
         raise UserError(f"--config is given {len(given)} times: {', '.join(given)}")
     if given == [""]:
         raise UserError("--config has no value: it names a recipe, such as --config=configs/tiny.py")
-    if not given and optional:
-        mode = re.search(r"--?mode[= ](\w+)", " ".join(arguments))
+    mode = re.search(r"--?mode[= ](\w+)", " ".join(arguments))
+    if not given and (optional or (mode and mode[1] == "predict")):
         return recipes.DEFAULT.get(mode[1] if mode else "train", recipes.DEFAULT["train"])
     if not given:
         bare = [argument for argument in arguments if re.match(r"[^-].*\.py(:|$)", argument)]
@@ -224,7 +248,7 @@ def _with_recipe(arguments: list[str], path: str) -> list[str]:
     """Arguments with this value of --config: the flag's own parser reads the file too, from the working folder only."""
     found = [i for i, argument in enumerate(arguments) if re.fullmatch(r"--?config(=.*)?", argument)]
     if not found:
-        return arguments
+        return [f"--config={path}", *arguments]
     after = found[0] + (1 if "=" in arguments[found[0]] else 2)
     return [*arguments[: found[0]], f"--config={path}", *arguments[after:]]
 

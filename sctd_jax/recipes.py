@@ -20,13 +20,14 @@ from ml_collections import ConfigDict
 from sctd_jax.comparison.table import Recipe as ArenaRecipe
 from sctd_jax.config import Config
 from sctd_jax.errors import UserError, printable
-from sctd_jax.finetune.config import FinetuneConfig, SweepConfig
+from sctd_jax.finetune.config import FinetuneConfig, PredictConfig, SweepConfig
 
 # Dataclasses that describe a recipe, the modes that it is for, and the recipe that has all fields.
 _KINDS = (
     (("train", "eval", "compile"), (Config,), "configs/base.py"),
     (("finetune",), (FinetuneConfig,), "configs/finetune.py"),
     (("sweep",), (SweepConfig, FinetuneConfig), "configs/sweep.py"),
+    (("predict",), (PredictConfig,), "configs/predict.py"),
     ((), (ArenaRecipe,), "configs/arena/small.py"),  # sctd_jax.arena's
 )
 DEFAULT = {mode: path for modes, _, path in _KINDS for mode in modes}
@@ -160,9 +161,10 @@ def modes(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _kind(config: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[type, ...], str]:
-    def common(kind) -> float:
+    def common(kind) -> tuple[int, float]:
+        """How many of the recipe's fields it has, then how much both share: a recipe may leave fields out."""
         names = {field.name for type_ in kind[1] for field in dataclasses.fields(type_)}
-        return len(names & set(config)) / len(names | set(config))
+        return len(names & set(config)), len(names & set(config)) / len(names | set(config))
 
     return max(_KINDS, key=common)
 

@@ -34,7 +34,7 @@ WRONG = [
     ([FINETUNE], "--config=configs/finetune.py is no recipe for --mode=train: give --mode=finetune"),
     (["--config=configs/sweep.py"], "--config=configs/sweep.py is no recipe for --mode=train: give --mode=sweep"),
     ([TINY, "--mode=sweep"], "is no recipe for --mode=sweep: give --mode=train or --mode=eval or --mode=compile, or"),
-    ([TINY, "--mode=dance"], "flag --mode=dance: value should be one of <train|eval|compile|finetune|sweep>"),
+    ([TINY, "--mode=dance"], "flag --mode=dance: value should be one of <train|eval|compile|finetune|sweep|predict>"),
     ([TINY, "--largest_batch"], "--largest_batch is for --mode=compile"),
     ([TINY, "--topology=v5e:2x4"], "--topology is for --mode=compile"),
     ([TINY, "--mfu=0.5"], "--mfu is for --mode=compile"),
@@ -172,9 +172,12 @@ def test_an_error_below_a_recipe_is_told_by_the_users_own_last_line(tmp_path, mo
         recipes.load(str(tmp_path / "mine.py"))
 
 
+KINDS = {"base": "compile", "finetune": "finetune", "sweep": "sweep", "predict": "predict"}
+
+
 def test_the_kind_of_a_recipe_follows_from_its_fields():
-    kinds = {name: recipes.modes(recipes.load(f"configs/{name}.py"))[-1] for name in ("base", "finetune", "sweep")}
-    assert kinds == {"base": "compile", "finetune": "finetune", "sweep": "sweep"}
+    kinds = {name: recipes.modes(recipes.load(f"configs/{name}.py"))[-1] for name in KINDS}
+    assert kinds == KINDS
     partial = ConfigDict({"task": "boolq", "init": "runs/a", "data_dir": "x"})
     assert recipes.modes(partial) == ("finetune",)
 

@@ -200,8 +200,8 @@ def test_bad_starts_are_said(pretrained, folders, tmp_path):
         (tmp_path / "swept" / name).write_bytes((pretrained / name).read_bytes())
     with pytest.raises(UserError, match="swept has no checkpoint"):
         run(tmp_path / "swept", tmp_path / "run", "rte", folders["rte"])
-    with pytest.raises(UserError, match="gs://bucket/rte: a task's files are read from disks"):
-        run(pretrained, tmp_path / "run", "rte", "gs://bucket/rte")
+    with pytest.raises(UserError, match="s3://bucket/rte: a folder on a disk or in a gs:// bucket is expected"):
+        run(pretrained, tmp_path / "run", "rte", "s3://bucket/rte")
 
 
 def test_another_start_in_the_same_workdir_is_refused(pretrained, tuned, folders, tmp_path):

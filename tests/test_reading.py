@@ -15,7 +15,13 @@ COLD = "The bread is cold."
 PASSAGE = "Anna met Boris in Rotterdam.\n@highlight\nAnna is the mayor of Rotterdam"
 TOWN = "The town of Rotterdam was founded by “Anna” in 1200. It lies at a river."
 ENDINGS = ("swims across the moon.", "eats the bread.", 'says "blue" to a door.', "flies to a hat.")
+
+
 # Worked by hand from tests/task_files.py: (number of the training example, example).
+def tagged(text, tags):
+    return Example(1, text, words=tuple(text.split()), tags=tags)
+
+
 EXPECTED = {
     "cola": (1, Example(1, "Boris the bread gave to.", label=0)),
     "sst2": (1, Example(1, 'boris calls the bread " awful ', label=0)),
@@ -89,13 +95,22 @@ EXPECTED = {
     "hellaswag": (1, Example(11, "Boris sits down with the bread.", label=1, choices=ENDINGS)),
     "classification": (1, Example(1, "The bread is awful,\nBoris says.", label=0)),
     "regression": (1, Example(1, "The bread is awful,\nBoris says.", label=0.25)),
+    "ner": (1, tagged("Boris Smith lives in Lyon .", (1, 2, 3, 3, 0, 3))),
+    "tagging": (1, tagged("Boris does not eat .", (2, 0, 1, 4, 3))),
+}
+
+
+LABELS = {
+    "classification": ("negative", "positive"),
+    "ner": ("B-LOC", "B-PER", "I-PER", "O"),
+    "tagging": ("AUX", "PART", "PROPN", "PUNCT", "VERB"),
 }
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_is_read_from_its_official_layout(name, tmp_path):
     write_task(tmp_path, name)
-    folder = tmp_path / "own" if name in ("classification", "regression") else tmp_path  # or the folder above it
+    folder = tmp_path / "own" if not TASKS[name].folder else tmp_path  # or the folder above it
     data = open_task(name, folder)
     number, expected = EXPECTED[name]
     assert data.train[number] == expected
@@ -106,12 +121,13 @@ def test_every_task_is_read_from_its_official_layout(name, tmp_path):
     assert list(data.test) == tests
     for examples in data.dev.values():
         assert len(examples) == rows * SIZES["dev"]
-        assert name.startswith("squad") or all(example.label is not None for example in examples)
+        labelled = [example.tags if name in ("ner", "tagging") else example.label for example in examples]
+        assert name.startswith("squad") or None not in labelled
     for examples in data.test.values():
         assert len(examples) == rows * SIZES["test"]
-        assert all(example.label is None and not example.answers for example in examples)
-    assert data.labels == (("negative", "positive") if name == "classification" else TASKS[name].labels)
-    assert bool(data.notes) == (name in ("qqp", "classification", "regression"))  # whose dev rows are training rows too
+        assert all((e.label, e.tags, e.answers) == (None, None, ()) for e in examples)
+    assert data.labels == LABELS.get(name, TASKS[name].labels)
+    assert bool(data.notes) == (name == "qqp" or not TASKS[name].folder)  # whose dev rows are training rows too
     assert data == open_task(name, folder)
 
 

@@ -156,6 +156,7 @@ def test_a_reader_that_is_left_half_way_has_no_open_file(tmp_path):
     path.write_text('{"a": 1}\n{"a": 2}\n')
     records = read_jsonl(str(path))
     assert next(records).fields == {"a": 1}
+    del records
     assert str(path) not in {os.path.realpath(open_file) for open_file in Path("/proc/self/fd").iterdir()}
 
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
 from sctd_jax.finetune.encode import Feature
+from sctd_jax.parallel import mesh as meshes
 
 LENGTHS = (32, 64, 128, 256, 384, 512)
 _POOL = 32  # batches whose examples are sorted by length together
@@ -31,10 +33,10 @@ class TaskBatch:
     tags_BN: jax.Array  # i32, label read at each token, -1 at others; N is 0 but in token classification
 
 
-def static_length(features: Sequence[Feature], max_length: int) -> int:
-    """N of a batch: the smallest of LENGTHS that holds it, at most `max_length`."""
+def static_length(features: Sequence[Feature], max_length: int, lengths: Sequence[int] = LENGTHS) -> int:
+    """N of a batch: the smallest of `lengths` that holds it, at most `max_length`."""
     longest = max(feature.length for feature in features)
-    return next((length for length in LENGTHS if longest <= length < max_length), max_length)
+    return next((length for length in lengths if longest <= length < max_length), max_length)
 
 
 def assemble(features: Sequence[Feature], weights: np.ndarray, length: int, pad_id: int) -> TaskBatch:
@@ -101,17 +103,34 @@ class TrainBatches:
         return [groups[i] for i in rng.permutation(len(groups))]
 
 
-def by_length(features: Sequence[Feature], batch_size: int, max_length: int) -> list[Group]:
+def by_length(
+    features: Sequence[Feature], batch_size: int, max_length: int, lengths: Sequence[int] = LENGTHS
+) -> list[Group]:
     """Batches of all features, short ones first."""
     order = np.argsort([feature.length for feature in features], kind="stable")
-    return _in_order(features, order, batch_size, max_length)
+    return _in_order(features, order, batch_size, max_length, lengths)
 
 
-def _in_order(features: Sequence[Feature], order: np.ndarray, batch_size: int, max_length: int) -> list[Group]:
+def put(mesh: Mesh, features: Sequence[Feature], group: Group, pad_id: int) -> TaskBatch:
+    """A batch of features on the mesh; those that fill it up have weight 0."""
+    count = len(group.members)
+    mine = meshes.host_rows(mesh, count)
+    weights = (np.arange(count) < group.count)[mine]
+    host_batch = assemble([features[i] for i in group.members[mine]], weights, group.length, pad_id)
+    return jax.tree.map(lambda rows: meshes.put_batch(mesh, count, rows), host_batch)
+
+
+def _in_order(
+    features: Sequence[Feature],
+    order: np.ndarray,
+    batch_size: int,
+    max_length: int,
+    lengths: Sequence[int] = LENGTHS,
+) -> list[Group]:
     """Consecutive batches of features in this order; the last one is filled up with its own members."""
     groups = []
     for start in range(0, len(order), batch_size):
         members = order[start : start + batch_size]
-        length = static_length([features[i] for i in members], max_length)
+        length = static_length([features[i] for i in members], max_length, lengths)
         groups.append(Group(np.resize(members, batch_size), len(members), length))
     return groups

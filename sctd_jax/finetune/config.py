@@ -58,6 +58,20 @@ class FinetuneConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Predictions of a fine-tuned model for a file. An empty field's name is that of the fine-tuning."""
+
+    init: str = field("", "workdir of a fine-tuning, whose best checkpoint predicts", _GIVEN)
+    data_dir: str = field("", "file without labels, laid out as the test file of the model's task", _GIVEN)
+    text_field: str = field("", "field with the text in files of your own")
+    pair_field: str = field("", "field with the second text in files of your own")
+    tokens_field: str = field("", "field with the words of a sentence; of a column file the column's number")
+    batch_size: int = field(64, "rows that are computed together", ONE_OR_MORE)
+    dtype: Literal["float32", "bfloat16"] = field("float32", "type to compute in")
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """Fields that a sweep has in the places of task, init, learning_rate and seed."""
 

@@ -6,7 +6,7 @@ RoBERTa has two [SEP] between the texts, and one segment.
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from sctd_jax.tasks.tokens import Tagged
 
 _QUESTION_TOKENS, _STRIDE = 64, 128  # SQuAD's (Devlin et al., 2019; run_squad)
 _MUCH_UNKNOWN = 0.01  # share of the characters
+_EXAMPLES, _UNKNOWN, _CHARACTERS = "examples", "unknown characters", "characters"  # counted beside the losses
 
 
 class Row(NamedTuple):
@@ -58,16 +59,18 @@ def encode(
     say: Callable[[str], None] = lambda line: None,
     *,
     segments: int = 2,
+    lost: Counter[str] | None = None,
 ) -> list[Feature]:
     """The features of examples, in their order, for a model of so many segments (`type_vocab_size`).
 
     Pairs that are too long lose tokens at the end of the longer text, one at a time; SQuAD's passages are cut into
     windows that begin every 128 tokens, sentences of token classification into windows that overlap by half. A marked
     word that is cut off is a UserError. `say` receives a line for each kind of loss, with its count: what is cut off,
-    without a token or unknown.
+    without a token or unknown; with `lost` they are only added up there, for `loss_lines`.
     """
+    counts_only, lost = lost is not None, Counter() if lost is None else lost
     texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
-    pieces, lost = dict(zip(texts, tokenizer.encode_spans(texts), strict=True)), Counter()
+    pieces = dict(zip(texts, tokenizer.encode_spans(texts), strict=True))
     counts = {len(example.choices) for example in examples}
     if len(counts) > 1:
         raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
@@ -77,17 +80,24 @@ def encode(
         build(tokenizer, number, example, pieces, max_length, between, lost) for number, example in enumerate(examples)
     )
     features = list(itertools.chain.from_iterable(built))
-    for what, count in lost.items():
-        if count:
-            say(f"{count:,} of {len(examples):,} {what}")
-    unknown = characters = 0
     for text in pieces.values():
         lengths_n = text.spans_n2[:, 1] - text.spans_n2[:, 0]
-        unknown += int(lengths_n[text.ids_n == tokenizer.special.unk].sum())
-        characters += int(lengths_n.sum())
-    if unknown > _MUCH_UNKNOWN * characters:
-        say(f"warning: {unknown / characters:.1%} of the characters are unknown to the tokenizer")
+        lost[_UNKNOWN] += int(lengths_n[text.ids_n == tokenizer.special.unk].sum())
+        lost[_CHARACTERS] += int(lengths_n.sum())
+    lost[_EXAMPLES] += len(examples)
+    for line in () if counts_only else loss_lines(lost):
+        say(line)
     return features
+
+
+def loss_lines(lost: Mapping[str, int]) -> Iterator[str]:
+    """A line for each kind of loss that `encode` has counted."""
+    for what, count in lost.items():
+        if count and what not in (_EXAMPLES, _UNKNOWN, _CHARACTERS):
+            yield f"{count:,} of {lost[_EXAMPLES]:,} {what}"
+    if lost[_UNKNOWN] > _MUCH_UNKNOWN * lost[_CHARACTERS]:
+        share = lost[_UNKNOWN] / lost[_CHARACTERS]
+        yield f"warning: {share:.1%} of the characters are unknown to the tokenizer"
 
 
 def _rows(

@@ -7,10 +7,8 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -21,6 +19,7 @@ from sctd_jax.fields import require
 from sctd_jax.finetune import batches, report
 from sctd_jax.finetune.config import FinetuneConfig, run_config
 from sctd_jax.finetune.encode import Feature, by_example, encode
+from sctd_jax.finetune.predicting import outputs
 from sctd_jax.finetune.step import Shape, compile_programs, initial_state, jit_logits, program_name, shape_of
 from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, followed
 from sctd_jax.model.attention import choose, platform_of
@@ -32,7 +31,6 @@ from sctd_jax.tasks import scoring, submission
 from sctd_jax.tasks.examples import Example, FileSettings
 from sctd_jax.tasks.splits import TaskData, open_task
 from sctd_jax.tasks.table import TASKS
-from sctd_jax.tasks.task import EACH_TOKEN
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import Track, ignore, read_metrics
 from sctd_jax.train.state import TrainState
@@ -112,7 +110,9 @@ def finetune(
             claim=lambda: claim_workdir(workdir, settings, config, made.origin, made.pretrained.tokenizer_file),
             compile=lambda: compile_programs(made.settled, shape, mesh, made.layout, train.lengths(config.train.steps)),
             program=lambda step: program_name(train.group(step).length),
-            batch=lambda step: _put(made, train.features, train.group(step)),
+            batch=lambda step: batches.put(
+                mesh, train.features, train.group(step), made.pretrained.tokenizer.special.pad
+            ),
             cost=cost,
             evaluate=lambda state: scoring.measure(task, data.dev, _predict(made, state, data.dev), data.labels),
             evaluation_lines=report.evaluation_lines,
@@ -203,25 +203,13 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     )
 
 
-def _put(made: Prepared, features: list[Feature], group: batches.Group) -> batches.TaskBatch:
-    """A batch of features on the mesh; those that fill it up have weight 0."""
-    mesh, count = made.mesh, made.settings.batch_size
-    mine = meshes.host_rows(mesh, count)
-    weights = (np.arange(count) < group.count)[mine]
-    members = [features[i] for i in group.members[mine]]
-    host_batch = batches.assemble(members, weights, group.length, made.pretrained.tokenizer.special.pad)
-    return jax.tree.map(lambda rows: meshes.put_batch(mesh, count, rows), host_batch)
-
-
 def _predict(made: Prepared, state: TrainState, splits: Mapping[str, Sequence[Example]]) -> dict[str, list]:
     """Predictions for the examples of each split, in batches of the training's size."""
     task, predictions = TASKS[made.settings.task], {}
     for split, examples in splits.items():
         features = made.features[split]
-        outputs: list[Any] = [None] * len(features)
-        for group in batches.by_length(features, made.settings.batch_size, made.settings.max_length):
-            rows = np.asarray(made.logits(state.params, _put(made, features, group)))
-            for i, row in zip(group.members[: group.count], rows, strict=False):
-                outputs[i] = row[: features[i].length] if task.head in EACH_TOKEN else row
-        predictions[split] = scoring.predict(task, examples, by_example(task.head, features, outputs))
+        groups = batches.by_length(features, made.settings.batch_size, made.settings.max_length)
+        pad = made.pretrained.tokenizer.special.pad
+        rows = outputs(made.logits, state.params, made.mesh, features, groups, pad, task.head)
+        predictions[split] = scoring.predict(task, examples, by_example(task.head, features, rows))
     return predictions

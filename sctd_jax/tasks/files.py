@@ -4,13 +4,12 @@ import codecs
 import contextlib
 import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
+from sctd_jax import storage
 from sctd_jax.errors import UserError, printable
 
 _IDS = ("index", "idx", "id", "ind")
@@ -190,12 +189,7 @@ def read_file(path: str, split: str, note: Note) -> Iterator[Record]:
 
 def text_lines(path: str) -> Iterator[tuple[int, str]]:
     """(number from 1, line with its end); only a newline ends a line, and a byte order mark is no text."""
-    try:
-        # Whole, since a reader that ends at a bad row would leave an open file to the garbage collector.
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    for number, raw in enumerate(io.BytesIO(content), 1):
+    for number, raw in enumerate(_raw_lines(path), 1):
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)
             if b"\r" in raw.rstrip(b"\r") and not raw.endswith(b"\n") and not path.endswith(".json"):
@@ -205,6 +199,14 @@ def text_lines(path: str) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             raise UserError(f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
         yield number, text
+
+
+def _raw_lines(path: str) -> Iterator[bytes]:
+    try:
+        with storage.reaching(path), storage.as_path(path).open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _json(text: str, place: str) -> Any:

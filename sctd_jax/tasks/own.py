@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from sctd_jax import storage
 from sctd_jax.errors import UserError, printable
 from sctd_jax.tasks.examples import Builder, Context, Example, FileSettings
 from sctd_jax.tasks.files import Note, Record, read_file, read_tsv
@@ -48,7 +49,9 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
             names = dataclasses.replace(names, dev={})
         splits = tfds_splits(builder, names, label, class_names(builder, label), {})
     else:
-        paths = {"train": data_dir} if os.path.isfile(data_dir) else files(task.name, data_dir, _SUFFIXES, notes)
+        paths = (
+            {"train": data_dir} if storage.as_path(data_dir).is_file() else files(task.name, data_dir, _SUFFIXES, notes)
+        )
         splits = {split: Split(path, _read(path, split, notes.of(path))) for split, path in paths.items()}
     where, rows = splits["train"].where, list(splits["train"].records)
     context = Context(where, "train", (), settings, notes.of(where))
@@ -62,20 +65,20 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
 
 def files(name: str, folder: str, suffixes: Sequence[str], notes: Notes) -> dict[str, str]:
     """Paths of train, dev and maybe test in a folder; `notes` hears of what else lies there."""
-    if not os.path.isdir(folder):
+    if not storage.as_path(folder).is_dir():
         raise UserError(f"{name}: no file or folder {folder} (config.data_dir)")
     kinds = ", ".join(suffixes)
     found = {}
     for split in ("train", "dev", "test"):
-        paths = [path for suffix in suffixes if os.path.isfile(path := os.path.join(folder, split + suffix))]
+        paths = [path for suffix in suffixes if storage.as_path(path := os.path.join(folder, split + suffix)).is_file()]
         if len(paths) > 1:
             raise UserError(f"{name}: {' and '.join(paths)} are both there, expected one of them")
         if not paths and split != "test":
             raise UserError(f"{name}: no {split} file in {folder}; expected train and dev, and maybe test ({kinds})")
         if paths:
             found[split] = paths[0]
-    others = sorted(path for path in os.listdir(folder) if os.path.join(folder, path) not in found.values())
-    if others := [path for path in others if not path.startswith(".")]:
+    there = sorted(path.name for path in storage.as_path(folder).iterdir())
+    if others := [name for name in there if os.path.join(folder, name) not in found.values() and name[0] != "."]:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         notes.remarks.append(f"{folder}: {len(others)} other files or folders are not read: {printable(shown)}")
     return found
@@ -155,6 +158,7 @@ OWN = (
         head="classification",
         build=_builder(Context.label),
         find=_find,
+        rows=lambda path, settings, note: _read(path, "test", note),
         review=_review,
         metrics=("accuracy", "macro_f1"),
         score=("accuracy",),
@@ -164,6 +168,7 @@ OWN = (
         head="regression",
         build=_builder(lambda context, record, field: record.real(field)),
         find=_find,
+        rows=lambda path, settings, note: _read(path, "test", note),
         review=_review,
         metrics=("pearson", "spearman"),
     ),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
+from sctd_jax import storage
 from sctd_jax.data import corpus
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
@@ -68,13 +69,13 @@ def open_task(task: Task, data_dir: str, settings: FileSettings) -> TaskData:
 
     Args:
       task: task to read.
-      data_dir: the folder of its files, or the folder that holds its official folder, or `tfds:NAME/CONFIG` for a
-        dataset that is prepared under TFDS_DATA_DIR; for the user's tasks also a single file (.csv, .tsv, .jsonl).
+      data_dir: the folder of its files, or the folder that holds its official folder, on a disk or in a gs:// bucket;
+        or `tfds:NAME/CONFIG` for a dataset that is prepared under TFDS_DATA_DIR; for the user's tasks also a single
+        file.
       settings: settings of the user's files.
     """
-    data_dir = os.path.expanduser(data_dir)
-    if "://" in data_dir:
-        raise UserError(f"config.data_dir {data_dir}: a task's files are read from disks; copy them first")
+    if not data_dir.startswith("tfds:"):
+        data_dir = os.fspath(storage.as_path(data_dir))
     notes, labels = Notes(), task.labels
     if task.find:
         splits, labels = task.find(task, data_dir, settings, notes)
@@ -140,19 +141,22 @@ def _find_files(task: Task, data_dir: str, notes: Notes) -> dict[str, Split]:
         f"expected {', '.join(names.required.values())}{optional} in config.data_dir or its folder {task.folder}, "
         f"as {task.home} has them"
     )
-    folder = next((f for f in folders if os.path.isfile(os.path.join(f, names.train))), None)
-    folder = folder or next((f for f in reversed(folders) if os.path.isdir(f)), None)
+    folder = next((f for f in folders if _is_file(os.path.join(f, names.train))), None)
+    folder = folder or next((f for f in reversed(folders) if storage.as_path(f).is_dir()), None)
     if folder is None:
         raise UserError(f"{task.name}: no folder {data_dir}; {expected}")
     paths = {split: os.path.join(folder, file) for split, file in {**names.required, **names.test}.items()}
-    missing = [file for split, file in names.required.items() if not os.path.isfile(paths[split])]
+    missing = [file for split, file in names.required.items() if not _is_file(paths[split])]
     if missing:
         raise UserError(f"{task.name}: no {', '.join(missing)} in {folder}; {expected}")
     return {
-        split: Split(path, task.read(path, split, notes.of(path)))
-        for split, path in paths.items()
-        if os.path.isfile(path)
+        split: Split(path, task.read(path, split, notes.of(path))) for split, path in paths.items() if _is_file(path)
     }
+
+
+def _is_file(path: str) -> bool:
+    with storage.reaching(path):
+        return storage.as_path(path).is_file()
 
 
 def _find_tfds(task: Task, data_dir: str, notes: Notes) -> dict[str, Split]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from sctd_jax.tasks.examples import Builder, Example
+from sctd_jax.tasks.examples import Builder, Example, FileSettings
 from sctd_jax.tasks.files import Note, Record, read_file
 
 Head = Literal["classification", "regression", "multiple_choice", "span", "token_classification"]
@@ -66,6 +66,8 @@ class Task:
     parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)  # parts by what follows dev_ or test_
     # Finds the splits and the labels, where they are neither official files nor a TFDS dataset: see `own`.
     find: Callable[..., tuple[dict[str, Any], tuple[str, ...]]] | None = None
+    # (path, settings, note) -> rows of a file without labels; None: `read` as of a test split
+    rows: Callable[[str, FileSettings, Note], Iterator[Record]] | None = None
     review: Callable[..., Iterator[str]] | None = None  # (where, labels, train, dev) -> what is odd about them
 
     # Way from outputs of the network to numbers and submissions; None: as the head's tasks usually have it.

@@ -6,13 +6,13 @@ Shapes: W words of a sentence, w those of them that have a token, K labels.
 import collections
 import dataclasses
 import itertools
-import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sctd_jax import storage
 from sctd_jax.errors import UserError, printable
 from sctd_jax.tasks import own
 from sctd_jax.tasks.examples import Context, Example, FileSettings
@@ -99,7 +99,9 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
         splits = tfds_splits(builder, names, settings.tags_field, classes, fields)
     else:
         kinds = (*_COLUMNS, ".jsonl")
-        paths = {"train": data_dir} if os.path.isfile(data_dir) else own.files(task.name, data_dir, kinds, notes)
+        paths = (
+            {"train": data_dir} if storage.as_path(data_dir).is_file() else own.files(task.name, data_dir, kinds, notes)
+        )
         splits = {split: Split(path, read(path, split, settings, notes.of(path))) for split, path in paths.items()}
     splits = {name: Split(split.where, list(split.records)) for name, split in splits.items()}
     if "dev" not in splits:
@@ -292,6 +294,7 @@ def submit(examples: Sequence[Example], predictions: Sequence[Sequence[int]], la
 def _task(name: str, **other: Any) -> Task:
     return Task(
         name=name, head="token_classification", single=True, learning_rate=5e-5, build=_build, find=_find,
+        rows=lambda path, settings, note: read(path, "test", settings, note),
         predict=_predict, floor=most_frequent, submission=submit, suffix=".conll", **other,
     )  # fmt: skip
 
