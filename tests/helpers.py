@@ -222,15 +222,16 @@ def answers(command_lines: list[list[str]]) -> list[tuple[int, str, str]]:
 def start_pair(
     workdir, rows, *args, each=lambda i: (), env=None, program=("-m", "sctd_jax.main")
 ) -> list[subprocess.Popen]:
-    """Two processes of two devices each that train `tests/small.py`."""
+    """Two processes of two devices each that train `tests/small.py` on rows; without rows, what `args` say."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     env = dict(env or environment())
     env["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
+    small = ["--config=tests/small.py", f"--config.data.rows={rows}"] if rows is not None else []
+    where = [f"--workdir={workdir}"] if workdir else []
     command = [
-        sys.executable, *program, "--config=tests/small.py", f"--workdir={workdir}",
-        f"--config.data.rows={rows}", f"--coordinator=localhost:{port}", "--num_processes=2", *args,
+        sys.executable, *program, *small, *where, f"--coordinator=localhost:{port}", "--num_processes=2", *args,
     ]  # fmt: skip
     return [
         subprocess.Popen(

@@ -9,8 +9,10 @@ from contextlib import closing
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from sctd_jax.errors import TryAgainError, UserError
+from sctd_jax.models import open_run
 from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.model import initial_state
@@ -18,7 +20,7 @@ from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.step import state_shape
 from sctd_jax.train.workdir import read_config
-from tests import helpers
+from tests import finetuning, helpers
 
 pytestmark = pytest.mark.slow
 
@@ -130,6 +132,28 @@ def test_a_run_moves_from_two_processes_to_one_with_more_devices(alone, moved, r
         one(tmp_path / "moved", rows, **ONE_LAYER, train__steps=8, **on_all),
         one(tmp_path / "alone", rows, **ONE_LAYER, train__steps=8),
     )
+
+
+def test_two_processes_fine_tune_and_predict_as_one_does(pretrained, folders, tmp_path):
+    finetuning.run(pretrained, tmp_path / "alone", "ner", folders["ner"], epochs=3, patience=9)
+    arguments = [
+        "--config=configs/finetune.py", f"--config.init={pretrained}", f"--config.data_dir={folders['ner']}",
+        "--mode=finetune", "--config.task=ner", "--config.max_length=64", "--config.batch_size=8", "--config.epochs=3",
+        "--config.learning_rate=1e-3", "--config.patience=9", "--config.mesh.fsdp=2",
+    ]  # fmt: skip
+    statuses, (first, second) = helpers.end(helpers.start_pair(tmp_path / "pair", None, *arguments))
+    assert statuses == [0, 0], first + second
+    assert "done: 6 steps" in first and "step" not in second
+    read = [open_run(epath.Path(tmp_path / name), print).params() for name in ("pair", "alone")]
+    for a, b in zip(*map(jax.tree.leaves, read), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+    arguments = [f"--config.init={tmp_path / 'pair'}", f"--config.data_dir={folders['ner'] / 'test.txt'}"]
+    out = tmp_path / "out.conll"
+    processes = helpers.start_pair("", None, "--mode=predict", *arguments, f"--out={out}", "--config.batch_size=8")
+    statuses, outputs = helpers.end(processes)
+    assert statuses == [0, 0], outputs
+    assert out.read_text() == (tmp_path / "pair" / "predictions" / "ner.conll").read_text()
 
 
 # The command, but a silent process counts as dead after a sixth of the time.

@@ -13,7 +13,7 @@ from etils import epath
 from sctd_jax import errors, storage
 from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.train.checkpoint import Checkpoints
-from tests import fake_gcs, helpers
+from tests import fake_gcs, helpers, task_files
 
 WORKDIR = "gs://bucket/a folder/run"
 
@@ -100,6 +100,34 @@ def test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used(bucket, tr
     other = train(bucket, "--config.train.steps=9", "--config.train.seed=1")
     assert other.returncode == 2
     assert f"workdir {WORKDIR} belongs to another config: train.seed" in other.stderr
+
+
+@pytest.mark.slow
+def test_fine_tuning_and_prediction_from_a_bucket_and_into_it(bucket, trained, tmp_path):
+    assert trained.returncode == 0, trained.stderr
+    store = bucket[0]
+    for path in task_files.write_task(tmp_path, "classification").iterdir():
+        store.put("bucket", f"labels/{path.name}", path.read_bytes())
+    tuned = "gs://bucket/tuned/run"
+    settings = [
+        "--mode=finetune", "--config=configs/finetune.py", f"--config.init={WORKDIR}", "--config.task=classification",
+        "--config.data_dir=gs://bucket/labels", "--config.max_length=32", "--config.batch_size=8", f"--workdir={tuned}",
+    ]  # fmt: skip
+    for epochs, expected in (("1", "done: 2 steps"), ("2", "belongs to another fine-tuning: epochs")):
+        done = helpers.run_module("sctd_jax.main", *settings, f"--config.epochs={epochs}", env=bucket[1])
+        assert expected in done.stdout + done.stderr, done.stderr
+    result = json.loads(store.objects["bucket", "tuned/run/result.json"][0])
+    assert (result["task"], result["step"]) == ("classification", 2)
+    predicted = store.objects["bucket", "tuned/run/predictions/classification.tsv"][0].decode()
+    arguments = [f"--config.init={tuned}", "--config.data_dir=gs://bucket/labels/test.csv", "--out=gs://bucket/a.csv"]
+    done = helpers.run_module("sctd_jax.main", "--mode=predict", *arguments, env=bucket[1])
+    assert done.returncode == 0, done.stderr
+    rows = store.objects["bucket", "a.csv"][0].decode().splitlines()
+    assert [row.split(",")[1] for row in rows[1:]] == [row.split("\t")[1] for row in predicted.splitlines()[1:]]
+    assert not [name for name in store.names("bucket") if "claim" in name]
+    missing = [*arguments[:1], "--config.data_dir=gs://bucket/labels/none.csv", "--out=gs://bucket/b.csv"]
+    done = helpers.run_module("sctd_jax.main", "--mode=predict", *missing, env=bucket[1])
+    assert done.returncode != 0 and done.stderr.count("\n") == 1 and "gs://bucket/labels/none.csv" in done.stderr
 
 
 @pytest.mark.slow
