@@ -73,9 +73,10 @@ def brown(packages: Path, out: Path) -> None:
     archive = packages / BROWN.rpartition("/")[2]
     if not archive.exists():
         with urllib.request.urlopen(BROWN, timeout=60) as page:
-            archive.write_bytes(page.read())
-    if (found := hashlib.sha256(archive.read_bytes()).hexdigest()) != BROWN_SHA256:
-        raise SystemExit(f"error: {archive} is not the pinned one (sha256 {found}); delete it and run this again")
+            content = page.read()
+        if (found := hashlib.sha256(content).hexdigest()) != BROWN_SHA256:
+            raise SystemExit(f"error: {BROWN} is not what it was: its sha256 is {found}, expected {BROWN_SHA256}")
+        archive.write_bytes(content)
     out.mkdir(exist_ok=True)
     with tarfile.open(archive) as files:
         texts = sorted(name for name in files.getnames() if re.fullmatch("package/c[a-r][0-9]{2}", name))

@@ -162,7 +162,7 @@ def modes(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _kind(config: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[type, ...], str]:
     def common(kind) -> tuple[int, float]:
-        """How many of the recipe's fields it has, then how much both share: a recipe may leave fields out."""
+        """Number of the recipe's fields that it has, then the share of common ones: a recipe may leave fields out."""
         names = {field.name for type_ in kind[1] for field in dataclasses.fields(type_)}
         return len(names & set(config)), len(names & set(config)) / len(names | set(config))
 

@@ -84,6 +84,7 @@ TASK: list[Change] = [
     Added("tags_field", "tags"),
     Added("patience", 0),
     Added("class_weights", ""),
+    Added("language", "en"),
 ]
 # Recipe whose content is another one's now -> a field by which runs of before are known, its value there, that recipe.
 RECIPES = {"configs/tiny.py": ("model.family", "bert", "configs/tiny_bert.py")}

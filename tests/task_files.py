@@ -26,6 +26,15 @@ def write_task(root, name: str, sizes: dict[str, int] = SIZES) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for split, size in sizes.items():
         _WRITERS.get(name, _superglue)(folder, name, split, size)
+    for places in TASKS[name].diagnostics.values():
+        place = folder.parent / places[0]
+        place.parent.mkdir(exist_ok=True)
+        rows = [(i, first, second) for i, (first, second, _) in enumerate(_hypotheses(3))]
+        if place.suffix == ".tsv":
+            _write_tsv(place, ("index", "sentence1", "sentence2"), rows)
+        else:  # they have their labels in them, which are not read
+            fields = ("sentence1", "sentence2") if place.stem == "AX-b" else ("premise", "hypothesis")
+            _write_jsonl(place, [{"idx": i, fields[0]: a, fields[1]: b, "label": "entailment"} for i, a, b in rows])
     return folder
 
 
@@ -349,7 +358,46 @@ def _tagging(folder: Path, name: str, split: str, size: int) -> None:
     (folder / f"{split}.conllu").write_text("\n".join(lines), encoding="utf-8")
 
 
+def _imdb(folder: Path, name: str, split: str, size: int) -> None:
+    """Folders of the official archive, which has no dev set, with its numbering: NUMBER_STARS.txt."""
+    if split == "dev":
+        return
+    for i in range(size):
+        person, food, word, good = _meal(i)
+        path = folder / "aclImdb" / split / ("pos" if good else "neg") / f"{i}_{9 if good else 2}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"The {food} is {word}.<br /><br />{person} says so.", encoding="utf-8")
+
+
+def _sst5(folder: Path, name: str, split: str, size: int) -> None:
+    """Trees of the Penn Treebank's kind."""
+    trees = []
+    for i in range(size):
+        _, food, word, good = _meal(i)
+        label = (3 + i // 2 % 2) if good else i // 2 % 3
+        trees.append(f"({label} (2 (2 The) (2 {food})) ({label} (2 is) ({label} ({label} {word}) (2 -LRB-))))")
+    (folder / f"{split}.txt").write_text("\n".join(trees) + "\n", encoding="utf-8")
+
+
+def _xnli(folder: Path, name: str, split: str, size: int) -> None:
+    """Dev and test of several languages in one file each, the training file of each language by itself."""
+    if split == "train":
+        rows = [(a, b, label.replace("ion", "ory")) for a, b, label in _hypotheses(size)]
+        rows = [(a, b, "entailment" if label == "entailment" else label) for a, b, label in rows]
+        (folder / "multinli").mkdir()
+        _write_tsv(folder / "multinli" / "multinli.train.en.tsv", ("premise", "hypo", "label"), rows)
+        return
+    header = ("language", "gold_label", "sentence1_binary_parse", "sentence1", "sentence2", "promptID")
+    rows = [
+        (language, label, "", f"{language}: {a}", b, i)
+        for i, (a, b, label) in enumerate(_hypotheses(size))
+        for language in ("de", "en")
+    ]
+    _write_tsv(folder / f"xnli.{split}.tsv", header, rows)
+
+
 _WRITERS = {
+    "imdb": _imdb, "sst5": _sst5, "xnli": _xnli,
     "cola": _cola, "sst2": _sst2, "mrpc": _mrpc, "stsb": _stsb, "qqp": _qqp, "mnli": _mnli, "qnli": _glue_pair,
     "rte": _glue_pair, "wnli": _glue_pair, "squad1": _squad, "squad2": _squad, "swag": _swag, "hellaswag": _hellaswag,
     "classification": _own, "regression": _own, "ner": _ner, "tagging": _tagging,

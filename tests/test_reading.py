@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 import sys
 
@@ -93,6 +94,9 @@ EXPECTED = {
     ),
     "swag": (1, Example(1, "Boris sits down with the bread.", label=1, choices=tuple(f"She {e}" for e in ENDINGS))),
     "hellaswag": (1, Example(11, "Boris sits down with the bread.", label=1, choices=ENDINGS)),
+    "imdb": (0, Example("pos/0_9", "The soup is delicious.\n\nAnna says so.", label=1)),
+    "sst5": (1, Example(1, "The bread is awful (", label=0)),
+    "xnli": (1, Example(1, "Boris lives in Lyon with two children.", "Boris likes music.", label=1)),
     "classification": (1, Example(1, "The bread is awful,\nBoris says.", label=0)),
     "regression": (1, Example(1, "The bread is awful,\nBoris says.", label=0.25)),
     "ner": (1, tagged("Boris Smith lives in Lyon .", (1, 2, 3, 3, 0, 3))),
@@ -115,19 +119,23 @@ def test_every_task_is_read_from_its_official_layout(name, tmp_path):
     number, expected = EXPECTED[name]
     assert data.train[number] == expected
     rows = {"multirc": 5, "record": 6}.get(name, 1)
-    assert len(data.train) == rows * SIZES["train"]
+    held_out = 1 if name == "imdb" else 0  # it has no dev set
+    assert len(data.train) == rows * SIZES["train"] - held_out
     assert list(data.dev) == (["dev_matched", "dev_mismatched"] if name == "mnli" else ["dev"])
     tests = {"mnli": ["test_matched", "test_mismatched"], "squad1": [], "squad2": []}.get(name, ["test"])
-    assert list(data.test) == tests
+    assert list(data.test) == [*tests, *TASKS[name].diagnostics]
     for examples in data.dev.values():
-        assert len(examples) == rows * SIZES["dev"]
+        assert len(examples) == (held_out or rows * SIZES["dev"])
         labelled = [example.tags if name in ("ner", "tagging") else example.label for example in examples]
         assert name.startswith("squad") or None not in labelled
-    for examples in data.test.values():
-        assert len(examples) == rows * SIZES["test"]
-        assert all((e.label, e.tags, e.answers) == (None, None, ()) for e in examples)
+    for split, examples in data.test.items():
+        assert len(examples) == (3 if split in TASKS[name].diagnostics else rows * SIZES["test"])
+        known = [(e.label, e.tags, e.answers) != (None, None, ()) for e in examples]
+        assert known == [TASKS[name].scored] * len(examples)
     assert data.labels == LABELS.get(name, TASKS[name].labels)
-    assert bool(data.notes) == (name == "qqp" or not TASKS[name].folder)  # whose dev rows are training rows too
+    assert bool(data.notes) == (
+        name in ("qqp", "imdb") or not TASKS[name].folder
+    )  # whose dev rows are training rows too
     assert data == open_task(name, folder)
 
 
@@ -136,7 +144,66 @@ def test_test_files_are_optional(name, tmp_path):
     folder = write_task(tmp_path, name)
     for path in folder.glob("*test*"):
         path.unlink()
-    assert open_task(name, folder).test == {}
+    if name == "imdb":
+        shutil.rmtree(folder / "aclImdb" / "test")
+    assert open_task(name, folder).test.keys() == TASKS[name].diagnostics.keys()
+
+
+def test_diagnostics_stand_beside_their_task_and_are_missed_only_where_a_submission_is_made(tmp_path):
+    folder = write_task(tmp_path, "mnli")
+    (example, *_) = open_task("mnli", tmp_path).test["test_ax"]
+    assert example == Example(0, "Anna lives in Rotterdam with two children.", "Anna lives in a town.")
+    (tmp_path / "AX").rename(tmp_path / "diagnostic")
+    (tmp_path / "diagnostic" / "AX.tsv").rename(tmp_path / "diagnostic" / "diagnostic.tsv")
+    assert len(open_task("mnli", folder).test["test_ax"]) == 3
+    shutil.rmtree(tmp_path / "diagnostic")
+    (note,) = open_task("mnli", folder).notes
+    assert note == (
+        f"{tmp_path}: no AX/AX.tsv or diagnostic/diagnostic.tsv, whose predictions a submission has beside the test's"
+    )
+    for path in folder.glob("test*"):
+        path.unlink()
+    assert open_task("mnli", folder).notes == ()
+    for part, first in (("test_axb", "sentence1"), ("test_axg", "premise")):
+        write_task(tmp_path, "superglue_rte")
+        assert open_task("superglue_rte", tmp_path).test[part][1].second == "Boris likes music.", first
+
+
+def test_imdb_is_a_folder_or_one_table(tmp_path):
+    folder = write_task(tmp_path, "imdb", {"train": 40, "test": 2})
+    data = open_task("imdb", folder)
+    assert (len(data.train), len(data.dev["dev"])) == (36, 4)
+    assert [(e.id, e.label) for e in data.test["test"]] == [("neg/1_2", 0), ("pos/0_9", 1)][::-1]
+    assert "40 reviews with <br />, taken as ends of lines" in data.notes[0]
+    table = tmp_path / "IMDB Dataset.csv"
+    table.write_text("review,sentiment\n" + 20 * '"Good, <br /><br />she says.",positive\nBad.,negative\n')
+    data = open_task("imdb", table, heldout_share=0.25)
+    assert (len(data.train), len(data.dev["dev"]), data.test) == (30, 10, {})
+    assert {(e.first, e.label) for e in data.train} == {("Good,\n\nshe says.", 1), ("Bad.", 0)}
+    table.write_text("review,sentiment\nGood.,great\nBad.,negative\n")
+    assert "line 2: unknown label 'great', expected one of neg, pos, " in message("imdb", table, heldout_share=0.5)
+    assert f"imdb: no train/pos in {tmp_path / 'x'} or its folder aclImdb" in message("imdb", tmp_path / "x")
+
+
+def test_xnli_has_a_language_or_two(tmp_path):
+    folder = write_task(tmp_path, "xnli")
+    assert {e.first[:4] for e in open_task("xnli", tmp_path).dev["dev"]} == {"en: "}
+    data = open_task("xnli", tmp_path, language="en:de")
+    assert {e.first[:4] for e in (*data.dev["dev"], *data.test["test"])} == {"de: "}
+    assert [e.label for e in data.train[:3]] == [0, 1, 2] == [e.label for e in data.test["test"][:3]]
+    assert "xnli: no multinli/multinli.train.de.tsv in" in message("xnli", folder, language="de")
+    assert "config.language = 'xx': no language xx in xnli, expected one of ar, " in message(
+        "xnli", folder, language="xx"
+    )
+    assert "xnli is read from its files alone" in message("xnli", "tfds:xnli")
+
+
+def test_trees_of_sst5(tmp_path):
+    folder = write_task(tmp_path, "sst5")
+    (folder / "dev.txt").write_text("(3 (2 It) (4 1\\/2))\n\n(3 (2 It)\n")
+    assert "dev.txt, line 3: no tree such as (3 (2 It) (4 shines)), found '(3 (2 It)'" in message("sst5", folder)
+    (folder / "dev.txt").write_text("(3 (2 It) (4 1\\/2))\n")
+    assert open_task("sst5", folder).dev["dev"] == (Example(0, "It 1/2", label=3),)
 
 
 def test_dev_answers_of_squad_are_all_kept(tmp_path):

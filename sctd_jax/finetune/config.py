@@ -33,6 +33,7 @@ class FinetuneConfig:
     label_field: str = field("label", "field with the label in files of your own")
     tokens_field: str = field("tokens", "field with the words of a sentence; of a column file the column's number")
     tags_field: str = field("tags", "field with the labels of the words; of a column file the column's number")
+    language: str = field("en", "language of xnli, or two, TRAIN:DEV, to score in another one")
     heldout_share: float = field(0.1, "part of a single file that becomes the dev set", BELOW_ONE)
     max_length: int = field(0, "N, tokens of a row at most; 0: the task's", NOT_NEGATIVE)
     epochs: int = field(0, "passes over the training set; 0: the task's", NOT_NEGATIVE)

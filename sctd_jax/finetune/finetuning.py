@@ -140,6 +140,9 @@ def finetune(
                 "seed": settings.seed, "step": int(state.step), "seconds": read_metrics(workdir)[-1]["seconds"],
                 **scoring.measure(task, data.dev, predictions, data.labels),
             }  # fmt: skip
+            if task.scored and "test" in data.test:
+                on_test = scoring.measure(task, {"test": data.test["test"]}, predictions, data.labels)
+                reached |= {name.replace("eval/", "test/"): value for name, value in on_test.items()}
             write(workdir / RESULT_FILE, (json.dumps(reached, indent=1) + "\n").encode())
             for line in report.summary(workdir, settings, data, reached, result.step):
                 log(line)

@@ -26,7 +26,7 @@ def start_table(
     """Lines that say what is about to run."""
     task, model = TASKS[settings.task], config.model
     counts = [f"{len(data.train):,} training", *(f"{len(part):,} {name}" for name, part in data.dev.items())]
-    counts += [f"{len(part):,} {name} (without labels)" for name, part in data.test.items()]
+    counts += [f"{len(part):,} {name}{'' if task.scored else ' (without labels)'}" for name, part in data.test.items()]
     rows = [
         ("model", f"{model.num_layers} layers x {model.hidden_size}, {model.num_heads} heads, {model.dtype}"),
         ("start", "random weights" if settings.random_init else settings.init),
@@ -55,9 +55,9 @@ def evaluation_lines(step: int, metrics: Mapping[str, float]) -> list[str]:
     return [f"eval at step {step}: {_listed(metrics)}"]
 
 
-def _listed(metrics: Mapping[str, float]) -> str:
+def _listed(metrics: Mapping[str, float], prefix: str = "eval/") -> str:
     return ", ".join(
-        f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if name.startswith("eval/")
+        f"{name.removeprefix(prefix)} {value:.3f}" for name, value in metrics.items() if name.startswith(prefix)
     )
 
 
@@ -68,6 +68,7 @@ def summary(
     return [
         f"done: {steps:,} steps, {duration(result['seconds'])} of training, evaluation and saving",
         f"best checkpoint: step {result['step']}: {_listed(result)}",
+        *([f"on the test set: {_listed(result, 'test/')}"] if "test/score" in result else []),
         *(f"as said before: {note}" for note in data.notes),
         f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}",
         f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}",

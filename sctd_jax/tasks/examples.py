@@ -52,6 +52,7 @@ class FileSettings:
     label_field: str = "label"
     tokens_field: str = "tokens"  # a column's number in column files
     tags_field: str = "tags"
+    language: str = "en"  # XNLI's
     heldout_share: float = 0.1  # share of a single file that becomes the dev set
     seed: int = 0  # chooses that share
 
@@ -71,11 +72,12 @@ class Context:
     labels: tuple[str, ...]
     settings: FileSettings
     note: Note
+    scored: bool = False  # whether labels of a test split are read
 
     @property
     def hidden(self) -> bool:
-        """Whether this is a test split: its labels are not read, and none of its rows may be left out."""
-        return self.split.startswith("test")
+        """Whether this is a test split without labels: none are read, and none of its rows may be left out."""
+        return self.split.startswith("test") and not self.scored
 
     def text(self, record: Record, field: str) -> str:
         """A text; where a row counts even without one, a space keeps the pair a pair."""
@@ -115,7 +117,7 @@ def classify(*fields: str, label: str = "label", some_empty: bool = False) -> Bu
     def build(record: Record, context: Context) -> Iterator[Example]:
         if some_empty:
             texts = [record.text(field, empty=True).strip() or " " for field in fields]
-            if context.split == "train" and " " in texts:
+            if not context.hidden and " " in texts and context.split == "train":
                 context.note("rows without a text left out", record.place)
                 return
         else:

@@ -61,7 +61,9 @@ GLUE = (
           tfds_splits=SplitNames("train", {f"dev_{part}": f"validation_{part}" for part in _PARTS},
                                  {f"test_{part}": f"test_{part}" for part in _PARTS}),
           tfds_fields={"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"},
-          parts={"matched": Part("", "-m"), "mismatched": Part("_mm", "-mm")}),
+          parts={"matched": Part("", "-m"), "mismatched": Part("_mm", "-mm"), "ax": Part("_ax", "", "AX")},
+          # Diagnostics, to which the leaderboard applies the model of MNLI.
+          diagnostics={"test_ax": ("AX/AX.tsv", "diagnostic/diagnostic.tsv")}),
     _glue("qnli", "QNLI", ("accuracy",), classify("question", "sentence"), labels=_NOT_ENTAILED),
     _glue("rte", "RTE", ("accuracy",), classify("sentence1", "sentence2"), labels=_NOT_ENTAILED),
     _glue("wnli", "WNLI", ("accuracy",), classify("sentence1", "sentence2"), names=_NOT_ENTAILED[::-1]),

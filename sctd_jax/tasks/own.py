@@ -52,7 +52,7 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
         paths = (
             {"train": data_dir} if storage.as_path(data_dir).is_file() else files(task.name, data_dir, _SUFFIXES, notes)
         )
-        splits = {split: Split(path, _read(path, split, notes.of(path))) for split, path in paths.items()}
+        splits = {split: Split(path, read_rows(path, split, notes.of(path))) for split, path in paths.items()}
     where, rows = splits["train"].where, list(splits["train"].records)
     context = Context(where, "train", (), settings, notes.of(where))
     labels = _labels(rows, context) if task.head == "classification" else ()
@@ -84,7 +84,8 @@ def files(name: str, folder: str, suffixes: Sequence[str], notes: Notes) -> dict
     return found
 
 
-def _read(path: str, split: str, note: Note) -> Iterator[Record]:
+def read_rows(path: str, split: str, note: Note) -> Iterator[Record]:
+    """Rows of a .csv, .tsv or .jsonl file, whatever the split."""
     if not path.endswith(_SUFFIXES):
         raise UserError(f"{path}: unknown kind of file, expected {', '.join(_SUFFIXES)}")
     tsv = path.endswith(".tsv")
@@ -158,7 +159,7 @@ OWN = (
         head="classification",
         build=_builder(Context.label),
         find=_find,
-        rows=lambda path, settings, note: _read(path, "test", note),
+        rows=lambda path, settings, note: read_rows(path, "test", note),
         review=_review,
         metrics=("accuracy", "macro_f1"),
         score=("accuracy",),
@@ -168,7 +169,7 @@ OWN = (
         head="regression",
         build=_builder(lambda context, record, field: record.real(field)),
         find=_find,
-        rows=lambda path, settings, note: _read(path, "test", note),
+        rows=lambda path, settings, note: read_rows(path, "test", note),
         review=_review,
         metrics=("pearson", "spearman"),
     ),

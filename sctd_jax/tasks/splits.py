@@ -83,7 +83,8 @@ def open_task(task: Task, data_dir: str, settings: FileSettings) -> TaskData:
         splits = (_find_tfds if data_dir.startswith("tfds:") else _find_files)(task, data_dir, notes)
     examples = {}
     for name, split in splits.items():
-        context = Context(split.where, name, labels, settings, notes.of(split.where))
+        scored = task.scored and name not in task.diagnostics
+        context = Context(split.where, name, labels, settings, notes.of(split.where), scored)
         examples[name] = tuple(_build(task, split.records, context))
         if not examples[name]:
             raise UserError(f"{split.where}: no rows")
@@ -149,9 +150,16 @@ def _find_files(task: Task, data_dir: str, notes: Notes) -> dict[str, Split]:
     missing = [file for split, file in names.required.items() if not _is_file(paths[split])]
     if missing:
         raise UserError(f"{task.name}: no {', '.join(missing)} in {folder}; {expected}")
-    return {
-        split: Split(path, task.read(path, split, notes.of(path))) for split, path in paths.items() if _is_file(path)
-    }
+    paths = {split: path for split, path in paths.items() if _is_file(path)}
+    above = os.path.dirname(folder.rstrip("/"))
+    for split, places in task.diagnostics.items():
+        if path := next((p for place in places if _is_file(p := os.path.join(above, place))), None):
+            paths[split] = path
+        elif paths.keys() & names.test.keys():
+            notes.remarks.append(
+                f"{above}: no {' or '.join(places)}, whose predictions a submission has beside the test's"
+            )
+    return {split: Split(path, task.read(path, split, notes.of(path))) for split, path in paths.items()}
 
 
 def _is_file(path: str) -> bool:

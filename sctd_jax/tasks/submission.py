@@ -40,7 +40,8 @@ def write(
     else:
         text = tsv(examples, [labels[int(number)] if labels else str(int(number)) for number in predictions])
     prefix = "" if name == "test" else f"{name}-"
-    path = folder / f"{prefix}{task.folder or task.name}{task.parts.get(part, Part()).file}{task.suffix}"
+    of_part = task.parts.get(part, Part())
+    path = folder / f"{prefix}{of_part.folder or task.folder or task.name}{of_part.file}{task.suffix}"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path

@@ -14,7 +14,7 @@ from sctd_jax.tasks import squad
 from sctd_jax.tasks.examples import Answer, Builder, Context, Example, Span, classify
 from sctd_jax.tasks.files import Note, Record, read_jsonl
 from sctd_jax.tasks.submission import jsonl
-from sctd_jax.tasks.task import SplitNames, Task
+from sctd_jax.tasks.task import Part, SplitNames, Task
 
 _COPA_QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
 _PLACEHOLDER = "@placeholder"
@@ -46,6 +46,12 @@ def _build_copa(record: Record, context: Context) -> Iterator[Example]:
     choices = tuple(f"{_COPA_QUESTIONS[asked]} {text}" for text in texts)
     label = context.choice(record, len(choices))
     yield Example(record.id, context.text(record, "premise"), label=label, choices=choices)
+
+
+def _build_rte(record: Record, context: Context) -> Iterable[Example]:
+    """RTE and AX-g have premise and hypothesis, AX-b two sentences."""
+    fields = ("sentence1", "sentence2") if "sentence1" in record.fields else ("premise", "hypothesis")
+    return classify(*fields)(record, context)
 
 
 def _flat_multirc(row: Record) -> Iterator[Record]:
@@ -241,8 +247,10 @@ SUPERGLUE = (
                # The probability that the entity of a row is the answer.
                predict=lambda example, logits: float(1 / (1 + np.exp(logits[0] - logits[1]))),
                measure=measure_record, submission=_submit_queries),
-    _superglue("superglue_rte", "RTE", ("accuracy",), classify("premise", "hypothesis"),
-               labels=("entailment", "not_entailment")),
+    _superglue("superglue_rte", "RTE", ("accuracy",), _build_rte, labels=("entailment", "not_entailment"),
+               # Diagnostics, to which the leaderboard applies the model of RTE.
+               parts={"axb": Part("_axb", "", "AX-b"), "axg": Part("_axg", "", "AX-g")},
+               diagnostics={"test_axb": ("AX-b/AX-b.jsonl",), "test_axg": ("AX-g/AX-g.jsonl",)}),
     _superglue("wic", "WiC", ("accuracy",), _build_wic, labels=("false", "true"), marked="mean"),
     _superglue("wsc", "WSC", ("accuracy",), _build_wsc, labels=("False", "True"), marked="attention",
                read=_flattened(lambda row: [Record(row.place, row.number, row.fields | row.child("target").fields)])),

@@ -31,6 +31,7 @@ class Part(NamedTuple):
 
     metric: str = ""  # ends the names of its metrics
     file: str = ""  # ends the name of its submission
+    folder: str = ""  # name of the submission, where it is not the task's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,9 @@ class Task:
 
     # Way from files to examples.
     files: SplitNames | None = None
+    # Further test splits, with the places of their file below the folder that holds the task's folder.
+    diagnostics: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    scored: bool = False  # whether its test set has labels: it is scored by the best checkpoint
     tfds_splits: SplitNames = SplitNames("train", {"dev": "validation"}, {"test": "test"})
     tfds_fields: Mapping[str, str] = dataclasses.field(default_factory=dict)  # TFDS's name -> the official file's
     read: Callable[[str, str, Note], Iterator[Record]] = read_file  # (path, split, note) -> records as TFDS has them
