@@ -98,6 +98,11 @@ REWRITES = [
         (r"(probe layers .*)$", r"\1 --max-length 32"),
         (r"held-out\.txt --out", "held-out.txt --every-checkpoint --out"),
         (r"(probe (drift|perplexity) .*)$", r"\1 --rows 2"),
+        (
+            r"finetune_speed\.py.*$",
+            "finetune_speed.py --init exported --data-dir labels/rotten_tomatoes.csv --max-length 32 --smoke "
+            f"--peer-python {helpers.PEER}",
+        ),
         (r"loader\.py --rows 50000", "loader.py --rows 2000"),
         (r"loader\.py --shards 16000 --rows 62500", "loader.py --shards 16000 --rows 300"),
         (r"loader\.py$", "loader.py --rows 2000 --seq-len 512 --batch-size 256"),
@@ -267,7 +272,7 @@ def _write_packages(packages: Path, boolq: Path) -> None:
 @pytest.fixture(scope="module")
 def answered(folder):
     """(exit status, output) of every command that is run."""
-    ours = [line for line in RUN if line.startswith("python ") and (helpers.PEER.exists() or "--peer " not in line)]
+    ours = [line for line in RUN if line.startswith("python ") and (helpers.PEER.exists() or "--peer" not in line)]
     answers = dict(zip(ours, forked(sys.executable, ours, JAX, folder), strict=True))
     theirs = [line for line in RUN if line.startswith(".venv-interop/")]
     if helpers.PEER.exists():
