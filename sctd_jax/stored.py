@@ -78,8 +78,11 @@ CONFIG: list[Change] = [
     Added("data.drop_copies", False),
     Added("data.shuffle", "rows"),
     Added("data.cache_gb", 50.0),
+    Added("train.track", ""),
 ]
-TASK: list[Change] = []
+TASK: list[Change] = [
+    Added("track", ""),
+]
 # Recipe whose content is another one's now -> a field by which runs of before are known, its value there, that recipe.
 RECIPES = {"configs/tiny.py": ("model.family", "bert", "configs/tiny_bert.py")}
 # Old name of a metric in `metrics.jsonl` -> its name.
