@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 BENCHMARK_FLAGS ?= --minutes 8 --out runs/accelerator
 
-.PHONY: accelerator compat constraints demo help interop labels lint peer test tpu venv
+.PHONY: accelerator compat constraints demo help interop labels lint peer test tpu trackers venv
 
 demo: venv  ## pretrain a small ModernBERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
@@ -49,6 +49,13 @@ tpu: .venv-tpu/installed  ## the TPU compiler, beside .venv: for the tests of --
 # The version that jax[tpu] asks for.
 .venv-tpu/installed: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .venv-tpu libtpu==0.0.42.1
+	touch $@
+
+trackers: .venv-trackers/installed  ## wandb, mlflow and trackio, beside .venv: for the tests of --config.train.track
+
+# Of a folder that is there --upgrade alone replaces packages.
+.venv-trackers/installed: tests/requirements-trackers.txt .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv-trackers -r $<
 	touch $@
 
 # Each time what pip offers then; an environment of another Python or jax is made anew. setuptools leaves build/ behind.

@@ -5,9 +5,9 @@ python benchmarks/finetune_speed.py [--init labels/minilm] [--data-dir labels/ro
 
 Fine-tunes `--init` on the texts of `--data-dir` in batches of 32 of up to 128 tokens, by `finetune` as the command
 does it, and by Trainer three times: with its random order of examples, with its order by length, and with our very
-batches. All take turns, and each epoch is the second one, so that nothing is compiled in it. Then predicts `--rows` texts
-by our `predict_file`, and by the pipeline with two sizes of its batches. Wants `make labels` and `make peer`. `--smoke`
-takes few texts, and each thing once.
+batches. All take turns, and each epoch is the second one, so that nothing is compiled in it. Then predicts `--rows`
+texts by our `predict_file`, and by the pipeline with two sizes of its batches. Wants `make labels` and `make peer`.
+`--smoke` takes few texts, and each thing once.
 """
 
 import csv

@@ -3,8 +3,8 @@
 Started by it as `python benchmarks/peer_trainer.py '{"do": "train", ...}'`, in an environment with torch, transformers
 and accelerate (benchmarks/requirements-peer.txt). The last line that it prints is JSON. `train` has `model`, `file`
 (JSON lines of `text` and `label`, a number), `batch_size`, `max_length`, `learning_rate`, and `batches`: 'own' for
-Trainer's random order, 'grouped' for its order by length, or the .npz of our batches, ids_I, mask_I and labels_I of step
-I. It trains two epochs, and answers the seconds of the second one. `predict` has `model`, `file`, `max_length` and
+Trainer's random order, 'grouped' for its order by length, or the .npz of our batches, ids_I, mask_I and labels_I of
+step I. It trains two epochs, and answers the seconds of the second one. `predict` has `model`, `file`, `max_length` and
 `batch_size`, and answers rows a second of the pipeline, which is warm then.
 """
 

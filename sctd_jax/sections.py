@@ -196,6 +196,22 @@ class OptimizerConfig:
     mu_dtype: Literal["float32", "bfloat16"] = field("float32", "type of the first moments")
 
 
+TRACKERS = ("wandb", "mlflow", "trackio")  # names of libraries, and of the extras in pyproject.toml that install them
+
+
+def tracker_names(track: str) -> list[str]:
+    """Names in a field `track`, each once."""
+    return list(dict.fromkeys(name.strip() for name in track.split(",") if name.strip()))
+
+
+TRACK = "trackers to tell what metrics.jsonl and TensorBoard files have; '': none"
+TRACKED = Bounds(
+    lambda track: set(tracker_names(track)) <= set(TRACKERS),
+    f"must be names of {', '.join(TRACKERS)}, separated by commas",
+    found="; found {!r}",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The loop."""
@@ -218,6 +234,7 @@ class TrainConfig:
     checkpoint_every: int = field(2_500, "steps between checkpoints; a multiple of eval_every", ONE_OR_MORE, rerun=True)
     keep_checkpoints: int = field(2, "newest checkpoints to keep, beside the best", ONE_OR_MORE, rerun=True)
     log_every: int = field(50, "steps between lines of metrics", ONE_OR_MORE, rerun=True)
+    track: str = field("", TRACK, TRACKED, rerun=True)
     max_bad_steps: int = field(20, "non-finite steps in a row that end the run", ONE_OR_MORE, rerun=True)
 
     def microbatches(self, variant: str) -> int:

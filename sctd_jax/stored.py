@@ -78,6 +78,7 @@ CONFIG: list[Change] = [
     Added("data.drop_copies", False),
     Added("data.shuffle", "rows"),
     Added("data.cache_gb", 50.0),
+    Added("train.track", ""),
 ]
 TASK: list[Change] = [
     Added("tokens_field", "tokens"),
@@ -85,6 +86,7 @@ TASK: list[Change] = [
     Added("patience", 0),
     Added("class_weights", ""),
     Added("language", "en"),
+    Added("track", ""),
 ]
 # Recipe whose content is another one's now -> a field by which runs of before are known, its value there, that recipe.
 RECIPES = {"configs/tiny.py": ("model.family", "bert", "configs/tiny_bert.py")}

@@ -80,7 +80,7 @@ def test_what_a_rerun_may_change():
         "model.remat", "optimizer.decay_shape", "optimizer.decay_steps", "optimizer.learning_rate",
         "optimizer.warmup_steps", "train.accumulation", "train.checkpoint_every", "train.consistency_accumulation",
         "train.eval_every", "train.eval_rows", "train.init", "train.init_step", "train.init_takes",
-        "train.keep_checkpoints", "train.log_every", "train.max_bad_steps", "train.steps",
+        "train.keep_checkpoints", "train.log_every", "train.max_bad_steps", "train.steps", "train.track",
     }  # fmt: skip
 
 

@@ -157,6 +157,7 @@ NAMED = {
     "make venv": INSTALLS,
     "make interop": INSTALLS,
     "make tpu": INSTALLS,
+    "make trackers": INSTALLS,
     "make peer": INSTALLS,
     "make constraints": INSTALLS,
     "make labels": INSTALLS,

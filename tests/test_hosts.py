@@ -1,6 +1,8 @@
 """Two real processes on this machine: the same numbers as one, one set of checkpoints, one end."""
 
 import functools
+import json
+import os
 import shutil
 import signal
 import time
@@ -18,6 +20,7 @@ from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.step import state_shape
 from sctd_jax.train.workdir import read_config
 from tests import finetuning, helpers
@@ -88,8 +91,15 @@ def stored(workdir):
 def test_two_processes_do_what_one_does_and_the_first_speaks_for_both(rows, tmp_path):
     """ScTD: consistency steps and those between them are different programs."""
     workdir = tmp_path / "pair"
-    statuses, (first, second) = helpers.end(helpers.start_pair(workdir, rows, "--config.mesh.tensor=2"))
+    (tmp_path / "fakes").mkdir()
+    shutil.copy(helpers.ROOT / "tests" / "fake_tracker.py", tmp_path / "fakes" / "wandb.py")
+    path, record = f"{helpers.ROOT}{os.pathsep}{tmp_path / 'fakes'}", tmp_path / "record"
+    env = helpers.environment() | {"PYTHONPATH": path, "FAKE_RECORD": str(record)}
+    pair = helpers.start_pair(workdir, rows, "--config.mesh.tensor=2", "--config.train.track=wandb", env=env)
+    statuses, (first, second) = helpers.end(pair)
     assert statuses == [0, 0], first + second
+    begun, *told, end = map(json.loads, record.read_text().splitlines())
+    assert (begun["name"], len(told), end) == ("pair", len(read_metrics(workdir)), {"status": 0})
     assert_same_state(stored(workdir), one(tmp_path / "run", rows))
     assert "--process_id=0" in (workdir / "command.txt").read_text()
     for words in ("process 0 of 2, 2 devices", "4 x cpu, 2 host(s)", "data 2 x fsdp 1 x tensor 2", "done: 6 steps"):

@@ -15,6 +15,7 @@ import pytest
 
 from sctd_jax import recipes, scripts
 from sctd_jax.errors import UserError
+from sctd_jax.sections import TRACKERS
 from tests import helpers
 
 PYPROJECT = tomllib.loads((helpers.ROOT / "pyproject.toml").read_text())
@@ -39,7 +40,8 @@ def pins(path):
 
 
 def test_every_dependency_is_a_range_from_what_is_pinned_that_holds_what_is_here():
-    pinned = pins("requirements.txt") | pins("tests/requirements-interop.txt")
+    lists = [f"tests/requirements-{name}.txt" for name in ("trackers", "interop")]
+    pinned = pins(lists[0]) | pins(lists[1]) | pins("requirements.txt")
     extras = PROJECT["optional-dependencies"]
     here = [
         *PROJECT["dependencies"],
@@ -48,7 +50,7 @@ def test_every_dependency_is_a_range_from_what_is_pinned_that_holds_what_is_here
         *extras["ray"],
         *PYPROJECT["build-system"]["requires"],
     ]
-    for requirement in [*here, *extras["interop"]]:
+    for requirement in [*here, *(one for name in ("interop", *TRACKERS) for one in extras[name])]:
         name, lowest, below = re.fullmatch(r"([\w-]+)>=([\d.]+)(?:,<([\d.]+))?", requirement).groups()
         assert lowest == pinned[name], requirement
         for found in [pinned[name], *([metadata.version(name)] if requirement in here else [])]:

@@ -19,10 +19,11 @@ from sctd_jax.train.workdir import CONFIG_FILE, ROWS_FILE, differences, read_con
 
 RESULT_FILE = "result.json"
 _LOSS, _BELOW = "eval/loss", "eval/below_unigram"
-# Fields that say where a cell finds its rows and how it computes; all else a table keeps.
+# Fields that say where a cell finds its rows, how it computes and whom it tells; all else a table keeps.
 _FREE = (
     "data.input", "data.rows", "data.prepared_dir", "model.attention", "model.remat", "train.accumulation",
     "train.consistency_accumulation", "mesh.data", "mesh.fsdp", "mesh.tensor",
+    "train.track",
 )  # fmt: skip
 
 

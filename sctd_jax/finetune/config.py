@@ -10,6 +10,7 @@ from sctd_jax.config import Config, MeshConfig, OptimizerConfig
 from sctd_jax.config import from_dict as config_from_dict
 from sctd_jax.errors import UserError
 from sctd_jax.fields import BELOW_ONE, NOT_NEGATIVE, ONE_OR_MORE, Bounds, field, fill, require
+from sctd_jax.sections import TRACK, TRACKED
 from sctd_jax.tasks.table import TASKS
 
 _GIVEN = Bounds(bool, "is missing", found="")
@@ -53,6 +54,7 @@ class FinetuneConfig:
     )
     keep_checkpoints: int = field(1, "newest checkpoints to keep, beside the best", ONE_OR_MORE, rerun=True)
     log_every: int = field(20, "steps between lines of metrics", ONE_OR_MORE, rerun=True)
+    track: str = field("", TRACK, TRACKED, rerun=True)
     seed: int = field(0, "seed of the head's weights, the order of examples and dropout", NOT_NEGATIVE)
     dtype: Literal["float32", "bfloat16"] = field("float32", "type to compute in; parameters are float32")
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -177,7 +179,7 @@ def run_config(settings: FinetuneConfig, pretrained: Config, steps_per_epoch: in
             pretrained.train, seed=settings.seed, init=settings.init, init_step=-1, init_takes="params", steps=steps,
             batch_size=settings.batch_size, batch_schedule="", accumulation=settings.accumulation,
             consistency_accumulation=0, eval_every=between, checkpoint_every=between,
-            keep_checkpoints=settings.keep_checkpoints, log_every=settings.log_every,
+            keep_checkpoints=settings.keep_checkpoints, log_every=settings.log_every, track=settings.track,
         ),
         mesh=settings.mesh,
     )  # fmt: skip

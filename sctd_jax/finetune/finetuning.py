@@ -31,6 +31,7 @@ from sctd_jax.tasks import scoring, submission
 from sctd_jax.tasks.examples import Example, FileSettings
 from sctd_jax.tasks.splits import TaskData, open_task
 from sctd_jax.tasks.table import TASKS
+from sctd_jax.train import trackers
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import Track, ignore, read_metrics
 from sctd_jax.train.state import TrainState
@@ -123,6 +124,7 @@ def finetune(
             patience=settings.patience,
             on_step=on_step,
             track=track,
+            settings=dataclasses.asdict(settings) | {"model": dataclasses.asdict(config.model)},
         )
         result = fit(job, workdir, check, log)
         if result.stopped_by is not None:
@@ -151,6 +153,7 @@ def finetune(
 
 def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], None]) -> Prepared:
     """Check and read all that a fine-tuning needs, each check before the longer work that follows it."""
+    trackers.check("track", settings.track)
     settings = followed(workdir, settings, log)
     task = TASKS[settings.task]
     pretrained = open_model(settings.init, log, "config.init")

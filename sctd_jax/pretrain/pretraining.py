@@ -24,6 +24,7 @@ from sctd_jax.pretrain.rows import open_loaders
 from sctd_jax.pretrain.start import first_state, open_start
 from sctd_jax.pretrain.step import compile_programs, program_at, programs_needed
 from sctd_jax.pretrain.workdir import check_workdir, claim_workdir, folders, followed, open_rows
+from sctd_jax.train import trackers
 from sctd_jax.train.checkpoint import Checkpoints
 from sctd_jax.train.metrics import Track, ignore
 from sctd_jax.train.state import TrainState
@@ -50,6 +51,7 @@ def train_and_evaluate(
       track: called with each line of `metrics.jsonl`: the number of updates done, and values by name.
     """
     workdir, log = storage.as_path(workdir), hosts.on_first(log)
+    trackers.check("train.track", config.train.track)
     with held(workdir, "training", log) as check:
         job = dataclasses.replace(open_job(config, workdir, log), on_step=on_step, track=track)
         return fit(job, workdir, check, log)
@@ -124,6 +126,7 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
         advice=f"Lower optimizer.learning_rate ({config.optimizer.learning_rate}) or lengthen the warm-up, and run "
         "again in this workdir",
         blank=report.blank,
+        settings=dataclasses.asdict(config),
         summary=lambda result, seconds: [
             *report.summary(config, workdir, result, seconds),
             *report.fill_mask_examples(

@@ -22,6 +22,7 @@ from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
 from sctd_jax.train.metrics import Console, Silent, Speed, Track, Writer, ignore, read_metrics
 from sctd_jax.train.signals import StopRequest, stop_requests
 from sctd_jax.train.state import TrainState
+from sctd_jax.train.trackers import Trackers
 
 _BLANK_STEPS = 10  # a run that begins with so many steps without a prediction learns nothing
 
@@ -64,6 +65,7 @@ class Job:
     summary: Callable[[Result, float], list[str]] = lambda result, seconds: []  # lines at the end of a whole run
     on_step: Callable[[int], None] = lambda step: None  # called when a step has been dispatched; for tests
     track: Track = ignore  # called with what is written to `metrics.jsonl`
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # shown by the trackers of `train.track`
 
 
 def fit(job: Job, workdir: epath.Path, check: Callable[[], None], log: Callable[[str], None]) -> Result:
@@ -85,11 +87,20 @@ def fit(job: Job, workdir: epath.Path, check: Callable[[], None], log: Callable[
         for line in job.describe(state):
             log(line)
         job.claim()
-        with stop_requests() as stop:
-            result = train(job, workdir, checkpoints, state, stop, log)
-        if result.stopped_by is not None:
-            log(f"stopped by signal {result.stopped_by} after step {result.step}; saved in {workdir}. "
-                "Run the same command to resume")  # fmt: skip
+        names = job.config.track if int(state.step) < job.config.steps else ""
+        with stop_requests() as stop, Trackers(names, workdir, job.settings, log) as trackers:
+
+            def track(step: int, values: dict[str, float]) -> None:
+                job.track(step, values)
+                trackers(step, values)
+
+            result = train(dataclasses.replace(job, track=track), workdir, checkpoints, state, stop, log)
+            if result.stopped_by is not None:
+                trackers.status = 128 + result.stopped_by
+                log(f"stopped by signal {result.stopped_by} after step {result.step}; saved in {workdir}. "
+                    "Run the same command to resume")  # fmt: skip
+        if names:  # the others wait as long as its trackers take: what follows is computed together
+            hosts.run_on_first("trackers", lambda: None)
         result = dataclasses.replace(result, best_step=checkpoints.best_step())
     if result.stopped_by is None:
         for line in job.summary(result, time.monotonic() - began):
