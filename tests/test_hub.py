@@ -156,6 +156,10 @@ def test_a_pushed_export_comes_back_with_equal_weights(hub, run, workdir, tmp_pa
     assert line.startswith("error: hf:org/other: HF_HUB_OFFLINE is set, and ") and "hf download org/other " in line
     assert lines(refused[2]) == ["error: --push org/tiny: HF_HUB_OFFLINE is set, which forbids to push"]
     assert hub.requests == []
+    hub.failing = {"": 503}  # the hub is down, and the cache has all
+    (done,) = run(importing("hf:org/tiny", tmp_path / "4"), **home)
+    assert done[0] == 0
+    assert lines(done[1])[0] == "hf:org/tiny: HTTP 503: made to fail; the commit is that of the last download"
 
 
 def test_a_later_push_replaces_an_earlier_export_and_nothing_else(hub, run, workdir, exported, tmp_path):
@@ -256,6 +260,17 @@ def test_what_cannot_be_downloaded_is_said_in_one_line(hub, run, exported, tmp_p
     assert not (tmp_path / "run").exists()
     fetched = [request for request in hub.requests if "/resolve/" in request and "config.json" not in request]
     assert fetched == []  # no weights before all else is known to be right
+
+
+def test_a_download_that_was_cut_short_is_not_taken_for_the_model(hub, run, exported, tmp_path):
+    hub.put("org/tiny", exported)
+    hub.failing = {"GET /cdn/": 500}
+    (cut,) = run(importing("hf:org/tiny", tmp_path / "run"))
+    (line,) = lines(cut[2])
+    assert cut[0] == 75 and f"hf:org/tiny: {hub.endpoint} failed (HTTP 500: made to fail); where there is no" in line
+    (rest,) = run(importing("hf:org/tiny", tmp_path / "run"), HF_HUB_OFFLINE="1")
+    assert rest[0] == 2 and "hub does not have all of it; where there is no network" in rest[2]
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_a_network_one_line_names_the_model_and_the_way_around(run, workdir, tmp_path):

@@ -77,7 +77,8 @@ def failure(error: BaseException) -> Failure | None:
             # The whole message has addresses, and those of its storage are signed.
             said, status = printable((one.server_message or "").strip().partition("\n")[0]), one.response.status_code
             return Failure(f"HTTP {status}{said and f': {said}'}", one, status)
-        if type(one).__module__.partition(".")[0] in ("httpx", "httpx2"):
+        by_xet = isinstance(one, ConnectionError | TimeoutError)
+        if by_xet or type(one).__module__.partition(".")[0] in ("httpx", "httpx2"):
             return Failure(first_line(one), one)
         one = one.__cause__ or one.__context__
     return None
