@@ -1,14 +1,14 @@
 r"""Continued pretraining by ScTD, from an encoder that was imported or from another run.
 
-    hf download google-bert/bert-base-uncased --local-dir bert
-    python -m sctd_jax.interop.huggingface import --from bert --workdir runs/bert
+    python -m sctd_jax.interop.huggingface import --from hf:google-bert/bert-base-uncased --workdir runs/bert
     python -m sctd_jax.main --config=configs/continued.py:runs/bert --workdir=runs/continued \
         --config.data.input='corpus/**/*.txt'
 
-`hf` is of huggingface_hub. The argument after the colon is the workdir to start from: its network, its tokenizer, its
-newest parameters; a new optimizer and a new importance table. Masking, row length and optimizer are those of the recipe
-for its family: base.py, roberta_base.py or modern/base.py. 25,000 steps at 5e-5: our choice, not a paper's, to be set
-by what your text needs. Hardware: as that recipe. Its full-length result has not been measured by us.
+Where there is no network, `--from` is a folder that was downloaded elsewhere. The argument after the colon is the
+workdir to start from: its network, its tokenizer, its newest parameters; a new optimizer and a new importance table.
+Masking, row length and optimizer are those of the recipe for its family: base.py, roberta_base.py or modern/base.py.
+25,000 steps at 5e-5: our choice, not a paper's, to be set by what your text needs. Hardware: as that recipe. Its
+full-length result has not been measured by us.
 """
 
 import os

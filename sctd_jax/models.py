@@ -15,6 +15,7 @@ from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE
 from sctd_jax.errors import UserError
+from sctd_jax.hf import hub
 from sctd_jax.hf.convert import download_hint
 from sctd_jax.hf.read import Folder, read_folder
 from sctd_jax.model.families import FAMILIES
@@ -93,14 +94,15 @@ class Model:
 
 
 def open_model(path: str, log: Callable[[str], None], field: str = "") -> Model:
-    """Look at what a path names, a workdir or a folder of `transformers`.
+    """Look at what a path names: a workdir, a folder of `transformers`, or as `hf:OWNER/NAME` one of the hub.
 
     `log` is told of damaged checkpoints, and of what is unusual in a folder of `transformers`; `field` names the
     setting that has the path, for the message that it is neither.
     """
-    place = storage.as_path(path)
+    of_hub = hub.is_one(path)
+    place = epath.Path(hub.download(path, log)) if of_hub else storage.as_path(path)
     with storage.reaching(place):
-        ours = (place / COMMAND_FILE).is_file() or (place / CHECKPOINTS).is_dir()
+        ours = not of_hub and ((place / COMMAND_FILE).is_file() or (place / CHECKPOINTS).is_dir())
         there = (place / CONFIG_FILE).is_file()
     if ours:
         return open_run(place, log)
@@ -130,6 +132,11 @@ def open_run(workdir: epath.Path, log: Callable[[str], None]) -> Model:
 
 def open_init(config: Config, log: Callable[[str], None]) -> Model:
     """The run at `train.init`, looked at before any long work: a config must be able to start from it."""
+    if hub.is_one(config.train.init):
+        raise UserError(
+            f"config.train.init {config.train.init}: expected the workdir of a run; a model of the hub becomes one by "
+            f"python -m sctd_jax.interop.huggingface import --from {config.train.init} --workdir WORKDIR"
+        )
     init = open_run(storage.as_path(config.train.init), log)
     if init.task is not None:
         raise UserError(f"{init.path} holds a fine-tuned model; expected the workdir of a pretraining run")

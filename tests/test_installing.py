@@ -46,6 +46,7 @@ def test_every_dependency_is_a_range_from_what_is_pinned_that_holds_what_is_here
     here = [
         *PROJECT["dependencies"],
         *extras["dev"],
+        *extras["hub"],
         *extras["warc"],
         *extras["ray"],
         *PYPROJECT["build-system"]["requires"],

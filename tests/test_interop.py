@@ -77,7 +77,8 @@ def test_the_folder_holds_what_transformers_reads(exported, workdir):
     assert "language" not in head and "base_model" not in head and "datasets" not in head  # nobody said
     (result,) = head["model-index"][0]["results"]
     lines = [line for line in read_metrics(workdir) if line["step"] == 30 and "eval/loss" in line]
-    assert result["metrics"][0]["value"] == round(lines[-1]["eval/loss"], 6)
+    found = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert found == {name: round(lines[-1][f"eval/{name}"], 6) for name in ("loss", "below_unigram", "accuracy")}
     assert "hou-etal-2022-token" in card and "zhong-etal-2023-revisiting" in card
     config = json.loads((exported / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"], config["hidden_act"]) == ("bert", 4, "gelu")

@@ -22,7 +22,7 @@ class FinetuneConfig:
     """One fine-tuning run. Where 0 is said to be the task's, its value is in `tasks.table`."""
 
     task: str = field("", "name of a task in docs/finetuning.md", _KNOWN)
-    init: str = field("", "workdir of a pretraining run, or folder of transformers", _GIVEN, rerun=True)
+    init: str = field("", "workdir of a pretraining run, folder of transformers, or hf:OWNER/NAME", _GIVEN, rerun=True)
     random_init: bool = field(
         False, "take network and tokenizer of `init`, but random weights: what pretraining is worth"
     )

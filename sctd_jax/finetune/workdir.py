@@ -7,12 +7,13 @@ from typing import Any
 
 from etils import epath
 
-from sctd_jax import stored
+from sctd_jax import storage, stored
 from sctd_jax.config import Config, ModelConfig
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
 from sctd_jax.fields import fill, rerun_fields
 from sctd_jax.finetune.config import FinetuneConfig
+from sctd_jax.hf import hub
 from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check, claim, differences, follow, same_config
 
 _MAY_CHANGE = rerun_fields(FinetuneConfig)
@@ -55,7 +56,8 @@ def check_task(
         raise UserError(f"workdir {workdir} belongs to another fine-tuning: {other}; choose another --workdir")
     what = None
     if same_start and theirs["init_identity"] != origin.init_identity:
-        what = f"started from other parameters ({theirs['init_identity']}) than those of {settings.init} now"
+        began = "" if theirs["init"] == settings.init else f" (it began with {theirs['init']})"
+        what = f"started from other parameters ({theirs['init_identity']}) than those of {settings.init} now{began}"
     if (theirs["labels"], theirs["data_sha256"]) != (list(origin.labels), origin.data_sha256):
         what = f"was trained on other examples than those in {settings.data_dir}"
     if what:
@@ -80,8 +82,13 @@ def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: Non
 
 
 def followed(workdir: epath.Path, settings: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConfig:
-    """The settings with which a workdir is gone on with: those that its run began without stay as they were then."""
-    mine = dataclasses.asdict(settings)
+    """The settings with which a workdir is gone on with: those that its run began without stay as they were then.
+
+    A model of the hub is pinned to a commit, that with which the run began unless `init` names a revision.
+    """
+    if hub.is_one(settings.init) and storage.exists(workdir / TASK_FILE):
+        settings = dataclasses.replace(settings, init=hub.as_begun(settings.init, read_task(workdir)["init"]))
+    mine = dataclasses.asdict(settings) | {"init": hub.pinned(settings.init, log)}
     return fill("config", FinetuneConfig, follow(workdir / TASK_FILE, mine, stored.TASK, _MAY_CHANGE, log))
 
 

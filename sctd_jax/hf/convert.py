@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from sctd_jax.errors import UserError, printable
 
 WEIGHTS_FILE = "model.safetensors"
+FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # patterns of what is read of a model
 _PARTS = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")  # parts of one TensorFlow checkpoint
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _MOST_SHARDS = 1_000
@@ -207,15 +208,31 @@ def convert(source: Path) -> Path:
     return to
 
 
+def canonical(repository: str) -> str:
+    """A repository of the hub with its owner, where it is known by a name without."""
+    owners = (owner for names, owner in _OWNERS.items() if re.match(names, repository))
+    return next(owners, "") + repository if "/" not in repository else repository
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds weights, in whatever format."""
+    return name.endswith((".safetensors", ".onnx", ".gguf", *_PICKLES)) or any(
+        re.search(form.pattern, name) for form in _FORMATS
+    )
+
+
+def download_command(repository: str) -> str:
+    """The command that downloads what is read of a repository of the hub, into a folder called as its model is."""
+    patterns = " ".join(f'--include "{pattern}"' for pattern in FILES)
+    return f"hf download {repository} {patterns} --local-dir {repository.rpartition('/')[2]}"
+
+
 def download_hint(name: str) -> str:
-    """Advice to download a name that is no folder from the Hugging Face hub; '' if it cannot be a model there."""
+    """Advice on a name that is no folder: how a model of the Hugging Face hub is named; '' if it can be none there."""
     if not (found := _HUB_NAME.fullmatch(name)):
         return ""
-    owners = (owner for names, owner in _OWNERS.items() if re.match(names, found[1]))
-    repository = next(owners, "") + found[1]
-    folder = repository.rpartition("/")[2]
+    repository = canonical(found[1])
     return (
-        "; a model of the Hugging Face hub is downloaded first (pip install huggingface_hub): "
-        f'hf download {repository} --include "*.json" --include "*.txt" --include "*.model" --include "*.safetensors" '
-        f"--local-dir {folder}, and then {folder} is the name"
+        f"; a model of the Hugging Face hub is named hf:{repository} (pip install huggingface_hub), or is downloaded "
+        f"first: {download_command(repository)}, and then {repository.rpartition('/')[2]} is the name"
     )

@@ -17,7 +17,7 @@ from sctd_jax.models import open_run
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.workdir import TASK_FILE, check_metadata, read_command, read_config
 
-_CARD = "README.md"
+CARD = "README.md"
 # Tags of the hub for a method.
 _TAGS = {
     "drop": ("token-dropping",), "sctd": ("token-dropping", "sctd"), "full_every": ("token-dropping",),
@@ -43,17 +43,20 @@ def export(
     log: Callable[[str], None],
     said: Said | None = None,
     precision: write.Precision = write.EXACT,
-) -> None:
+) -> list[str]:
     """Write `out` with what `AutoTokenizer` and `AutoModelForMaskedLM`, or the task's class, load.
 
     It appears only when complete; with `force` it takes the place of an export. Without a step the newest one of a
     pretraining is written, the best one of a fine-tuning. `said` has facts for the model card.
+
+    Returns:
+      The names of the files written.
     """
     if out.exists():
         if not force:
             raise UserError(f"{out} exists already; --force replaces it")
         inside = {path.name for path in out.iterdir()}
-        if _CARD not in inside or not all(write.is_ours(name) for name in inside - {_CARD}):
+        if CARD not in inside or not all(write.is_ours(name) for name in inside - {CARD}):
             raise UserError(f"{out} exists already and is not just an export, so that --force does not replace it")
     model = (task_model if (workdir / TASK_FILE).is_file() else _pretrained)(workdir, step, log)
     try:
@@ -65,7 +68,8 @@ def export(
                 ready, model.config, model.params, tokenizer.find(workdir), table=model.table, settings=model.settings,
                 precision=precision,
             )  # fmt: skip
-            (ready / _CARD).write_text(render(model, said or Said()), encoding="utf-8")
+            (ready / CARD).write_text(render(model, said or Said()), encoding="utf-8")
+            written = sorted(path.name for path in ready.iterdir())
             if out.exists():
                 out.rename(Path(temporary, "replaced"))
             ready.rename(out)
@@ -74,7 +78,8 @@ def export(
     rounded = "" if precision.dtype == "float32" else f", its float32 numbers rounded to {precision.dtype}"
     log(f"exported step {model.step} of {workdir} to {out}{rounded}")
     if missing := (said or Said()).missing():
-        log(f"its model card ({_CARD}) leaves open what only you know: {', '.join(missing)}")
+        log(f"its model card ({CARD}) leaves open what only you know: {', '.join(missing)}")
+    return written
 
 
 def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None]) -> Model:
@@ -88,11 +93,10 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
     lines = read_metrics(workdir) if metadata else []
     losses = [line for line in lines if line.get("eval/loss") is not None and line["step"] <= step]
     there = [line for line in losses if line["step"] == step]
-    name, data = "MLM loss of the full model, nats for each predicted token", "held-out rows of the training text"
     mask = run.tokenizer.pieces[run.tokenizer.special.mask]
-    late = []
+    how, late = "", []
     if metadata and method == "late_mask":
-        name, late = f"{name}, {_late(config)}", [_late_limit(config, mask, there)]
+        how, late = f", {_late(config)}", [_late_limit(config, mask, there)]
     facts = _training_facts(config, metadata, step, losses) if metadata else ["Training: none by sctd_jax"]
     is_trial = not (config.data.input or config.data.rows or config.train.init)
     return Model(
@@ -109,11 +113,26 @@ def _pretrained(workdir: epath.Path, step: int | None, log: Callable[[str], None
             limits=[f"It reads at most {config.model.max_positions} tokens at once.", *by_us, *late, *_LIMITS],
             tags=[config.model.family, "sctd_jax", *(_TAGS.get(method, ()) if metadata else ())],
             language=["en"] if metadata and is_trial else [],
-            results=[Result({"type": "unknown", "name": data}, "loss", name, line["eval/loss"]) for line in there[-1:]],
+            results=_held_out(there[-1], how) if there else [],
             scored=False,
         ),
         step=step,
     )
+
+
+def _held_out(line: dict, how: str) -> list[Result]:
+    """Results of an evaluation of pretraining; `how` is more words on how it was measured."""
+    data = {"type": "unknown", "name": "held-out rows of the training text"}
+    metrics = {
+        "loss": "MLM loss of the full model, nats for each predicted token",
+        "below_unigram": "nats that this loss lies below that of word frequencies alone",
+        "accuracy": "share of the predicted tokens that the full model ranks first",
+    }
+    return [
+        Result(data, metric, f"{words}{how}", line[f"eval/{metric}"])
+        for metric, words in metrics.items()
+        if line.get(f"eval/{metric}") is not None
+    ]
 
 
 def _late(config: Config) -> str:

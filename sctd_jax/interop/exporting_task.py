@@ -8,6 +8,7 @@ from etils import epath
 
 from sctd_jax.errors import UserError
 from sctd_jax.finetune.workdir import read_task
+from sctd_jax.hf import hub
 from sctd_jax.hf import names as weights
 from sctd_jax.interop.exported import Card, Model, Result
 from sctd_jax.models import open_run
@@ -101,13 +102,19 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
             limits=limits,
             tags=[model.family, "sctd_jax", name],
             language=["en"] if dataset else [],
-            # A folder of the hub's cache is called by its model.
-            base_model=["/".join(ids) for ids in re.findall(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", started)],
+            base_model=_base_model(started),
             dataset=[dataset] if dataset else [],
             results=_results(workdir, task, settings, reached),
         ),
         step=reached,
     )
+
+
+def _base_model(started: str) -> list[str]:
+    """Model of the hub that a fine-tuning started from, where that is one: a folder of its cache is called by it."""
+    if hub.is_one(started):
+        return [hub.parse(started)[0]]
+    return ["/".join(ids) for ids in re.findall(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", started)]
 
 
 def _classify(task: Task, settings: Mapping[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR [--step N] [--force] [--dtype bfloat16]
     [--license ID ...]
+python -m sctd_jax.interop.huggingface export --workdir RUN --out DIR --push OWNER/NAME [--private]
 python -m sctd_jax.interop.huggingface import --from DIR_OR_FILE --workdir RUN [--tokenizer FILE]
+python -m sctd_jax.interop.huggingface import --from hf:OWNER/NAME[@REVISION] --workdir RUN
 """
 
 import argparse
@@ -10,7 +12,6 @@ import math
 import os
 import re
 import sys
-from pathlib import Path
 
 from sctd_jax import recipes, storage
 from sctd_jax.arguments import CommandParser, local_path, number
@@ -19,6 +20,7 @@ from sctd_jax.hf.write import DTYPES, Precision
 from sctd_jax.interop.exported import Said
 from sctd_jax.interop.exporting import export
 from sctd_jax.interop.importing import import_model
+from sctd_jax.interop.pushing import find_target, push
 
 
 def _size(text: str) -> int:
@@ -54,8 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         ("dataset", "dataset of the hub"),
     ):
         add(f"--{name}", action="append", default=[], help=f"for the model card, {what}; may be repeated")
+    add("--push", default="", metavar="OWNER/NAME", help="model of the hub to make of --out, or to renew by a commit")
+    add("--private", action="store_true", help="make the model of --push a private one, if it is new")
     add = commands.add_parser("import", help="a model from transformers -> a workdir to start from").add_argument
-    add("--from", required=True, dest="source", help="folder, or model.safetensors in it")
+    add("--from", required=True, dest="source", help="folder, model.safetensors in it, or hf:OWNER/NAME[@REVISION]")
     add("--workdir", required=True, type=local_path, help="folder to write, which must not exist")
     add("--tokenizer", type=local_path, help="tokenizer's file, or a folder with it; default: beside --from")
     add("--config", default="configs/base.py", help="recipe of all but the model; default %(default)s")
@@ -66,12 +70,17 @@ def main(argv: list[str] | None = None) -> int:
             said = Said(args.license, *map(tuple, (args.language, args.base_model, args.dataset)))
             workdir = storage.as_path(os.path.expanduser(args.workdir))
             precision = Precision(args.dtype, args.max_shard_size)
-            export(workdir, args.out, step=args.step, force=args.force, log=say, said=said, precision=precision)
+            if args.private and not args.push:
+                raise UserError("--private is for --push: nothing is pushed without it")
+            target = find_target(args.push, args.private) if args.push else None
+            names = export(workdir, args.out, step=args.step, force=args.force, log=say, said=said, precision=precision)
+            if target:
+                push(args.out, names, target, f"Export of {workdir.name} by sctd_jax", say)
         else:
             recipe, source = recipes.load(recipes.find(args.config, say)).to_dict(), args.source
             if re.match("(gs|s3)://", source):
                 raise UserError(f"--from {source}: a folder of this machine is expected; copy it here first")
-            source = Path(os.path.expanduser(source))
+            source = os.path.expanduser(source)
             import_model(source, args.workdir, tokenizer_file=args.tokenizer, recipe=recipe, log=say)
         return 0
 

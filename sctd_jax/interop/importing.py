@@ -1,5 +1,6 @@
 """A checkpoint in `transformers`' format -> a workdir that later runs start from."""
 
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -10,6 +11,7 @@ import jax
 
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError
+from sctd_jax.hf import hub
 from sctd_jax.hf.read import around, listed, read_folder
 from sctd_jax.pretrain.model import initial_state
 from sctd_jax.train.checkpoint import Checkpoints
@@ -17,7 +19,7 @@ from sctd_jax.train.workdir import write_config
 
 
 def import_model(
-    source: Path,
+    source: str | Path,
     workdir: Path,
     *,
     tokenizer_file: Path | None,
@@ -26,13 +28,20 @@ def import_model(
 ) -> None:
     """Make `workdir` a run at step 0 with the parameters of a checkpoint, as `hf.read.read_folder` reads it.
 
-    A `tokenizer_file` stands for the one beside the weights. The folder `workdir`, which must not exist yet, appears
-    only when complete; its config has the sections of `recipe`, but for the network. `log` receives what was left out
-    or initialised, and the next command.
+    The source is a folder or file as there, or `hf:OWNER/NAME[@REVISION]`, and then the command that `workdir` keeps
+    has the commit. A `tokenizer_file` stands for the one beside the weights. The folder `workdir`, which must not exist
+    yet, appears only when complete; its config has the sections of `recipe`, but for the network. `log` receives what
+    was left out or initialised, and the next command.
     """
     if workdir.exists():
         raise UserError(f"{workdir} exists already; choose another --workdir")
-    found = read_folder(source, tokenizer_file)
+    given, command = str(source), sys.orig_argv
+    if hub.is_one(given):
+        source, origin = hub.download(given, log), hub.pinned(given, log)
+        command = [argument.replace(given, origin) for argument in command]
+    else:
+        origin = given
+    found = read_folder(Path(source), tokenizer_file)
     config = around(found.network, recipe)
     state = jax.jit(lambda: initial_state(config, found.tokenizer.special))()
     params = {name: values for name, values in found.params().items() if name in state.params}
@@ -47,12 +56,12 @@ def import_model(
             with closing(Checkpoints(ready)) as checkpoints:
                 checkpoints.save(state, None)
                 checkpoints.wait()
-            write_config(ready, config)
+            write_config(ready, config, command)
             ready.rename(workdir)
     except OSError as error:
         raise UserError(f"cannot write {workdir}: {error}") from error
     model = config.model
-    log(f"imported {found.tensors} tensors of {source} to {workdir}: {model.num_layers} layers x "
+    log(f"imported {found.tensors} tensors of {origin} to {workdir}: {model.num_layers} layers x "
         f"{model.hidden_size}, vocabulary {model.vocab_size:,}")  # fmt: skip
     for note in found.notes:
         log(note)

@@ -20,6 +20,7 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.batches import TaskBatch
 from sctd_jax.finetune.encode import encode
+from sctd_jax.hf import hub
 from sctd_jax.model.encoder import Encoder
 from sctd_jax.models import Model
 from sctd_jax.objective import losses
@@ -68,7 +69,7 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
     found = []
     for name, path, pretrained in zip(called, paths, opened, strict=True):
         values = _probe(name, pretrained, train, data, settings, log)
-        found.append({"model": name, "path": path, **values})
+        found.append({"model": name, "path": hub.pinned(path, log), **values})
         log(_line(name, values, floor))
     return {
         "settings": dataclasses.asdict(settings),

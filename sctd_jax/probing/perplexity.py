@@ -21,6 +21,7 @@ from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.encode import Feature, Row
+from sctd_jax.hf import hub
 from sctd_jax.model import token_dropping
 from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.models import Model
@@ -69,7 +70,7 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
             raise UserError(f"{path} has no MLM head, which predicts the masked tokens: only its layers can be probed")
     texts = [_texts(path, model, lines, settings, log) for path, model in zip(paths, opened, strict=True)]
     found = [
-        {"model": name, "path": path, **_score(name, model, text, settings, log)}
+        {"model": name, "path": hub.pinned(path, log), **_score(name, model, text, settings, log)}
         for name, path, model, text in zip(called, paths, opened, texts, strict=True)
     ]
     log(NOTE)

@@ -94,12 +94,12 @@ def claim(workdir: epath.Path, config: Config, files: Callable[[], Iterable[tupl
         raise UserError(f"workdir {workdir} must be on storage that all hosts of the run share")
 
 
-def write_config(workdir: epath.Path, config: Config) -> None:
-    """Write the running command, then the config, which makes the folder a run's."""
+def write_config(workdir: epath.Path, config: Config, command: Sequence[str] = ()) -> None:
+    """Write the command, by default the running one, then the config, which makes the folder a run's."""
     path = workdir / CONFIG_FILE
     begun = stored.read(path, stored.CONFIG).begun if path.is_file() else None
     content = stored.header(stored.CONFIG, begun) | dataclasses.asdict(config)
-    write(workdir / COMMAND_FILE, shlex.join(["python", *sys.orig_argv[1:]]).encode())
+    write(workdir / COMMAND_FILE, shlex.join(["python", *(command or sys.orig_argv)[1:]]).encode())
     write(path, json.dumps(content, indent=2).encode())
 
 
