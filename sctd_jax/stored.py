@@ -102,6 +102,12 @@ class Stored(NamedTuple):
     notes: tuple[str, ...]  # remarks on what was made up for
 
 
+def before(section: str) -> dict[str, Any]:
+    """Values by which the code does what it did before fields of a section of `CONFIG` came, by name."""
+    added = [(*change.field.split("."), change.before) for change in CONFIG if isinstance(change, Added)]
+    return {name: value for place, name, value in added if place == section}
+
+
 def version_of(changes: Sequence[Change]) -> int:
     """The version of what is written now."""
     return 1 + len(changes)

@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from sctd_jax import lease, storage
+from sctd_jax import lease, storage, stored
 from sctd_jax.arguments import CommandParser, number
 from sctd_jax.config import Config, DataConfig
 from sctd_jax.data import (
@@ -52,7 +52,6 @@ from sctd_jax.data.rows import (
 )
 from sctd_jax.errors import UserError, run_command, say
 
-_AS_BEFORE = {"encoding": "", "normal_form": "", "longest_line": 0, "shortest_document": 0, "drop_copies": False}
 _NOT_OF_THE_ROWS = ("rows", "prepared_dir", "seq_len_schedule", "shuffle", "cache_gb")
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 
@@ -108,14 +107,13 @@ def identity(data: DataConfig, vocab_size: int, sources: list[corpus.Source]) ->
     """Hash of everything that the rows depend on: another text, tokenizer or length has another one."""
     values = settings_of(data, vocab_size) | {"sources": [corpus.fingerprint(source) for source in sources]}
     del values["allow_unknown"]
-    # Rows that were prepared before these settings keep their name.
-    if data.tokenizer or not data.keep_zwnj:
-        del values["keep_zwnj"]
-    for name, before in _AS_BEFORE.items():
-        if values[name] == before:
-            del values[name]
     if data.tokenizer:
+        del values["keep_zwnj"]
         values["tokenizer"] = tokenizer.encoding_digest(data.tokenizer)
+    # Rows that were prepared before a field came keep their name.
+    for name, before in stored.before("data").items():
+        if name in values and values[name] == before:
+            del values[name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
