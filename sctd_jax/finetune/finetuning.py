@@ -136,7 +136,7 @@ def finetune(
             reached = {
                 "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate,
                 "seed": settings.seed, "step": int(state.step), "seconds": read_metrics(workdir)[-1]["seconds"],
-                **scoring.measure(task, data.dev, predictions),
+                **scoring.measure(task, data.dev, predictions), "majority": scoring.floors(task, data.dev),
             }  # fmt: skip
             write(workdir / RESULT_FILE, (json.dumps(reached, indent=1) + "\n").encode())
             for line in report.summary(workdir, settings, data, reached, config.train.steps):

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.errors import printable
 from sctd_jax.finetune.config import FinetuneConfig
-from sctd_jax.tasks.scoring import majority
+from sctd_jax.tasks.scoring import floors
 from sctd_jax.tasks.splits import TaskData
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.train import trainer
@@ -35,9 +35,9 @@ def start_table(
                   f"{steps_per_epoch:,}), at most {settings.max_length} tokens"),
         ("rate", f"{settings.learning_rate:g}, seed {settings.seed}"),
     ]  # fmt: skip
-    if task.head == "classification" and "accuracy" in task.metrics:
-        floors = ", ".join(f"{majority(part):.3f}" for part in data.dev.values())
-        rows.insert(-1, ("majority", f"{floors}: the accuracy of the most frequent label on dev"))
+    if majorities := floors(task, data.dev):
+        shares = ", ".join(f"{share:.3f}" for share in majorities.values())
+        rows.insert(-1, ("majority", f"{shares}: the accuracy of the most frequent label on dev"))
     if task.head == "classification" and not task.labels:  # nothing else has named those of the user's files yet
         of_train = Counter(example.label for example in data.train)
         listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]
@@ -67,6 +67,7 @@ def summary(
         *(f"as said before: {note}" for note in data.notes),
         f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}",
         f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}",
+        f"all on one page: python -m sctd_jax.report {shlex.quote(str(workdir))}",
         "to transformers:",
         f"  python -m sctd_jax.interop.huggingface export --workdir {shlex.quote(str(workdir))} --out DIR",
     ]

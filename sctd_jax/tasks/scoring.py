@@ -61,3 +61,10 @@ def majority(examples: Sequence[Example]) -> float:
     """Share of the most frequent label: what a classifier that reads nothing gets."""
     _, counts = np.unique([e.label for e in examples], return_counts=True)
     return float(counts.max() / counts.sum())
+
+
+def floors(task: Task, dev: Mapping[str, Sequence[Example]]) -> dict[str, float]:
+    """`majority` of each dev split, by name; none where the task is not one of classes by accuracy."""
+    if task.head != "classification" or "accuracy" not in task.metrics:
+        return {}
+    return {split: majority(examples) for split, examples in dev.items()}
