@@ -39,8 +39,7 @@ class Panel(NamedTuple):
 
 
 def pretraining(runs: Sequence[Run]) -> list[Panel]:
-    """Loss, distance from word frequencies, drift, time and throughput; those that at least one run has."""
-    panels = [_losses(runs, by_time=False), _losses(runs, by_time=True)]
+    """Loss, distance from word frequencies, drift, loss over time and speed; those that at least one run has."""
     below = _panel(
         runs, "Below word frequencies", "nats", _of("eval/below_unigram"),
         note="How far the held-out loss is below that of word frequencies alone. Where it is below 0, a run has "
@@ -59,7 +58,8 @@ def pretraining(runs: Sequence[Run]) -> list[Panel]:
         runs, "MFU", "% of the peak", lambda run: smooth([(s, t, 100 * v) for s, t, v in _of("train/mfu")(run)]),
         note="FLOPs by formula over what the chip is sold for.", zero=True,
     )  # fmt: skip
-    return [panel for panel in (*panels, below, drift, speed, mfu) if panel]
+    panels = (_losses(runs, by_time=False), below, drift, _losses(runs, by_time=True), speed, mfu)
+    return [panel for panel in panels if panel]
 
 
 def fine_tuning(runs: Sequence[Run]) -> list[Panel]:

@@ -280,7 +280,7 @@ def _scores(runs: Sequence[Run]) -> dict[str, Any]:
     rows += [
         ("from", starts),
         ("rate", [(f"{of['learning_rate']:g}", f"seed {of['seed']}") for of in tasks]),
-        ("scores of", [(_scored_at(run), "") for run in runs]),
+        ("checkpoint", [(_scored_at(run), "") for run in runs]),
     ]
     note = "On dev; a finished run's checkpoint is chosen by its score there, which is a little too good."
     if any(shown):

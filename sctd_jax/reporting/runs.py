@@ -176,7 +176,7 @@ def data_line(run: Run) -> str:
         return "not recorded: an imported model"
     text = ", ".join(rows.settings.get("input") or ["the embedded trial corpus"])
     given, kind = (rows.settings.get(name) for name in ("tokenizer", "tokenizer_type"))
-    unknown = f"; {rows.unknown_letters / rows.letters:.2%} of the letters unknown" if rows.unknown_letters else ""
+    unknown = f"; {rows.unknown_letters:,} of {rows.letters:,} letters unknown to it" if rows.unknown_letters else ""
     return (
         f"{text}: {rows.documents:,} documents, {rows.tokens / 1e6:,.1f} M tokens in {rows.rows:,} rows of "
         f"{rows.seq_len} and {rows.heldout_rows:,} held out; tokenizer of {rows.vocab_size:,} pieces "
