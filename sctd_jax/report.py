@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
             notes.append(printable(line))
 
         pretrained, tuned, sweeps = runs.open_runs(args.runs, note)
+        if args.text and not (pretrained and args.examples):
+            note(f"--text {args.text} is not read: that wants a pretraining among the runs, and --examples above 0")
         groups = examples.ask(pretrained, args.text, args.examples, note) if args.examples else []
         made_by = shlex.join(["python", "-m", "sctd_jax.report", *(sys.argv[1:] if argv is None else argv)])
         html = page.render(pretrained, tuned, sweeps, groups, notes, printable(made_by))

@@ -270,6 +270,11 @@ def test_texts_of_the_users_are_filled_and_markup_in_them_is_text(runs, tmp_path
     known = tree.row("first guess right")[1:]
     assert known[1].endswith(" of 1")  # a mask of the user's hides nothing that could be right
     assert said[0] in tree.said("li")
+    tree, _, said = make(tmp_path / "report.html", *arguments, "--examples", "1")
+    assert len(tree.said("mark")) == 1
+    assert said == tree.said("li") == [f"--text {tmp_path}/texts.txt: its first 1 lines are asked, more by --examples"]
+    _, _, said = make(tmp_path / "report.html", *arguments, "--examples", "0")
+    assert said[0].startswith(f"--text {tmp_path}/texts.txt is not read: ")
     done = helpers.call(report.main, str(evil), "--text", str(tmp_path / "none.txt"), "--out", str(tmp_path / "x.html"))
     assert (done.returncode, done.stderr) == (2, f"error: --text {tmp_path}/none.txt: No such file or directory\n")
 

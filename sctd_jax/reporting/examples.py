@@ -198,8 +198,10 @@ def _words(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _from_file(runs: Sequence[Run], path: str, count: int, log: Callable[[str], None]) -> Group:
-    sentences, passed = [], 0
-    for number, line in enumerate(read_lines(path, count)):
+    sentences, passed, lines = [], 0, read_lines(path, count + 1)
+    if len(lines) > count:
+        log(f"--text {path}: its first {count} lines are asked, more by --examples")
+    for number, line in enumerate(lines[:count]):
         masks = list(_MASK.finditer(line))
         if len(masks) > 1:
             raise UserError(f"--text {path}: a line has one mask at most, found {len(masks)} in {line[:60]!r}")
@@ -307,7 +309,7 @@ def _word(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     text = tokenizer.word(ids[0]) if len(ids) == 1 else tokenizer.decode(ids).strip()
     text = text.removeprefix("##")
     if not any(letter.isalnum() for letter in text):
-        return f"“{text}”"
+        return f"“{text or ' '}”"
     return text if tokenizer.word_start_V[ids[0]] else f"-{text}"
 
 

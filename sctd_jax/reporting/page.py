@@ -107,27 +107,25 @@ def _task(run: Run) -> Mapping[str, Any]:
     return run.task
 
 
-def _card(run: Run, method: str, figures: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _card(run: Run, about: str, figures: Mapping[str, str]) -> dict[str, Any]:
     model = run.config.model
     network = f"{model.family}, {model.num_layers} layers × {model.hidden_size}, {model.dtype}"
-    return {**_named([run])[0]._asdict(), "method": method, "network": network, "progress": run.progress,
-            "figures": [(label, value) for label, value in figures if value]}  # fmt: skip
+    shown = [(label, value) for label, value in figures.items() if value != NOT_THERE]
+    (named,) = _named([run])
+    return {**named._asdict(), "about": about, "network": network, "progress": run.progress, "figures": shown}
 
 
 def _pretraining_card(run: Run) -> dict[str, Any]:
-    figures = [
-        ("held-out loss", _last(run, "eval/loss")[0]),
-        ("below word frequencies", _last(run, "eval/below_unigram", "{:.2f}")[0]),
-    ]
-    return _card(run, method(run.config.dropping), [(label, "" if v == NOT_THERE else v) for label, v in figures])
+    below, _ = _last(run, "eval/below_unigram", "{:.2f}")
+    figures = {"held-out loss": _last(run, "eval/loss")[0], "below word frequencies": below}
+    return _card(run, method(run.config.dropping), figures)
 
 
 def _tuning_card(run: Run) -> dict[str, Any]:
-    task = _task(run)
+    task, score = _task(run), _metrics(run).get("eval/score")
     start = f"random weights in the network of {task['init']}" if task["random_init"] else task["init"]
-    metrics = run.result or {}
-    shown = [(name.removeprefix("eval/"), f"{value:.3f}") for name, value in metrics.items() if name == "eval/score"]
-    return _card(run, f"fine-tuned on {task['task']} from {start}", shown)
+    figures = {"score on dev": NOT_THERE if score is None else f"{score:.3f}"}
+    return _card(run, f"fine-tuned on {task['task']} from {start}", figures)
 
 
 def _settings(kind: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
