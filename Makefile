@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 BENCHMARK_FLAGS ?= --minutes 8 --out runs/accelerator
 
-.PHONY: accelerator compat constraints demo help interop labels lint peer test tpu trackers venv
+.PHONY: accelerator browser compat constraints demo help interop labels lint peer test tpu trackers venv
 
 demo: venv  ## pretrain a small ModernBERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
@@ -45,6 +45,10 @@ labels/ready: benchmarks/requirements-labels.txt benchmarks/labels.py .venv/inst
 	touch $@
 
 tpu: .venv-tpu/installed  ## the TPU compiler, beside .venv: for the tests of --mode=compile
+
+browser:  ## a headless Chromium from Debian's packages, for the test of the page that sctd_jax.report writes; as root
+	command -v chromium-headless-shell || command -v chromium || \
+		{ apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends chromium-headless-shell; }
 
 # The version that jax[tpu] asks for.
 .venv-tpu/installed: .venv/installed

@@ -60,6 +60,19 @@ def _record(read: Callable[[], bytes]) -> dict | None:
         return {}
 
 
+def _is_gone(record: dict) -> bool:
+    """Whether a record's owner was a process of this machine that is gone."""
+    if not _machine() or record.get("machine") != _machine():
+        return False
+    try:
+        os.kill(record["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, TypeError, KeyError):
+        return False
+    return False
+
+
 class _OnDisk:
     """The file of a lease on a disk, locked."""
 
@@ -147,15 +160,7 @@ class _Object:
 
     def proves_death(self, record: dict) -> bool:
         """Whether the record's owner was a process of this machine that is gone."""
-        if not _machine() or record.get("machine") != _machine():
-            return False
-        try:
-            os.kill(record["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, TypeError, KeyError):
-            return False
-        return False
+        return _is_gone(record)
 
     def read(self) -> dict | None:
         return _record(lambda: self._files.cat_file(self._path))
@@ -222,6 +227,17 @@ def hold(
         keeper.join(timeout=SETTLE)
         with contextlib.suppress(Exception):  # must not hide what ended the work; a lease that stays goes stale
             file.release(record["token"])
+
+
+def holder(folder: epath.Path) -> str | None:
+    """The holder of a folder's lease, in words; None where there is none, or it was a process of this machine.
+
+    It only looks: whether a process of another machine still lives is not waited for.
+    """
+    path = folder / LEASE_FILE
+    with storage.reaching(folder):
+        record = _record(path.read_bytes) if path.exists() else None
+    return None if record is None or _is_gone(record) else _owner(record)
 
 
 def _take(folder: epath.Path, file: _OnDisk | _Object, record: dict, log: Callable[[str], None]) -> None:

@@ -25,6 +25,11 @@ def probe() -> NoReturn:
     _become("sctd_jax.probe")
 
 
+def report() -> NoReturn:
+    """Run sctd-jax-report: runs on one page."""
+    _become("sctd_jax.report")
+
+
 def huggingface() -> NoReturn:
     """Run sctd-jax-huggingface: export to transformers and import from there."""
     _become("sctd_jax.interop.huggingface")

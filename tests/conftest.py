@@ -23,7 +23,7 @@ _SLOW_FILES = (
     "test_hosts.py", "test_mesh.py", "test_main.py", "test_documented_commands.py", "test_interop.py",
     "test_tpu_compile.py", "test_finetune.py", "test_step.py", "test_storage.py", "test_importing.py",
     "test_finetune_export.py", "test_probing.py", "test_sweep.py", "test_finetune_step.py", "test_stored.py",
-    "test_interop_families.py", "test_cluster.py", "test_hub.py",
+    "test_interop_families.py", "test_cluster.py", "test_hub.py", "test_report.py",
 )  # fmt: skip
 
 

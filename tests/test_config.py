@@ -214,7 +214,7 @@ def test_an_int_is_taken_for_a_float():
 
 
 def test_the_start_table_says_that_a_consistency_step_lacks_the_full_passs_mlm_term():
-    said = [report._method(helpers.config(dropping__sc_full_mlm=full).dropping) for full in (True, False)]
+    said = [report.method(helpers.config(dropping__sc_full_mlm=full).dropping) for full in (True, False)]
     assert said[1] == said[0] + ", without the full pass's MLM term"
 
 

@@ -68,7 +68,7 @@ assert variants == ["drop", "full"] * 3 + ["drop"], variants
 assert list(programs_needed(config)) == ["full", "drop"]
 mean = sum(flops.step_flops(config, variant) for variant in variants) / 7
 assert abs(flops.mean_step_flops(config) / mean - 1) < 1e-6
-assert report._method(config.dropping) == "token dropping in every other step"
+assert report.method(config.dropping) == "token dropping in every other step"
 """
 
 

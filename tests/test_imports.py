@@ -28,7 +28,8 @@ FLOORS = (
     ("comparison",),
     ("recipes",),
     ("interop", "probing", "tpu"),
-    ("arena", "main", "probe", "scripts"),
+    ("reporting",),
+    ("arena", "main", "probe", "report", "scripts"),
 )
 
 

@@ -191,6 +191,7 @@ def test_what_is_installed_is_the_package_with_its_recipes_and_nothing_else(inst
     assert {path.relative_to(copied) for path in copied.rglob("*.py")} == {
         path.relative_to(own) for path in own.rglob("*.py")
     }
+    assert (site / "sctd_jax" / "reporting" / "page.html").is_file()
     assert {path.name for path in (site / "bin").iterdir() if path.is_file()} == set(PROJECT["scripts"])
 
 

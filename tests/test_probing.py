@@ -408,7 +408,7 @@ def test_texts_that_cannot_be_scored(folder, tmp_path, capsys):
         "a ä\rb\rc\r".encode(),
     ):
         text.write_bytes(raw)  # by its mark and whatever ends its lines
-        assert perplexity._read_lines(str(text), 2) == ["a ä", "b"]
+        assert perplexity.read_lines(str(text), 2) == ["a ä", "b"]
     text.write_bytes(codecs.BOM_UTF16_LE + b"a\0\0\xd8b\0")
     assert "text.txt: 1 sequences that are not of the encoding" in refused(capsys, *arguments, text)
     text.write_bytes(b"fine\nb\xffd\n")

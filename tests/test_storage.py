@@ -62,7 +62,8 @@ def test_a_run_in_a_bucket_trains_saves_and_leaves_everything_there(bucket, trai
     assert trained.returncode == 0, trained.stderr
     assert "done: 6 steps" in trained.stdout
     assert "copying gs://bucket/rows to" in trained.stdout
-    assert f"curves: python -m sctd_jax.plot '{WORKDIR}'" in trained.stdout
+    for line in ("curves: python -m sctd_jax.plot", "all on one page: python -m sctd_jax.report"):
+        assert f"{line} '{WORKDIR}'" in trained.stdout
     store = bucket[0]
     names = [name.removeprefix("a folder/run/") for name in store.names("bucket") if name.startswith("a folder/run/")]
     assert {"config.json", "command.txt", "prepared.json", "tokenizer.model", "metrics.jsonl"} <= set(names)
@@ -92,11 +93,14 @@ def test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used(bucket, tr
     for module, *args in (
         ["sctd_jax.interop.huggingface", *export],
         ["sctd_jax.plot", WORKDIR, f"--out={tmp_path / 'loss.png'}"],
+        ["sctd_jax.report", WORKDIR, f"--out={tmp_path / 'report.html'}"],
     ):
         done = helpers.run_module(module, *args, env=bucket[1])
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > 100_000
     assert (tmp_path / "loss.png").stat().st_size > 10_000
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<mark>") == 8 and "finished: 9 steps" in page and "<li>" not in page
     other = train(bucket, "--config.train.steps=9", "--config.train.seed=1")
     assert other.returncode == 2
     assert f"workdir {WORKDIR} belongs to another config: train.seed" in other.stderr

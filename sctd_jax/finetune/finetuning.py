@@ -140,7 +140,7 @@ def finetune(
             reached = {
                 "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate,
                 "seed": settings.seed, "step": int(state.step), "seconds": read_metrics(workdir)[-1]["seconds"],
-                **scoring.measure(task, data.dev, predictions, data.labels),
+                **scoring.measure(task, data.dev, predictions, data.labels), "floor": scoring.floors(task, data),
             }  # fmt: skip
             if task.scored and "test" in data.test:
                 on_test = scoring.measure(task, {"test": data.test["test"]}, predictions, data.labels)

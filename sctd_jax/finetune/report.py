@@ -35,13 +35,11 @@ def start_table(
                   f"{steps_per_epoch:,}), at most {settings.max_length} tokens"),
         ("rate", f"{settings.learning_rate:g}, seed {settings.seed}"),
     ]  # fmt: skip
-    if task.head == "classification" and "accuracy" in task.metrics:
-        floors = ", ".join(f"{scoring.majority(part):.3f}" for part in data.dev.values())
-        rows.insert(-1, ("majority", f"{floors}: the accuracy of the most frequent label on dev"))
-    if task.floor:
-        counted = {split: task.floor(data.train, part) for split, part in data.dev.items()}
-        floor = scoring.measure(task, data.dev, counted, data.labels)["eval/score"]
-        rows.insert(-1, ("floor", f"{floor:.3f}: the score on dev of each word's most frequent label in training"))
+    if floors := scoring.floors(task, data):
+        shares = ", ".join(f"{share:.3f}" for share in floors.values())
+        what = ("floor", "the score on dev of each word's most frequent label in training")
+        what = what if task.floor else ("majority", "the accuracy of the most frequent label on dev")
+        rows.insert(-1, (what[0], f"{shares}: {what[1]}"))
     if task.head == "classification" and not task.labels:  # nothing else has named those of the user's files yet
         of_train = Counter(example.label for example in data.train)
         listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]
@@ -72,6 +70,7 @@ def summary(
         *(f"as said before: {note}" for note in data.notes),
         f"predictions of {', '.join([*data.dev, *data.test])}: {workdir / 'predictions'}",
         f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}",
+        f"all on one page: python -m sctd_jax.report {shlex.quote(str(workdir))}",
         "to transformers:",
         f"  python -m sctd_jax.interop.huggingface export --workdir {shlex.quote(str(workdir))} --out DIR",
     ]

@@ -16,6 +16,7 @@ from sctd_jax.plot import look, save
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.workdir import write
 
+REPORT_FILE = "report.json"
 _BENCHMARKS = {"glue": "GLUE", "superglue": "SuperGLUE"}
 
 
@@ -115,7 +116,7 @@ def write_report(folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> li
     picture = io.BytesIO()
     draw(rows, picture)
     parts = {
-        "report.json": (json.dumps(content, indent=1) + "\n").encode(),
+        REPORT_FILE: (json.dumps(content, indent=1) + "\n").encode(),
         "report.md": f"{text}\n".encode(),
         "report.png": picture.getvalue(),
     }

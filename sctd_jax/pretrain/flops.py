@@ -55,13 +55,18 @@ def step_flops(config: Config, variant: str) -> float:
     return 3 * config.train.batch_size * forward_flops(config, variant)
 
 
-def mean_step_flops(config: Config) -> float:
-    """FLOPs of a step averaged over the run's schedule."""
+def run_flops(config: Config, steps: int) -> float:
+    """FLOPs of a run's first `steps` training steps."""
     total = 0.0
-    for start, end, stage in config.stages(config.train.steps):
+    for start, end, stage in config.stages(steps):
         counts = variant_counts(config, start, end)
         total += sum(count * step_flops(stage, variant) for variant, count in counts.items())
-    return total / config.train.steps
+    return total
+
+
+def mean_step_flops(config: Config) -> float:
+    """FLOPs of a step averaged over the run's schedule."""
+    return run_flops(config, config.train.steps) / config.train.steps
 
 
 def mean_plain_step_flops(config: Config) -> float:

@@ -54,7 +54,7 @@ def start_table(
         ("frequencies", f"{unigram_loss:.3f} nats: held-out loss of word frequencies alone, to be left behind"),
         ("steps", f"{int(state.step):,} to {config.train.steps:,} of {_staged(config.batch_stages)} rows "
                   f"({_epochs(config, data)})"),
-        ("method", _method(dropping)),
+        ("method", method(dropping)),
     ]  # fmt: skip
     if config.data.shuffle == "shards":
         rows.append(("shuffle", f"by shards, {WINDOW} shards' worth of rows at a time in up to {LANES} lanes"))
@@ -101,7 +101,8 @@ def _epochs(config: Config, data: Data) -> str:
     return ", ".join(f"{share:,.1f} epochs of {length} tokens" for length, share in sorted(shares.items()))
 
 
-def _method(dropping: DroppingConfig) -> str:
+def method(dropping: DroppingConfig) -> str:
+    """The method of a run, in words."""
     text = {
         "full": "full-token training",
         "drop": "token dropping",
@@ -205,6 +206,7 @@ def summary(config: Config, workdir: epath.Path, result: trainer.Result, seconds
     best = "" if result.best_step is None else f" (lowest held-out loss: step {result.best_step})"
     lines.append(f"checkpoint: {workdir / CHECKPOINTS / str(result.step)}{best}")
     lines.append(f"curves: python -m sctd_jax.plot {shlex.quote(str(workdir))}")
+    lines.append(f"all on one page: python -m sctd_jax.report {shlex.quote(str(workdir))}")
     if config.optimizer.schedule == "wsd" and not config.optimizer.decay_steps:
         return [
             *lines,

@@ -62,7 +62,7 @@ def measure(paths: Sequence[str], settings: Settings, log: Callable[[str], None]
     checkpoints.
     """
     called = names(paths)
-    lines = _read_lines(settings.text, settings.rows) if settings.text else None
+    lines = read_lines(settings.text, settings.rows) if settings.text else None
     opened = [open_pretrained(path, log) for path in paths]
     for path, model in zip(paths, opened, strict=True):
         model.chosen_step()  # or it has none
@@ -177,7 +177,7 @@ def _texts(
     return _Texts(source, count, characters, rows)
 
 
-def _read_lines(path: str, count: int) -> list[str]:
+def read_lines(path: str, count: int) -> list[str]:
     """The first texts of a file, empty lines left out."""
     lines, replaced = [], []
     try:

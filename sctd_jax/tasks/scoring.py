@@ -101,3 +101,17 @@ def majority(examples: Sequence[Example]) -> float:
     """Share of the most frequent label: what a classifier that reads nothing gets."""
     _, counts = np.unique([e.label for e in examples], return_counts=True)
     return float(counts.max() / counts.sum())
+
+
+def floors(task: Task, data: TaskData) -> dict[str, float]:
+    """Score of one who counts labels and reads nothing around, of each dev split by name; none where nobody can.
+
+    Accuracy by `majority` in tasks of classes, the score of `Task.floor` where there is one.
+    """
+    if task.floor:
+        counted = {split: task.floor(data.train, part) for split, part in data.dev.items()}
+        scores = (measure(task, {split: data.dev[split]}, counted, data.labels) for split in counted)
+        return {split: score["eval/score"] for split, score in zip(counted, scores, strict=True)}
+    if task.head != "classification" or "accuracy" not in task.metrics:
+        return {}
+    return {split: majority(examples) for split, examples in data.dev.items()}
