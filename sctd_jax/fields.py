@@ -1,6 +1,7 @@
 """Fields of a configuration: one line for each, and mapping -> dataclass by their types, choices and bounds."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -28,18 +29,27 @@ def at_least(least: int) -> Bounds:
 
 
 ONE_OR_MORE = at_least(1)
+_LARGEST = 2**31 - 1  # of whole numbers, which devices count in 32 bits
+LARGEST_SEED = 2**32 - 1  # JAX takes seeds modulo 2^32
 
 
 def field(
-    default: Any, meaning: str, bounds: Bounds | None = None, *, rerun: bool = False, only: tuple[str, ...] = ()
+    default: Any,
+    meaning: str,
+    bounds: Bounds | None = None,
+    *,
+    rerun: bool = False,
+    only: tuple[str, ...] = (),
+    most: float | None = None,
 ) -> Any:
     """A field of a configuration, with the meaning that `--help` prints, and bounds of its value beside its type.
 
     `rerun` says whether the run in a workdir may go on with another value. `only` is another field of the section and
-    its values with which this one is read; () where it always is.
+    its values with which this one is read; () where it always is. A whole number is `most` at most, by default the
+    largest of 32 bits, and any number is finite, unless that is infinite.
     """
     return dataclasses.field(
-        default=default, metadata={"meaning": meaning, "bounds": bounds, "rerun": rerun, "only": only}
+        default=default, metadata={"meaning": meaning, "bounds": bounds, "rerun": rerun, "only": only, "most": most}
     )
 
 
@@ -60,10 +70,11 @@ def unread(where: str, values: Any) -> list[str]:
     return lines
 
 
-def fill(where: str, type_: type, values: Mapping[str, Any]) -> Any:
+def fill(where: str, type_: type, values: Mapping[str, Any], *, new: bool = True) -> Any:
     """A mapping -> a dataclass of fields as above and of such dataclasses; each field's type and bounds are checked.
 
-    `where` is the mapping's name in messages.
+    `where` is the mapping's name in messages. Of what is not `new`, but stored by a run, numbers are not held to their
+    largest, which earlier code did not know.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where} must be a section with fields, found {values!r}")
@@ -74,12 +85,12 @@ def fill(where: str, type_: type, values: Mapping[str, Any]) -> Any:
     for name in fields:
         if name not in values:
             raise UserError(f"{where}.{name} is missing (a recipe has a value for every field)")
-    return type_(**{name: _value(f"{where}.{name}", field, values[name]) for name, field in fields.items()})
+    return type_(**{name: _value(f"{where}.{name}", field, values[name], new) for name, field in fields.items()})
 
 
-def _value(where: str, field: dataclasses.Field, value: Any) -> Any:
+def _value(where: str, field: dataclasses.Field, value: Any, new: bool) -> Any:
     if dataclasses.is_dataclass(field.type):
-        return fill(where, field.type, value)
+        return fill(where, field.type, value, new=new)
     choices, bounds = get_args(field.type), field.metadata["bounds"]
     expected = str if choices else field.type
     if expected is float and type(value) is int:
@@ -88,6 +99,11 @@ def _value(where: str, field: dataclasses.Field, value: Any) -> Any:
         raise UserError(f"{where} must be of type {expected.__name__}, found {value!r}")
     if choices and value not in choices:
         raise UserError(f"{where} must be one of {', '.join(choices)}; found {value!r}")
+    most = field.metadata["most"] if field.metadata["most"] is not None else _LARGEST
+    if new and expected is float and not math.isfinite(value) and value != most:
+        raise UserError(f"{where} must be a finite number, found {value}")
+    if new and expected is int and abs(value) > most:
+        raise UserError(f"{where} must be at most {most}, found {value}")
     if bounds and not bounds.hold(value):
         raise UserError(f"{where} {bounds.says}{bounds.found.format(value)}")
     return value

@@ -22,10 +22,16 @@ def value_at(stages: tuple[tuple[int, Any], ...], step: int) -> Any:
     return [value for first, value in stages if first <= step][-1]
 
 
+def beyond(field: str, schedule: str, steps: int) -> list[str]:
+    """A line where stages of a schedule begin after the last step of the run."""
+    late = [part for part in schedule.split(",") if part and int(part.split(":")[0]) >= steps]
+    return [f"{field}: {','.join(late)} begins after the last step, {steps}"] if late else []
+
+
 def check(field: str, schedule: str, what: str, kind: type) -> None:
     """Refuse a text that is no schedule; `what` names its values in the message."""
-    value = r"\d+" if kind is int else r"\d*\.?\d+"
-    whole = re.fullmatch(rf"0:{value}(,\d+:{value}){{0,{MOST - 1}}}", schedule)
+    value = "[0-9]+" if kind is int else r"[0-9]*\.?[0-9]+"
+    whole = re.fullmatch(rf"0:{value}(,[0-9]+:{value}){{0,{MOST - 1}}}", schedule)
     starts = [step for step, _ in parse(schedule, kind)] if whole else []
     require(
         bool(starts) and starts == sorted(set(starts)),

@@ -6,9 +6,10 @@ P predicted tokens, L layers.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
-from sctd_jax.fields import BELOW_ONE, NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, SHARE, Bounds, at_least, field
+from sctd_jax.fields import BELOW_ONE, LARGEST_SEED, NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, SHARE, Bounds, at_least, field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ class DataConfig:
     # The 12 MB of the trial corpus support no unigram vocabulary of 30,522 pieces.
     tokenizer_type: Literal["unigram", "bpe", "byte_bpe"] = field("bpe", "kind of the tokenizer that is trained")
     heldout_share: float = field(0.01, "share of the documents that evaluations read", BELOW_ONE)
-    seed: int = field(0, "seed of what is held out and of the tokenizer's sample", NOT_NEGATIVE)
+    seed: int = field(0, "seed of what is held out and of the tokenizer's sample", NOT_NEGATIVE, most=LARGEST_SEED)
     keep_zwnj: bool = field(True, "a tokenizer that is trained takes zero-width non-joiners for letters, not spaces")
     normal_form: Literal["", "NFC", "NFD", "NFKC", "NFKD"] = field("", "Unicode's form that the text is brought into")
     longest_line: int = field(0, "lines of more characters are left out; 0: none", NOT_NEGATIVE)
@@ -191,7 +192,7 @@ class OptimizerConfig:
     )
     weight_decay: float = field(0.01, "share of a weight, times the learning rate, that a step takes off", NOT_NEGATIVE)
     decay: Literal["kernels", "all"] = field("kernels", "what decays; 'kernels': all but biases and LayerNorm")
-    clip_norm: float = field(1.0, "largest global norm of a gradient; 0: no clipping", NOT_NEGATIVE)
+    clip_norm: float = field(1.0, "largest global norm of a gradient; 0: no clipping", NOT_NEGATIVE, most=math.inf)
     # The second moments stay float32: bfloat16 would round their changes away.
     mu_dtype: Literal["float32", "bfloat16"] = field("float32", "type of the first moments")
 
@@ -216,7 +217,7 @@ TRACKED = Bounds(
 class TrainConfig:
     """The loop."""
 
-    seed: int = field(0, "seed of the weights, the order of rows, masking and dropout", NOT_NEGATIVE)
+    seed: int = field(0, "seed of the weights, the order of rows, masking and dropout", NOT_NEGATIVE, most=LARGEST_SEED)
     init: str = field("", "workdir that training starts from; '': random weights", rerun=True)
     init_step: int = field(-1, "step of its checkpoint to start from; -1: the newest", at_least(-1), rerun=True)
     init_takes: Literal["params", "state"] = field(

@@ -2,13 +2,14 @@ import ast
 import dataclasses
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from sctd_jax import config as config_module
-from sctd_jax import sections
+from sctd_jax import schedules, sections
 from sctd_jax.config import Config, from_dict
 from sctd_jax.errors import UserError
 from sctd_jax.fields import rerun_fields, unread
@@ -18,7 +19,7 @@ from sctd_jax.pretrain.pretraining import train_and_evaluate
 from tests import helpers, small
 
 # Those of fine-tuning have fields of their own, and tests in test_finetune.py and test_sweep.py.
-_OTHERS = ("__init__", "finetune", "sweep")
+_OTHERS = ("__init__", "finetune", "predict", "sweep")
 CONFIGS = sorted(
     path
     for path in (helpers.ROOT / "configs").rglob("*.py")
@@ -44,6 +45,24 @@ def test_every_config_loads_and_passes_its_checks(path, tmp_path):
         assert (config.train.init, config.data.tokenizer) == (str(tmp_path), str(tmp_path / "tokenizer.json"))
         assert config.data.seq_len == 40
     assert f"--config=configs/{path.relative_to(helpers.ROOT / 'configs')}" in module.__doc__
+
+
+def test_numbers_that_earlier_code_took_still_open_where_a_run_has_stored_them():
+    values = dataclasses.asdict(helpers.config())
+    values["optimizer"]["clip_norm"] = math.inf  # no clipping, which is allowed
+    values["train"]["seed"] = 2**32 - 1
+    from_dict(values)
+    values["train"] |= {"seed": 2**40, "keep_checkpoints": 10**12}
+    values["dropping"] |= {"first_layer": -7, "importance_init": -5.0, "sc_weight": math.inf}
+    assert from_dict(values, new=False).train.seed == 2**40
+    with pytest.raises(UserError, match=r"config.dropping.sc_weight must be a finite number, found inf"):
+        from_dict(values)
+
+
+def test_stages_after_the_end_are_said():
+    found = schedules.beyond("config.dropping.keep_schedule", "0:16,6:20,9:24", 6)
+    assert found == ["config.dropping.keep_schedule: 6:20,9:24 begins after the last step, 6"]
+    assert schedules.beyond("x", "0:16,5:20", 6) == schedules.beyond("x", "", 6) == []
 
 
 def attributes_read(tree):
@@ -127,6 +146,19 @@ def test_the_kept_tokens_of_a_step_follow_the_schedule():
         ({"dropping__keep_schedule": "0:16,5:33"}, ["dropping.keep_schedule", "K = 33", "N = 32"]),
         ({"dropping__keep_schedule": "1:16"}, ["dropping.keep_schedule", "STEP:K", "from 0 on", "'1:16'"]),
         ({"dropping__keep_schedule": "0:16,9:20,9:24"}, ["dropping.keep_schedule", "ascending"]),
+        ({"dropping__keep_schedule": "0:\uff11\uff16"}, ["dropping.keep_schedule", "STEP:K"]),
+        ({"dropping__importance_init": math.inf}, ["dropping.importance_init", "a finite number, found inf"]),
+        ({"dropping__importance_init": math.nan}, ["dropping.importance_init", "a finite number, found nan"]),
+        ({"dropping__importance_init": -5.0}, ["dropping.importance_init", "must not be negative, found -5.0"]),
+        ({"dropping__sc_weight": math.inf}, ["dropping.sc_weight", "a finite number, found inf"]),
+        ({"optimizer__clip_norm": math.nan}, ["optimizer.clip_norm", "a finite number, found nan"]),
+        ({"dropping__first_layer": -7}, ["dropping.first_layer", "a layer from 0 on, or -1, found -7"]),
+        ({"dropping__last_layer": -2}, ["dropping.last_layer", "a layer from 0 on, or -1, found -2"]),
+        ({"train__eval_rows": 10**12}, ["train.eval_rows", "at most 2147483647, found 1000000000000"]),
+        ({"train__steps": 2**31}, ["train.steps", "at most 2147483647"]),
+        ({"train__batch_size": 10**18}, ["train.batch_size", "at most 2147483647"]),
+        ({"train__seed": 2**32}, ["train.seed", "at most 4294967295, found 4294967296"]),
+        ({"data__seed": 2**63}, ["data.seed", "at most 4294967295"]),
         ({"dropping__keep_schedule": "0:16;9:20"}, ["dropping.keep_schedule", "'0:16;9:20'"]),
         ({"dropping__keep_schedule": ",".join(f"{i}:16" for i in range(7))}, ["at most 6 ascending steps"]),
         ({"masking__rate_schedule": "0:0.3,2:x"}, ["masking.rate_schedule", "STEP:RATE,STEP:RATE", "'0:0.3,2:x'"]),

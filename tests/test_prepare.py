@@ -364,6 +364,15 @@ def test_ten_million_empty_documents_stay_small(tmp_path):
     assert peak < 1500
 
 
+@pytest.mark.parametrize("argument", ["--input=", "--out="])
+def test_an_empty_argument_is_no_default(argument, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        prepare.main([f"--out={tmp_path / 'rows'}", argument])
+    assert ended.value.code == 2
+    assert f"{argument[:-1]} is empty: " in capsys.readouterr().err
+    assert not (tmp_path / "rows").exists()
+
+
 def test_the_command(tmp_path, speeches):
     args = ["--input", f"{speeches[0]},{speeches[1]}", "--documents", "paragraph", "--seq-len", "16"]
     args += ["--vocab-size", "300", "--out", str(tmp_path / "rows")]

@@ -349,6 +349,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--ray", default="", metavar="ADDRESS", help=cluster_help)
     add("--allow-unknown", action="store_true", help="also where the tokenizer does not know a fifth of the text")
     fields = vars(parser.parse_args(argv))
+    if "" in fields["input"]:
+        parser.error("--input is empty: give a source, or leave --input out for the trial corpus")
+    if not fields["out"]:
+        parser.error("--out is empty: name a folder")
     out, vocab_size, processes, ray = (fields.pop(name) for name in ("out", "vocab_size", "workers", "ray"))
     data = DataConfig(**fields | {"input": ",".join(fields["input"]), "rows": "", "prepared_dir": ""})
 

@@ -9,7 +9,7 @@ from sctd_jax import storage
 from sctd_jax.config import Config, MeshConfig, OptimizerConfig
 from sctd_jax.config import from_dict as config_from_dict
 from sctd_jax.errors import UserError
-from sctd_jax.fields import BELOW_ONE, NOT_NEGATIVE, ONE_OR_MORE, Bounds, field, fill, require
+from sctd_jax.fields import BELOW_ONE, LARGEST_SEED, NOT_NEGATIVE, ONE_OR_MORE, Bounds, field, fill, require
 from sctd_jax.sections import TRACK, TRACKED
 from sctd_jax.tasks.table import TASKS
 
@@ -55,7 +55,9 @@ class FinetuneConfig:
     keep_checkpoints: int = field(1, "newest checkpoints to keep, beside the best", ONE_OR_MORE, rerun=True)
     log_every: int = field(20, "steps between lines of metrics", ONE_OR_MORE, rerun=True)
     track: str = field("", TRACK, TRACKED, rerun=True)
-    seed: int = field(0, "seed of the head's weights, the order of examples and dropout", NOT_NEGATIVE)
+    seed: int = field(
+        0, "seed of the head's weights, the order of examples and dropout", NOT_NEGATIVE, most=LARGEST_SEED
+    )
     dtype: Literal["float32", "bfloat16"] = field("float32", "type to compute in; parameters are float32")
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
@@ -183,4 +185,4 @@ def run_config(settings: FinetuneConfig, pretrained: Config, steps_per_epoch: in
         ),
         mesh=settings.mesh,
     )  # fmt: skip
-    return config_from_dict(dataclasses.asdict(found))  # a workdir that was written must be readable
+    return config_from_dict(dataclasses.asdict(found), new=False)  # a workdir that was written must be readable

@@ -72,7 +72,7 @@ def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: Non
     origin = {field.name: found.values.pop(field.name, None) for field in dataclasses.fields(Origin)}
     labels, *texts = origin.values()
     try:
-        settings = fill("config", FinetuneConfig, found.values)
+        settings = fill("config", FinetuneConfig, found.values, new=False)
         listed = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
         if not listed or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{', '.join(origin)} must be names and two texts, found {origin}")

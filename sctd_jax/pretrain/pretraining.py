@@ -8,7 +8,7 @@ from contextlib import closing
 import jax
 from etils import epath
 
-from sctd_jax import storage
+from sctd_jax import schedules, storage
 from sctd_jax.config import Config
 from sctd_jax.data import frequencies
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows
@@ -105,6 +105,13 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
     def describe(state: TrainState) -> list[str]:
         step, lines = int(state.step), report.start_table(config, attention, mesh, data, unigram_loss, state)
         lines += unread("config", config)
+        for field, schedule in (
+            ("dropping.keep_schedule", config.dropping.keep_schedule if config.drops else ""),
+            ("masking.rate_schedule", config.masking.rate_schedule),
+            ("data.seq_len_schedule", config.data.seq_len_schedule),
+            ("train.batch_schedule", train.batch_schedule),
+        ):
+            lines += schedules.beyond(f"config.{field}", schedule, train.steps)
         if step > 0 and (before := init.config if init else read_config(workdir)) != config:
             lines += report.schedule_lines(config, before, workdir, step)
         return lines + (report.cpu_warning(flops) if step < train.steps else [])

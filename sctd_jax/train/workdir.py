@@ -129,7 +129,7 @@ def read_config(workdir: epath.Path, log: Callable[[str], None] | None = None) -
             log(note)
             _said.add(note)
     try:
-        return from_dict(found.values)
+        return from_dict(found.values, new=False)
     except UserError as error:
         raise UserError(f"{path} is damaged: {printable(error)}") from error
 
