@@ -235,6 +235,39 @@ def test_on_a_tpu_vm_only_a_slice_of_one_goes_on_alone(monkeypatch, error):
             hosts.join(None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "two"}, "variable SLURM_STEP_NUM_TASKS must be a whole number, found 'two'"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "-2", "JAX_PROCESS_ID": "0"},
+            "variable JAX_NUM_PROCESSES must be a whole number, found '-2'",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+            r"must be host:port, found 'a'",
+        ),
+    ],
+)
+def test_what_the_environment_says_is_checked(monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        hosts.join(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"), [("'x' is not in the list of known backends", UserError), ("the TPU is in use", TryAgainError)]
+)
+def test_without_devices_there_is_one_line(monkeypatch, reason, kind):
+    def devices():
+        raise RuntimeError(f"{reason}\nand more")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(kind, match=rf"^JAX has no devices \(JAX_PLATFORMS=cpu\): {reason}$"):
+        hosts.join(None, None, None)
+
+
 def test_the_three_flags_go_together():
     with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id"):
         hosts.join("localhost:1234", None, 0)

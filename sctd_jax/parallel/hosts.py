@@ -5,6 +5,7 @@ import glob
 import hashlib
 import importlib.util
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,22 +30,26 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     """
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None) and "JAX_COORDINATOR_ADDRESS" in os.environ:
-        numbers = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        given = (os.environ["JAX_COORDINATOR_ADDRESS"], *(number and int(number) for number in numbers))
+        numbers = (_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        given = (os.environ["JAX_COORDINATOR_ADDRESS"], *numbers)
     if any(value is not None for value in given) and any(value is None for value in given):
         raise UserError(
             "--coordinator, --num_processes and --process_id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
             "JAX_PROCESS_ID) go together, on every host"
         )
+    if given[0] is not None and not re.fullmatch(r".+:[0-9]{1,5}", given[0]):
+        raise UserError(f"--coordinator (or JAX_COORDINATOR_ADDRESS) must be host:port, found {given[0]!r}")
     launchers = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    asked = given[0] is not None or any(int(os.environ.get(name, 1)) > 1 for name in launchers)
+    asked = given[0] is not None or any((_number(name) or 1) > 1 for name in launchers)
     if not asked and not _on_tpu_vm():
+        _look_for_devices()
         return
     handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
         if not asked and isinstance(error, ValueError):  # a TPU VM that is none of a slice, in a container say
+            _look_for_devices()
             return
         reason = str(error).strip().splitlines()[0]
         raise TryAgainError(f"the processes of this run cannot join: {reason}") from error
@@ -52,6 +57,24 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         signal.signal(signal.SIGTERM, handler)
         return
     print(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices", flush=True)
+
+
+def _number(name: str) -> int | None:
+    """An environment variable that is a number; None where it is not set."""
+    text = os.environ.get(name)
+    if text is not None and not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(f"the environment variable {name} must be a whole number, found {text!r}")
+    return None if text is None else int(text)
+
+
+def _look_for_devices() -> None:
+    """Start JAX's backends, which may find no device; what they say is one line."""
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        kind = UserError if "known backends" in reason else TryAgainError
+        raise kind(f"JAX has no devices (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {reason}") from error
 
 
 def _on_tpu_vm() -> bool:
