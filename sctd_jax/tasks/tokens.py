@@ -292,12 +292,14 @@ def most_frequent(train: Sequence[Example], examples: Sequence[Example]) -> list
     return [tuple(best.get(word, other) for word in example.words) for example in examples]
 
 
-def submit(examples: Sequence[Example], predictions: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+def submit(
+    examples: Sequence[Example], predictions: Sequence[Sequence[int]], labels: Sequence[str], separator: str = ""
+) -> str:
     """Columns as conlleval reads them: word, label if it is known, prediction; an empty line after each sentence.
 
-    They are separated by spaces, or by tabs where words hold spaces.
+    Without a `separator` they are separated by spaces, or by tabs where words hold spaces.
     """
-    separator = "\t" if any(" " in word for e in examples for word in e.words) else " "
+    separator = separator or ("\t" if any(" " in word for e in examples for word in e.words) else " ")
     lines = []
     for example, tags in zip(examples, predictions, strict=True):
         golds = () if example.tags is None else (names(labels, example.tags),)
