@@ -20,7 +20,7 @@ _FOLDER = "aclImdb"
 
 
 def _reviews(folder: str) -> Iterator[Record]:
-    """The reviews of a split's folders pos and neg, in the order of their numbers."""
+    """The reviews of a split's folders pos and neg, sorted by their names."""
     for label in ("pos", "neg"):
         files = sorted(storage.as_path(os.path.join(folder, label)).glob("*.txt"), key=lambda path: path.name)
         for number, path in enumerate(files):
