@@ -12,7 +12,7 @@ from huggingface_hub.repocard import metadata_load
 
 
 def check_card(folder: str | Path, text: str = "", other: str = "") -> str:
-    """What the card's code, with `other` in the place of its `text`, prints where the folder is the working directory."""
+    """What the card's code, with `other` for its `text`, prints where the folder is the working directory."""
     path = Path(folder, "README.md")
     card = ModelCard.load(path)
     data = card.data

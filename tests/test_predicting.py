@@ -148,7 +148,7 @@ def test_predictions_of_two_at_once_are_both_kept_and_a_full_disk_is_a_line(runs
         return outputs(*args)
 
     monkeypatch.setattr(predicting, "outputs", slow)
-    with pytest.raises(UserError, match="a.jsonl has been written by another process meanwhile; these are in") as error:
+    with pytest.raises(UserError, match=r"a.jsonl has been written by another process meanwhile; these are") as error:
         predict(runs, "classification", test, out)
     assert out.read_text() == "theirs"
     (aside,) = {path.name for path in tmp_path.iterdir()} - {"a.jsonl"}
@@ -158,7 +158,7 @@ def test_predictions_of_two_at_once_are_both_kept_and_a_full_disk_is_a_line(runs
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(predicting, "outputs", full)
-    with pytest.raises(TryAgainError, match="--out=.*/b.jsonl: .*No space left on device"):
+    with pytest.raises(TryAgainError, match=r"--out=.*/b.jsonl: .*No space left on device"):
         predict(runs, "classification", test, tmp_path / "b.jsonl")
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", aside}
 

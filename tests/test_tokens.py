@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune.encode import by_example, encode
 from sctd_jax.tasks import scoring, submission, tokens
 from sctd_jax.tasks.examples import Example, FileSettings
-from sctd_jax.tasks.splits import TaskData
+from sctd_jax.tasks.splits import TaskData, tfds_splits
 from sctd_jax.tasks.splits import open_task as open_any
 from sctd_jax.tasks.table import TASKS
+from sctd_jax.tasks.task import SplitNames
 from tests.reading_helpers import message, open_task
 
 NER, TAGGING = TASKS["ner"], TASKS["tagging"]
@@ -297,6 +299,15 @@ def test_a_dataset_of_tfds_has_its_labels_by_name(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     data = open_any(NER, "tfds:tagged", FileSettings())
     assert (words(data.train), named(data, data.train)) == ([["Anna", "isst"]], [["B-PER", "O"]])
+
+
+def test_a_number_of_tfds_without_a_label_is_not_the_last_label():
+    rows = {"train": [{"tags": [1, -1]}]}
+    builder = types.SimpleNamespace(
+        info=types.SimpleNamespace(splits=rows), data_dir="here", as_data_source=lambda split: rows[split]
+    )
+    splits = tfds_splits(builder, SplitNames("train", {}), "tags", ("O", "B-PER"), {})
+    assert next(splits["train"].records).fields == {"tags": ["B-PER", -1]}
 
 
 def test_an_unknown_kind_of_file(tmp_path):

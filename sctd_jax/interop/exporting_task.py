@@ -61,10 +61,10 @@ for word in re.finditer(r"\\S+", text):  # its label is that of its first token
     print(word[0], next(inside, {"entity": "not read"})["entity"])
 """
 _FIRST_TOKENS = (
-    "Only the first token of a word has learned a label. The pipeline's `aggregation_strategy` reads others too: what it "
-    "finds is what the code above finds only where each word is one token."
+    "Only the first token of a word has learned a label. The pipeline's `aggregation_strategy` reads others too: it "
+    "finds what the code above finds only where each word is one token."
 )
-_ENDS = "The pipeline's `aggregation_strategy` knows no labels with E-, S-, L- or U-: their words are entities apart to it."
+_ENDS = "The pipeline's `aggregation_strategy` takes each label with E-, S-, L- or U- for a type of its own."
 _USES = {
     "multiple_choice": _NETWORK.format(auto="AutoModelForMultipleChoice") + _CHOOSE,
     "span": _NETWORK.format(auto="AutoModelForQuestionAnswering") + _ANSWER,
