@@ -151,7 +151,7 @@ def _find_files(task: Task, data_dir: str, notes: Notes) -> dict[str, Split]:
     if missing:
         raise UserError(f"{task.name}: no {', '.join(missing)} in {folder}; {expected}")
     paths = {split: path for split, path in paths.items() if _is_file(path)}
-    above = os.path.dirname(folder.rstrip("/"))
+    above = os.path.dirname(folder.rstrip("/") if storage.is_remote(folder) else os.path.abspath(folder))
     for split, places in task.diagnostics.items():
         if path := next((p for place in places if _is_file(p := os.path.join(above, place))), None):
             paths[split] = path
