@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
 
-def check_card(folder: str | Path) -> str:
-    """What the card's code prints where the folder is the working directory."""
+def check_card(folder: str | Path, text: str = "", other: str = "") -> str:
+    """What the card's code, with `other` for its `text`, prints where the folder is the working directory."""
     path = Path(folder, "README.md")
     card = ModelCard.load(path)
     data = card.data
@@ -29,6 +29,8 @@ def check_card(folder: str | Path) -> str:
     for result in data.eval_results or []:
         assert result.task_type == data.pipeline_tag and isinstance(result.metric_value, float)
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert text in code
+    code = code.replace(text, other) if text else code
     before, out = os.getcwd(), io.StringIO()
     os.chdir(folder)
     try:

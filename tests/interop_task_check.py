@@ -4,7 +4,7 @@ python tests/interop_task_check.py FOLDER
 
 FOLDER holds for each model an export NAME and NAME.json with `class`, `first` and `second` (texts; `second` may be
 null; of multiple choice, lists of one for each choice), `logits` as we compute them, and `labels`; of words `spans`,
-for each text the type and the text of each entity that we find.
+for each text the type and the text of each entity that we find, and `words`, sentences of a word and our label of it.
 """
 
 import json
@@ -42,6 +42,9 @@ def check(export: Path, expected: dict) -> float:
         for text, spans in zip(expected["first"], expected["spans"], strict=True):
             theirs = [[e["entity_group"], text[e["start"] : e["end"]].strip()] for e in find(text)]
             assert theirs == spans, (theirs, spans)
+        for rows in expected["words"]:
+            said = check_card(export, "Anna lives in Rotterdam .", " ".join(word for word, _ in rows))
+            assert [line.split() for line in said.splitlines()] == rows, (said, rows)
     return float(np.abs(logits.numpy() - np.array(expected["logits"])).max())
 
 

@@ -1,6 +1,7 @@
 """Fine-tuned models for `transformers`, from our side and, in its own environment, from its side."""
 
 import dataclasses
+import itertools
 import json
 import re
 
@@ -13,13 +14,15 @@ from etils import epath
 from safetensors.numpy import load_file
 from seqeval.metrics.sequence_labeling import get_entities
 
+from sctd_jax.config import MeshConfig
 from sctd_jax.data import tokenizer
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError
 from sctd_jax.finetune import step
 from sctd_jax.finetune.batches import assemble
-from sctd_jax.finetune.config import run_config
+from sctd_jax.finetune.config import PredictConfig, run_config
 from sctd_jax.finetune.encode import encode
+from sctd_jax.finetune.predicting import predict_file
 from sctd_jax.hf import tokenizer_json
 from sctd_jax.interop import exporting
 from sctd_jax.interop.exporting import export
@@ -97,6 +100,17 @@ def spans(rows):
     return [[kind, " ".join(word for word, *_ in rows[start : end + 1])] for kind, start, end in found]
 
 
+def words_of_several_tokens(workdir, examples, folder):
+    """Rows of word and label that we predict for each of a few sentences, whose words are glued out of two."""
+    glued = [["".join(pair) for pair in itertools.pairwise(e.words)] + ["."] for e in examples]
+    (folder / "glued.jsonl").write_text("".join(json.dumps({"tokens": words}) + "\n" for words in glued))
+    config = PredictConfig(str(workdir), str(folder / "glued.jsonl"), batch_size=8, mesh=MeshConfig(data=1))
+    predict_file(config, folder / "glued.conll", lambda line: None)
+    found = (folder / "glued.conll").read_text().removesuffix("\n\n").split("\n\n")
+    assert len({line.split("\t")[1] for rows in found for line in rows.split("\n")}) > 2
+    return [[line.split("\t") for line in rows.split("\n")] for rows in found]
+
+
 @needs_peer
 def test_transformers_sees_the_same_models(runs, run_peer, tmp_path, monkeypatch):
     def check(name, workdir, params, examples, labels, out, **model):
@@ -114,6 +128,7 @@ def test_transformers_sees_the_same_models(runs, run_peer, tmp_path, monkeypatch
             written = (workdir / "predictions" / "dev-ner.conll").read_text().split("\n\n")
             expected["spans"] = [spans([line.split() for line in lines.splitlines()]) for lines in written[:3]]
             assert {kind for found in expected["spans"] for kind, _ in found} == {"PER", "LOC"}
+            expected["words"] = words_of_several_tokens(workdir, some, tmp_path)
         out.with_suffix(".json").write_text(json.dumps(expected))
 
     for name, (workdir, state, examples, labels) in runs.items():

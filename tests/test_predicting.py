@@ -8,10 +8,12 @@ import pytest
 
 from configs import predict as recipe
 from sctd_jax import fields
-from sctd_jax.errors import DivergedError, UserError
+from sctd_jax.errors import DivergedError, TryAgainError, UserError
 from sctd_jax.finetune import predicting
 from sctd_jax.finetune.config import PredictConfig
 from sctd_jax.finetune.predicting import predict_file
+from sctd_jax.tasks.examples import FileSettings
+from sctd_jax.tasks.tokens import read_columns
 from tests import finetuning, helpers
 
 TASKS = ("classification", "ner", "stsb", "copa", "squad1", "record")
@@ -64,15 +66,22 @@ def test_the_rows_of_a_test_file_get_the_predictions_of_the_run_in_their_order(r
     )
 
 
-def test_labels_of_words_in_columns_and_in_json_lines(runs, folders, tmp_path):
+def test_labels_of_words_in_columns_and_in_json_lines(runs, folders, tmp_path, monkeypatch):
     predict(runs, "ner", folders["ner"] / "test.txt", tmp_path / "a.conll")
-    assert (tmp_path / "a.conll").read_text() == (runs / "ner/predictions/ner.conll").read_text()
+    expected = (runs / "ner/predictions/ner.conll").read_text().replace(" ", "\t")
+    assert (tmp_path / "a.conll").read_text() == expected
     sentences = [{"words": ["Anna", "lives", "in", "Lyon"]}, {"words": ["x"] * 100}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(sentence) + "\n" for sentence in sentences))
     lines = predict(runs, "ner", tmp_path / "a.jsonl", tmp_path / "b.jsonl", tokens_field="words")
     found = written(tmp_path / "b.jsonl")
     assert [row["tokens"] for row in found] == [sentence["words"] for sentence in sentences]
     assert [len(row["tags"]) for row in found] == [4, 100]
+    monkeypatch.setattr(predicting, "_AT_A_TIME", 1)
+    spaces = [{"words": ["Anna", "B"]}, {"words": ["10 000", "x"]}]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(sentence) + "\n" for sentence in spaces))
+    predict(runs, "ner", tmp_path / "c.jsonl", tmp_path / "c.conll", tokens_field="words")
+    again = read_columns(str(tmp_path / "c.conll"), True, FileSettings(), lambda what, place: None)
+    assert [record.fields["tokens"] for record in again] == [sentence["words"] for sentence in spaces]
     assert any("a.jsonl: 1 of 2 sentences are longer than 64 tokens: cut into windows" in line for line in lines)
 
 
@@ -98,7 +107,8 @@ def test_what_cannot_be_predicted_is_said_before_anything_is_written(runs, pretr
     for file, out, overrides, expected in (
         (test, "there.jsonl", {}, "there.jsonl is there already: give another name, or delete it"),
         (test, "a.xml", {}, r"a.xml: unknown kind of file, expected .jsonl or .csv for classification"),
-        (test, "a.jsonl", {"init": str(pretrained)}, "is the workdir of a pretraining, expected that of a fine-tuning"),
+        (test, "a.jsonl", {"init": str(pretrained)}, r"is not the workdir of a fine-tuning \(no task.json\)"),
+        (test, "there.jsonl/a.jsonl", {}, "--out=.*/a.jsonl: no folder .*/there.jsonl can be made: .*File exists"),
         (
             test,
             "a.jsonl",
@@ -128,6 +138,29 @@ def test_what_cannot_be_predicted_is_said_before_anything_is_written(runs, pretr
     assert {path.name for path in tmp_path.iterdir()} == {
         "there.jsonl", "empty.csv", "other.csv", "a.jsonl", "bad.jsonl"
     }  # fmt: skip
+
+
+def test_predictions_of_two_at_once_are_both_kept_and_a_full_disk_is_a_line(runs, folders, tmp_path, monkeypatch):
+    test, outputs, out = folders["classification"] / "test.csv", predicting.outputs, tmp_path / "a.jsonl"
+
+    def slow(*args):
+        out.write_text("theirs")
+        return outputs(*args)
+
+    monkeypatch.setattr(predicting, "outputs", slow)
+    with pytest.raises(UserError, match=r"a.jsonl has been written by another process meanwhile; these are") as error:
+        predict(runs, "classification", test, out)
+    assert out.read_text() == "theirs"
+    (aside,) = {path.name for path in tmp_path.iterdir()} - {"a.jsonl"}
+    assert aside in str(error.value) and len(written(tmp_path / aside)) == 4
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predicting, "outputs", full)
+    with pytest.raises(TryAgainError, match=r"--out=.*/b.jsonl: .*No space left on device"):
+        predict(runs, "classification", test, tmp_path / "b.jsonl")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", aside}
 
 
 def test_the_command_takes_its_recipe_by_itself(runs, folders, tmp_path):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sctd_jax.tasks.examples import Answer, Example, Span
+from sctd_jax.tasks.examples import Answer, Example, FileSettings, Span
 from sctd_jax.tasks.table import TASKS
 from tests import helpers
 from tests.reading_helpers import edit, message, open_task
@@ -149,10 +149,12 @@ def test_test_files_are_optional(name, tmp_path):
     assert open_task(name, folder).test.keys() == TASKS[name].diagnostics.keys()
 
 
-def test_diagnostics_stand_beside_their_task_and_are_missed_only_where_a_submission_is_made(tmp_path):
+def test_diagnostics_stand_beside_their_task_and_are_missed_only_where_a_submission_is_made(tmp_path, monkeypatch):
     folder = write_task(tmp_path, "mnli")
     (example, *_) = open_task("mnli", tmp_path).test["test_ax"]
     assert example == Example(0, "Anna lives in Rotterdam with two children.", "Anna lives in a town.")
+    monkeypatch.chdir(folder)
+    assert open_task("mnli", ".").test["test_ax"][0] == example
     (tmp_path / "AX").rename(tmp_path / "diagnostic")
     (tmp_path / "diagnostic" / "AX.tsv").rename(tmp_path / "diagnostic" / "diagnostic.tsv")
     assert len(open_task("mnli", folder).test["test_ax"]) == 3
@@ -204,6 +206,9 @@ def test_trees_of_sst5(tmp_path):
     assert "dev.txt, line 3: no tree such as (3 (2 It) (4 shines)), found '(3 (2 It)'" in message("sst5", folder)
     (folder / "dev.txt").write_text("(3 (2 It) (4 1\\/2))\n")
     assert open_task("sst5", folder).dev["dev"] == (Example(0, "It 1/2", label=3),)
+    (tmp_path / "new.csv").write_text("sentence\nIt shines\n")  # to predict
+    (row,) = TASKS["sst5"].rows(str(tmp_path / "new.csv"), FileSettings(), lambda what, place: None)
+    assert row.fields == {"sentence": "It shines"}
 
 
 def test_dev_answers_of_squad_are_all_kept(tmp_path):

@@ -122,6 +122,8 @@ def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, rows
     assert times(tmp_path) == after
     with pytest.raises(UserError, match=r"belongs to another fine-tuning: epochs \(1 there, 2 now\)"):
         go(pretrained, folders, tmp_path, epochs=2)
+    with pytest.raises(UserError, match=r"belongs to another fine-tuning: patience \(0 there, 1 now\)"):
+        go(pretrained, folders, tmp_path, patience=1, learning_rates="3e-3")
     # Another checkpoint of the same name, and other data: finished cells are none of theirs.
     (tmp_path / "other").mkdir()
     other = finetuning.write_pretrained(tmp_path / "other" / "run", rows, seed=1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from sctd_jax.errors import UserError
 from sctd_jax.finetune.encode import by_example, encode
 from sctd_jax.tasks import scoring, submission, tokens
 from sctd_jax.tasks.examples import Example, FileSettings
-from sctd_jax.tasks.splits import TaskData
+from sctd_jax.tasks.splits import TaskData, tfds_splits
 from sctd_jax.tasks.splits import open_task as open_any
 from sctd_jax.tasks.table import TASKS
+from sctd_jax.tasks.task import SplitNames
 from tests.reading_helpers import message, open_task
 
 NER, TAGGING = TASKS["ner"], TASKS["tagging"]
@@ -92,12 +94,30 @@ def test_a_malformed_file_is_said_by_line(tmp_path, train, expected):
         ({"tokens": ["a\tb"], "tags": ["O"]}, "line 2: tokens, number 1 is 'a\\tb', expected a word without tabs"),
         ({"tokens": "a b", "tags": ["O"]}, "line 2: the field 'tokens' is no list, found 'a b'"),
         ({"text": "a b"}, "line 2: no field 'tokens' (config.tokens_field); found text"),
+        ({"tokens": ["a", "b"], "tags": ["O", None]}, "line 2: the field 'tags, number 2' is no text, found None"),
+        ({"tokens": ["a", "b"], "tags": ["O", ["O"]]}, "line 2: the field 'tags, number 2' is no text, found ['O']"),
         ({"tokens": ["\ud800"], "tags": ["O"]}, "line 2: the field 'tokens, number 1' holds half of a surrogate pair"),
     ],
 )
 def test_a_malformed_row_is_said_by_line(tmp_path, row, expected):
     good = json.dumps({"tokens": ["Anna", "x"], "tags": ["B-PER", "O"]}) + "\n"
     assert expected in message("ner", folder(tmp_path, good + json.dumps(row) + "\n", good, ".jsonl"))
+
+
+def test_numbers_of_json_lines_are_labels_and_two_spellings_of_an_entity_are_refused(tmp_path):
+    text = json.dumps({"tokens": ["Anna", "isst"], "tags": [1, 10]}) + "\n"
+    assert open_task("tagging", folder(tmp_path, text, text, ".jsonl")).labels == ("1", "10")
+    (tmp_path / "columns").mkdir()
+    path = folder(tmp_path / "columns", SENTENCES + "Rome B-Loc\n")
+    assert "train.conll, line 7: the label 'B-Loc' is also written 'B-LOC'" in message("ner", path)
+
+
+def test_columns_are_read_as_they_are_asked_for(tmp_path):
+    (tmp_path / "a.conll").write_bytes(b"\n# comment here\nAnna B-PER\n\n" + b"Lyon B-LOC\n" * 9999 + b"\xff")
+    sentences = tokens.read(str(tmp_path / "a.conll"), "train", FileSettings(), lambda what, place: None)
+    assert next(sentences).fields == {"tokens": ["Anna"], "tags": ["B-PER"]}
+    with pytest.raises(UserError, match="line 10004: not UTF-8"):
+        next(sentences)
 
 
 def test_a_wrong_column_and_a_sentence_without_a_word(tmp_path):
@@ -203,11 +223,20 @@ def test_strict_scores_follow_the_scheme_of_the_labels():
     assert found == {"f1": 1.0, "precision": 1.0, "recall": 1.0, "strict_f1": 1.0}
 
 
+def test_entities_of_bilou_that_touch_are_two():
+    labels = ("B-PER", "L-PER", "O", "U-PER")
+    golds, found = numbers("U-PER U-PER O B-PER L-PER U-PER", labels), numbers("U-PER O O B-PER L-PER U-PER", labels)
+    scores = tokens.measure_entities([example("abcdef", golds)], [found], labels)
+    assert scores == {"f1": pytest.approx(6 / 7), "precision": 1.0, "recall": 0.75, "strict_f1": pytest.approx(6 / 7)}
+
+
 def test_weights_of_labels():
     data = TaskData(("A", "B", "C"), (example("ab", (0, 0)), example("c", (1,))), {}, {}, ())
     assert scoring.label_weights(TAGGING, "", data) == ()
     assert scoring.label_weights(TAGGING, "balanced", data) == (0.5, 1.0, 0.0)
     assert scoring.label_weights(TAGGING, "A=0,C=2.5", data) == (0.0, 1.0, 2.5)
+    odd = dataclasses.replace(data, labels=("so, so", "a=b"))
+    assert scoring.label_weights(TAGGING, "so, so=2,a=b=0.5", odd) == (2.0, 0.5)
     classes = dataclasses.replace(data, train=tuple(Example(0, "a", label=label) for label in (0, 0, 0, 1, 2, 2)))
     assert scoring.label_weights(TASKS["classification"], "balanced", classes) == (2 / 3, 2.0, 1.0)
     for task, given, expected in (
@@ -218,6 +247,8 @@ def test_weights_of_labels():
         ),
         (TAGGING, "D=1", "a label among A, B, C"),
         (TAGGING, "A=-1", "has 'A=-1'"),
+        (TAGGING, "A=1,B=2,A=3", "config.class_weights names the label 'A' twice"),
+        (TAGGING, "A=1,B", "has 'B'"),
         (TAGGING, "A=0,B=0,C=0", "gives no label a weight above 0"),
         (TASKS["stsb"], "balanced", "config.class_weights = 'balanced': stsb has no classes, give ''"),
     ):
@@ -268,6 +299,15 @@ def test_a_dataset_of_tfds_has_its_labels_by_name(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     data = open_any(NER, "tfds:tagged", FileSettings())
     assert (words(data.train), named(data, data.train)) == ([["Anna", "isst"]], [["B-PER", "O"]])
+
+
+def test_a_number_of_tfds_without_a_label_is_not_the_last_label():
+    rows = {"train": [{"tags": [1, -1]}]}
+    builder = types.SimpleNamespace(
+        info=types.SimpleNamespace(splits=rows), data_dir="here", as_data_source=lambda split: rows[split]
+    )
+    splits = tfds_splits(builder, SplitNames("train", {}), "tags", ("O", "B-PER"), {})
+    assert next(splits["train"].records).fields == {"tags": ["B-PER", -1]}
 
 
 def test_an_unknown_kind_of_file(tmp_path):

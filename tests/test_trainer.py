@@ -137,6 +137,16 @@ def test_training_ends_early_where_evaluations_are_not_better_and_a_rerun_knows(
     assert run(tmp_path / "cut", scripted(values, 0))[0].step == 12
 
 
+def test_a_score_of_nothing_counts_in_a_resumed_run_as_in_one_that_was_not_stopped(tmp_path):
+    def stopping(step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    values = [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]  # the F1 of entities begins so
+    assert run(tmp_path, scripted(values, 1, on_step=stopping))[0].step == 3
+    assert run(tmp_path, scripted(values, 1))[0].step == 12
+
+
 def test_a_value_that_is_no_number_is_never_the_best():
     assert trainer.without_better([np.nan, 1.0, np.nan, 1.0], "max") == 2
     assert trainer.without_better([3.0, 2.0, 2.0], "min") == 1

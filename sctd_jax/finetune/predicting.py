@@ -1,5 +1,6 @@
 """Predictions: of the examples of a split, and of a file without labels, which is read as a stream."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -8,8 +9,8 @@ import os
 import time
 import types
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
 import numpy as np
 import scipy.special
@@ -17,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax import storage
-from sctd_jax.errors import UserError
+from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.config import PredictConfig
 from sctd_jax.finetune.encode import Feature, by_example, encode, loss_lines
@@ -34,6 +35,7 @@ from sctd_jax.tasks.submission import jsonl
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.tasks.task import EACH_TOKEN, Task
 from sctd_jax.train.step import state_shape
+from sctd_jax.train.workdir import TASK_FILE
 
 _FIELDS = ("text_field", "pair_field", "tokens_field")
 _AT_A_TIME = 4096  # examples that are read, sorted by length and predicted together
@@ -70,9 +72,12 @@ def predict_file(config: PredictConfig, out: str | os.PathLike, log: Callable[[s
     path = storage.as_path(out)
     if storage.exists(path):
         raise UserError(f"--out={path} is there already: give another name, or delete it")
+    if not storage.exists(storage.as_path(config.init) / TASK_FILE):
+        raise UserError(
+            f"config.init {config.init} is not the workdir of a fine-tuning (no {TASK_FILE}); a pretrained model is "
+            "fine-tuned first, by --mode=finetune"
+        )
     run = open_run(storage.as_path(config.init), log)
-    if run.task is None:
-        raise UserError(f"config.init {config.init} is the workdir of a pretraining, expected that of a fine-tuning")
     tuned = read_task(run.path)
     task, labels, length = TASKS[tuned["task"]], tuple(tuned["labels"]), tuned["max_length"]
     text = _text_of(path, task, task.names or labels)
@@ -101,34 +106,55 @@ def predict_file(config: PredictConfig, out: str | os.PathLike, log: Callable[[s
     features = encoded(some)
     shape = shape_of(task, labels, len(features[0].rows))
     layout = state_shape(lambda: initial_state(settled, shape), mesh)
-    params, logits = run.params(step, mesh), jit_logits(settled, shape, mesh, layout)
-    log(f"{task.name} of step {step} of {config.init}, on {where}")
-    count, said = 0, time.monotonic()
-    work = path.with_name(f".claim-{path.name}-{os.getpid()}")
-    if hosts.is_first():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with work.open("w") if hosts.is_first() else io.StringIO() as file:
-            while some:
-                groups = batches.by_length(features, config.batch_size, length, _LENGTHS)
-                found = outputs(logits, params, mesh, features, groups, run.tokenizer.special.pad, task.head)
-                file.write(text(some, by_example(task.head, features, found), not count))
-                count += len(some)
-                if time.monotonic() - said > _PROGRESS_SECONDS:
-                    said = time.monotonic()
-                    log(f"{count:,} rows so far, {count / (said - began):,.0f} a second")
-                some = list(itertools.islice(examples, _AT_A_TIME))
-                features = encoded(some) if some else []
-        if hosts.is_first():
-            work.replace(path)
-    finally:
-        if hosts.is_first() and work.exists():
-            work.unlink()
+    logits, count, said = jit_logits(settled, shape, mesh, layout), 0, time.monotonic()
+    with _writing(path) as file:
+        params = run.params(step, mesh)
+        log(f"{task.name} of step {step} of {config.init}, on {where}")
+        while some:
+            groups = batches.by_length(features, config.batch_size, length, _LENGTHS)
+            found = outputs(logits, params, mesh, features, groups, run.tokenizer.special.pad, task.head)
+            file.write(text(some, by_example(task.head, features, found), not count))
+            count += len(some)
+            if time.monotonic() - said > _PROGRESS_SECONDS:
+                said = time.monotonic()
+                log(f"{count:,} rows so far, {count / (said - began):,.0f} a second")
+            some = list(itertools.islice(examples, _AT_A_TIME))
+            features = encoded(some) if some else []
     for line in (*notes.lines(), *(f"{where}: {line}" for line in loss_lines(lost))):
         log(line)
     seconds = time.monotonic() - began
     log(f"done: {count:,} rows in {seconds:,.1f} s ({count / seconds:,.0f} a second, compilation included): {path}")
     return count
+
+
+@contextlib.contextmanager
+def _writing(path: epath.Path) -> Iterator[IO[str]]:
+    """A text that the first host writes, and which is at `path` when it is whole; an error leaves nothing of it.
+
+    Raises:
+      TryAgainError: the disk failed.
+    """
+    if not hosts.is_first():
+        yield io.StringIO()
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={path}: no folder {path.parent} can be made: {error}") from error
+    work = path.with_name(f".claim-{path.name}-{os.getpid()}")
+    try:
+        with work.open("w") as file:
+            yield file
+        if storage.exists(path):
+            aside = path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")
+            work.replace(aside)
+            raise UserError(f"--out={path} has been written by another process meanwhile; these are in {aside}")
+        work.replace(path)
+    except OSError as error:
+        raise TryAgainError(f"--out={path}: {error}") from error
+    finally:
+        if work.exists():
+            work.unlink()
 
 
 def _text_of(path: epath.Path, task: Task, names: Sequence[str]) -> Callable[[Sequence[Example], list, bool], str]:
@@ -140,7 +166,7 @@ def _text_of(path: epath.Path, task: Task, names: Sequence[str]) -> Callable[[Se
     def text(examples: Sequence[Example], found: list, first: bool) -> str:
         predictions = scoring.predict(task, examples, found)
         if path.suffix == ".conll":
-            return tokens.submit(examples, predictions, names)
+            return tokens.submit(examples, predictions, names, separator="\t")  # words to come may hold spaces
         rows = [_row(task, names, *one) for one in zip(examples, found, predictions, strict=True)]
         if path.suffix == ".jsonl":
             return jsonl(rows)
@@ -156,7 +182,10 @@ def _text_of(path: epath.Path, task: Task, names: Sequence[str]) -> Callable[[Se
 
 
 def _row(task: Task, names: Sequence[str], example: Example, output: Any, prediction: Any) -> dict[str, Any]:
-    """A prediction as an object, `id` first: the file's own id of the row, else its number from 0 on."""
+    """A prediction as an object, `id` first: the id by which an official file names the row, else its number from 0 on.
+
+    In files of the user's it is always the number.
+    """
     row: dict[str, Any] = {"id": example.id}
     if task.head == "token_classification":
         return row | {"tokens": list(example.words), "tags": tokens.names(names, prediction)}

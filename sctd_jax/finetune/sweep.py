@@ -14,9 +14,12 @@ from sctd_jax.errors import DivergedError
 from sctd_jax.finetune import sweep_report
 from sctd_jax.finetune.config import Cell, Sweep
 from sctd_jax.finetune.finetuning import RESULT_FILE, finetune, prepare
-from sctd_jax.finetune.workdir import check_task
+from sctd_jax.finetune.workdir import MAY_CHANGE, check_task
 from sctd_jax.parallel import hosts
 from sctd_jax.train.workdir import CONFIG_FILE, held, write
+
+# A rerun may have more patience, but cells of less reached less.
+_MAY_DIFFER = {*MAY_CHANGE, "learning_rate", "seed"} - {"patience"}
 
 
 def run_sweep(sweep: Sweep, workdir: str, log: Callable[[str], None]) -> int | None:
@@ -63,7 +66,7 @@ def _look_at_all(sweep: Sweep, folder: epath.Path, say: Callable[[str], None]) -
         checkpoint, task, _ = first.name.split("/")
         for result in folder.glob(f"*/{task}/*/{RESULT_FILE}"):
             same = result.parts[-4] == checkpoint
-            check_task(result.parent, first.settings, origin, but_for=("learning_rate", "seed"), same_start=same)
+            check_task(result.parent, first.settings, origin, _MAY_DIFFER, same_start=same)
         for cell in cells:
             if (folder / cell.name / RESULT_FILE).exists():
                 let_go = functools.partial(_let_go, folder, cell, sweep.keep_weights)

@@ -16,7 +16,7 @@ from sctd_jax.finetune.config import FinetuneConfig
 from sctd_jax.hf import hub
 from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check, claim, differences, follow, same_config
 
-_MAY_CHANGE = rerun_fields(FinetuneConfig)
+MAY_CHANGE = rerun_fields(FinetuneConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +44,15 @@ def check_task(
     workdir: epath.Path,
     settings: FinetuneConfig,
     origin: Origin,
-    but_for: Collection[str] = (),
+    may_change: Collection[str] = MAY_CHANGE,
     same_start: bool = True,
 ) -> None:
-    """Check that a workdir's fine-tuning is this one, but for what a rerun may change and the settings `but_for`.
+    """Check that a workdir's fine-tuning is this one, but for the settings `may_change`, by default a rerun's.
 
     Without `same_start` it may also have started from other parameters.
     """
     theirs = read_task(workdir)
-    if other := differences(theirs, dataclasses.asdict(settings), (*_MAY_CHANGE, *but_for)):
+    if other := differences(theirs, dataclasses.asdict(settings), may_change):
         raise UserError(f"workdir {workdir} belongs to another fine-tuning: {other}; choose another --workdir")
     what = None
     if same_start and theirs["init_identity"] != origin.init_identity:
@@ -89,7 +89,7 @@ def followed(workdir: epath.Path, settings: FinetuneConfig, log: Callable[[str],
     if hub.is_one(settings.init) and storage.exists(workdir / TASK_FILE):
         settings = dataclasses.replace(settings, init=hub.as_begun(settings.init, read_task(workdir)["init"]))
     mine = dataclasses.asdict(settings) | {"init": hub.pinned(settings.init, log)}
-    return fill("config", FinetuneConfig, follow(workdir / TASK_FILE, mine, stored.TASK, _MAY_CHANGE, log))
+    return fill("config", FinetuneConfig, follow(workdir / TASK_FILE, mine, stored.TASK, MAY_CHANGE, log))
 
 
 def claim_workdir(

@@ -50,13 +50,21 @@ start = int(found.start_logits.argmax())
 end = start + int(found.end_logits[0, start:].argmax())
 print(tokenizer.decode(inputs["input_ids"][0][start : end + 1]))
 """
-_WORDS = """from transformers import pipeline
+_WORDS = """import re
+from transformers import pipeline
 
 model = "."  # this folder, or the model's name on the hub
-# Words, marks of punctuation too, were separated by spaces in training, and each got the label of its first token.
-find = pipeline("token-classification", model=model, aggregation_strategy="simple")
-print(find("Anna lives in Rotterdam ."))
+text = "Anna lives in Rotterdam ."  # words, marks of punctuation too, are separated by spaces, as in training
+tokens = pipeline("token-classification", model=model, ignore_labels=[])(text)
+for word in re.finditer(r"\\S+", text):  # its label is that of its first token
+    inside = (t for t in tokens if t["end"] > word.start() and t["start"] < word.end() and t["word"] != "\u2581")
+    print(word[0], next(inside, {"entity": "not read"})["entity"])
 """
+_FIRST_TOKENS = (
+    "Only the first token of a word has learned a label. The pipeline's `aggregation_strategy` reads others too: it "
+    "finds what the code above finds only where each word is one token."
+)
+_ENDS = "The pipeline's `aggregation_strategy` takes each label with E-, S-, L- or U- for a type of its own."
 _USES = {
     "multiple_choice": _NETWORK.format(auto="AutoModelForMultipleChoice") + _CHOOSE,
     "span": _NETWORK.format(auto="AutoModelForQuestionAnswering") + _ANSWER,
@@ -82,6 +90,9 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
         "Its scores are of the development set, by which checkpoints are chosen: of other text expect less.",
         "Whatever is one-sided or wrong in the texts of its training may be so in the model; nobody has measured it.",
     ]
+    if task.head == "token_classification":
+        ends = any(re.match("[ESLU]-", label) for label in settings["labels"])
+        limits[1:1] = [_FIRST_TOKENS, *([_ENDS] if ends else [])]
     dataset, _ = task.hub
     return Model(
         config=model,

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -97,19 +97,31 @@ def read_rows(path: str, split: str, note: Note) -> Iterator[Record]:
 
 
 def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
-    """The labels of the training rows. Two spellings of one, which would be two classes, are an error.
-
-    Spellings differ in case, white space or Unicode's form only, or as 1 and 1.0 do.
-    """
+    """The labels of the training rows."""
     firsts: dict[str, str] = {}  # first place of each label
     types: dict[str, type] = {}
-    spelled: dict[str, str] = {}
     for row in rows:
         field = _field(row, "label_field", context)
         label, kind = row.label(field), type(row.value(field))
         firsts.setdefault(label, row.place)
         if types.setdefault(label, kind) is not kind:
             context.note("labels of another JSON type than the same label before, taken as one", row.place)
+    check_spellings(firsts)
+    labels = tuple(sorted(firsts))
+    if len(labels) < 2:
+        raise UserError(
+            f"{context.where}: {len(labels)} different labels in the field {context.settings.label_field!r} "
+            f"({printable(', '.join(labels))}), expected at least 2"
+        )
+    return labels
+
+
+def check_spellings(firsts: Mapping[str, str]) -> None:
+    """Check that no two labels, each with its first place, are spellings of one, which would be two classes.
+
+    Spellings differ in case, white space or Unicode's form only, or as 1 and 1.0 do.
+    """
+    spelled: dict[str, str] = {}
     for label, place in firsts.items():
         plain = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
         other = spelled.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", plain), label)
@@ -118,13 +130,6 @@ def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
                 f"{place}: the label {label!r} is also written {other!r} ({firsts[other]}); these would be two "
                 "classes: write it in one way"
             )
-    labels = tuple(sorted(firsts))
-    if len(labels) < 2:
-        raise UserError(
-            f"{context.where}: {len(labels)} different labels in the field {context.settings.label_field!r} "
-            f"({printable(', '.join(labels))}), expected at least 2"
-        )
-    return labels
 
 
 def held_out(where: str, rows: Sequence[Record], settings: FileSettings) -> dict[str, Split]:

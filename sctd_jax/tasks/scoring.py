@@ -1,5 +1,6 @@
 """The network's outputs -> predictions -> a task's metrics."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,9 +80,9 @@ def label_weights(task: Task, given: str, data: TaskData) -> tuple[float, ...]:
         found = [tag for e in data.train for tag in (e.tags if e.tags is not None else (e.label,))]
         counts_K = np.bincount(np.array(found, int), minlength=len(data.labels))
         return tuple((len(found) / len(data.labels) / np.where(counts_K, counts_K, np.inf)).tolist())
-    weights = dict.fromkeys(data.labels, 1.0)
-    for part in given.split(","):
-        label, _, text = part.rpartition("=")
+    weights, named = dict.fromkeys(data.labels, 1.0), set()
+    for part in re.findall(r"(?s).+?=[^=,]*(?:,|$)|.+", given):  # a label may hold commas
+        label, _, text = part.removesuffix(",").rpartition("=")
         try:
             weight = float(text)
         except ValueError:
@@ -91,6 +92,9 @@ def label_weights(task: Task, given: str, data: TaskData) -> tuple[float, ...]:
                 f"config.class_weights has {part!r}, expected 'balanced' or LABEL=WEIGHT with a weight from 0 on and a "
                 f"label among {printable(', '.join(data.labels))}"
             )
+        if label in named:
+            raise UserError(f"config.class_weights names the label {label!r} twice")
+        named.add(label)
         weights[label] = weight
     if not any(weights.values()):
         raise UserError(f"config.class_weights = {given!r} gives no label a weight above 0")

@@ -20,7 +20,7 @@ _FOLDER = "aclImdb"
 
 
 def _reviews(folder: str) -> Iterator[Record]:
-    """The reviews of a split's folders pos and neg, in the order of their numbers."""
+    """The reviews of a split's folders pos and neg, sorted by their names."""
     for label in ("pos", "neg"):
         files = sorted(storage.as_path(os.path.join(folder, label)).glob("*.txt"), key=lambda path: path.name)
         for number, path in enumerate(files):
@@ -84,6 +84,11 @@ def _read_trees(path: str, split: str, note: Note) -> Iterator[Record]:
         number += 1
 
 
+def _read_sentences(path: str, settings: FileSettings, note: Note) -> Iterator[Record]:
+    """The sentences of trees, or of a .csv, .tsv or .jsonl file with the field `sentence`."""
+    return _read_trees(path, "test", note) if path.endswith(".txt") else own.read_rows(path, "test", note)
+
+
 SENTIMENT = (
     Task(
         name="imdb", head="classification", labels=("neg", "pos"), names=("negative", "positive"), single=True,
@@ -96,6 +101,6 @@ SENTIMENT = (
         names=("very negative", "negative", "neutral", "positive", "very positive"), folder="SST-5",
         home="https://nlp.stanford.edu/sentiment", hub=("SetFit/sst5", ""), read=_read_trees,
         files=SplitNames("train.txt", {"dev": "dev.txt"}, {"test": "test.txt"}), build=classify("sentence"),
-        scored=True, metrics=("accuracy",),
+        scored=True, metrics=("accuracy",), rows=_read_sentences,
     ),
 )  # fmt: skip

@@ -151,7 +151,7 @@ def _find_files(task: Task, data_dir: str, notes: Notes) -> dict[str, Split]:
     if missing:
         raise UserError(f"{task.name}: no {', '.join(missing)} in {folder}; {expected}")
     paths = {split: path for split, path in paths.items() if _is_file(path)}
-    above = os.path.dirname(folder.rstrip("/"))
+    above = os.path.dirname(folder.rstrip("/") if storage.is_remote(folder) else os.path.abspath(folder))
     for split, places in task.diagnostics.items():
         if path := next((p for place in places if _is_file(p := os.path.join(above, place))), None):
             paths[split] = path
@@ -216,14 +216,17 @@ def tfds_splits(
     if missing:
         raise UserError(f"{builder.data_dir}: no split {', '.join(missing)}; found {', '.join(there)}")
 
+    def by_number(value: Any) -> Any:
+        """The label; a number without one, such as TFDS's -1, is what the task refuses."""
+        return labels[value] if isinstance(value, int) and 0 <= value < len(labels) else value
+
     def read(split: str) -> Iterator[Record]:
         for number, record in enumerate(builder.as_data_source(split=split)):
             place = f"{builder.data_dir}, split {split}, record {number}"
             values = _plain(record, place)
-            if isinstance(values.get(label), int) and 0 <= values[label] < len(labels):
-                values[label] = labels[values[label]]
-            elif labels and isinstance(values.get(label), list):
-                values[label] = [labels[value] for value in values[label]]
+            if label in values:
+                found = values[label]
+                values[label] = [by_number(value) for value in found] if isinstance(found, list) else by_number(found)
             yield Record(place, number, {fields.get(field, field): value for field, value in values.items()})
 
     found = {ours: split for ours, split in {**names.required, **names.test}.items() if split in there}

@@ -24,6 +24,7 @@ _COLUMNS = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".tsv", ".txt")
 _DOCUMENT = "-DOCSTART-"
 OUTSIDE = "O"
 NOT_READ = -1  # prediction for a word without a token
+_OTHER_NAMES = {"L": "E", "U": "S"}  # prefixes of BILOU -> those of IOBES
 
 
 class Tagged(NamedTuple):
@@ -44,12 +45,17 @@ def read_columns(path: str, hidden: bool, settings: FileSettings, note: Note) ->
     conllu = path.endswith(".conllu")
     word_at = _column("tokens_field", settings.tokens_field, 1 if conllu else 0)
     tag_at = _column("tags_field", settings.tags_field, 3 if conllu else -1)
-    lines = [(line, text.rstrip("\r\n")) for line, text in text_lines(path)]
-    first = next((text for _, text in lines if text.strip() and not text.startswith(("#", _DOCUMENT))), "")
+    lines = ((line, text.rstrip("\r\n")) for line, text in text_lines(path))
+    before, first = [], ""
+    for line, text in lines:  # the others are read as they are asked for
+        before.append((line, text))
+        if text.strip() and not text.startswith(("#", _DOCUMENT)):
+            first = text
+            break
     separator = re.compile(r"\t" if "\t" in first else r"[ \t]+")
     columns, number = len(separator.split(first.rstrip(" "))), 0
     place, words, tags = path, [], []
-    for line, text in [*lines, (0, "")]:
+    for line, text in itertools.chain(before, lines, [(0, "")]):
         if not text.strip():
             if words:
                 yield Record(place, number, {"tokens": words, "tags": tags})
@@ -118,6 +124,7 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
             "expected at least 2"
         )
     if task.name == NER.name:
+        own.check_spellings(found)
         for tag, place in found.items():
             if tag != OUTSIDE and not re.fullmatch(r"[BIESLU]-.+", tag):
                 raise UserError(
@@ -138,10 +145,16 @@ def read(path: str, split: str, settings: FileSettings, note: Note) -> Iterator[
                 if (field := getattr(settings, setting)) not in record.fields:
                     found = printable(", ".join(record.fields))
                     raise UserError(f"{record.place}: no field {field!r} (config.{setting}); found {found}")
-            tags = [] if hidden else [str(tag) for tag in record.items(settings.tags_field)]
+            tags = [] if hidden else _labels(record, settings.tags_field)
             yield Record(record.place, record.number, {"tokens": record.items(settings.tokens_field), "tags": tags})
     else:
         raise UserError(f"{path}: unknown kind of file, expected {', '.join((*_COLUMNS, '.jsonl'))}")
+
+
+def _labels(record: Record, field: str) -> list[str]:
+    """The labels of a JSON list, numbers as text; null or a list in it is an error."""
+    named = ((f"{field}, number {number}", tag) for number, tag in enumerate(record.items(field), 1))
+    return [tag if isinstance(tag, str) else Record(record.place, 0, {name: tag}).label(name) for name, tag in named]
 
 
 def _texts(record: Record, field: str) -> list[str]:
@@ -249,11 +262,13 @@ def measure_entities(
 
     golds = [e.tags or () for e in examples]
     pair = [names(labels, tags) for tags in golds], [names(labels, tags) for tags in predictions]
+    # The default mode knows the ends and the single words of BILOU by their other names alone.
+    plain = [[[_OTHER_NAMES.get(tag[0], tag[0]) + tag[1:] for tag in tags] for tags in part] for part in pair]
     strict = getattr(seqeval.scheme, scheme(labels, golds))
     return {
-        "f1": float(seqeval.metrics.f1_score(*pair, zero_division=0)),
-        "precision": float(seqeval.metrics.precision_score(*pair, zero_division=0)),
-        "recall": float(seqeval.metrics.recall_score(*pair, zero_division=0)),
+        "f1": float(seqeval.metrics.f1_score(*plain, zero_division=0)),
+        "precision": float(seqeval.metrics.precision_score(*plain, zero_division=0)),
+        "recall": float(seqeval.metrics.recall_score(*plain, zero_division=0)),
         "strict_f1": float(seqeval.metrics.f1_score(*pair, mode="strict", scheme=strict, zero_division=0)),
     }
 
@@ -277,12 +292,14 @@ def most_frequent(train: Sequence[Example], examples: Sequence[Example]) -> list
     return [tuple(best.get(word, other) for word in example.words) for example in examples]
 
 
-def submit(examples: Sequence[Example], predictions: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+def submit(
+    examples: Sequence[Example], predictions: Sequence[Sequence[int]], labels: Sequence[str], separator: str = ""
+) -> str:
     """Columns as conlleval reads them: word, label if it is known, prediction; an empty line after each sentence.
 
-    They are separated by spaces, or by tabs where words hold spaces.
+    Without a `separator` they are separated by spaces, or by tabs where words hold spaces.
     """
-    separator = "\t" if any(" " in word for e in examples for word in e.words) else " "
+    separator = separator or ("\t" if any(" " in word for e in examples for word in e.words) else " ")
     lines = []
     for example, tags in zip(examples, predictions, strict=True):
         golds = () if example.tags is None else (names(labels, example.tags),)

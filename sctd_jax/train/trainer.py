@@ -126,7 +126,8 @@ def train(
     scores: list[float] = []  # values of `best` so far, which each process reads before the first one writes
     if job.patience:
         before = [line for line in read_metrics(workdir, lambda line: None) if line["step"] <= start]
-        scores = [line[job.best.metric] or math.nan for line in before if job.best.metric in line]
+        found = [line[job.best.metric] for line in before if job.best.metric in line]
+        scores = [math.nan if score is None else score for score in found]
         hosts.check_same({"the evaluations before": scores})
     ended = bool(job.patience) and without_better(scores, job.best.mode) >= job.patience
     if start == steps or ended:
