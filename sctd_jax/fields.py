@@ -29,7 +29,7 @@ def at_least(least: int) -> Bounds:
 
 
 ONE_OR_MORE = at_least(1)
-_LARGEST = 2**31 - 1  # of whole numbers, which devices count in 32 bits
+_LARGEST = 2**31 - 1  # whole number of 32 bits, in which devices count
 LARGEST_SEED = 2**32 - 1  # JAX takes seeds modulo 2^32
 
 

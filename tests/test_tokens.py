@@ -166,6 +166,17 @@ def test_the_first_token_of_a_word_carries_its_label():
     assert scoring.predict(NER, sentences, outputs) == [(5, 4, 3), (tokens.NOT_READ, 2)]
 
 
+def test_later_tokens_learn_to_be_inside_of_the_entity_or_nothing():
+    labels = ("B-LOC", "B-PER", "E-PER", "I-PER", "O")
+    assert tokens.inside(labels) == (-1, 3, -1, 3, 4)  # there is no I-LOC
+    sentence = example(["abc", "de", "\u200b", "fg", "hi"], (1, 0, 1, 3, 4))
+    (one,) = encode(Letters(), [sentence], "token_classification", 16, later=tokens.inside(labels))
+    assert one.tags.tolist() == [-1, 1, 3, 3, 0, -1, 3, 3, 4, 4, -1]
+    assert one.words.tolist() == [-1, 0, -1, -1, 1, -1, 3, -1, 4, -1, -1]
+    (plain,) = encode(Letters(), [sentence], "token_classification", 16)
+    assert plain.tags.tolist() == [-1, 1, -1, -1, 0, -1, 3, -1, 4, -1, -1]
+
+
 def test_a_long_sentence_is_read_in_windows_each_word_once_with_most_context():
     said, sentence = [], [chr(97 + i) for i in range(26)]
     features = encode(Letters(), [example(sentence, tuple(range(26)))], "token_classification", 18, said.append)

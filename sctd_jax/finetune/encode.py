@@ -4,6 +4,7 @@ RoBERTa has two [SEP] between the texts, and one segment.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,7 +42,8 @@ class Feature:
     answer: tuple[int, int] = (0, 0)  # first and last token; [CLS] if it is not in this window
     spans: np.ndarray | None = None  # SQuAD: those of `squad.Window`, with n tokens
     best: np.ndarray | None = None
-    # Token classification, i32[n]: number of the word that is read at a token, and its label; -1 at other tokens.
+    # Token classification, i32[n]: number of the word that is read at a token, and the label that the token learns; -1
+    # where there is none.
     words: np.ndarray | None = None
     tags: np.ndarray | None = None
 
@@ -60,13 +62,15 @@ def encode(
     *,
     segments: int = 2,
     lost: Counter[str] | None = None,
+    later: Sequence[int] = (),
 ) -> list[Feature]:
     """The features of examples, in their order, for a model of so many segments (`type_vocab_size`).
 
     Pairs that are too long lose tokens at the end of the longer text, one at a time; SQuAD's passages are cut into
     windows that begin every 128 tokens, sentences of token classification into windows that overlap by half. A marked
     word that is cut off is a UserError. `say` receives a line for each kind of loss, with its count: what is cut off,
-    without a token or unknown; with `lost` they are only added up there, for `loss_lines`.
+    without a token or unknown; with `lost` they are only added up there, for `loss_lines`. `later` has for each label
+    of a word the one that its later tokens learn, -1 for none; () where none do.
     """
     counts_only, lost = lost is not None, Counter() if lost is None else lost
     texts = list(dict.fromkeys(text for e in examples for text in (e.first, e.second, *e.choices) if text))
@@ -75,7 +79,8 @@ def encode(
     if len(counts) > 1:
         raise UserError(f"all examples of a task must have the same number of choices, found {sorted(counts)}")
     between = separators(tokenizer, segments)
-    build = {"span": _windows, "token_classification": _sentences}.get(head, _rows)
+    sentences = functools.partial(_sentences, later_K=np.array(later, np.int32))
+    build = {"span": _windows, "token_classification": sentences}.get(head, _rows)
     built = (
         build(tokenizer, number, example, pieces, max_length, between, lost) for number, example in enumerate(examples)
     )
@@ -178,7 +183,15 @@ def _windows(
 
 
 def _sentences(
-    tokenizer: Tokenizer, number: int, example: Example, pieces: dict, max_length: int, between: int, lost: Counter
+    tokenizer: Tokenizer,
+    number: int,
+    example: Example,
+    pieces: dict,
+    max_length: int,
+    between: int,
+    lost: Counter,
+    *,
+    later_K: np.ndarray,
 ) -> Iterable[Feature]:
     """Windows over a sentence; each word is read at its first token, in the window where that has most context."""
     ids_n, spans_n2 = pieces[example.first]
@@ -192,7 +205,14 @@ def _sentences(
     lost["sentences have words without a token of their own, which are given no label"] += not has_W.all()
     word_n = np.full(len(ids_n), -1, np.int32)
     word_n[first_W[has_W]] = np.flatnonzero(has_W)
-    tags_W = np.full(len(ends_W), -1) if example.tags is None else np.array(example.tags)
+    tag_n = np.full(len(ids_n), -1, np.int32)
+    if example.tags is not None and len(ids_n):
+        tags_W, of_n = np.array(example.tags), np.searchsorted(starts_W, spans_n2[:, 0], side="right") - 1
+        tag_n[first_W[has_W]] = tags_W[has_W]
+        if len(later_K):
+            inside_n = (spans_n2[:, 1] > spans_n2[:, 0]) & (spans_n2[:, 0] < ends_W[of_n])
+            later_n = inside_n & has_W[of_n] & (np.arange(len(ids_n)) > first_W[of_n])
+            tag_n[later_n] = later_K[tags_W[of_n[later_n]]]
     room = max_length - 2
     starts = [0]
     while starts[-1] + room < len(ids_n):
@@ -201,7 +221,7 @@ def _sentences(
     sizes = [min(room, len(ids_n) - start) for start in starts]
     for start, size, best in zip(starts, sizes, max_context(starts, sizes), strict=True):
         words = np.pad(np.where(best, word_n[start : start + size], -1), 1, constant_values=-1)
-        tags = np.where(words >= 0, tags_W[words], -1).astype(np.int32)
+        tags = np.pad(np.where(best, tag_n[start : start + size], -1), 1, constant_values=-1)
         yield Feature(number, (_row(tokenizer, between, ids_n[start : start + size]),), words=words, tags=tags)
 
 

@@ -177,12 +177,12 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     check_workdir(workdir, settings, config.model, origin)
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
 
-    segments = config.model.type_vocab_size
+    segments, later = config.model.type_vocab_size, task.later(data.labels) if task.later else ()
 
     def encoded(name: str, examples: tuple[Example, ...]) -> list[Feature]:
         try:
             tokenizer, said = pretrained.tokenizer, lambda line: log(f"{name}: {line}")
-            return encode(tokenizer, examples, task.head, length, said, segments=segments)
+            return encode(tokenizer, examples, task.head, length, said, segments=segments, later=later)
         except UserError as error:
             raise UserError(f"{settings.data_dir}, {name}: {error}") from error
 

@@ -60,9 +60,14 @@ for word in re.finditer(r"\\S+", text):  # its label is that of its first token
     inside = (t for t in tokens if t["end"] > word.start() and t["start"] < word.end() and t["word"] != "\u2581")
     print(word[0], next(inside, {"entity": "not read"})["entity"])
 """
-_FIRST_TOKENS = (
-    "Only the first token of a word has learned a label. The pipeline's `aggregation_strategy` reads others too: it "
-    "finds what the code above finds only where each word is one token."
+_FIRST_TOKENS = "A word's label is that of its first token, which the code above reads and the scores are about."
+_LATER = (
+    "Later tokens have learned to be inside of the same entity, so that the pipeline's "
+    '`aggregation_strategy="simple"` finds such spans too.'
+)
+_NOTHING = (
+    "Later tokens have learned nothing. The pipeline's `aggregation_strategy` reads them too: it finds what the code "
+    "above finds only where each word is one token."
 )
 _ENDS = "The pipeline's `aggregation_strategy` takes each label with E-, S-, L- or U- for a type of its own."
 _USES = {
@@ -92,7 +97,7 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
     ]
     if task.head == "token_classification":
         ends = any(re.match("[ESLU]-", label) for label in settings["labels"])
-        limits[1:1] = [_FIRST_TOKENS, *([_ENDS] if ends else [])]
+        limits[1:1] = [f"{_FIRST_TOKENS} {_LATER if task.later and not ends else _NOTHING}", *([_ENDS] if ends else [])]
     dataset, _ = task.hub
     return Model(
         config=model,

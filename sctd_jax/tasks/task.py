@@ -64,6 +64,8 @@ class Task:
     tfds_fields: Mapping[str, str] = dataclasses.field(default_factory=dict)  # TFDS's name -> the official file's
     read: Callable[[str, str, Note], Iterator[Record]] = read_file  # (path, split, note) -> records as TFDS has them
     build: Builder  # record -> examples
+    # labels of words -> for each the label that a word's later tokens learn, -1 for none; they are never read by us
+    later: Callable[[Sequence[str]], tuple[int, ...]] | None = None
     grouped: bool = False  # whether its metric groups rows by their ids
     # (record, example) -> numbers that several rows share, with the text that each must stand for
     numbered: Callable[[Record, Example], Mapping[Hashable, str]] = lambda record, example: {}

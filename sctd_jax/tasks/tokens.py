@@ -236,6 +236,16 @@ def scheme(labels: Sequence[str], sentences: Sequence[Sequence[int]]) -> str:
     return "IOB1"
 
 
+def inside(labels: Sequence[str]) -> tuple[int, ...]:
+    """Label that the later tokens of a word learn, by the word's: I- after B- and I-, O after O, -1 (none) else.
+
+    So the tokens of an entity are one for the pipeline of `transformers`, which reads all of them.
+    """
+    numbers = {label: number for number, label in enumerate(labels)}
+    later = [label if label == OUTSIDE else f"I{label[1:]}" if label[0] in "BI" else "" for label in labels]
+    return tuple(numbers.get(label, -1) for label in later)
+
+
 def names(labels: Sequence[str], tags: Sequence[int]) -> list[str]:
     """Labels of words by name; a word without a token is outside of entities, or _ among other labels."""
     if NOT_READ not in tags:
@@ -317,6 +327,6 @@ def _task(name: str, **other: Any) -> Task:
 
 
 NER = _task("ner", metrics=("f1", "precision", "recall", "strict_f1"), score=("f1",), measure=measure_entities,
-            review=_review_entities)  # fmt: skip
+            review=_review_entities, later=inside)  # fmt: skip
 TAGGING = _task("tagging", metrics=("accuracy",), measure=measure_words, review=_review)
 TOKENS = (NER, TAGGING)
