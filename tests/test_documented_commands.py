@@ -15,9 +15,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+from seqeval.metrics.sequence_labeling import get_entities
 
+from sctd_jax.data import tokenizer
 from tests import helpers, task_files
-from tests.documented_commands import blocks, commands, documents
+from tests.documented_commands import Command, blocks, commands, documents
 
 DOCUMENTED = commands(helpers.ROOT)
 
@@ -91,7 +93,7 @@ REWRITES = [
         (r"(--config\.inits=\S+) --config\.tasks=\S+", r"--config.tasks=cola \1"),
         (r"--config\.tasks=cola,rte", "--config.tasks=cola"),
         (
-            rf"^{MAIN}--mode=predict .*$",
+            rf"^{MAIN}--mode=predict (?!.* --config\.data_dir=notes/).*$",
             "python -m sctd_jax.main --mode=predict --config.init=runs/finetune-boolq "
             "--config.data_dir=SuperGLUE/BoolQ/test.jsonl --out=runs/predicted.jsonl",
         ),
@@ -134,6 +136,9 @@ REWRITES = [
             "arena --report --cells reported/cells.jsonl --out reported",
         ),
         (r"--arena configs/arena/small\.py:(ROWS|study/rows)", "--arena tests/small_arena.py:rows"),
+        (r"notes\.py --out notes", "notes.py --out notes --notes 80 --labelled 16"),
+        (r"(notes/rows .*)--vocab-size 1024 --seq-len 128", r"\1--vocab-size 512 --seq-len 32"),
+        (r"^(.* --config\.data_dir=notes/ner .*)$", r"\1 --config.epochs=12 --config.learning_rate=1e-2"),
         (
             r"--input 'labels/text/\*\.jsonl' (.*)--vocab-size 1024 (.*)--seq-len 128",
             r"--input 'books/**/*.txt' --documents paragraph \1--vocab-size 512 \2--seq-len 32",
@@ -194,8 +199,8 @@ NAMED = {
 
 # What other commands need; the rest are run in the order of the documents.
 FIRST = (
-    r"data\.prepare .* --out rows ", r"sctd_jax\.main --config=configs/(?!continued)", r"export .* --out exported$",
-    r"labels\.py",
+    r"data\.prepare .* --out rows |notes\.py|data\.prepare .* --out notes/rows ",
+    r"sctd_jax\.main --config=configs/(?!continued)", r"export .* --out exported$", r"labels\.py",
 )  # fmt: skip
 
 
@@ -220,6 +225,14 @@ for found in DOCUMENTED:
     if not is_named(found.text):
         RUN.setdefault(rewritten(found.text), found)
 RUN = dict(sorted(RUN.items(), key=lambda item: _rank(item[0])))
+# Code of the documents for users follows on their commands, in the environment that it needs.
+CODE = {
+    shlex.join([".venv-interop/bin/python" if "transformers" in block.text else "python", "-c", block.text]): block
+    for path in documents(helpers.ROOT)
+    for block in blocks(path)
+    if block.language == "python" and path.name != "CONTRIBUTING.md"
+}
+RUN |= {line: Command(f"the code under {block.heading}", block.place) for line, block in CODE.items()}
 
 JAX = ("sctd_jax.pretrain.pretraining", "sctd_jax.finetune.finetuning", "matplotlib.figure", "sklearn.linear_model")
 TORCH_WEIGHTS = (
@@ -367,15 +380,41 @@ def test_every_script_of_the_benchmarks_is_run():
     assert scripts - ran == {"peer_pytorch.py", "arena_step_time.py"}  # by --peer pytorch and --arena
 
 
-def test_code_in_a_document_is_tried_by_the_tests_of_contributing():
+def test_code_in_a_document_is_run_after_its_commands_or_by_the_tests_of_contributing():
     """Blocks without a language are commands, or what a command printed."""
     tried = (helpers.ROOT / "tests" / "test_contributing.py").read_text()
     for path in documents(helpers.ROOT):
         for block in blocks(path):
-            if block.language in ("python", "diff"):
-                assert path.name == "CONTRIBUTING.md" and f'block("{block.heading}")' in tried, block.place
+            if path.name == "CONTRIBUTING.md" and block.language:
+                assert f'block("{block.heading}")' in tried, block.place
             else:
-                assert block.language in ("", "math"), block.place
+                assert block in CODE.values() or block.language in ("", "math"), block.place
+
+
+def test_the_tutorial_finds_the_same_entities_in_new_notes_here_and_in_transformers(answered, folder):
+    """What each of its steps writes is what the next one reads; a row holds 32 tokens here."""
+    rows = [json.loads(line) for line in (folder / "notes" / "new.jsonl").read_text().splitlines()]
+    written = (folder / "notes" / "predicted.conll").read_text().strip().split("\n\n")
+    pairs = [[line.split() for line in sentence.splitlines()] for sentence in written]
+    assert [[word for word, _ in pair] for pair in pairs] == [row["tokens"] for row in rows]
+    ours = {}
+    for pair in pairs:
+        words, tags = map(list, zip(*pair, strict=True))
+        ours[" ".join(words)] = [(kind, " ".join(words[i : end + 1])) for kind, i, end in get_entities(tags)]
+    (line,) = (line for line in CODE if line.startswith(".venv-interop"))
+    if line not in answered:
+        pytest.skip("no environment with transformers: make interop")
+    theirs, entities = {}, []
+    for text in answered[line][1].splitlines():
+        if text in ours:
+            theirs[text] = entities = []
+        elif found := re.fullmatch(r" {3}([A-Z]+) (.+) [01]\.\d\d", text):
+            entities.append(found.groups())
+    assert list(theirs) == list(ours)[:10]
+    lengths = tokenizer.load(folder / "entities" / "tokenizer.json").encode(list(theirs))
+    whole = [text for text, ids in zip(theirs, lengths, strict=True) if len(ids) <= 30]
+    assert [theirs[text] for text in whole] == [ours[text] for text in whole]
+    assert len({entity for text in whole for entity in ours[text]}) > 2
 
 
 def test_commands_are_found_as_a_reader_would_copy_them(tmp_path):
