@@ -186,6 +186,7 @@ NAMED = {
     "python -m sctd_jax.* --out gs://*": "test_rows_are_prepared_into_a_bucket_and_complete_only_at_the_end",
     "python -m sctd_jax.* export --workdir gs://*": "test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used",
     "python benchmarks/peer_pytorch.py *": "benchmarks/train_step.py --peer pytorch starts it",
+    "python benchmarks/peer_trainer.py *": "benchmarks/finetune_speed.py starts it",
     "launch/tpu_vm.sh create": "test_create_asks_for_a_queued_resource_and_waits_until_it_is_there",
     "launch/tpu_vm.sh status": "test_babysit_dry_runs",
     "launch/gke.sh build": "test_gke_builds_runs_and_deletes_through_xpk",
