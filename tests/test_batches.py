@@ -1,7 +1,5 @@
 """Batches of a few lengths: every example once an epoch, the same for the same seed."""
 
-import itertools
-
 import numpy as np
 
 from sctd_jax.finetune import batches
@@ -50,37 +48,6 @@ def test_a_batch_is_as_long_as_its_longest_example_needs():
     assert train.lengths(13) == [32, 64]
     # Neighbours in length share a batch: by chance nearly all batches of 8 would hold a long one.
     assert sum(group.length == 32 for group in groups) >= 5
-
-
-def test_fitted_lengths_leave_the_least_padding():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        sizes, longest = rng.integers(3, 130, rng.integers(1, 30)), int(rng.choice([64, 100, 512]))
-        most = int(rng.integers(1, 4))
-        found = batches.fitted_lengths(sizes, longest, most)
-        steps = np.minimum(-(-sizes // 8) * 8, longest)
-
-        def tokens(lengths, steps=steps):
-            return sum(min(length for length in lengths if length >= step) for step in steps)
-
-        choices = [
-            chosen
-            for count in range(1, most + 1)
-            for chosen in itertools.combinations(np.unique(steps), count)
-            if chosen[-1] == steps.max()
-        ]
-        assert len(found) <= most and found[-1] == steps.max()
-        assert tokens(found) == min(map(tokens, choices))
-
-
-def test_fitted_batches_are_the_same_with_other_lengths():
-    plain, groups = plan(0, 26)
-    fitted = batches.TrainBatches(FEATURES, batch_size=8, seed=0, max_length=100, fitted=True)
-    assert [fitted.group(step).members.tolist() for step in range(26)] == [g.members.tolist() for g in groups]
-    assert fitted.lengths(26) == [16, 32, 48, 64]
-    for step in range(26):
-        group = fitted.group(step)
-        assert max(FEATURES[i].length for i in group.members) <= group.length <= plain.group(step).length
 
 
 def test_static_lengths_end_at_the_longest_allowed():

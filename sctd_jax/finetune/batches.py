@@ -19,30 +19,6 @@ LENGTHS = (32, 64, 128, 256, 384, 512)
 _POOL = 32  # batches whose examples are sorted by length together
 
 
-def fitted_lengths(sizes: Sequence[int], max_length: int, most: int = 4) -> tuple[int, ...]:
-    """Lengths for batches whose longest rows have these sizes: `most` multiples of 8 that leave the least padding.
-
-    The largest holds all sizes, up to `max_length`. Each is a program that is compiled once.
-    """
-    steps, counts = np.unique(np.minimum(-(-np.asarray(sizes) // 8) * 8, max_length), return_counts=True)
-    # best[j]: (tokens, lengths) for the sizes up to steps[j], by dynamic programming over the number of lengths.
-    best = [(int(step * counts[: j + 1].sum()), (int(step),)) for j, step in enumerate(steps)]
-    for _ in range(most - 1):
-        best = [
-            min(
-                [
-                    best[j],
-                    *(
-                        (tokens + int(step * counts[i + 1 : j + 1].sum()), (*lengths, int(step)))
-                        for i, (tokens, lengths) in enumerate(best[:j])
-                    ),
-                ]
-            )
-            for j, step in enumerate(steps)
-        ]
-    return best[-1][1]
-
-
 @struct.dataclass
 class TaskBatch:
     """A batch of a task. Examples of weight 0 fill it up and count nothing."""
@@ -103,16 +79,9 @@ class Group:
 class TrainBatches:
     """Every example once an epoch, in an order of its own; neighbours in length share a batch."""
 
-    def __init__(
-        self, features: Sequence[Feature], *, batch_size: int, seed: int, max_length: int, fitted: bool = False
-    ):
-        """With `fitted`, N is one of the `fitted_lengths` of the first epoch's batches, else of LENGTHS."""
+    def __init__(self, features: Sequence[Feature], *, batch_size: int, seed: int, max_length: int):
         self.features, self._batch_size, self._seed, self._max_length = features, batch_size, seed, max_length
-        self._lengths, self._static = np.array([feature.length for feature in features]), LENGTHS
-        if fitted:
-            order = self._order(0)
-            longest = [self._lengths[order[i : i + batch_size]].max() for i in range(0, len(order), batch_size)]
-            self._static = fitted_lengths([*longest, self._lengths.max()], max_length)
+        self._lengths = np.array([feature.length for feature in features])
         self.per_epoch = -(-len(features) // batch_size)
         self._plan = functools.lru_cache(maxsize=2)(self._compute_plan)
 
@@ -127,16 +96,11 @@ class TrainBatches:
 
     def _compute_plan(self, epoch: int) -> list[Group]:
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
-        order = self._order(epoch, rng)
-        groups = _in_order(self.features, order, self._batch_size, self._max_length, self._static)
-        return [groups[i] for i in rng.permutation(len(groups))]
-
-    def _order(self, epoch: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Examples of an epoch, those of a pool by length; the first of the draws of its generator."""
-        rng = rng or np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
         order, pool = rng.permutation(len(self.features)), _POOL * self._batch_size
         chunks = [order[start : start + pool] for start in range(0, len(order), pool)]
-        return np.concatenate([chunk[np.argsort(self._lengths[chunk], kind="stable")] for chunk in chunks])
+        sorted_order = np.concatenate([chunk[np.argsort(self._lengths[chunk], kind="stable")] for chunk in chunks])
+        groups = _in_order(self.features, sorted_order, self._batch_size, self._max_length)
+        return [groups[i] for i in rng.permutation(len(groups))]
 
 
 def by_length(

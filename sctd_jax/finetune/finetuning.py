@@ -190,14 +190,12 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     counts = {len(part[0].rows) for part in features.values()}
     if len(counts) > 1:
         raise UserError(f"the splits of {settings.task} have different numbers of choices: {sorted(counts)}")
-    platform = platform_of(mesh.devices.flat[0])
     train = batches.TrainBatches(
-        features["train"], batch_size=settings.batch_size, seed=settings.seed, max_length=length,
-        fitted=platform == "cpu",  # whose kernels take any length alike
-    )  # fmt: skip
+        features["train"], batch_size=settings.batch_size, seed=settings.seed, max_length=length
+    )
     # Windows make more features than examples; the schedule's length follows from them.
     config = run_config(settings, pretrained.config, train.per_epoch)
-    model, _ = choose(config.model, [("config.max_length", length)], platform)
+    model, _ = choose(config.model, [("config.max_length", length)], platform_of(mesh.devices.flat[0]))
     settled = dataclasses.replace(config, model=model)
     shape = shape_of(task, data.labels, *counts, scoring.label_weights(task, settings.class_weights, data))
     if shape.label_weights:
