@@ -250,7 +250,8 @@ def values_of_note(rng: random.Random, words: Words) -> Iterator[dict[str, str]]
         values = dict(people)
         three = zip(("", "2", "3"), rng.sample(drugs, 3), rng.sample(symptoms, 3), strict=True)
         for suffix, drug, symptom in three:
-            own = {"drug": drug, "dose": dose(rng, drug), "symptom": symptom, "ward": rng.choice(WARDS)}
+            form = rng.choice((*12 * ("",), " forte", " retard", " depot"))
+            own = {"drug": drug + form, "dose": dose(rng, drug), "symptom": symptom, "ward": rng.choice(WARDS)}
             own |= {kind: choose(rng, rng.choice(found)) for kind, found in words.other.items()}
             own["finding"] = choose(rng, rng.choice(field.findings))
             values |= {f"{kind}{suffix}": value for kind, value in own.items()}
