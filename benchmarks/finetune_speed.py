@@ -38,24 +38,32 @@ from sctd_jax.finetune.predicting import predict_file
 from sctd_jax.interop.exporting import export
 
 OURS, OWN, GROUPED, SAME = "sctd_jax", "Trainer", "Trainer, order by length", "Trainer, our batches"
+_DEV = 16
 
 
-def settings_of(init: str, data_dir: Path, max_length: int) -> FinetuneConfig:
+def settings_of(init: str, data_dir: Path, max_length: int, batch_size: int) -> FinetuneConfig:
     """Two epochs without an evaluation between their steps."""
     values = recipe.get_config().to_dict()
-    values |= {"task": "classification", "init": init, "data_dir": str(data_dir), "epochs": 2, "learning_rate": 5e-5}
+    values |= {
+        "task": "classification",
+        "init": init,
+        "data_dir": str(data_dir),
+        "epochs": 2,
+        "learning_rate": 5e-5,
+        "batch_size": batch_size,
+    }
     values |= {"max_length": max_length}
     return from_dict(values)
 
 
 def write_texts(source: Path, folder: Path, examples: int, rows: int) -> None:
-    """The first `examples` texts as a training set, 64 more as dev, and `rows` without labels, over again if needed."""
+    """The first `examples` texts for training, `_DEV` more as dev, and `rows` without labels, over again if needed."""
     with source.open(encoding="utf-8", newline="") as file:
         found = list(csv.DictReader(file))
-    if len(found) < examples + 64:
-        raise UserError(f"--examples {examples}: {source} has {len(found)} rows, and 64 are for the dev set")
+    if len(found) < examples + _DEV:
+        raise UserError(f"--examples {examples}: {source} has {len(found)} rows, and {_DEV} are for the dev set")
     order = np.random.default_rng(0).permutation(len(found))
-    parts = {"train": order[:examples], "dev": order[examples : examples + 64], "test": np.resize(order, rows)}
+    parts = {"train": order[:examples], "dev": order[examples : examples + _DEV], "test": np.resize(order, rows)}
     for name, members in parts.items():
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for i in members:
@@ -116,13 +124,13 @@ def main() -> None:
     if not (python and python.is_file()):
         parser.error(f"{python or 'torch and transformers'}: not there; `make peer` makes an environment that has them")
     if args.smoke:
-        args.examples, args.rows, args.repeats = 64, 70, 1
+        args.examples, args.rows, args.repeats = 24, 70, 1
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_texts(args.data_dir, folder, args.examples, args.rows)
         (folder / "test.jsonl").rename(folder / "texts.jsonl")
-        settings = settings_of(args.init, folder, args.max_length)
+        settings = settings_of(args.init, folder, args.max_length, 8 if args.smoke else 32)
         batches, padding = write_batches(settings, folder)
         shared = {
             "do": "train", "model": args.init, "file": str(folder / "train.jsonl"), "batch_size": settings.batch_size,

@@ -58,8 +58,10 @@ class FileSettings:
 
     @classmethod
     def of(cls, source: Any) -> "FileSettings":
-        """Those of a configuration or of a command's options, but for a training's seed, which must not choose dev."""
-        names = [field.name for field in dataclasses.fields(cls) if field.name != "seed"]
+        """Those that a configuration or a command has, but for a training's seed, which must not choose dev."""
+        names = [
+            field.name for field in dataclasses.fields(cls) if field.name != "seed" and hasattr(source, field.name)
+        ]
         return cls(**{name: getattr(source, name) for name in names})
 
 
