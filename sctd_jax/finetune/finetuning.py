@@ -83,6 +83,7 @@ def finetune(
             made.settings, made.config, made.mesh, made.shape, made.data, made.train
         )  # fmt: skip
         task = TASKS[settings.task]
+        floors = scoring.floors(task, data)
 
         def start(state: TrainState) -> TrainState:
             if settings.random_init:
@@ -107,7 +108,7 @@ def finetune(
             init=lambda: initial_state(config, shape),
             layout=made.layout,
             start=start,
-            describe=lambda state: report.start_table(settings, config, mesh, data, train.per_epoch),
+            describe=lambda state: report.start_table(settings, config, mesh, data, train.per_epoch, floors),
             claim=lambda: claim_workdir(workdir, settings, config, made.origin, made.pretrained.tokenizer_file),
             compile=lambda: compile_programs(made.settled, shape, mesh, made.layout, train.lengths(config.train.steps)),
             program=lambda step: program_name(train.group(step).length),
@@ -140,7 +141,7 @@ def finetune(
             reached = {
                 "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate,
                 "seed": settings.seed, "step": int(state.step), "seconds": read_metrics(workdir)[-1]["seconds"],
-                **scoring.measure(task, data.dev, predictions, data.labels), "floor": scoring.floors(task, data),
+                **scoring.measure(task, data.dev, predictions, data.labels), "floor": floors,
             }  # fmt: skip
             if task.scored and "test" in data.test:
                 on_test = scoring.measure(task, {"test": data.test["test"]}, predictions, data.labels)

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from sctd_jax.config import Config
 from sctd_jax.errors import printable
 from sctd_jax.finetune.config import FinetuneConfig
-from sctd_jax.tasks import scoring
 from sctd_jax.tasks.splits import TaskData
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.train import trainer
@@ -21,9 +20,14 @@ _LABELS = 10  # labels of the user's own that are listed
 
 
 def start_table(
-    settings: FinetuneConfig, config: Config, mesh: Mesh, data: TaskData, steps_per_epoch: int
+    settings: FinetuneConfig,
+    config: Config,
+    mesh: Mesh,
+    data: TaskData,
+    steps_per_epoch: int,
+    floors: Mapping[str, float],
 ) -> list[str]:
-    """Lines that say what is about to run."""
+    """Lines that say what is about to run; `floors` are those of `scoring.floors`."""
     task, model = TASKS[settings.task], config.model
     counts = [f"{len(data.train):,} training", *(f"{len(part):,} {name}" for name, part in data.dev.items())]
     counts += [f"{len(part):,} {name}{'' if task.scored else ' (without labels)'}" for name, part in data.test.items()]
@@ -35,7 +39,7 @@ def start_table(
                   f"{steps_per_epoch:,}), at most {settings.max_length} tokens"),
         ("rate", f"{settings.learning_rate:g}, seed {settings.seed}"),
     ]  # fmt: skip
-    if floors := scoring.floors(task, data):
+    if floors:
         shares = ", ".join(f"{share:.3f}" for share in floors.values())
         what = ("floor", "the score on dev of each word's most frequent label in training")
         what = what if task.floor else ("majority", "the accuracy of the most frequent label on dev")

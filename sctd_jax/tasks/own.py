@@ -18,9 +18,9 @@ from sctd_jax.tasks.task import Task
 _SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
-def _field(record: Record, setting: str, context: Context) -> str:
-    """The user's field of a setting."""
-    field = getattr(context.settings, setting)
+def field_of(record: Record, setting: str, settings: FileSettings) -> str:
+    """The user's field of a setting, which the record has."""
+    field = getattr(settings, setting)
     if field not in record.fields:
         raise UserError(
             f"{record.place}: no field {field!r} (config.{setting}); found {printable(', '.join(record.fields))}"
@@ -32,9 +32,9 @@ def _builder(read: Callable[[Context, Record, str], int | float | None]) -> Buil
     """A builder whose labels `read` finds in the user's field."""
 
     def build(record: Record, context: Context) -> Iterator[Example]:
-        label = None if context.hidden else read(context, record, _field(record, "label_field", context))
+        label = None if context.hidden else read(context, record, field_of(record, "label_field", context.settings))
         settings = ["text_field", "pair_field"] if context.settings.pair_field else ["text_field"]
-        texts = [context.text(record, _field(record, setting, context)) for setting in settings]
+        texts = [context.text(record, field_of(record, setting, context.settings)) for setting in settings]
         yield Example(record.number, *texts, label=label)
 
     return build
@@ -43,11 +43,7 @@ def _builder(read: Callable[[Context, Record, str], int | float | None]) -> Buil
 def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The splits of the user's files or dataset, and their labels."""
     if data_dir.startswith("tfds:"):
-        builder, label = open_tfds(data_dir), settings.label_field
-        names = task.tfds_splits
-        if "validation" not in builder.info.splits:
-            names = dataclasses.replace(names, dev={})
-        splits = tfds_splits(builder, names, label, class_names(builder, label), {})
+        splits = dataset(task, data_dir, settings.label_field, {})
     else:
         paths = (
             {"train": data_dir} if storage.as_path(data_dir).is_file() else files(task.name, data_dir, _SUFFIXES, notes)
@@ -61,6 +57,14 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
         notes.remarks.append(f"{where}: {len(unread)} fields are not read: {printable(', '.join(unread))}")
     splits["train"] = Split(where, rows)
     return splits if "dev" in splits else {**splits, **held_out(where, rows, settings)}, labels
+
+
+def dataset(task: Task, data_dir: str, label: str, fields: dict[str, str]) -> dict[str, Split]:
+    """The splits of a dataset of TFDS, which may have no dev split; arguments as in `tfds_splits`."""
+    builder, names = open_tfds(data_dir), task.tfds_splits
+    if "validation" not in builder.info.splits:
+        names = dataclasses.replace(names, dev={})
+    return tfds_splits(builder, names, label, class_names(builder, label), fields)
 
 
 def files(name: str, folder: str, suffixes: Sequence[str], notes: Notes) -> dict[str, str]:
@@ -101,7 +105,7 @@ def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
     firsts: dict[str, str] = {}  # first place of each label
     types: dict[str, type] = {}
     for row in rows:
-        field = _field(row, "label_field", context)
+        field = field_of(row, "label_field", context.settings)
         label, kind = row.label(field), type(row.value(field))
         firsts.setdefault(label, row.place)
         if types.setdefault(label, kind) is not kind:

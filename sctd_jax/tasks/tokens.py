@@ -4,7 +4,6 @@ Shapes: W words of a sentence, w those of them that have a token, K labels.
 """
 
 import collections
-import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from sctd_jax.errors import UserError, printable
 from sctd_jax.tasks import own
 from sctd_jax.tasks.examples import Context, Example, FileSettings
 from sctd_jax.tasks.files import Note, Record, read_jsonl, text_lines
-from sctd_jax.tasks.splits import Notes, Split, class_names, open_tfds, tfds_splits
+from sctd_jax.tasks.splits import Notes, Split
 from sctd_jax.tasks.task import Task
 
 _COLUMNS = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".tsv", ".txt")
@@ -97,12 +96,8 @@ def _column(setting: str, value: str, otherwise: int) -> int:
 def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The splits of the user's files or dataset, and the labels of the words of training and dev."""
     if data_dir.startswith("tfds:"):
-        builder, names = open_tfds(data_dir), task.tfds_splits
-        if "validation" not in builder.info.splits:
-            names = dataclasses.replace(names, dev={})
         fields = {settings.tokens_field: "tokens", settings.tags_field: "tags"}
-        classes = class_names(builder, settings.tags_field)
-        splits = tfds_splits(builder, names, settings.tags_field, classes, fields)
+        splits = own.dataset(task, data_dir, settings.tags_field, fields)
     else:
         kinds = (*_COLUMNS, ".jsonl")
         paths = (
@@ -141,12 +136,12 @@ def read(path: str, split: str, settings: FileSettings, note: Note) -> Iterator[
         yield from read_columns(path, hidden, settings, note)
     elif path.endswith(".jsonl"):
         for record in read_jsonl(path):
-            for setting in ("tokens_field",) if hidden else ("tokens_field", "tags_field"):
-                if (field := getattr(settings, setting)) not in record.fields:
-                    found = printable(", ".join(record.fields))
-                    raise UserError(f"{record.place}: no field {field!r} (config.{setting}); found {found}")
-            tags = [] if hidden else _labels(record, settings.tags_field)
-            yield Record(record.place, record.number, {"tokens": record.items(settings.tokens_field), "tags": tags})
+            words, *labels = (
+                own.field_of(record, setting, settings)
+                for setting in (("tokens_field",) if hidden else ("tokens_field", "tags_field"))
+            )
+            tags = _labels(record, *labels) if labels else []
+            yield Record(record.place, record.number, {"tokens": record.items(words), "tags": tags})
     else:
         raise UserError(f"{path}: unknown kind of file, expected {', '.join((*_COLUMNS, '.jsonl'))}")
 
