@@ -4,14 +4,16 @@ python benchmarks/finetune_speed.py [--init labels/minilm] [--data-dir labels/ro
     [--repeats 3] [--out DIR] [--smoke]
 
 Fine-tunes `--init` on the texts of `--data-dir` in batches of 32 of up to 128 tokens, by `finetune` as the command
-does it, and by Trainer three times: with its random order of examples, with its order by length, and with our very
-batches. All take turns, and each epoch is the second one, so that nothing is compiled in it. Then predicts `--rows`
-texts by our `predict_file`, and by the pipeline with two sizes of its batches. Wants `make labels` and `make peer`.
-`--smoke` takes few texts, and each thing once.
+does it, and by Trainer four times: with its random order of examples, with its order by length, with our very batches,
+and with those and the huge pages that our command asks glibc for (sctd_jax/huge_pages.py). All take turns, and each
+epoch is the second one, so that nothing is compiled in it. Then predicts `--rows` texts by our `predict_file`, and by
+the pipeline with two sizes of its batches. Wants `make labels` and `make peer`. `--smoke` takes few texts, and each
+thing once.
 """
 
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -35,9 +37,11 @@ from sctd_jax.finetune.batches import assemble
 from sctd_jax.finetune.config import FinetuneConfig, PredictConfig, from_dict
 from sctd_jax.finetune.finetuning import finetune, prepare
 from sctd_jax.finetune.predicting import predict_file
+from sctd_jax.huge_pages import restart_with_huge_pages
 from sctd_jax.interop.exporting import export
 
 OURS, OWN, GROUPED, SAME = "sctd_jax", "Trainer", "Trainer, order by length", "Trainer, our batches"
+HUGE = "Trainer, our batches, huge pages"
 _DEV = 16
 
 
@@ -95,10 +99,11 @@ def write_batches(settings: FinetuneConfig, folder: Path) -> tuple[Path, float]:
     return folder / "batches.npz", 1 - real / whole
 
 
-def ask(python: Path, **asked) -> dict:
-    """The answer of benchmarks/peer_trainer.py."""
+def ask(python: Path, huge_pages: bool = False, **asked) -> dict:
+    """The answer of benchmarks/peer_trainer.py, as a user starts it: without our setting of glibc, or with it."""
     command = [python, ROOT / "benchmarks" / "peer_trainer.py", json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if huge_pages or name != "GLIBC_TUNABLES"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         said = (done.stderr.strip() or "it said nothing").splitlines()[-1]
         raise UserError(f"the peer, benchmarks/peer_trainer.py, ended with status {done.returncode}: {said}")
@@ -136,20 +141,20 @@ def main() -> None:
             "do": "train", "model": args.init, "file": str(folder / "train.jsonl"), "batch_size": settings.batch_size,
             "max_length": settings.max_length, "learning_rate": settings.learning_rate,
         }  # fmt: skip
-        kinds = {OWN: "own", GROUPED: "grouped", SAME: str(batches)}
+        kinds = {OWN: "own", GROUPED: "grouped", SAME: str(batches), HUGE: str(batches)}
         seconds: dict[str, list[float]] = {name: [] for name in (OURS, *kinds)}
         for repeat in range(args.repeats):
             seconds[OURS].append(our_epoch(settings, folder / f"run-{repeat}"))
             jax.clear_caches()
             for name, kind in kinds.items():
-                answer = ask(python, **shared, batches=kind)
+                answer = ask(python, huge_pages=name == HUGE, **shared, batches=kind)
                 seconds[name].append(answer["epoch_seconds"])
         print(f"an epoch of {args.examples:,} examples from {args.init}, {padding:.0%} of our tokens padding; "
               f"{answer['versions']}; seconds, medians of {args.repeats}")  # fmt: skip
         middle = {name: statistics.median(found) for name, found in seconds.items()}
         for name, found in seconds.items():
             ratio = "" if name == OURS else f"  ours / it {middle[OURS] / middle[name]:.2f}"
-            print(f"  {name:26} {middle[name]:7.2f} ({min(found):.2f}-{max(found):.2f}){ratio}")
+            print(f"  {name:33} {middle[name]:7.2f} ({min(found):.2f}-{max(found):.2f}){ratio}")
 
         export(epath.Path(folder / "run-0"), folder / "exported", step=None, force=False, log=lambda line: None)
         rates: dict[str, list[float]] = {}
@@ -167,7 +172,7 @@ def main() -> None:
                 rates.setdefault(f"pipeline, batches of {size}", []).append(answer["rows_per_second"])
     print(f"{args.rows:,} predictions, rows a second (ours with reading the model and compiling, the pipeline's warm)")
     for name, found in rates.items():
-        print(f"  {name:26} {statistics.median(found):7.0f} ({min(found):.0f}-{max(found):.0f})")
+        print(f"  {name:33} {statistics.median(found):7.0f} ({min(found):.0f}-{max(found):.0f})")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         result = {
@@ -178,4 +183,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # sctd_jax.main does the same
     sys.exit(run_command(main))
