@@ -1,6 +1,7 @@
 """sctd_jax: BERT pretraining with token dropping and ScTD in JAX/Flax."""
 
 import importlib.util
+import signal
 import sys
 
 __version__ = "0.1.0"
@@ -15,3 +16,7 @@ if _old or (_wants_jax and importlib.util.find_spec("jax") is None):
     _this = f"this is Python {sys.version_info[0]}.{sys.version_info[1]}, {sys.executable}"
     print(f"error: {_why}; {_this}: use .venv/bin/python, which make venv makes", file=sys.stderr)
     sys.exit(2)
+# A command that is interrupted while its modules are imported ends without a traceback; later `errors.run_command`
+# answers. A background job's shell has it ignored.
+if _command.startswith("sctd_jax.") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -29,6 +29,8 @@ class TryAgainError(UserError):
 
 
 TRY_AGAIN_STATUS = 75  # sysexits.h: a temporary failure; launch/babysit.sh runs the command again on it
+# Requests to stop. A shell's background job ignores Ctrl-C, and one of nohup the end of its terminal: it goes on.
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _CLOUD_LIBRARIES = ("gcsfs", "google", "aiohttp")  # their exceptions have no common base
 _REPEAT_SECONDS = 0.5  # until a signal's exception that was lost is raised again
 
@@ -67,11 +69,11 @@ def run_command(command: Callable[[], int]) -> int:
     """Exit status of a command: its own, or what a message follows.
 
     Those are 2 after a `UserError`, 75 after a `TryAgainError` or a failure of the cloud's libraries, 128 + the signal
-    after SIGTERM or Ctrl-C.
+    after SIGTERM, SIGHUP (the terminal is gone) or Ctrl-C.
 
-    SIGTERM becomes an exception like Ctrl-C, so that temporary files are removed on the way out; the training
-    loop puts its own handlers in the place of both. An exception can be lost where it lands: compiled modules pass over
-    any while they are imported, and so does Python in `__del__`. So each of the two signals starts a timer, and the
+    SIGTERM and SIGHUP become an exception like Ctrl-C, so that temporary files are removed on the way out; the training
+    loop puts its own handlers in the place of theirs. An exception can be lost where it lands: compiled modules pass
+    over any while they are imported, and so does Python in `__del__`. So each of the signals starts a timer, and the
     exception is raised again until the command ends, except while one is being handled: nothing disturbs a clean-up.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -87,9 +89,7 @@ def run_command(command: Callable[[], int]) -> int:
         signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS, _REPEAT_SECONDS)
         raise KeyboardInterrupt
 
-    handled = [signal.SIGTERM, signal.SIGALRM]
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores Ctrl-C
-        handled.append(signal.SIGINT)
+    handled = [signal.SIGALRM, *(number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN)]
     previous = {number: signal.signal(number, interrupt) for number in handled}
     try:
         return command()

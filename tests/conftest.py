@@ -1,6 +1,7 @@
 """Environment of the tests: CPU, eight virtual devices, strict rank promotion, one small set of rows."""
 
 import os
+import signal
 
 from tests import helpers
 
@@ -12,6 +13,8 @@ import pytest
 
 from sctd_jax.data import corpus, prepare
 
+# A shell's background job ignores Ctrl-C, and so would every process of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 for name, value in helpers.COMPILATION_CACHE.items():
     jax.config.update(name.lower(), value)

@@ -109,14 +109,14 @@ def candidates(importance_V, ids, mask=None, *, keys_B=None, num_top=0, state_BN
 
 # One process for many programs, which forks for each after the imports that take the time.
 _FORKING = """
-import importlib, json, os, runpy, signal, sys, tempfile, warnings
+import importlib, json, os, runpy, signal, sys, tempfile, time, warnings
 for module in json.loads(sys.stdin.readline()):
     importlib.import_module(module)
 warnings.simplefilter("ignore", RuntimeWarning)  # JAX's, of forks; it has no threads before its backend
 for line in sys.stdin:
     arguments = json.loads(line)
     files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-    child = os.fork()
+    began, child = time.monotonic(), os.fork()
     if not child:
         for number, descriptor in enumerate([os.open(os.devnull, os.O_RDONLY), *(file.fileno() for file in files)]):
             os.dup2(descriptor, number)
@@ -133,10 +133,11 @@ for line in sys.stdin:
         sys.exit(0)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
     signal.alarm(1200)  # one that hangs ends, and its test fails
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    _, status, used = os.wait4(child, 0)
     signal.alarm(0)
     texts = [(file.seek(0), file.read().decode(errors="replace"), file.close())[1] for file in files]
-    print(json.dumps([status, *texts]), flush=True)
+    used = {"seconds": time.monotonic() - began, "peak_bytes": used.ru_maxrss * 1024}
+    print(json.dumps([os.waitstatus_to_exitcode(status), *texts, used]), flush=True)
 """
 
 
@@ -153,7 +154,10 @@ def forking(
         def run(arguments: list[str]) -> subprocess.CompletedProcess:
             process.stdin.write(json.dumps(arguments) + "\n")
             process.stdin.flush()
-            return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
+            *answer, used = json.loads(process.stdout.readline())
+            done = subprocess.CompletedProcess(arguments, *answer)
+            done.used = used  # 'seconds' and 'peak_bytes'
+            return done
 
         process.stdin.write(json.dumps(preload) + "\n")
         yield run

@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -9,6 +10,8 @@ import pytest
 
 from sctd_jax import errors
 from sctd_jax.errors import TRY_AGAIN_STATUS, TryAgainError, UserError, run_command, say, shown
+from sctd_jax.train.signals import stop_requests
+from tests import helpers
 
 FORGED = "tensor x\nerror: forged\x1b[31m\r\u2028\udcff unknown"
 
@@ -58,13 +61,12 @@ def _lost_twice(signum):
         time.sleep(10)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", errors.STOPPING)
 @pytest.mark.parametrize("lose", [_Closing, _lost_in_a_bare_except, _lost_twice])
 def test_a_signal_whose_exception_is_lost_ends_the_command_all_the_same(capsys, monkeypatch, signum, lose):
     monkeypatch.setattr(errors, "_REPEAT_SECONDS", 0.01)
     monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores Ctrl-C
-    kept = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)]
+    kept = [signal.getsignal(number) for number in (*errors.STOPPING, signal.SIGALRM)]
 
     def command():
         lose(signum)
@@ -74,8 +76,7 @@ def test_a_signal_whose_exception_is_lost_ends_the_command_all_the_same(capsys, 
     assert run_command(command) == 128 + signum
     assert capsys.readouterr().err == f"stopped by signal {signum}; what was saved before is there\n"
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)] == kept
-    signal.signal(signal.SIGINT, before)
+    assert [signal.getsignal(number) for number in (*errors.STOPPING, signal.SIGALRM)] == kept
 
 
 def test_a_repeated_signal_disturbs_no_clean_up_and_no_error_on_the_way_hides_it():
@@ -95,12 +96,37 @@ def test_a_repeated_signal_disturbs_no_clean_up_and_no_error_on_the_way_hides_it
     assert done == ["cleaned"]
 
 
-def test_ctrl_c_that_the_shell_had_ignored_stays_ignored():
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_shell_or_nohup_had_ignored_stays_ignored(signum):
+    def command():
+        signal.raise_signal(signum)
+        with stop_requests() as stop:
+            signal.raise_signal(signum)
+        return 7 if stop.signum is None else stop.signum
+
+    previous = signal.signal(signum, signal.SIG_IGN)
     try:
-        assert run_command(lambda: signal.raise_signal(signal.SIGINT) or 7) == 7
+        assert run_command(command) == 7
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signum, previous)
+
+
+@pytest.mark.parametrize("signum", errors.STOPPING)
+def test_training_is_asked_to_stop_by_the_first_signal_and_interrupted_by_the_second(signum):
+    with stop_requests() as stop:
+        signal.raise_signal(signum)
+        assert stop.signum == signum
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signum)
+
+
+@pytest.mark.parametrize("signum", errors.STOPPING)
+def test_a_signal_while_a_command_imports_its_modules_leaves_no_traceback(signum):
+    """The package is imported, its `main` is not: the modules that it reads stand still here."""
+    code = "import os, sys; sys.orig_argv = ['python', '-m', 'sctd_jax.main']; import sctd_jax; "
+    code += f"os.kill(os.getpid(), {int(signum)}); import time; time.sleep(9)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=helpers.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signum, "")
 
 
 def test_an_error_after_a_lost_signal_is_its_end(capsys):

@@ -137,7 +137,7 @@ app.run(main._main)
         np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_leaves_with_a_message(rows, tmp_path, number):
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "sctd_jax.main", SMALL, f"--workdir={workdir}", f"--config.data.rows={rows}"]

@@ -142,7 +142,7 @@ def test_a_run_that_is_killed_ends_its_tracker_run_which_a_signal_to_all_does_no
     process.stdin.write(json.dumps({"name": "a", "id": "b", "folder": "c", "settings": {}}).encode() + b"\n")
     process.stdin.flush()
     assert json.loads(process.stdout.readline())["id"] == "b"
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         process.send_signal(number)
     process.communicate(timeout=60)  # closes the pipe, as a death does
     assert fake()[-1] == {"status": 137}

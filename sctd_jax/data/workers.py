@@ -35,7 +35,7 @@ def on_cores(function: Callable[[Any], Any], items: Sequence[Any], workers: int)
     running: dict[Any, tuple[Any, multiprocessing.process.BaseProcess]] = {}  # item and process by connection
     try:
         # Signals of the terminal are the parent's; what comes meanwhile comes afterwards.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             for _ in range(workers):
                 here, there = context.Pipe()

@@ -1,10 +1,11 @@
-"""SIGTERM and Ctrl-C as a polite request to stop."""
+"""SIGTERM, Ctrl-C and the end of a terminal as a polite request to stop."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
 
+from sctd_jax.errors import STOPPING
 from sctd_jax.parallel import hosts
 
 
@@ -28,13 +29,13 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Let SIGTERM and SIGINT set `signum` instead of killing inside of the context; a second one interrupts.
+    """Let `STOPPING` signals set `signum` instead of killing inside of the context; a second one interrupts.
 
     Outside the main thread (a notebook's worker) Python delivers no signals, and none is handled. With several
     processes SIGTERM is left to JAX, which tells the others, and Ctrl-C ends this one without saving.
     """
     request = StopRequest()
-    signals = () if hosts.several() else (signal.SIGTERM, signal.SIGINT)
+    signals = () if hosts.several() else [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

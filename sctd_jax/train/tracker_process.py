@@ -135,7 +135,7 @@ LIBRARIES: dict[str, type[Tracker]] = {"wandb": WandB, "mlflow": MLflow, "tracki
 
 def main(name: str, parent: int) -> None:
     """Track what comes on stdin, until its end or the end of the process `parent`."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they stop the run, and this when the run is saved
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they stop the run, and this when the run is saved
         signal.signal(number, signal.SIG_IGN)
     # The pipes move away from where a library reads and prints.
     lines, answers = os.fdopen(os.dup(0)), os.dup(1)

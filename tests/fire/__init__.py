@@ -1,0 +1,1 @@
+"""Damaged, hostile and absurd inputs: each gets one line. A table for each command, `case.py` says what a row is."""

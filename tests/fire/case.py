@@ -1,0 +1,75 @@
+"""A row of the tables, and what its command must and must not do."""
+
+import dataclasses
+import hashlib
+import re
+import shlex
+import string
+import subprocess
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+SECONDS, PEAK_BYTES, LINES = 30, 1_500_000_000, 3  # at most, for each command
+
+
+def nothing(here: Path, base: Path) -> None:
+    """No input of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An input and the answer that it must get.
+
+    `$here` in `command` is the case's own empty folder, which is also where `make` writes; `$base` has what all cases
+    share (tests/test_fire.py: `base`), and no case may change it.
+    """
+
+    name: str  # what is wrong, in a few words
+    command: str  # arguments of python, as in a shell
+    make: Callable[[Path, Path], None] = nothing  # writes the input; (here, base)
+    status: int = 2
+    words: tuple[str, ...] = ()  # stand in what it says
+    new: tuple[str, ...] = ()  # patterns of paths in `here` that may be there afterwards; nothing else may
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Digest of each file in a folder by its path; links as what they lead to, folders and pipes by their kind."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file():
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            found[name] = "folder" if path.is_dir() else "other"
+    return found
+
+
+def arguments(case: Case, here: Path, base: Path) -> list[str]:
+    """Arguments of python for a case. A `$` that begins neither name stays."""
+    places = {"here": str(here), "base": str(base)}
+    return [string.Template(word).safe_substitute(places) for word in shlex.split(case.command)]
+
+
+def faults(case: Case, done: subprocess.CompletedProcess, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """What is wrong with an answer, a line each."""
+    found, said = [], done.stdout + done.stderr
+    if done.returncode != case.status:
+        found.append(f"status {done.returncode}, expected {case.status}")
+    found += [f"{word!r} in what it says" for word in ("Traceback", "panicked at") if word in said]
+    if case.status and len(done.stderr.splitlines()) > LINES:
+        found.append(f"{len(done.stderr.splitlines())} lines of errors")
+    found += [f"{word!r} is not in what it says" for word in case.words if word not in said]
+    if case.status == 2 and not re.search(r"^(error|FATAL)|error: ", done.stderr, re.M):
+        found.append("no error is said")
+    if longest := max((len(line) for line in done.stderr.splitlines()), default=0) > 2000:
+        found.append(f"a line of {longest} characters")
+    if done.used["seconds"] > SECONDS:
+        found.append(f"{done.used['seconds']:.0f} seconds")
+    if done.used["peak_bytes"] > PEAK_BYTES:
+        found.append(f"{done.used['peak_bytes'] / 1e9:.1f} GB")
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    left = [name for name in sorted(changed) if not any(fnmatchcase(name, pattern) for pattern in case.new)]
+    return found + [f"left or changed {name}" for name in left]

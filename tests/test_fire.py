@@ -1,0 +1,52 @@
+"""Damaged, hostile and absurd inputs to every command: one line, and nothing lost (tests/fire/).
+
+A sixth of the cases by default, all of them by `make fire`.
+"""
+
+import importlib
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import helpers
+from tests.fire.case import Case, arguments, contents, faults
+
+TABLES = sorted(path.stem for path in (helpers.ROOT / "tests" / "fire").glob("*.py"))
+CASES = {
+    f"{table}: {case.name}": case
+    for table in TABLES
+    if table not in ("__init__", "case")
+    for case in importlib.import_module(f"tests.fire.{table}").CASES
+}
+CHOSEN = list(CASES) if os.environ.get("FIRE") == "all" else list(CASES)[::6]
+
+
+@pytest.fixture(scope="module")
+def base(rows, speeches, tmp_path_factory) -> Path:
+    """What all cases share: `rows`, a `run` of six steps on them, its `exported`, and `text.txt`."""
+    base = tmp_path_factory.mktemp("base")
+    shutil.copytree(rows, base / "rows")
+    (base / "text.txt").write_text(Path(speeches[0]).read_text()[:50_000])
+    one_layer = " ".join(helpers.ONE_LAYER)
+    for line in (
+        f"sctd_jax.main --config=tests/small.py --workdir=$base/run --config.data.rows=$base/rows {one_layer}",
+        "sctd_jax.interop.huggingface export --workdir $base/run --out $base/exported",
+    ):
+        done = helpers.run_module(*arguments(Case("", line), base, base))
+        assert done.returncode == 0, done.stderr
+    return base
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_it_gets_one_line_and_nothing_is_lost(name, base, tmp_path):
+    case = CASES[name]
+    case.make(tmp_path, base)
+    before, shared = contents(tmp_path), contents(base)
+    environment = helpers.environment() | case.env
+    done = helpers.run_module(*arguments(case, tmp_path, base), env=environment)
+    found = faults(case, done, before, contents(tmp_path))
+    found += [f"the shared {path} is changed" for path, digest in contents(base).items() if shared.get(path) != digest]
+    assert not found, f"{shlex.join(done.args)}\n{found}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
