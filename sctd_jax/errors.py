@@ -4,11 +4,13 @@ Every public function of the package may raise UserError for what that person ca
 exceptions only.
 """
 
+import os
 import re
 import shutil
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 
 
@@ -101,12 +103,19 @@ def run_command(command: Callable[[], int]) -> int:
         cloud = is_clouds(error)
         if not cloud and not isinstance(error, UserError):
             raise
-        print(f"error: {'the bucket failed: ' if cloud else ''}{printable(error)}", file=sys.stderr)
+        print_error(error, "the bucket failed: " if cloud else "")
         return TRY_AGAIN_STATUS if cloud or isinstance(error, TryAgainError) else 2
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def print_error(error: BaseException, before: str = "") -> None:
+    """One line to stderr; with the variable SCTD_DEBUG set, its traceback above it."""
+    if os.environ.get("SCTD_DEBUG"):
+        traceback.print_exception(error)
+    print(f"error: {before}{printable(error)}", file=sys.stderr)
 
 
 def is_clouds(error: BaseException) -> bool:

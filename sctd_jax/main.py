@@ -37,9 +37,13 @@ from ml_collections import ConfigDict, config_flags
 
 from sctd_jax import recipes
 from sctd_jax.config import from_dict
-from sctd_jax.errors import UserError, printable, run_command, say
+from sctd_jax.errors import UserError, print_error, printable, run_command, say
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
+try:
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
+except (flags.Error, UnicodeError) as unread:  # a --flagfile, which ml_collections reads when the flag is defined
+    print_error(unread)
+    sys.exit(2)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
 _MODE = flags.DEFINE_enum("mode", "train", list(recipes.DEFAULT), "What to do.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, told to all.")
@@ -216,7 +220,7 @@ def _parse(argv: list[str]) -> list[str]:
             sys.exit(0)
         return _parse_flags([argv[0], *_with_recipe(arguments, path)], path, config)
     except UserError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
+        print_error(error)
     except (flags.Error, KeyError, AttributeError, OSError, TypeError, ValueError) as error:
         message = (str(error).strip() or repr(error)).splitlines()[-1]
         print(f"error: {printable(message)}; see --help", file=sys.stderr)
@@ -265,6 +269,14 @@ def _parse_flags(argv: list[str], path: str, config: ConfigDict) -> list[str]:
             raise UserError(f"{argument} has no value: write {argument}=VALUE")
         if name == "workdir=":
             raise UserError("--workdir is empty; without it the run lives in runs/<config name>")
+        number = re.match(
+            r"--?config\.([^=]+)=(.*)", argument, re.DOTALL
+        )  # Python reads digits of all scripts, and 1_0
+        if number and recipes.expected(number[1], config).endswith("number") and re.search(r"[^ -~]|_", number[2]):
+            raise UserError(
+                f"--config.{number[1]} must be {recipes.expected(number[1], config)} in the digits 0 to 9, found "
+                f"{printable(number[2])[:80]!r}"
+            )
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:

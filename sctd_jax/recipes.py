@@ -129,14 +129,16 @@ def load(given: str) -> ConfigDict:
         config = function(*arguments)
     except UserError:
         raise
-    except Exception as error:  # a file of the user's can raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a file of the user's can raise anything, or exit
         raise UserError(_failure(path, error)) from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{path}: get_config() must return a ConfigDict, found {printable(repr(config))[:80]}")
+        raise UserError(f"{path}: get_config() must return a ConfigDict, found {type(config).__name__}")
     return config
 
 
-def _failure(path: str, error: Exception) -> str:
+def _failure(path: str, error: BaseException) -> str:
     """The error by the last line of the user's own files that led to it."""
     if isinstance(error, SyntaxError) and error.filename:
         places = [(error.filename, error.lineno)]

@@ -20,7 +20,7 @@ class ModelConfig:
         "bert", "kind of network, a key of model.families.FAMILIES and the model_type of transformers"
     )
     vocab_size: int = field(30522, "pieces of the tokenizer", ONE_OR_MORE)
-    num_layers: int = field(12, "L, layers", ONE_OR_MORE)
+    num_layers: int = field(12, "L, layers", ONE_OR_MORE, most=1000)
     hidden_size: int = field(768, "D, width of a token's state", ONE_OR_MORE)
     num_heads: int = field(12, "attention heads; divides hidden_size", ONE_OR_MORE)
     intermediate_size: int = field(3072, "width inside a feed-forward part, usually 4 x hidden_size", ONE_OR_MORE)
