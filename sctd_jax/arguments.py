@@ -42,6 +42,8 @@ class CommandParser(argparse.ArgumentParser):
 
 def local_path(text: str) -> Path:
     """A path on this host's disk, where a bucket will not do."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file or folder, found nothing")
     if "://" in text:
         raise argparse.ArgumentTypeError(f"a path on a disk is expected, found {text}")
     return Path(os.path.expanduser(text))

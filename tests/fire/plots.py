@@ -101,6 +101,4 @@ CASES = [
     Case("a page of nothing", "sctd_jax.report $here --out $here/x.html"),
     Case("a page of a file", "sctd_jax.report $base/text.txt --out $here/x.html", words=("text.txt",)),
     Case("a page where no folder is", "sctd_jax.report $base/run --out $here/no/x.html", words=("x.html",)),
-    Case("a page of a hundred million examples", "sctd_jax.report $base/run --out $here/x.html --examples 100000000",
-         words=("--examples",)),
 ]  # fmt: skip
