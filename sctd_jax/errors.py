@@ -4,6 +4,7 @@ Every public function of the package may raise UserError for what that person ca
 exceptions only.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -109,6 +110,11 @@ def run_command(command: Callable[[], int]) -> int:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def of_disk(error: OSError) -> type[UserError]:
+    """Kind of error that ends a command: a disk that is full may have room another time."""
+    return TryAgainError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
 
 
 def print_error(error: BaseException, before: str = "") -> None:
