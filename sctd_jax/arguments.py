@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from sctd_jax.errors import printable
+from sctd_jax.errors import brief
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -36,7 +36,7 @@ class CommandParser(argparse.ArgumentParser):
         if unexpected:
             more = f" and {len(unexpected) - 1} more" if unexpected[1:] else ""
             message = f"unexpected argument {unexpected[0]}{more}; an option takes one value, so put a glob into quotes"
-        print(f"error: {printable(message)} (see {self.prog} --help)", file=sys.stderr)
+        print(f"error: {brief(message)} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -50,17 +50,17 @@ def local_path(text: str) -> Path:
 
 
 def number(kind: type, lowest: float, below: float = math.inf) -> Callable[[str], float]:
-    """Reads an int or float that is at least `lowest`, and less than `below`."""
+    """Reads an int or float in ASCII that is at least `lowest`, and less than `below`."""
 
     def read(text: str) -> float:
         try:
-            value = kind(text)
+            value = kind(text if text.isascii() and "_" not in text else "")
         except ValueError:
             words = {int: "a whole number", float: "a number"}[kind]
-            raise argparse.ArgumentTypeError(f"must be {words}, found {text!r}") from None
+            raise argparse.ArgumentTypeError(f"must be {words}, found {text!r:.40}") from None
         if not lowest <= value < below:
             limit = f" and below {below}" if below < math.inf else ""
-            raise argparse.ArgumentTypeError(f"must be at least {lowest}{limit}, found {value}")
+            raise argparse.ArgumentTypeError(f"must be at least {lowest}{limit}, found {text:.40}")
         return value
 
     return read

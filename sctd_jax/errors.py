@@ -35,12 +35,19 @@ TRY_AGAIN_STATUS = 75  # sysexits.h: a temporary failure; launch/babysit.sh runs
 # Requests to stop. A shell's background job ignores Ctrl-C, and one of nohup the end of its terminal: it goes on.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _CLOUD_LIBRARIES = ("gcsfs", "google", "aiohttp")  # their exceptions have no common base
+_LONGEST_LINE = 1500  # characters of a message
 _REPEAT_SECONDS = 0.5  # until a signal's exception that was lost is raised again
 
 
 def printable(text: object) -> str:
     """A text on one line as a terminal may show it: control characters, which files' names can hold, are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def brief(text: object) -> str:
+    """`printable`, without the middle of a text that is longer than anybody reads."""
+    line = printable(text)
+    return line if len(line) <= _LONGEST_LINE else f"{line[:1000]} ... {line[-400:]}"
 
 
 def shown(line: object, columns: int | None = None) -> str:
@@ -121,12 +128,13 @@ def print_error(error: BaseException, before: str = "") -> None:
     """One line to stderr; with the variable SCTD_DEBUG set, its traceback above it."""
     if os.environ.get("SCTD_DEBUG"):
         traceback.print_exception(error)
-    print(f"error: {before}{printable(error)}", file=sys.stderr)
+    print(f"error: {before}{brief(error)}", file=sys.stderr)
 
 
 def is_clouds(error: BaseException) -> bool:
     """Whether a library of the cloud raised it: a bucket has failed, and may answer another time."""
-    return type(error).__module__.partition(".")[0] in _CLOUD_LIBRARIES
+    module = type(error).__module__
+    return module.partition(".")[0] in _CLOUD_LIBRARIES and not module.startswith("google.protobuf")  # a file's
 
 
 def _follows_interrupt(error: BaseException | None) -> bool:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from sctd_jax.arguments import CommandParser, local_path, number
 from sctd_jax.data import tokenizer
-from sctd_jax.data.rows import TRAIN, Metadata, Rows, on_disk, read_metadata
+from sctd_jax.data.rows import TRAIN, Metadata, Rows, fingerprint, on_disk, read_metadata
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable, run_command, say
 
@@ -126,8 +126,8 @@ def _cells(name: str, counts: Mapping[str, Any]) -> Sequence[str]:
     tokens, words, letters = (counts.get(key, 0) for key in ("tokens", "words", "letters"))
     return (
         printable(name),
-        f"{counts['documents']:,}",
-        f"{counts['characters']:,}",
+        f"{counts.get('documents', 0):,}",
+        f"{counts.get('characters', 0):,}",
         f"{tokens:,}" if tokens else "",
         f"{tokens / words:.2f}" if words else "",
         f"{counts['unknown_letters'] / letters:.3%}" if letters else "",
@@ -171,7 +171,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         metadata, folder = read_metadata(args.folder), on_disk(args.folder, say)
-        tok, rows = tokenizer.load(tokenizer.find(folder), kept=True), Rows(folder, TRAIN)
+        fingerprint(folder)  # checks them
+        tok = tokenizer.load(tokenizer.of_rows(folder, metadata.tokenizer_sha256), kept=True)
+        rows = Rows(folder, TRAIN)
         found = measure(rows, tok, args.rows)
         for line in lines(args.folder, metadata, tok, found, rows):
             say(line)
