@@ -30,6 +30,7 @@ def at_least(least: int) -> Bounds:
 
 ONE_OR_MORE = at_least(1)
 _LARGEST = 2**31 - 1  # whole number of 32 bits, in which devices count
+_LARGEST_FLOAT = 3.4e38  # in float32 a larger number is infinite
 LARGEST_SEED = 2**32 - 1  # JAX takes seeds modulo 2^32
 
 
@@ -45,8 +46,8 @@ def field(
     """A field of a configuration, with the meaning that `--help` prints, and bounds of its value beside its type.
 
     `rerun` says whether the run in a workdir may go on with another value. `only` is another field of the section and
-    its values with which this one is read; () where it always is. A whole number is `most` at most, by default the
-    largest of 32 bits, and any number is finite, unless that is infinite.
+    its values with which this one is read; () where it always is. A number is `most` at most, by default the largest
+    of 32 bits, and so finite, unless that is infinite.
     """
     return dataclasses.field(
         default=default, metadata={"meaning": meaning, "bounds": bounds, "rerun": rerun, "only": only, "most": most}
@@ -85,25 +86,28 @@ def fill(where: str, type_: type, values: Mapping[str, Any], *, new: bool = True
     for name in fields:
         if name not in values:
             raise UserError(f"{where}.{name} is missing (a recipe has a value for every field)")
-    return type_(**{name: _value(f"{where}.{name}", field, values[name], new) for name, field in fields.items()})
+    return type_(**{name: checked(f"{where}.{name}", field, values[name], new) for name, field in fields.items()})
 
 
-def _value(where: str, field: dataclasses.Field, value: Any, new: bool) -> Any:
+def checked(where: str, field: dataclasses.Field, value: Any, new: bool = True) -> Any:
+    """A value of a field as above, checked by type, choices and bounds; `where` and `new` as in `fill`."""
     if dataclasses.is_dataclass(field.type):
         return fill(where, field.type, value, new=new)
     choices, bounds = get_args(field.type), field.metadata["bounds"]
     expected = str if choices else field.type
     if expected is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) <= _LARGEST_FLOAT else math.inf
     if type(value) is not expected:
-        raise UserError(f"{where} must be of type {expected.__name__}, found {value!r}")
+        raise UserError(f"{where} must be of type {expected.__name__}, found {value!r:.80}")
     if choices and value not in choices:
-        raise UserError(f"{where} must be one of {', '.join(choices)}; found {value!r}")
-    most = field.metadata["most"] if field.metadata["most"] is not None else _LARGEST
-    if new and expected is float and not math.isfinite(value) and value != most:
+        raise UserError(f"{where} must be one of {', '.join(choices)}; found {value!r:.80}")
+    most = field.metadata["most"]
+    if most is None:
+        most = _LARGEST_FLOAT if expected is float else _LARGEST
+    if new and expected is float and not (abs(value) <= _LARGEST_FLOAT or value == most):
         raise UserError(f"{where} must be a finite number, found {value}")
-    if new and expected is int and abs(value) > most:
-        raise UserError(f"{where} must be at most {most}, found {value}")
+    if new and expected in (int, float) and abs(value) > most:
+        raise UserError(f"{where} must be at most {most}, found {value!r:.80}")
     if bounds and not bounds.hold(value):
         raise UserError(f"{where} {bounds.says}{bounds.found.format(value)}")
     return value

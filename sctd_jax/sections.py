@@ -34,8 +34,8 @@ class ModelConfig:
     )
     attention_dropout: float = field(0.1, "dropout of attention's probabilities", BELOW_ONE)
     activation: Literal["gelu", "gelu_tanh"] = field("gelu", "'gelu' (erf, BERT) or 'gelu_tanh' (Model Garden)")
-    layer_norm_eps: float = field(1e-12, "number added to the variance", POSITIVE)
-    initializer_range: float = field(0.02, "standard deviation of the first weights", POSITIVE)
+    layer_norm_eps: float = field(1e-12, "number added to the variance", POSITIVE, most=1)
+    initializer_range: float = field(0.02, "standard deviation of the first weights", POSITIVE, most=1)
     global_every: int = field(
         1, "layers 0, n, 2n ... attend to all tokens, the others near by (modernbert)", ONE_OR_MORE
     )

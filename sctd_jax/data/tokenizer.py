@@ -1,10 +1,13 @@
 """Tokenizer, one view of SentencePiece models and of Hugging Face `tokenizers` files."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
+import string
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,6 +31,9 @@ _SPACE = "\u2581"  # SentencePiece's mark of a space before the piece
 _SPACE_BYTES = tuple("\u0120\u010a\u0109\u010d\u010b\u010c")  # byte-level BPE's letters for the bytes of white space
 _BYTES = tokenizers.decoders.ByteLevel()
 _ENCODE_TEXTS = 256  # texts encoded at a time where the encodings take many times the memory of the ids
+# Runs at which a regular expression that tries all ways of cutting them gives up, in a tenth of a second.
+_RUNS = [60 * letter + other for letter in string.printable for other in ("", "\u00a7")]
+_PROBED_PIECES = 200
 
 
 class Tokenized(NamedTuple):
@@ -96,13 +102,58 @@ def load(path: str | os.PathLike, *, kept: bool = False) -> Tokenizer:
       kept: whether it lies in a workdir or beside rows, where a kind that is refused today must still open.
     """
     name, content = canonical(path, kept=kept)
-    if name == JSON_FILE:
-        return _hugging_face(content, path, kept)
-    loaded = _sentencepiece(content, path)
-    if not kept:
+    with _quiet(), _failing(path):
+        loaded = _hugging_face(content, path, kept) if name == JSON_FILE else _sentencepiece(content, path)
+        if not kept:
+            _check_use(loaded, path)
+    if name == SENTENCEPIECE_FILE and not kept:
         check_exportable(content, path)
         tokenizer_files.check_sentencepiece(_existing(path), loaded.pieces)
     return loaded
+
+
+@contextlib.contextmanager
+def _failing(path: str | os.PathLike) -> Iterator[None]:
+    """A UserError for what `tokenizers` raises: plain Exception, and a panic of Rust, which is not even one."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"data.tokenizer {path}: not a tokenizer that can be used ({printable(error)[:300]})"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what libraries write on standard error, as Rust does where it panics: an exception says it."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _check_use(loaded: Tokenizer, path: str | os.PathLike) -> None:
+    """Encode probes, so that a tokenizer that fails or knows nothing is refused before any work."""
+    for run in _RUNS:  # one by one: the first that fails says enough
+        loaded.encode([run])
+    step = max(len(loaded.pieces) // _PROBED_PIECES, 1)
+    texts = [*string.ascii_letters, *string.digits, *(loaded.word(i) for i in range(0, len(loaded.pieces), step))]
+    if all((ids_n == loaded.special.unk).all() for ids_n in loaded.encode(texts)):
+        unk = loaded.pieces[loaded.special.unk]
+        raise UserError(f"data.tokenizer {path}: it reads every text as {printable(unk)} or as nothing")
 
 
 def canonical(path: str | os.PathLike, *, kept: bool = False) -> tuple[str, bytes]:
@@ -150,13 +201,10 @@ def _existing(path: str | os.PathLike) -> epath.Path:
 
 def _read(path: epath.Path, kept: bool = False) -> tuple[tokenizers.Tokenizer, list[str]]:
     try:
-        return tokenizer_files.read(path, alone=kept)
-    except UserError:
-        raise
+        with _quiet(), _failing(path):
+            return tokenizer_files.read(path, alone=kept)
     except OSError as error:
         raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
-    except Exception as error:  # `tokenizers` raises plain Exception on JSON it does not understand
-        raise UserError(f"data.tokenizer {path}: not a tokenizer ({printable(error)})") from error
 
 
 def find_published(folder: epath.Path, advice: str) -> epath.Path:
@@ -308,11 +356,13 @@ def _hugging_face(content: bytes, path: str | os.PathLike, kept: bool) -> Tokeni
 
     def ids_of(texts: list[str]) -> Iterator[Sequence[int]]:
         for start in range(0, len(texts), _ENCODE_TEXTS):
-            for encoding in inner.encode_batch_fast(texts[start : start + _ENCODE_TEXTS], add_special_tokens=False):
-                yield encoding.ids
+            with _failing(path):
+                encodings = inner.encode_batch_fast(texts[start : start + _ENCODE_TEXTS], add_special_tokens=False)
+            yield from (encoding.ids for encoding in encodings)
 
     def spans_of(texts: list[str]) -> list[tuple[Sequence[int], Sequence[tuple[int, int]]]]:
-        return [(e.ids, e.offsets) for e in inner.encode_batch(texts, add_special_tokens=False)]
+        with _failing(path):
+            return [(e.ids, e.offsets) for e in inner.encode_batch(texts, add_special_tokens=False)]
 
     separators = 2 if pair == [special.cls, *[special.sep] * 3] else 1
     return Tokenizer(

@@ -4,7 +4,7 @@ Each class takes the vocabulary of a `tokenizer.json`, or of the older files, an
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sentencepiece.sentencepiece_model_pb2 as sentencepiece_model
@@ -29,7 +29,14 @@ _GIVES_WAY = {XLM_R: 3, CAMEMBERT: 1}
 NOT_USED = ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")  # CamembertTokenizer adds them where nothing says others
 _UNK_ID = 3  # XLMRobertaTokenizer has it as a number
 _UNIGRAM, _NORMAL, _UNKNOWN, _CONTROL = 1, 1, 2, 3  # TrainerSpec.ModelType, and SentencePiece.Type
+_MOST_PIECES = 1 << 24
 _ROLES = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+def check_largest(path: epath.Path, ids: Iterable[Any]) -> None:
+    """Check that no id is so large that lists by id, which tokenizers and embeddings are, would fill the memory."""
+    if (largest := max((i for i in ids if isinstance(i, int)), default=0)) >= _MOST_PIECES:
+        raise UserError(f"data.tokenizer {path}: a piece has the id {largest:,}, expected ids below {_MOST_PIECES:,}")
 
 
 def from_merges(path: epath.Path, options: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -43,6 +50,7 @@ def from_merges(path: epath.Path, options: Mapping[str, Any]) -> tokenizers.Toke
     if not isinstance(vocab, dict) or any(line.count(" ") != 1 for line in lines):
         raise UserError(f"data.tokenizer {path}: no vocabulary of byte-level BPE (pieces with their ids, pairs of "
                         f"pieces in {MERGES})")  # fmt: skip
+    check_largest(path, vocab.values())
     pairs = [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
     return _as_class(ROBERTA, tokenizers.Tokenizer(models.BPE(vocab, pairs)), path, options)
 

@@ -87,7 +87,7 @@ def beside(path: epath.Path) -> Beside:
             return {}
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file} cannot be read: {error}") from error
         if not isinstance(found, dict):
             raise UserError(f"{file} cannot be read: expected an object with fields")
@@ -111,8 +111,11 @@ def read(path: epath.Path, alone: bool = False) -> tuple[tokenizers.Tokenizer, l
         inner = tokenizer_classes.from_merges(path, around.options)
     elif path.suffix == ".json":
         content = path.read_bytes().decode("utf-8-sig")
+        fields = json.loads(content)
+        vocab = (fields.get("model") or {}).get("vocab")
+        tokenizer_classes.check_largest(path, vocab.values() if isinstance(vocab, dict) else ())
         inner = tokenizers.Tokenizer.from_str(content)
-        listed = json.loads(content).get("added_tokens") or []
+        listed = fields.get("added_tokens") or []
         _check_ids(path, inner, [(token["id"], token["content"]) for token in listed])
         if name in _BERT:
             _follow_bert(path, inner, around)

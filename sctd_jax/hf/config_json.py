@@ -7,6 +7,7 @@ from typing import Any
 from sctd_jax.config import ModelConfig
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable
+from sctd_jax.fields import checked
 from sctd_jax.hf.names import LAYOUTS, first_position
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
@@ -23,9 +24,11 @@ _SIZES = {
     "intermediate_size": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
+_MODEL = {field.name: field for field in dataclasses.fields(ModelConfig)}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _BASES = {"rope_theta": (_FULL, "global_rope_theta"), "local_rope_theta": (_SLIDING, "local_rope_theta")}
 _EVERY = "global_attn_every_n_layers"
+_SHORTEST = 8  # tokens of a row, as in data.seq_len
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +68,26 @@ def _read_modernbert(found: Mapping[str, Any], wrong: list[str]) -> dict[str, An
         ("embedding_dropout", "mlp_dropout", 0.0), ("classifier_activation", "hidden_activation", "gelu"),
     ):  # fmt: skip
         if found.get(name, default) != found.get(like, default):
-            wrong.append(f"{name} is {found.get(name, default)!r}, supported is that of {like}")
+            wrong.append(f"{name} is {found.get(name, default)!r:.80}, supported is that of {like}")
     kinds, every = found.get("layer_types"), found.get(_EVERY)
     if every is None:  # transformers 5 writes the kinds alone
         every = 3
         if isinstance(kinds, list) and kinds:
             every = kinds.index(_FULL, 1) if _FULL in kinds[1:] else len(kinds)
     if type(every) is not int or every < 1:
-        wrong.append(f"{_EVERY} is {every!r}, expected a number from 1 on")
-    elif kinds not in (None, [_SLIDING if i % every else _FULL for i in range(found["num_hidden_layers"])]):
+        wrong.append(f"{_EVERY} is {every!r:.80}, expected a number from 1 on")
+    elif kinds is not None and (
+        not isinstance(kinds, list)
+        or len(kinds) != found["num_hidden_layers"]
+        or any(kind != (_SLIDING if i % every else _FULL) for i, kind in enumerate(kinds))
+    ):
         wrong.append(
-            f"layer_types are {kinds}, supported is {_FULL} in layers 0, n, 2n ... and {_SLIDING} in the others"
+            f"layer_types are {kinds!s:.80}, supported is {_FULL} in layers 0, n, 2n ... and {_SLIDING} in the others"
         )
     rotary = found.get("rope_parameters") or {}
-    if not isinstance(rotary, dict) or rotary.keys() - {_FULL, _SLIDING}:
-        wrong.append(f"rope_parameters are {rotary}, expected those of {_FULL} and {_SLIDING}")
+    kinds_of_it = rotary.values() if isinstance(rotary, dict) else [rotary]
+    if not all(isinstance(of_kind, dict | None) for of_kind in kinds_of_it) or rotary.keys() - {_FULL, _SLIDING}:
+        wrong.append(f"rope_parameters are {rotary!s:.80}, expected those of {_FULL} and {_SLIDING}")
         rotary = {}
     fields = {"type_vocab_size": 1, "global_every": every}
     for ours, (kind, old) in _BASES.items():
@@ -87,10 +95,12 @@ def _read_modernbert(found: Mapping[str, Any], wrong: list[str]) -> dict[str, An
         fields[ours] = of_kind.pop("rope_theta")
         if of_kind.pop("rope_type", "default") != "default" or of_kind:
             wrong.append(
-                f"rope_parameters of {kind} are {rotary[kind]}, supported is rope_type 'default' with rope_theta"
+                f"rope_parameters of {kind} are {rotary[kind]!s:.80}, supported is rope_type 'default' with rope_theta"
             )
         if not isinstance(fields[ours], int | float):
-            wrong.append(f"{old} is {fields[ours]!r}, expected a number")
+            wrong.append(f"{old} is {fields[ours]!r:.80}, expected a number")
+        else:
+            _read(old, ours, fields[ours], wrong)
     return fields
 
 
@@ -165,32 +175,48 @@ def to_json(model: ModelConfig, special: SpecialIds) -> dict[str, Any]:
     }
 
 
+def _read(theirs: str, ours: str, value: Any, wrong: list[str]) -> Any:
+    """A number that our field holds; what it does not is added to the list."""
+    try:
+        return checked(theirs, _MODEL[ours], value)
+    except UserError as error:
+        wrong.append(str(error))
+
+
 def from_json(found: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Fields of our model section, without `dtype`."""
+    """Fields of our model section, without `dtype`. Every number is within the bounds of its field."""
     family = found.get("model_type") or "bert"  # the first checkpoints have none
-    if family not in LAYOUTS:
-        raise UserError(f"{path}: model_type is {printable(repr(family))}, supported are {', '.join(LAYOUTS)}")
-    fields = _FIELDS[family]
-    wrong = [f"{name} is missing" for name in _SIZES.values() if type(found.get(name)) is not int]
+    if not isinstance(family, str) or family not in LAYOUTS:
+        raise UserError(f"{path}: model_type is {printable(repr(family)):.80}, supported are {', '.join(LAYOUTS)}")
+    fields, layout, wrong, numbers = _FIELDS[family], LAYOUTS[family], [], {}
+    for ours, theirs in _SIZES.items():
+        if found.get(theirs) is None:
+            wrong.append(f"{theirs} is missing")
+        else:
+            numbers[ours] = _read(theirs, ours, found[theirs], wrong)
+    for ours, (theirs, default) in fields.optional.items():
+        numbers[ours] = _read(theirs, ours, found.get(theirs, default), wrong)
     for name, choices in fields.required.items():
         if found.get(name) not in choices:
-            wrong.append(f"{name} is {found.get(name)!r}, supported is {choices[-1]!r}")
+            wrong.append(f"{name} is {found.get(name)!r:.80}, supported is {choices[-1]!r}")
     activation = found.get(fields.activation, "gelu")
     if not isinstance(activation, str) or activation not in fields.activations:
-        wrong.append(f"{fields.activation} is {activation!r}, supported are {', '.join(fields.activations)}")
+        wrong.append(f"{fields.activation} is {activation!r:.80}, supported are {', '.join(fields.activations)}")
     own = {} if wrong else fields.read(found, wrong)
-    if type(pad_id := found.get("pad_token_id", 1)) is not int and LAYOUTS[family].after_padding:
-        wrong.append(f"pad_token_id is {pad_id!r}, expected an id, after which positions begin")
+    pad_id = found.get("pad_token_id", 1)
+    if layout.after_padding and (type(pad_id) is not int or pad_id < 0):
+        wrong.append(f"pad_token_id is {pad_id!r:.80}, expected an id, after which positions begin")
+    if not wrong:
+        width, heads, positions = (numbers[name] for name in ("hidden_size", "num_heads", "max_positions"))
+        if width % heads:
+            wrong.append(f"num_attention_heads ({heads}) must divide hidden_size ({width})")
+        numbers["max_positions"] = positions - first_row(found)
+        if numbers["max_positions"] < _SHORTEST:
+            after = f" after pad_token_id {pad_id}" if layout.after_padding else ""
+            wrong.append(f"max_position_embeddings is {positions}{after}, expected {_SHORTEST} positions at least")
     if wrong:
-        raise UserError(f"{path}: no {LAYOUTS[family].title} that can be imported: {printable('; '.join(wrong))}")
-    return {
-        "family": family,
-        **{ours: found[theirs] for ours, theirs in _SIZES.items()},
-        "max_positions": found["max_position_embeddings"] - first_row(found),
-        **{ours: found.get(theirs, default) for ours, (theirs, default) in fields.optional.items()},
-        "activation": fields.activations[activation],
-        **own,
-    }
+        raise UserError(f"{path}: no {layout.title} that can be imported: {printable('; '.join(wrong))}")
+    return {"family": family, **numbers, "activation": fields.activations[activation], **own}
 
 
 def first_row(found: Mapping[str, Any]) -> int:

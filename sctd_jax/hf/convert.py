@@ -200,7 +200,7 @@ def convert(source: Path) -> Path:
             config.write_text(
                 json.dumps({"model_type": "bert", **json.loads(old.read_text(encoding="utf-8"))}, indent=2)
             )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"cannot write {printable(to)}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)

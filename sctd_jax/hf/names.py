@@ -83,15 +83,23 @@ def from_torch(
 
 
 def shapes(config: ModelConfig) -> dict[Path, jax.ShapeDtypeStruct]:
-    """Shape of each leaf of encoder, MLM head and pooler by its path."""
+    """Shape of each leaf of encoder, MLM head and pooler by its path.
+
+    Two layers are traced, whatever their number: those behind the first are alike.
+    """
+    traced = dataclasses.replace(config, num_layers=min(config.num_layers, 2))
 
     def init() -> Any:
         row_BN, key = jnp.zeros((1, 1), jnp.int32), jax.random.key(0)
-        params = MaskedLm(config, 0, 0).init(key, row_BN, row_BN == 0)["params"]
+        params = MaskedLm(traced, 0, 0).init(key, row_BN, row_BN == 0)["params"]
         pooler = FAMILIES[config.family].summary(config).init(key, jnp.zeros((1, 1, config.hidden_size)))
         return params | {"pooler": pooler["params"]}
 
-    return flatten_dict(jax.eval_shape(init))
+    found = flatten_dict(jax.eval_shape(init))
+    last = {path: shape for path, shape in found.items() if path[:2] == ("encoder", "layer_1")}
+    for i in range(2, config.num_layers):
+        found |= {("encoder", f"layer_{i}", *path[2:]): shape for path, shape in last.items()}
+    return found
 
 
 def shape_in_torch(

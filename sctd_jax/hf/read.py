@@ -121,7 +121,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; it says what the network looks like") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} cannot be read: expected an object with fields, found a {type(found).__name__}")
@@ -149,6 +149,9 @@ def check_tensors(
         second = {name: taken.pop(name) for name in layout.tied if name in taken}
         for name in [name for name in second if layout.tied[name] not in taken]:
             taken[layout.tied[name]] = second.pop(name)
+        beside = [*second.values(), *(theirs for name, theirs in names.items() if name in pooler)]
+        if other := [f"{n} is {kind}" for n in beside if (kind := tensors[n].get_slice(n).get_dtype()) not in _FLOATS]:
+            raise UserError(f"{path}: {listed(other)}, expected {', '.join(_FLOATS)}")
         _check_fit(path, tensors, taken, model, rows, first)
         # All of them, for a file with one such number is damaged, and fine-tuning takes the pooler too.
         broken = [theirs for theirs in names.values() if not _is_finite(tensors[theirs], theirs)]
@@ -240,7 +243,13 @@ def _present_names(path: Path, names: Iterable[str], layout: weights.Layout) -> 
 def _check_fit(
     path: Path, tensors: Mapping[str, Any], found: Mapping[str, str], model: ModelConfig, rows: int, first: int
 ) -> None:
-    shapes, layout = weights.shapes(model), weights.LAYOUTS[model.family]
+    layout = weights.LAYOUTS[model.family]
+    if model.num_layers > len(tensors):  # nothing is made by a number that the file cannot hold
+        raise UserError(
+            f"{path} does not fit the {layout.title} of its config.json; num_hidden_layers is {model.num_layers:,}, "
+            f"but it has {len(tensors):,} tensors in all: most are missing"
+        )
+    shapes = weights.shapes(model)
     expected = {name: weights.shape_in_torch(model, ours, shapes, first) for name, ours in weights.names(model).items()}
     for name in (layout.word, layout.output_bias):
         expected[name] = (rows, *expected[name][1:])
