@@ -20,7 +20,7 @@ from sctd_jax import storage, stored
 from sctd_jax.errors import UserError, say, shown
 
 METRICS_FILE = "metrics.jsonl"
-_FLUSH_SECONDS = 30  # as old as what TensorBoard shows may be
+_FLUSH_SECONDS = 30  # delay of what TensorBoard shows
 Track = Callable[[int, dict[str, float]], None]  # (updates done, values by name)
 
 
