@@ -149,7 +149,7 @@ CASES = [
     ),
     _flags("half of several hosts", f"--config=tests/small.py {_WHERE} --num_processes=2", "coordinator"),
     _flags("no slice to compile for", "--config=tests/small.py --mode=compile", "--topology"),
-    _flags("a slice that is none", "--config=tests/small.py --mode=compile --topology=v9:1x1", "topology"),
+    _flags("a slice that is none", "--config=tests/small.py --mode=compile --topology=v9:1x1"),
     _flags("a utilisation of 7", "--config=tests/small.py --mode=compile --topology=v5e:2x4 --mfu=7", "mfu"),
     _flags("evaluation without a run", f"--config=tests/small.py {_WHERE} --mode=eval", "run"),
     _variable("JAX_PLATFORMS", "nonsense"),

@@ -58,18 +58,20 @@ _LINES = {
     "bytes that are no UTF-8": b'{"step": 4, "seconds": 1.0, "\xff\xfe": 1.0}',
     "zeros": b"\0" * 5000,
 }
-_WARNED = ("damaged line",)
+_WARNED = ("damaged",)
+# Numbers as Python reads them: drawn as far as they can be.
 _FINE = ("a negative step", "NaN", "infinity", "a step beyond 64 bits", "a value beyond floats")
 
 CASES = [
     *(
         Case(f"{name} in the metrics, drawn", f"sctd_jax.plot $here/run {_OUT}", _run(metrics=_line(line)), status=0,
-             words=_WARNED, new=("out.png",))
+             words=() if name in _FINE else _WARNED, new=("out.png",))
         for name, line in _LINES.items()
     ),
     *(
         Case(f"{name} in the metrics, on a page", "sctd_jax.report $here/run --out $here/out.html",
-             _run(metrics=_line(line)), status=0, words=_WARNED, new=("out.html",))
+             _run(metrics=_line(line)), status=0,
+             words=() if name in _FINE else _WARNED, new=("out.html",))
         for name, line in _LINES.items()
     ),
     *(
