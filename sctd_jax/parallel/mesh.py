@@ -75,7 +75,7 @@ def check_memory(mesh: Mesh, model: ModelConfig, train: TrainConfig, length: int
     By what each step needs at the least: float32 parameters with one moment, and the states of rows of `length` tokens
     that enter the layers, once. XLA says what a step takes on top, when it is compiled.
     """
-    stats = mesh.devices.flat[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}  # no others tell theirs
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
     memory = stats.get("bytes_limit", host)
     data, fsdp, tensor = mesh.shape.values()
