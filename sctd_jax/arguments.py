@@ -5,6 +5,7 @@ import difflib
 import itertools
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,12 +50,27 @@ def local_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def picture(text: str) -> Path:
+    """A file on this host's disk whose suffix says the format of a picture."""
+    from matplotlib.backend_bases import FigureCanvasBase  # importing it takes seconds
+
+    path = local_path(text)
+    if path.is_dir() or path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
+        raise argparse.ArgumentTypeError(f"must be a file named as a picture, such as loss.png, found {text!r}")
+    return path
+
+
+def in_plain_digits(text: str) -> bool:
+    """Whether a number is written in 0 to 9: Python reads the digits of all scripts, and 1_0 as ten."""
+    return re.fullmatch(r"[ -^`-~]*", text) is not None  # printable ASCII without _
+
+
 def number(kind: type, lowest: float, below: float = math.inf) -> Callable[[str], float]:
     """Reads an int or float in ASCII that is at least `lowest`, and less than `below`."""
 
     def read(text: str) -> float:
         try:
-            value = kind(text if text.isascii() and "_" not in text else "")
+            value = kind(text if in_plain_digits(text) else "")
         except ValueError:
             words = {int: "a whole number", float: "a number"}[kind]
             raise argparse.ArgumentTypeError(f"must be {words}, found {text!r:.40}") from None

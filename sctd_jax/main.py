@@ -36,6 +36,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sctd_jax import recipes
+from sctd_jax.arguments import in_plain_digits
 from sctd_jax.config import from_dict
 from sctd_jax.errors import UserError, print_error, printable, run_command, say
 
@@ -269,14 +270,11 @@ def _parse_flags(argv: list[str], path: str, config: ConfigDict) -> list[str]:
             raise UserError(f"{argument} has no value: write {argument}=VALUE")
         if name == "workdir=":
             raise UserError("--workdir is empty; without it the run lives in runs/<config name>")
-        number = re.match(
-            r"--?config\.([^=]+)=(.*)", argument, re.DOTALL
-        )  # Python reads digits of all scripts, and 1_0
-        if number and recipes.expected(number[1], config).endswith("number") and re.search(r"[^ -~]|_", number[2]):
-            raise UserError(
-                f"--config.{number[1]} must be {recipes.expected(number[1], config)} in the digits 0 to 9, found "
-                f"{printable(number[2])[:80]!r}"
-            )
+        field = re.match(r"--?config\.([^=]+)=(.*)", argument, re.DOTALL)
+        expected = recipes.expected(field[1], config) if field else ""
+        if field and expected.endswith("number") and not in_plain_digits(field[2]):
+            found = printable(field[2])[:80]
+            raise UserError(f"--config.{field[1]} must be {expected} in the digits 0 to 9, found {found!r}")
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:

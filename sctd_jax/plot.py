@@ -19,13 +19,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from etils import epath
 from matplotlib.artist import Artist
-from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from sctd_jax import storage
-from sctd_jax.arguments import CommandParser, local_path
+from sctd_jax.arguments import CommandParser, picture
 from sctd_jax.errors import UserError, printable, run_command, say
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
@@ -188,14 +187,6 @@ def _metrics(lines: list[dict[str, Any]]) -> str:
     """The metrics of a fine-tuning's score."""
     found = dict.fromkeys(name for line in lines for name in line if name.startswith("eval/"))
     return ", ".join(name.removeprefix("eval/") for name in found if name != "eval/score")
-
-
-def picture(text: str) -> Path:
-    """A file on a disk whose suffix says the format of a picture."""
-    path = local_path(text)
-    if path.is_dir() or path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
-        raise argparse.ArgumentTypeError(f"must be a file named as a picture, such as loss.png, found {text!r}")
-    return path
 
 
 def _loss(text: str) -> float:

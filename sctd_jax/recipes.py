@@ -127,9 +127,7 @@ def load(given: str) -> ConfigDict:
             does = "does not take what is behind the colon" if colon else f"needs an argument: --config={path}:ARGUMENT"
             raise UserError(f"--config={given}: get_config{inspect.signature(function)} {does}") from None
         config = function(*arguments)
-    except UserError:
-        raise
-    except KeyboardInterrupt:
+    except (UserError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a file of the user's can raise anything, or exit
         raise UserError(_failure(path, error)) from error

@@ -11,6 +11,7 @@ from typing import Literal
 
 from sctd_jax.fields import BELOW_ONE, LARGEST_SEED, NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, SHARE, Bounds, at_least, field
 
+SHORTEST_ROW = 8  # tokens
 LONGEST_ROW = 1 << 17  # tokens, so that what preparation holds of some rows stays below a GB
 LARGEST_VOCABULARY = 1 << 24  # pieces; trainers of tokenizers count in 32 bits, and loop for ever near their end
 
@@ -142,7 +143,7 @@ class DataConfig:
     )
     rows: str = field("", "folder that data.prepare wrote; '' prepares `input` under prepared_dir", rerun=True)
     prepared_dir: str = field("data/prepared", "folder of the rows that are prepared from `input`", rerun=True)
-    seq_len: int = field(512, "N, tokens of a row", at_least(8), most=LONGEST_ROW)
+    seq_len: int = field(512, "N, tokens of a row", at_least(SHORTEST_ROW), most=LONGEST_ROW)
     seq_len_schedule: str = field(
         "", "'STEP:N,...': tokens of a row from each step on, seq_len at most; evaluations have seq_len"
     )

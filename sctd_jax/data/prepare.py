@@ -52,7 +52,7 @@ from sctd_jax.data.rows import (
 )
 from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.fields import LARGEST_SEED, fill
-from sctd_jax.sections import LARGEST_VOCABULARY, LONGEST_ROW
+from sctd_jax.sections import LARGEST_VOCABULARY, LONGEST_ROW, SHORTEST_ROW
 
 _NOT_OF_THE_ROWS = ("rows", "prepared_dir", "seq_len_schedule", "shuffle", "cache_gb")
 _LEAST_PIECES = 6  # five special ones and a letter
@@ -325,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", required=True, help="folder to write, which must not exist")
     pieces = number(int, _LEAST_PIECES, LARGEST_VOCABULARY + 1)
     add("--vocab-size", type=pieces, help="default that of --tokenizer, or 30522")
-    add("--seq-len", type=number(int, 8, LONGEST_ROW + 1), default=512, help="tokens of a row")
+    add("--seq-len", type=number(int, SHORTEST_ROW, LONGEST_ROW + 1), default=512, help="tokens of a row")
     kinds = "SentencePiece model, tokenizer.json, vocab.txt, vocab.json or a folder with one; none: train one"
     add("--tokenizer", default="", metavar="MODEL", help=kinds)
     add("--tokenizer-type", choices=("unigram", "bpe", "byte_bpe"), default="unigram")

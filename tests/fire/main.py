@@ -107,7 +107,7 @@ CASES = [
     _recipe("is no UTF-8", b"x = '\xff'\n", "recipe.py"),
     _recipe("is a picture", bytes(range(256)) * 20, "recipe.py"),
     _recipe("is nested deep", "x = " + "[" * 10_000 + "]" * 10_000 + "\n", "recipe.py"),
-    Case("a recipe that is a folder", f"sctd_jax.main --config=$here {_WHERE}", words=("$here",)[:0]),
+    Case("a recipe that is a folder", f"sctd_jax.main --config=$here {_WHERE}"),
     _flags("no arguments", "", "--config"),
     _flags("a stray argument", f"--config=tests/small.py {_WHERE} stray", "stray"),
     _flags("help", "--help", status=0),
