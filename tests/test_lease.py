@@ -109,8 +109,11 @@ def test_without_locks_a_living_owner_is_noticed_and_one_that_stood_still_stops(
     with lease.hold(epath.Path(tmp_path), "training") as check:
         with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
             take(tmp_path)
-        record(tmp_path / lease.LEASE_FILE, host="node8\n\x1b[31merror")
-        time.sleep(0.12)  # the thread leaves the other's record alone
+        for _ in range(20):  # the thread may stand between its reading and its writing; then the other writes again
+            record(tmp_path / lease.LEASE_FILE, host="node8\n\x1b[31merror")
+            time.sleep(0.12)  # it leaves the other's record alone
+            if "node8" in (tmp_path / lease.LEASE_FILE).read_text():
+                break
         with pytest.raises(UserError, match=r"taken over by process 12 on node8\\n\\x1b"):
             check()
     assert (tmp_path / lease.LEASE_FILE).exists()
