@@ -16,6 +16,7 @@ from sctd_jax.tasks.splits import Notes, Split, class_names, open_tfds, tfds_spl
 from sctd_jax.tasks.task import Task
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl")
+_MISSING = ("nan", "<na>", "nat")  # pandas'
 
 
 def field_of(record: Record, setting: str, settings: FileSettings) -> str:
@@ -123,10 +124,15 @@ def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
 def check_spellings(firsts: Mapping[str, str]) -> None:
     """Check that no two labels, each with its first place, are spellings of one, which would be two classes.
 
-    Spellings differ in case, white space or Unicode's form only, or as 1 and 1.0 do.
+    None of them is a missing value's either. Spellings differ in case, white space or Unicode's form only, or as 1 and 1.0 do.
     """
     spelled: dict[str, str] = {}
     for label, place in firsts.items():
+        if label.strip().casefold() in _MISSING:
+            raise UserError(
+                f"{place}: the label {label!r} is how tables write that there is none; leave out the rows without a "
+                "label, or call the class otherwise"
+            )
         plain = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
         other = spelled.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", plain), label)
         if other != label:
