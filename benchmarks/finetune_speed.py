@@ -7,8 +7,8 @@ Fine-tunes `--init` on the texts of `--data-dir` in batches of 32 of up to 128 t
 does it, and by Trainer four times: with its random order of examples, with its order by length, with our very batches,
 and with those and the huge pages that our command asks glibc for (sctd_jax/huge_pages.py). All take turns, and each
 epoch is the second one, so that nothing is compiled in it. Then predicts `--rows` texts by our `predict_file`, and by
-the pipeline with two sizes of its batches. Wants `make labels` and `make peer`. `--smoke` takes few texts, and each
-thing once.
+the pipeline with two sizes of its batches. Wants `make labels` and `make peer`. `--smoke` takes few texts, half of
+the peers, and each thing once.
 """
 
 import csv
@@ -142,6 +142,8 @@ def main() -> None:
             "max_length": settings.max_length, "learning_rate": settings.learning_rate,
         }  # fmt: skip
         kinds = {OWN: "own", GROUPED: "grouped", SAME: str(batches), HUGE: str(batches)}
+        if args.smoke:  # a start of torch each
+            kinds = {GROUPED: "grouped", HUGE: str(batches)}
         seconds: dict[str, list[float]] = {name: [] for name in (OURS, *kinds)}
         for repeat in range(args.repeats):
             seconds[OURS].append(our_epoch(settings, folder / f"run-{repeat}"))
@@ -166,7 +168,7 @@ def main() -> None:
             began = time.perf_counter()
             predict_file(config, folder / f"predicted-{repeat}.jsonl", lambda line: None)
             rates.setdefault("sctd_jax, all", []).append(args.rows / (time.perf_counter() - began))
-            for size in (8, 64):
+            for size in (8,) if args.smoke else (8, 64):
                 answer = ask(python, do="predict", model=str(folder / "exported"), file=str(folder / "texts.jsonl"),
                              max_length=settings.max_length, batch_size=size)  # fmt: skip
                 rates.setdefault(f"pipeline, batches of {size}", []).append(answer["rows_per_second"])

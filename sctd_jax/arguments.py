@@ -5,12 +5,13 @@ import difflib
 import itertools
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from sctd_jax.errors import printable
+from sctd_jax.errors import brief
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -36,29 +37,46 @@ class CommandParser(argparse.ArgumentParser):
         if unexpected:
             more = f" and {len(unexpected) - 1} more" if unexpected[1:] else ""
             message = f"unexpected argument {unexpected[0]}{more}; an option takes one value, so put a glob into quotes"
-        print(f"error: {printable(message)} (see {self.prog} --help)", file=sys.stderr)
+        print(f"error: {brief(message)} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
 
 def local_path(text: str) -> Path:
     """A path on this host's disk, where a bucket will not do."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file or folder, found nothing")
     if "://" in text:
         raise argparse.ArgumentTypeError(f"a path on a disk is expected, found {text}")
     return Path(os.path.expanduser(text))
 
 
+def picture(text: str) -> Path:
+    """A file on this host's disk whose suffix says the format of a picture."""
+    from matplotlib.backend_bases import FigureCanvasBase  # importing it takes seconds
+
+    path = local_path(text)
+    if path.is_dir() or path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
+        raise argparse.ArgumentTypeError(f"must be a file named as a picture, such as loss.png, found {text!r}")
+    return path
+
+
+def in_plain_digits(text: str) -> bool:
+    """Whether a number is written in 0 to 9: Python reads the digits of all scripts, and 1_0 as ten."""
+    return re.fullmatch(r"[ -^`-~]*", text) is not None  # printable ASCII without _
+
+
 def number(kind: type, lowest: float, below: float = math.inf) -> Callable[[str], float]:
-    """Reads an int or float that is at least `lowest`, and less than `below`."""
+    """Reads an int or float in ASCII that is at least `lowest`, and less than `below`."""
 
     def read(text: str) -> float:
         try:
-            value = kind(text)
+            value = kind(text if in_plain_digits(text) else "")
         except ValueError:
             words = {int: "a whole number", float: "a number"}[kind]
-            raise argparse.ArgumentTypeError(f"must be {words}, found {text!r}") from None
+            raise argparse.ArgumentTypeError(f"must be {words}, found {text!r:.40}") from None
         if not lowest <= value < below:
             limit = f" and below {below}" if below < math.inf else ""
-            raise argparse.ArgumentTypeError(f"must be at least {lowest}{limit}, found {value}")
+            raise argparse.ArgumentTypeError(f"must be at least {lowest}{limit}, found {text:.40}")
         return value
 
     return read

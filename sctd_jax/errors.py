@@ -4,11 +4,14 @@ Every public function of the package may raise UserError for what that person ca
 exceptions only.
 """
 
+import errno
+import os
 import re
 import shutil
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 
 
@@ -32,12 +35,19 @@ TRY_AGAIN_STATUS = 75  # sysexits.h: a temporary failure; launch/babysit.sh runs
 # Requests to stop. A shell's background job ignores Ctrl-C, and one of nohup the end of its terminal: it goes on.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _CLOUD_LIBRARIES = ("gcsfs", "google", "aiohttp")  # their exceptions have no common base
+_LONGEST_LINE = 1500  # characters of a message
 _REPEAT_SECONDS = 0.5  # until a signal's exception that was lost is raised again
 
 
 def printable(text: object) -> str:
     """A text on one line as a terminal may show it: control characters, which files' names can hold, are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def brief(text: object) -> str:
+    """`printable`, without the middle of a text that is longer than anybody reads."""
+    line = printable(text)
+    return line if len(line) <= _LONGEST_LINE else f"{line[:1000]} ... {line[-400:]}"
 
 
 def shown(line: object, columns: int | None = None) -> str:
@@ -101,7 +111,7 @@ def run_command(command: Callable[[], int]) -> int:
         cloud = is_clouds(error)
         if not cloud and not isinstance(error, UserError):
             raise
-        print(f"error: {'the bucket failed: ' if cloud else ''}{printable(error)}", file=sys.stderr)
+        print_error(error, "the bucket failed: " if cloud else "")
         return TRY_AGAIN_STATUS if cloud or isinstance(error, TryAgainError) else 2
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -109,9 +119,22 @@ def run_command(command: Callable[[], int]) -> int:
             signal.signal(number, handler)
 
 
+def of_disk(error: OSError) -> type[UserError]:
+    """Kind of error that ends a command: a disk that is full may have room another time."""
+    return TryAgainError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
+
+
+def print_error(error: BaseException, before: str = "") -> None:
+    """One line to stderr; with the variable SCTD_DEBUG set, its traceback above it."""
+    if os.environ.get("SCTD_DEBUG"):
+        traceback.print_exception(error)
+    print(f"error: {before}{brief(error)}", file=sys.stderr)
+
+
 def is_clouds(error: BaseException) -> bool:
     """Whether a library of the cloud raised it: a bucket has failed, and may answer another time."""
-    return type(error).__module__.partition(".")[0] in _CLOUD_LIBRARIES
+    module = type(error).__module__
+    return module.partition(".")[0] in _CLOUD_LIBRARIES and not module.startswith("google.protobuf")  # a file's
 
 
 def _follows_interrupt(error: BaseException | None) -> bool:

@@ -30,7 +30,7 @@ def at_least(least: int) -> Bounds:
 
 ONE_OR_MORE = at_least(1)
 _LARGEST = 2**31 - 1  # whole number of 32 bits, in which devices count
-_LARGEST_FLOAT = 3.4e38  # in float32 a larger number is infinite
+_LARGEST_FLOAT = 3.4e38  # beyond it float32 is infinite
 LARGEST_SEED = 2**32 - 1  # JAX takes seeds modulo 2^32
 
 

@@ -36,10 +36,15 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sctd_jax import recipes
+from sctd_jax.arguments import in_plain_digits
 from sctd_jax.config import from_dict
-from sctd_jax.errors import UserError, printable, run_command, say
+from sctd_jax.errors import UserError, print_error, printable, run_command, say
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
+try:
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
+except (flags.Error, UnicodeError) as unread:  # a --flagfile, which ml_collections reads when the flag is defined
+    print_error(unread)
+    sys.exit(2)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
 _MODE = flags.DEFINE_enum("mode", "train", list(recipes.DEFAULT), "What to do.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, told to all.")
@@ -216,7 +221,7 @@ def _parse(argv: list[str]) -> list[str]:
             sys.exit(0)
         return _parse_flags([argv[0], *_with_recipe(arguments, path)], path, config)
     except UserError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
+        print_error(error)
     except (flags.Error, KeyError, AttributeError, OSError, TypeError, ValueError) as error:
         message = (str(error).strip() or repr(error)).splitlines()[-1]
         print(f"error: {printable(message)}; see --help", file=sys.stderr)
@@ -265,6 +270,11 @@ def _parse_flags(argv: list[str], path: str, config: ConfigDict) -> list[str]:
             raise UserError(f"{argument} has no value: write {argument}=VALUE")
         if name == "workdir=":
             raise UserError("--workdir is empty; without it the run lives in runs/<config name>")
+        field = re.match(r"--?config\.([^=]+)=(.*)", argument, re.DOTALL)
+        expected = recipes.expected(field[1], config) if field else ""
+        if field and expected.endswith("number") and not in_plain_digits(field[2]):
+            found = printable(field[2])[:80]
+            raise UserError(f"--config.{field[1]} must be {expected} in the digits 0 to 9, found {found!r}")
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:

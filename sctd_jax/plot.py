@@ -24,8 +24,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from sctd_jax import storage
-from sctd_jax.arguments import CommandParser, local_path
-from sctd_jax.errors import UserError, run_command, say
+from sctd_jax.arguments import CommandParser, picture
+from sctd_jax.errors import UserError, printable, run_command, say
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
 _MARKERS = "osD^v<>PX*"
@@ -77,7 +77,7 @@ def save(figure: Figure, entries: Mapping[str, Artist], file: Path | IO[bytes], 
 
 def put_legend(figure: Figure, entries: Mapping[str, Artist]) -> None:
     """A legend below the axes, where it hides nothing; the figure grows by it. Labels appear as they are."""
-    labels = [textwrap.fill(label, _LONGEST_LABEL) for label in entries]
+    labels = [textwrap.fill(printable(label), _LONGEST_LABEL) for label in entries]
     longest = max(len(line) for label in labels for line in label.splitlines())
     columns = min(len(labels), max(_LEGEND_COLUMNS * figure.get_figwidth() / 11 // (longest + 8), 1))
     height = math.ceil(len(labels) / columns) * max(label.count("\n") + 1 for label in labels)
@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
     parser = CommandParser(prog="python -m sctd_jax.plot", description=__doc__.split("\n")[0])
     parser.add_argument("workdirs", nargs="+")
-    parser.add_argument("--out", type=local_path, default=Path("loss.png"))
+    parser.add_argument("--out", type=picture, default=Path("loss.png"))
     parser.add_argument(
         "--ymax", type=_loss, help="end of the loss axis; inf shows all; default the last three quarters of a run"
     )

@@ -127,16 +127,16 @@ def load(given: str) -> ConfigDict:
             does = "does not take what is behind the colon" if colon else f"needs an argument: --config={path}:ARGUMENT"
             raise UserError(f"--config={given}: get_config{inspect.signature(function)} {does}") from None
         config = function(*arguments)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:  # a file of the user's can raise anything
+    except BaseException as error:  # a file of the user's can raise anything, or exit
         raise UserError(_failure(path, error)) from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{path}: get_config() must return a ConfigDict, found {printable(repr(config))[:80]}")
+        raise UserError(f"{path}: get_config() must return a ConfigDict, found {type(config).__name__}")
     return config
 
 
-def _failure(path: str, error: Exception) -> str:
+def _failure(path: str, error: BaseException) -> str:
     """The error by the last line of the user's own files that led to it."""
     if isinstance(error, SyntaxError) and error.filename:
         places = [(error.filename, error.lineno)]

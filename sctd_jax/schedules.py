@@ -30,11 +30,11 @@ def beyond(field: str, schedule: str, steps: int) -> list[str]:
 
 def check(field: str, schedule: str, what: str, kind: type) -> None:
     """Refuse a text that is no schedule; `what` names its values in the message."""
-    value = "[0-9]+" if kind is int else r"[0-9]*\.?[0-9]+"
-    whole = re.fullmatch(rf"0:{value}(,[0-9]+:{value}){{0,{MOST - 1}}}", schedule)
+    value = "[0-9]{1,10}" if kind is int else r"[0-9]{0,10}\.?[0-9]{1,20}"
+    whole = re.fullmatch(rf"0:{value}(,[0-9]{{1,10}}:{value}){{0,{MOST - 1}}}", schedule)
     starts = [step for step, _ in parse(schedule, kind)] if whole else []
     require(
         bool(starts) and starts == sorted(set(starts)),
         field,
-        f"must be STEP:{what},STEP:{what},... with at most {MOST} ascending steps from 0 on, found {schedule!r}",
+        f"must be STEP:{what},STEP:{what},... with at most {MOST} ascending steps from 0 on, found {schedule!r:.80}",
     )

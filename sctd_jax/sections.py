@@ -11,6 +11,10 @@ from typing import Literal
 
 from sctd_jax.fields import BELOW_ONE, LARGEST_SEED, NOT_NEGATIVE, ONE_OR_MORE, POSITIVE, SHARE, Bounds, at_least, field
 
+SHORTEST_ROW = 8  # tokens
+LONGEST_ROW = 1 << 17  # tokens, so that what preparation holds of some rows stays below a GB
+LARGEST_VOCABULARY = 1 << 24  # pieces; trainers of tokenizers count in 32 bits, and loop for ever near their end
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -19,8 +23,8 @@ class ModelConfig:
     family: Literal["bert", "roberta", "xlm-roberta", "camembert", "modernbert"] = field(
         "bert", "kind of network, a key of model.families.FAMILIES and the model_type of transformers"
     )
-    vocab_size: int = field(30522, "pieces of the tokenizer", ONE_OR_MORE)
-    num_layers: int = field(12, "L, layers", ONE_OR_MORE)
+    vocab_size: int = field(30522, "pieces of the tokenizer", ONE_OR_MORE, most=LARGEST_VOCABULARY)
+    num_layers: int = field(12, "L, layers", ONE_OR_MORE, most=1000)
     hidden_size: int = field(768, "D, width of a token's state", ONE_OR_MORE)
     num_heads: int = field(12, "attention heads; divides hidden_size", ONE_OR_MORE)
     intermediate_size: int = field(3072, "width inside a feed-forward part, usually 4 x hidden_size", ONE_OR_MORE)
@@ -127,7 +131,9 @@ class MaskingConfig:
 class DataConfig:
     """Text and how it becomes rows of N tokens."""
 
-    input: str = field("", "sources separated by commas; '' is the embedded trial corpus", rerun=True)
+    input: str = field(
+        "", "sources separated by commas, '\\,' within a name; '': the embedded trial corpus", rerun=True
+    )
     text_field: str = field("text", "field or column with the text; 'article.body' for one within another", rerun=True)
     encoding: str = field(
         "", "encoding of text files without a byte order mark, such as latin-1; '': UTF-8", rerun=True
@@ -137,7 +143,7 @@ class DataConfig:
     )
     rows: str = field("", "folder that data.prepare wrote; '' prepares `input` under prepared_dir", rerun=True)
     prepared_dir: str = field("data/prepared", "folder of the rows that are prepared from `input`", rerun=True)
-    seq_len: int = field(512, "N, tokens of a row", at_least(8))
+    seq_len: int = field(512, "N, tokens of a row", at_least(SHORTEST_ROW), most=LONGEST_ROW)
     seq_len_schedule: str = field(
         "", "'STEP:N,...': tokens of a row from each step on, seq_len at most; evaluations have seq_len"
     )

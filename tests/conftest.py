@@ -13,8 +13,9 @@ import pytest
 
 from sctd_jax.data import corpus, prepare
 
-# A shell's background job ignores Ctrl-C, and so would every process of the tests.
+# A background job ignores Ctrl-C, one of nohup the end of its terminal, and so would all processes of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 for name, value in helpers.COMPILATION_CACHE.items():
     jax.config.update(name.lower(), value)

@@ -132,7 +132,7 @@ for line in sys.stdin:
             runpy.run_path(kind, run_name="__main__")
         sys.exit(0)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    signal.alarm(1200)  # one that hangs ends, and its test fails
+    signal.alarm(int(os.environ.get("SECONDS_OF_A_FORK", 1200)))  # one that hangs ends, and its test fails
     _, status, used = os.wait4(child, 0)
     signal.alarm(0)
     texts = [(file.seek(0), file.read().decode(errors="replace"), file.close())[1] for file in files]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import helpers
-from tests.fire.case import Case, arguments, contents, faults
+from tests.fire.case import SECONDS, Case, arguments, contents, faults
 
 TABLES = sorted(path.stem for path in (helpers.ROOT / "tests" / "fire").glob("*.py"))
 CASES = {
@@ -45,7 +45,7 @@ def test_it_gets_one_line_and_nothing_is_lost(name, base, tmp_path):
     case = CASES[name]
     case.make(tmp_path, base)
     before, shared = contents(tmp_path), contents(base)
-    environment = helpers.environment() | case.env
+    environment = helpers.environment() | case.env | {"SECONDS_OF_A_FORK": str(2 * SECONDS)}
     done = helpers.run_module(*arguments(case, tmp_path, base), env=environment)
     found = faults(case, done, before, contents(tmp_path))
     found += [f"the shared {path} is changed" for path, digest in contents(base).items() if shared.get(path) != digest]

@@ -264,3 +264,21 @@ def test_main_starts_again_with_huge_pages_unless_told_otherwise():
             [sys.executable, "-c", code], env=environment | given, cwd=helpers.ROOT, capture_output=True, text=True
         )
         assert done.stdout.strip() == expected, done.stderr
+
+
+@pytest.mark.parametrize("kilobytes", [200, 500])
+def test_a_full_disk_is_one_line_whatever_meets_it_first(rows, tmp_path, kilobytes):
+    """At 200 kB what the workdir holds before training, at 500 the metrics, in a log of every step."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        often = ["--config.train.log_every=1", "--config.train.eval_every=9999", "--config.train.checkpoint_every=9999"]
+        done = run(disk / "run", rows, *helpers.ONE_LAYER, "--config.train.steps=5000", *often, code=TRY_AGAIN_STATUS)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert done.stderr.startswith(f"error: workdir {disk}/run: ")
+    assert "No space left" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -255,6 +255,19 @@ def test_a_batch_model_or_mesh_that_does_not_fit_the_devices_is_refused(override
         meshes.check_sizes(meshes.make_mesh(config.mesh), config.model, config.train)
 
 
+def test_what_cannot_fit_is_refused_by_arithmetic_and_predictions_need_no_moments(monkeypatch):
+    """Four layers of width 4,096 with 30,522 pieces are 1.6 GB; 8 local devices share the host's memory."""
+    config = helpers.config(model__vocab_size=30522, model__hidden_size=4096)
+    mesh = meshes.make_mesh(config.mesh, jax.devices()[:1])
+    monkeypatch.setattr(meshes.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 16 * 10**9 // 4096)
+    meshes.check_memory(mesh, config.model, config.train, 8, trained=False)
+    with pytest.raises(UserError, match=r"a device has 2.0 GB, and the parameters with one moment take 3.2 GB"):
+        meshes.check_memory(mesh, config.model, config.train, 8)
+    many = dataclasses.replace(config.train, batch_size=10**9)
+    with pytest.raises(UserError, match="states of 1,000,000,000 rows"):
+        meshes.check_memory(mesh, helpers.config().model, many, 8)
+
+
 def test_masks_are_the_same_for_one_two_and_eight_devices():
     tokens = np.asarray(helpers.random_rows(8))
     batches = []

@@ -164,11 +164,11 @@ def test_a_folder_without_metrics_is_named(tmp_path, capsys):
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path, capsys):
     write(tmp_path / "run", [record(1, 10.0, **{"train/loss": 1.0})])
-    for out in ("loss.xyz", "nowhere/loss.png"):
-        assert plot.main([str(tmp_path / "run"), "--out", str(tmp_path / out)]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"error: cannot write {tmp_path / out}: ")
-        assert error.count("\n") == 1
+    out = tmp_path / "nowhere" / "loss.png"
+    assert plot.main([str(tmp_path / "run"), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: cannot write {out}: ")
+    assert error.count("\n") == 1
 
 
 def test_the_writer_goes_on_after_a_kill_in_the_middle_of_a_line(tmp_path):

@@ -409,8 +409,8 @@ sys.exit(main(sys.argv[1:]))
     ("changes", "words"),
     [
         ({"seq_len": 2}, "seq_len must be at least 8, found 2"),
-        ({"vocab_size": 3}, "vocab_size must be at least 6, found 3"),
-        ({"seed": -1}, "seed must be at least 0, found -1"),
+        ({"vocab_size": 3}, "vocab_size must be at least 6 and at most 16777216, found 3"),
+        ({"seed": -1}, "seed must not be negative, found -1"),
         ({"heldout_share": 1.0}, "heldout_share must be .* below 1, found 1.0"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 import types
 
 import jax
@@ -157,7 +158,7 @@ def test_the_share_of_the_time_that_the_loop_waits_for_batches_is_a_metric(tmp_p
     """By a clock that only batches, 3 seconds each, and the rest of a step, 1 second, move."""
     now = [0.0]
     monkeypatch.setattr(trainer, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(metrics, "time", types.SimpleNamespace(monotonic=lambda: now[0], time=time.time))
 
     def prefetch(make, steps):
         for step in steps:

@@ -276,7 +276,7 @@ def _naming(source: Source) -> Iterator[None]:
     try:
         with storage.reaching(source.path):
             yield
-    except DAMAGED as error:
+    except (*DAMAGED, UnicodeError) as error:  # the last: UTF-16 without its mark
         raise UserError(f"cannot read {source.path}: {error}") from error
 
 

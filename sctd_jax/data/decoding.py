@@ -27,6 +27,7 @@ _ARROW = (
     "python -c 'import sys, pyarrow.ipc as i, pyarrow.parquet as p; p.write_table(i.open_{}(sys.argv[1]).read_all(), "
     "sys.argv[2])' {{}} new.parquet"
 )
+SURROGATE = re.compile("[\ud800-\udfff]")
 Span = tuple[int, int] | None  # begin and end: bytes, groups of rows, or records of a file; None is all of it
 END = -1  # a span's end that is the file's
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
@@ -114,12 +115,12 @@ def can_be_cut(path: str) -> bool:
 
 
 def check_encoding(name: str) -> None:
-    """Raise UserError unless Python knows the encoding; '' is UTF-8."""
+    """Raise UserError unless Python reads text in the encoding; '' is UTF-8."""
     try:
-        codecs.lookup(name or "utf-8")
-    except LookupError as error:
-        raise UserError(f"encoding {name!r} (--encoding, config.data.encoding) is not known; expected one of Python's, "
-                        "such as latin-1 or cp1252") from error  # fmt: skip
+        io.TextIOWrapper(io.BytesIO(b"a"), name or "utf-8", errors="replace").read()
+    except (LookupError, ValueError) as error:  # base64 is no text, and a NUL in no name
+        raise UserError(f"encoding {name!r:.40} (--encoding, config.data.encoding) is not known; expected one of "
+                        "Python's for text, such as latin-1 or cp1252") from error  # fmt: skip
 
 
 def decode(raw: bytes, replaced: Callable[[int], None]) -> str:
@@ -219,7 +220,8 @@ class _Recoded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        text = self._text.read(len(buffer) // 4)  # a character has at most 4 bytes
+        # A character has at most 4 bytes. UTF-7 and others may spell halves of surrogate pairs.
+        text = SURROGATE.sub("\ufffd", self._text.read(len(buffer) // 4))
         self._replaced(text.count("\ufffd"))
         raw = text.encode()
         buffer[: len(raw)] = raw

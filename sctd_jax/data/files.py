@@ -80,12 +80,12 @@ def identity(path: str) -> tuple:
 
 
 def split(text: str) -> tuple[str, ...]:
-    """Inputs that commas separate; a comma that a file or folder has in its name separates none."""
-    parts, inputs = text.split(","), []
+    """Inputs that commas separate; one after a backslash, or that an existing file has in its name, separates none."""
+    parts, inputs = re.split(r"(?<!\\),", text), []
     while parts:
         joined = [",".join(parts[:count]).strip() for count in range(min(len(parts), 9), 0, -1)]
         taken = next((name for name in joined[:-1] if os.path.exists(re.sub(r":[\d.]+$", "", name))), joined[-1])
-        inputs += [taken] if taken else []
+        inputs += [taken.replace(r"\,", ",")] if taken else []
         del parts[: len(joined) - joined.index(taken)]
     return tuple(inputs)
 
@@ -153,6 +153,8 @@ def find_remote(text: str, passed: collections.Counter) -> dict[tuple, str] | No
     if not separator or protocol.lower() not in _REMOTE:
         return None
     text = f"{protocol.lower()}://{rest}"
+    if not rest.strip("/"):
+        raise UserError(f"input {text}: a bucket and a folder or file in it are expected")
     if text.startswith("gs"):
         storage.as_path(text)  # settings of its library
     try:

@@ -13,10 +13,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sctd_jax.data.decoding import END, Span, conversion, decode, is_remote, open_utf8, raw, unpacked, what_is
+from sctd_jax.data.decoding import (
+    END,
+    SURROGATE,
+    Span,
+    conversion,
+    decode,
+    is_remote,
+    open_utf8,
+    raw,
+    unpacked,
+    what_is,
+)
 from sctd_jax.errors import UserError, printable
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
 _DOCUMENT = re.compile(r"<doc\b[^>]*>\s*$")
 
@@ -37,7 +47,7 @@ def text_of(record: Any, field: str, place: str, replaced: Replaced) -> str:
     if not all(line is None or isinstance(line, str) for line in lines):
         raise UserError(f"{place}: the field {field!r} (data.text_field) is no text, found {value!r:.80}")
     # JSON may escape halves of a surrogate pair alone, which no encoding can write.
-    text, halves = _SURROGATE.subn("\ufffd", "\n".join(line or "" for line in lines))
+    text, halves = SURROGATE.subn("\ufffd", "\n".join(line or "" for line in lines))
     replaced(halves)
     return text
 

@@ -39,7 +39,7 @@ def _kept(path: Path, vocab_size: int) -> np.ndarray | None:
         counts_V = np.load(path, allow_pickle=False)
         if counts_V.shape != (vocab_size,) or counts_V.dtype.kind not in "iuf" or not (counts_V >= 0).all():
             raise ValueError(f"{vocab_size:,} counts are expected, found {counts_V.dtype} of shape {counts_V.shape}")
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise UserError(f"{path} is damaged: {printable(error)}; prepare the rows again") from error
     return counts_V.astype(np.float64)
 

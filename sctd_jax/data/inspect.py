@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sctd_jax.arguments import CommandParser, local_path, number
+from sctd_jax.arguments import CommandParser, number, picture
 from sctd_jax.data import tokenizer
-from sctd_jax.data.rows import TRAIN, Metadata, Rows, on_disk, read_metadata
+from sctd_jax.data.rows import TRAIN, Metadata, Rows, fingerprint, on_disk, read_metadata
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable, run_command, say
 
@@ -126,8 +126,8 @@ def _cells(name: str, counts: Mapping[str, Any]) -> Sequence[str]:
     tokens, words, letters = (counts.get(key, 0) for key in ("tokens", "words", "letters"))
     return (
         printable(name),
-        f"{counts['documents']:,}",
-        f"{counts['characters']:,}",
+        f"{counts.get('documents', 0):,}",
+        f"{counts.get('characters', 0):,}",
         f"{tokens:,}" if tokens else "",
         f"{tokens / words:.2f}" if words else "",
         f"{counts['unknown_letters'] / letters:.3%}" if letters else "",
@@ -165,13 +165,15 @@ def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
     parser = CommandParser(prog="python -m sctd_jax.data.inspect", description=__doc__.split("\n")[0])
     parser.add_argument("folder", metavar="ROWS", help="folder that sctd_jax.data.prepare wrote")
-    parser.add_argument("--out", type=local_path, help="picture to write, PNG, PDF or SVG by its suffix")
+    parser.add_argument("--out", type=picture, help="picture to write, PNG, PDF or SVG by its suffix")
     parser.add_argument("--rows", type=number(int, 1), default=1 << 16, help="rows to look at; default %(default)s")
     args = parser.parse_args(argv)
 
     def command() -> int:
         metadata, folder = read_metadata(args.folder), on_disk(args.folder, say)
-        tok, rows = tokenizer.load(tokenizer.find(folder), kept=True), Rows(folder, TRAIN)
+        fingerprint(folder)  # checks them
+        tok = tokenizer.load(tokenizer.of_rows(folder, metadata.tokenizer_sha256), kept=True)
+        rows = Rows(folder, TRAIN)
         found = measure(rows, tok, args.rows)
         for line in lines(args.folder, metadata, tok, found, rows):
             say(line)

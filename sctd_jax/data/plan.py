@@ -98,8 +98,11 @@ def make(
     look = survey.together(found, data, sample_bytes)
     copies = survey.copies(found)
     copied = sum(map(len, copies.values()))
-    if not look.total.documents:
-        raise UserError(f"input {', '.join(files.split(data.input))}: no text in {look.total.empty} empty documents")
+    if not (total := look.total).documents:
+        left_out = _left_out(total, copied, data)
+        more = f", and left out are {left_out} (--longest-line, --shortest-document)" if left_out else ""
+        named = ", ".join(files.split(data.input))
+        raise UserError(f"input {named:.300}: no text in {total.empty:,} empty documents{more}")
     if look.whole:
         tell_of_text(sources, look.counts, copied, look.nul, data, log)
     else:
@@ -136,16 +139,20 @@ def tell_of_text(
     """Log what a text holds, and refuse it if its encoding is another one."""
     total = corpus.Counts(list(counts.values())).total
     log(f"{total.documents:,} documents, {total.characters / 1e6:,.1f} M characters, {total.empty:,} empty")
+    if left_out := _left_out(total, copied, data):
+        log(f"left out: {left_out}")
+    _check_encoding(sources, counts, data, log)
+    if nul:
+        log(f"warning: {nul:,} NUL characters are read as spaces")
+
+
+def _left_out(total: corpus.SourceCounts, copied: int, data: DataConfig) -> str:
     left_out = {
         f"lines of more than {data.longest_line:,} characters": total.long_lines,
         f"documents of fewer than {data.shortest_document:,}": total.short_documents,
         "copies of documents": copied,
     }
-    if any(left_out.values()):
-        log(f"left out: {', '.join(f'{count:,} {what}' for what, count in left_out.items() if count)}")
-    _check_encoding(sources, counts, data, log)
-    if nul:
-        log(f"warning: {nul:,} NUL characters are read as spaces")
+    return ", ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
 
 
 def _check_encoding(

@@ -51,8 +51,11 @@ from sctd_jax.data.rows import (
     write_description,
 )
 from sctd_jax.errors import UserError, run_command, say
+from sctd_jax.fields import LARGEST_SEED, fill
+from sctd_jax.sections import LARGEST_VOCABULARY, LONGEST_ROW, SHORTEST_ROW
 
 _NOT_OF_THE_ROWS = ("rows", "prepared_dir", "seq_len_schedule", "shuffle", "cache_gb")
+_LEAST_PIECES = 6  # five special ones and a letter
 _WAIT = 5.0  # seconds between looks whether another process has prepared the rows
 
 
@@ -148,11 +151,10 @@ def prepare(
             raise UserError(f"{out} exists already; choose another folder or remove it")
 
     check_new()
-    for name, value, least in (("seq_len", data.seq_len, 8), ("vocab_size", vocab_size, 6), ("seed", data.seed, 0)):
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, found {value}")
-    if not 0 <= data.heldout_share < 1:
-        raise UserError(f"heldout_share must be at least 0 and below 1, found {data.heldout_share}")
+    data = fill("config.data", DataConfig, dataclasses.asdict(data))
+    if not _LEAST_PIECES <= vocab_size <= LARGEST_VOCABULARY:
+        limits = f"at least {_LEAST_PIECES} and at most {LARGEST_VOCABULARY}"
+        raise UserError(f"config.model.vocab_size must be {limits}, found {vocab_size}")
     if data.tokenizer and (pieces := len(tokenizer.load(data.tokenizer).pieces)) != vocab_size:
         raise UserError(
             f"model.vocab_size is {vocab_size}, but the tokenizer {data.tokenizer} has {pieces} pieces; set it to that"
@@ -316,30 +318,32 @@ def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(prog="python -m sctd_jax.data.prepare", description=__doc__.split("\n")[0])
     add = parser.add_argument
     sources = (
-        "file, folder or glob, in gs:// too, or tfds: or hf:NAME[/CONFIG][@SPLIT], or several with commas; repeatable; "
-        "none: the trial corpus"
+        "file, folder or glob, in gs:// too, or tfds: or hf:NAME[/CONFIG][@SPLIT], or several with commas (\\, within "
+        "a name); repeatable; none: the trial corpus"
     )
     add("--input", action="append", default=[], metavar="SOURCE", help=sources)
     add("--out", required=True, help="folder to write, which must not exist")
-    add("--vocab-size", type=int, help="default that of --tokenizer, or 30522")
-    add("--seq-len", type=int, default=512)
+    pieces = number(int, _LEAST_PIECES, LARGEST_VOCABULARY + 1)
+    add("--vocab-size", type=pieces, help="default that of --tokenizer, or 30522")
+    add("--seq-len", type=number(int, SHORTEST_ROW, LONGEST_ROW + 1), default=512, help="tokens of a row")
     kinds = "SentencePiece model, tokenizer.json, vocab.txt, vocab.json or a folder with one; none: train one"
     add("--tokenizer", default="", metavar="MODEL", help=kinds)
     add("--tokenizer-type", choices=("unigram", "bpe", "byte_bpe"), default="unigram")
     add("--text-field", default="text", help="field or column with the text; article.body for one within another")
     add("--encoding", default="", help="encoding of text files without a byte order mark, as latin-1; default UTF-8")
     add("--documents", choices=("file", "paragraph", "line"), default="file", help="a document in .txt files")
-    add("--heldout-share", type=float, default=0.01)
-    add("--seed", type=int, default=0)
+    add("--heldout-share", type=number(float, 0, 1), default=0.01)
+    add("--seed", type=number(int, 0, LARGEST_SEED + 1), default=0)
     zwnj = "zero-width non-joiners become spaces in a tokenizer trained here"
     add("--no-keep-zwnj", dest="keep_zwnj", action="store_false", help=zwnj)
     add("--normal-form", choices=("NFC", "NFD", "NFKC", "NFKD"), default="", help="Unicode's form of the text")
-    add("--longest-line", type=int, default=0, help="leave out lines of more characters")
-    add("--shortest-document", type=int, default=0, help="leave out documents of fewer characters")
+    characters = number(int, 0, 1 << 31)
+    add("--longest-line", type=characters, default=0, help="leave out lines of more characters")
+    add("--shortest-document", type=characters, default=0, help="leave out documents of fewer characters")
     add("--drop-copies", action="store_true", help="read one of documents that differ in white space alone")
     add(
         "--workers",
-        type=number(int, 1),
+        type=number(int, 1, 1 << 12),
         default=0,
         help="processes that prepare ranges of the text; default: each core",
     )

@@ -26,6 +26,7 @@ from sctd_jax.data.shard_cache import Held, ShardCache
 from sctd_jax.data.shuffle import WINDOW
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
+from sctd_jax.sections import LONGEST_ROW
 
 TRAIN, HELD_OUT = "train", "validation"
 METADATA_FILE = "prepared.json"
@@ -34,6 +35,12 @@ FREQUENCIES_FILE = "frequencies.npy"  # number i64[V] of each piece in the train
 _SAMPLE, _ROWS_PER_SAMPLE = 256, 1 << 16
 _OPEN = 128  # half of the shards that are open at most: each is a file descriptor and half a megabyte of its index
 _THREADS = 16  # shards that are read at a time
+
+
+_KINDS = {  # words of messages
+    int: "a whole number, not negative", float: "a finite number from 0 on", str: "a text", dict: "an object",
+    list[str]: "a list of texts", dict[str, int]: "counts by name", list[dict[str, float]]: "a list of counts by name",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Metadata:
     letters: int = 0  # characters that are no white space; 0: not counted
     unknown_letters: int = 0  # letters that are [UNK] in the rows
     commonest_unknown: dict[str, int] = dataclasses.field(default_factory=dict)  # the first hundred
-    by_source: list[dict] = dataclasses.field(default_factory=list)  # counts, in the order of `sources`
+    by_source: list[dict[str, float]] = dataclasses.field(default_factory=list)  # counts, in the order of `sources`
     heldout_up_to: float = 0.0  # highest draw that is held out; 0: not recorded
     unigram_loss: float = 0.0  # `frequencies.cross_entropy` of the held-out rows; 0: not recorded
     rows_digest: str = ""  # digest of all rows in their order; '': not recorded
@@ -132,16 +139,29 @@ def read_metadata(folder: str | os.PathLike) -> Metadata:
     if not storage.exists(path):
         raise UserError(f"{folder} holds no prepared rows (no {METADATA_FILE}); write them with sctd_jax.data.prepare")
     types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Metadata)}
+    advice = f"prepare the rows again; a run's is a copy of the {METADATA_FILE} of its rows"
+    content = storage.read_json(path, advice)
     try:
-        found = Metadata(**{name: value for name, value in storage.read_json(path).items() if name in types})
+        found = Metadata(**{name: value for name, value in content.items() if name in types})
     except TypeError as error:
-        raise UserError(f"{path} is damaged: {printable(error)}") from error
-    for name, type_ in types.items():
-        value, expected = getattr(found, name), typing.get_origin(type_) or type_
-        if type(value) is not expected:
-            said = printable(repr(value))
-            raise UserError(f"{path} is damaged: {name} must be of type {expected.__name__}, found {said:.40}")
+        raise UserError(f"{path} is damaged: {printable(error)}; {advice}") from error
+    for name, type_ in (types | {"settings.input": list[str]}).items():
+        value = found.settings.get("input", []) if "." in name else getattr(found, name)
+        if not _fits(value, type_) or (name in ("seq_len", "vocab_size") and not value):
+            said = f"{name} must be {_KINDS.get(type_, type_)}, found {printable(repr(value)):.40}"
+            raise UserError(f"{path} is damaged: {said}; {advice}")
     return found
+
+
+def _fits(value: Any, type_: Any) -> bool:
+    """Whether a value of JSON is of a type with all that is in it; numbers are finite, and none is negative."""
+    kind, inner = typing.get_origin(type_) or type_, typing.get_args(type_)
+    if type(value) not in (kind, int if kind is float else kind):
+        return False
+    if kind in (int, float):
+        return 0 <= value < 2**63
+    within = value.values() if kind is dict else value if kind is list else ()
+    return not inner or all(_fits(one, inner[-1]) for one in within)
 
 
 def on_disk(folder: str | os.PathLike, log: Callable[[str], None], whole: bool = True) -> Path:
@@ -180,10 +200,17 @@ class Rows:
         if split not in info.splits or "input_ids" not in info.features or len(info.features["input_ids"].shape) != 1:
             raise UserError(f"{folder} holds no rows of the split {split}; prepare them again")
         self._features, found = info.features, info.splits[split]
-        self.seq_len: int = self._features["input_ids"].shape[0]
-        self.lengths_S = np.array(found.shard_lengths, np.int64)
+        self.seq_len: int = self._features["input_ids"].shape[0] or 0
+        lengths, rows = found.shard_lengths, sum(found.shard_lengths)
+        if not 0 < self.seq_len <= LONGEST_ROW or min(lengths, default=-1) < 0 or rows >= 2**63:
+            what = f"{rows:,} {split} rows of {self.seq_len:,} tokens in {len(lengths):,} shards"
+            raise UserError(f"{folder} describes {what}, which cannot be; prepare them again")
+        self.lengths_S = np.array(lengths, np.int64)
         self._ends_S = np.cumsum(self.lengths_S)
-        self._names = found.filename_template.sharded_filenames(len(self.lengths_S))
+        try:
+            self._names = found.filename_template.sharded_filenames(len(self.lengths_S))
+        except ValueError as error:
+            raise UserError(f"{folder}/dataset_info.json is damaged: {printable(error)}; prepare them again") from error
         # A record is one TFDS message: parsing what is the same in all takes longer than reading.
         self._begin = _beginning(self._features, self.seq_len)
         self._size = len(self._begin) + 4 * self.seq_len
@@ -330,7 +357,7 @@ def fingerprint(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     metadata, found = read_metadata(folder), {}
     described = hashlib.sha256()
     for name in (METADATA_FILE, "dataset_info.json"):
-        with contextlib.suppress(FileNotFoundError):  # said below
+        with contextlib.suppress(OSError):  # said below
             described.update(Path(folder, name).read_bytes())
     for split, expected in ((TRAIN, metadata.rows), (HELD_OUT, metadata.heldout_rows)):
         found[split] = {"rows": expected, "described": described.hexdigest()[:16]}

@@ -49,8 +49,9 @@ def open_folder(folder: str | os.PathLike) -> Any:
             raise UserError(f"{folder}: dataset_info.json names shards outside of the folder ({printable(name)})")
     try:
         return tfds.builder_from_directory(str(folder))
-    except (OSError, ValueError, AssertionError) as error:
-        raise UserError(f"{folder}: no dataset that TFDS reads: {printable(error)}; prepare it again") from error
+    except Exception as error:  # many kinds, and tensorflow is missed where a type is none of NumPy's
+        said = printable(str(error).strip().partition("\n")[0] or repr(error))
+        raise UserError(f"{folder}: no dataset that TFDS reads: {said:.300}; prepare it again") from error
 
 
 def _nested(place: str, feature: Any) -> Iterator[tuple[str, Any]]:

@@ -235,6 +235,14 @@ def find(folder: str | os.PathLike) -> epath.Path:
     raise UserError(f"{folder} holds no tokenizer ({SENTENCEPIECE_FILE} or {JSON_FILE})")
 
 
+def of_rows(folder: str | os.PathLike, sha256: str) -> epath.Path:
+    """The tokenizer kept beside rows, which were made with the one of this digest."""
+    path = find(folder)
+    if digest(path) != sha256:
+        raise UserError(f"{path} is not the tokenizer that the rows beside it were made with")
+    return path
+
+
 def digest(path: str | os.PathLike) -> str:
     """SHA-256 of the tokenizer as it is kept."""
     return hashlib.sha256(canonical(path)[1]).hexdigest()
@@ -281,9 +289,8 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 
 def _sentencepiece(content: bytes, path: str | os.PathLike) -> Tokenizer:
     try:
-        if not content:
-            raise RuntimeError("empty")
-        processor = spm.SentencePieceProcessor(model_proto=content)
+        processor = spm.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(content)  # unlike the constructor it refuses an empty one
     except RuntimeError as error:
         raise UserError(
             f"data.tokenizer {path}: not a SentencePiece model (nor a .json of `tokenizers` or a vocab.txt)"

@@ -13,6 +13,7 @@ from etils import epath
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from sctd_jax.errors import UserError, printable
+from sctd_jax.sections import LARGEST_VOCABULARY
 
 ROBERTA, XLM_R, CAMEMBERT = "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer"
 SHIFTED = (XLM_R, CAMEMBERT)  # a SentencePiece model's pieces stand behind fairseq's special ones
@@ -29,14 +30,15 @@ _GIVES_WAY = {XLM_R: 3, CAMEMBERT: 1}
 NOT_USED = ("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")  # CamembertTokenizer adds them where nothing says others
 _UNK_ID = 3  # XLMRobertaTokenizer has it as a number
 _UNIGRAM, _NORMAL, _UNKNOWN, _CONTROL = 1, 1, 2, 3  # TrainerSpec.ModelType, and SentencePiece.Type
-_MOST_PIECES = 1 << 24
 _ROLES = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def check_largest(path: epath.Path, ids: Iterable[Any]) -> None:
     """Check that no id is so large that lists by id, which tokenizers and embeddings are, would fill the memory."""
-    if (largest := max((i for i in ids if isinstance(i, int)), default=0)) >= _MOST_PIECES:
-        raise UserError(f"data.tokenizer {path}: a piece has the id {largest:,}, expected ids below {_MOST_PIECES:,}")
+    if (largest := max((i for i in ids if isinstance(i, int)), default=0)) >= LARGEST_VOCABULARY:
+        raise UserError(
+            f"data.tokenizer {path}: a piece has the id {largest:,}, expected ids below {LARGEST_VOCABULARY:,}"
+        )
 
 
 def from_merges(path: epath.Path, options: Mapping[str, Any]) -> tokenizers.Tokenizer:

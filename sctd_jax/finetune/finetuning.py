@@ -178,6 +178,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     config = run_config(settings, pretrained.config, per_epoch)
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_sizes(mesh, config.model, config.train)
+    meshes.check_memory(mesh, config.model, config.train, min(batches.LENGTHS[0], length))
     digest = hashlib.sha256(repr(data.labels).encode())
     for example in itertools.chain(data.train, *data.dev.values()):
         digest.update(repr(example).encode())

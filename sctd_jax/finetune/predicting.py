@@ -88,6 +88,7 @@ def predict_file(config: PredictConfig, out: str | os.PathLike, log: Callable[[s
     train = dataclasses.replace(run.config.train, batch_size=config.batch_size, accumulation=1)
     settled = dataclasses.replace(run.config, model=model, train=train)
     meshes.check_sizes(mesh, model, train, "batch_size")
+    meshes.check_memory(mesh, model, train, min(_LENGTHS[0], length), trained=False)
 
     given = {name: value for name in _FIELDS if (value := getattr(config, name))}
     fields, notes, lost = FileSettings.of(types.SimpleNamespace(**{**tuned, **given})), Notes(), Counter[str]()

@@ -9,6 +9,7 @@ from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable
 from sctd_jax.fields import checked
 from sctd_jax.hf.names import LAYOUTS, first_position
+from sctd_jax.sections import SHORTEST_ROW
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 # The same functions under their other names.
@@ -28,7 +29,6 @@ _MODEL = {field.name: field for field in dataclasses.fields(ModelConfig)}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _BASES = {"rope_theta": (_FULL, "global_rope_theta"), "local_rope_theta": (_SLIDING, "local_rope_theta")}
 _EVERY = "global_attn_every_n_layers"
-_SHORTEST = 8  # tokens of a row, as in data.seq_len
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,9 +211,9 @@ def from_json(found: Mapping[str, Any], path: str) -> dict[str, Any]:
         if width % heads:
             wrong.append(f"num_attention_heads ({heads}) must divide hidden_size ({width})")
         numbers["max_positions"] = positions - first_row(found)
-        if numbers["max_positions"] < _SHORTEST:
+        if numbers["max_positions"] < SHORTEST_ROW:
             after = f" after pad_token_id {pad_id}" if layout.after_padding else ""
-            wrong.append(f"max_position_embeddings is {positions}{after}, expected {_SHORTEST} positions at least")
+            wrong.append(f"max_position_embeddings is {positions}{after}, expected {SHORTEST_ROW} positions at least")
     if wrong:
         raise UserError(f"{path}: no {layout.title} that can be imported: {printable('; '.join(wrong))}")
     return {"family": family, **numbers, "activation": fields.activations[activation], **own}

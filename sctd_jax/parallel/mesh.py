@@ -1,10 +1,12 @@
 """The device mesh, the sharding of a batch, this host's rows, and jit with shardings."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -65,6 +67,30 @@ def check_sizes(mesh: Mesh, model: ModelConfig, train: TrainConfig, batch: str =
     ):
         if size % by:
             raise UserError(f"config.{what} ({size}) must be divisible by {axes} ({by})")
+
+
+def check_memory(mesh: Mesh, model: ModelConfig, train: TrainConfig, length: int, trained: bool = True) -> None:
+    """Refuse, before anything is allocated, a run that cannot fit into the memory of its devices.
+
+    By what each step needs at the least: float32 parameters, with one moment where they are `trained`, and the states
+    of rows of `length` tokens that enter the layers, once. XLA says what a step takes on top, when it is compiled.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}  # no others tell theirs
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
+    memory = stats.get("bytes_limit", host)
+    data, fsdp, tensor = mesh.shape.values()
+    width, inner = model.hidden_size, model.intermediate_size
+    weights = model.vocab_size * width + model.num_layers * (4 * width**2 + 2 * width * inner)
+    state = (8 if trained else 4) * weights / (fsdp * tensor)
+    rows = train.batch_size / (data * fsdp * max(train.microbatches(variant) for variant in ("drop", "consistency")))
+    states = rows * length * width * jnp.dtype(model.dtype).itemsize
+    if state + states > memory:
+        raise UserError(
+            f"this run cannot fit: a device has {memory / 1e9:,.1f} GB, and the parameters "
+            f"{'with one moment ' if trained else ''}take {state / 1e9:,.1f} GB, the states of {rows:,.0f} rows before "
+            f"one layer {states / 1e9:,.1f} GB. Lower train.batch_size, raise train.accumulation, or take a smaller "
+            "model"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

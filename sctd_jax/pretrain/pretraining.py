@@ -63,6 +63,7 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
     settled, attention, mesh = on_devices(config)
     check_workdir(workdir, config)
     train = config.train
+    meshes.check_memory(mesh, settled.model, train, min(length for _, length in config.length_stages))
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         begins = not checkpoints.steps()
     init = open_start(config, log) if train.init and begins else None

@@ -107,10 +107,7 @@ def _open_length(config: Config, log: Callable[[str], None], began: Metadata | N
                 f"{said}; use another config.data.tokenizer, or accept it: --config.data.allow_unknown=True"
             )
         log(f"warning: {said}")
-    path = tokenizer.find(folder)
-    if tokenizer.digest(path) != metadata.tokenizer_sha256:
-        raise UserError(f"{path} is not the tokenizer that the rows beside it were made with")
-    tok = tokenizer.load(path, kept=True)
+    tok = tokenizer.load(tokenizer.of_rows(folder, metadata.tokenizer_sha256), kept=True)
     word_start_V = tok.word_start_V if config.masking.whole_word else None
     if word_start_V is not None and not word_start_V.any():
         raise UserError("config.masking.whole_word: no piece of the vocabulary begins a word")

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from sctd_jax import storage, stored
 from sctd_jax.errors import UserError, say, shown
 
 METRICS_FILE = "metrics.jsonl"
+_FLUSH_SECONDS = 30  # delay of what TensorBoard shows
 Track = Callable[[int, dict[str, float]], None]  # (updates done, values by name)
 
 
@@ -61,8 +64,13 @@ class Writer:
             rewritten.replace(path)
         self._jsonl = path.open("a", buffering=1)
         self._began = time.monotonic() - max((line["seconds"] for line in kept), default=0.0)
-        # TensorBoard hides events of earlier files from `purge_step` on.
-        self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=start and start + 1)
+        # tensorboardX's SummaryWriter writes in a thread: where a full disk ends that, the run waits for it for ever.
+        (self._folder / "tensorboard").mkdir(exist_ok=True)
+        self._tensorboard = EventsWriter(str(self._folder / "tensorboard" / "events"))
+        self._flushed = time.monotonic()
+        if start:  # TensorBoard hides events of earlier files from here on
+            session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._tensorboard.write_event(event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=session))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record values under the number of updates done."""
@@ -71,7 +79,11 @@ class Writer:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._jsonl.write(json.dumps({"step": step, "seconds": seconds, **finite}) + "\n")
         for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+            event = event_pb2.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+            self._tensorboard.write_event(event)
+        if time.monotonic() > self._flushed + _FLUSH_SECONDS:
+            self._tensorboard.flush()
+            self._flushed = time.monotonic()
         self._track(step, values)
 
     def upload(self) -> None:
@@ -81,9 +93,11 @@ class Writer:
             storage.upload(self._folder, self._workdir)
 
     def close(self) -> None:
-        """Flush both files."""
-        self._jsonl.close()
-        self._tensorboard.close()
+        """Flush and close both files."""
+        try:
+            self._jsonl.close()
+        finally:
+            self._tensorboard.close()
         if storage.is_remote(self._workdir):
             try:
                 self._check()

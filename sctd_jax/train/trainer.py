@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 
 import jax
@@ -141,57 +141,58 @@ def train(
     programs = job.compile()
     log(f"compiled {', '.join(programs)} in {time.monotonic() - began:.0f} s")
 
-    batches = prefetch(job.batch, range(start, steps))
     writer: Writer | Silent = Silent()
     console: Console | Silent = Silent()
     try:
-        if hosts.is_first():
-            writer, console = Writer(workdir, start, log, checkpoints.check, job.track), Console(start, steps)
-        metrics = StepMetrics(job, writer, console)
-        for step in range(start, steps + 1):
-            # The order is fixed: eval -> checkpoint -> next batch -> dispatch -> metrics of the step before.
-            stopping, last = stop.at(step), step == steps or ended
-            evaluated = None
-            if (
-                (step % config.eval_every == 0 or last)
-                and (step > start or (step == 0 and job.evaluate_first))
-                and (job.evaluate_when_stopping or not stopping)
-            ):
-                metrics.flush()
-                evaluated = job.evaluate(state)
-                writer.write(step, evaluated)
-                for line in job.evaluation_lines(step, evaluated):
-                    console.log(line)
-                scores.append(evaluated.get(job.best.metric, math.nan))
-                ended = bool(job.patience) and without_better(scores, job.best.mode) >= job.patience
-                if ended and step < steps:
-                    console.log(f"{job.best.metric} has not been better in {job.patience} evaluations: training ends "
-                                f"at step {step} of {steps}")  # fmt: skip
-                last = last or ended
-            if stopping or ((step % config.checkpoint_every == 0 or last) and step > start):
-                metrics.flush()
-                checkpoints.save(state, evaluated)
-                writer.upload()
-            if last or stopping:
-                metrics.flush()
-                break
-            asked = time.monotonic()
-            batch = next(batches)
-            metrics.waited(time.monotonic() - asked)
-            state, of_step = programs[job.program(step)](state, batch)
-            metrics.take(step, of_step)
-            job.on_step(step)
-            if metrics.bad_streak >= config.max_bad_steps:
-                checkpoints.save(state, None)
-                checkpoints.wait()
-                raise DivergedError(
-                    f"{metrics.bad_streak} steps in a row had a non-finite loss or gradient; their updates were left "
-                    f"out, and the last good parameters are saved as step {int(state.step)}. {job.advice}"
-                )
-        checkpoints.wait()
-        if last:
-            _check_trained(state, start)
-        return Result(step, None if last else stop.signum, state)
+        with closing(prefetch(job.batch, range(start, steps))) as batches, ExitStack() as files:
+            if hosts.is_first():
+                writer = files.enter_context(closing(Writer(workdir, start, log, checkpoints.check, job.track)))
+                console = files.enter_context(closing(Console(start, steps)))
+            metrics = StepMetrics(job, writer, console)
+            for step in range(start, steps + 1):
+                # The order is fixed: eval -> checkpoint -> next batch -> dispatch -> metrics of the step before.
+                stopping, last = stop.at(step), step == steps or ended
+                evaluated = None
+                if (
+                    (step % config.eval_every == 0 or last)
+                    and (step > start or (step == 0 and job.evaluate_first))
+                    and (job.evaluate_when_stopping or not stopping)
+                ):
+                    metrics.flush()
+                    evaluated = job.evaluate(state)
+                    writer.write(step, evaluated)
+                    for line in job.evaluation_lines(step, evaluated):
+                        console.log(line)
+                    scores.append(evaluated.get(job.best.metric, math.nan))
+                    ended = bool(job.patience) and without_better(scores, job.best.mode) >= job.patience
+                    if ended and step < steps:
+                        console.log(f"{job.best.metric} has not been better in {job.patience} evaluations: training "
+                                    f"ends at step {step} of {steps}")  # fmt: skip
+                    last = last or ended
+                if stopping or ((step % config.checkpoint_every == 0 or last) and step > start):
+                    metrics.flush()
+                    checkpoints.save(state, evaluated)
+                    writer.upload()
+                if last or stopping:
+                    metrics.flush()
+                    break
+                asked = time.monotonic()
+                batch = next(batches)
+                metrics.waited(time.monotonic() - asked)
+                state, of_step = programs[job.program(step)](state, batch)
+                metrics.take(step, of_step)
+                job.on_step(step)
+                if metrics.bad_streak >= config.max_bad_steps:
+                    checkpoints.save(state, None)
+                    checkpoints.wait()
+                    raise DivergedError(
+                        f"{metrics.bad_streak} steps in a row had a non-finite loss or gradient; their updates were "
+                        f"left out, and the last good parameters are saved as step {int(state.step)}. {job.advice}"
+                    )
+            checkpoints.wait()
+            if last:
+                _check_trained(state, start)
+            return Result(step, None if last else stop.signum, state)
     except jax.errors.JaxRuntimeError as error:
         if not hosts.several() or not re.search("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|Gloo|Connection", str(error)):
             raise
@@ -203,10 +204,6 @@ def train(
         raise TryAgainError(
             f"workdir {workdir}: {error}; checkpoints that can be resumed: {checkpoints.steps()}"
         ) from error
-    finally:
-        batches.close()
-        console.close()
-        writer.close()
 
 
 def without_better(scores: Sequence[float], mode: str) -> int:

@@ -19,7 +19,7 @@ from sctd_jax import lease, storage, stored
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE
-from sctd_jax.errors import UserError, printable
+from sctd_jax.errors import UserError, of_disk, printable
 from sctd_jax.fields import rerun_fields
 from sctd_jax.parallel import hosts
 from sctd_jax.train.metrics import METRICS_FILE
@@ -59,7 +59,7 @@ def check(workdir: epath.Path, same_run: Callable[[], None]) -> None:
                 raise UserError(f"workdir {workdir} is not empty and has no {CONFIG_FILE}: choose another --workdir")
             workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"workdir {workdir}: {error}") from error
+        raise of_disk(error)(f"workdir {workdir}: {error}") from error
 
 
 def is_trained(workdir: epath.Path) -> bool:
@@ -87,7 +87,7 @@ def claim(workdir: epath.Path, config: Config, files: Callable[[], Iterable[tupl
                 write(workdir / name, content)
             write_config(workdir, config)
         except OSError as error:
-            raise UserError(f"workdir {workdir}: {error}") from error
+            raise of_disk(error)(f"workdir {workdir}: {error}") from error
 
     hosts.run_on_first("claim", write_all)
     if not hosts.all_agree((workdir / CONFIG_FILE).exists()):

@@ -3,6 +3,7 @@
 Each is the export of the shared run with one thing changed.
 """
 
+import functools
 import json
 import random
 import shutil
@@ -63,6 +64,13 @@ def _by_json(change: Change) -> Change:
         change(folder)
 
     return both
+
+
+def _word_piece(content: dict, unk: str, longest: int) -> None:
+    """A WordPiece of the special pieces and one letter, in the place of the model."""
+    model = {"type": "WordPiece", "unk_token": unk, "continuing_subword_prefix": "##"}
+    vocab = {piece: i for i, piece in enumerate([*SPECIAL, "a"])}
+    content.update(pre_tokenizer=None, model=model | {"max_input_chars_per_word": longest, "vocab": vocab})
 
 
 def _tokenizer(change: Callable[[dict], Any]) -> Change:
@@ -387,35 +395,13 @@ CASES = [
     ),
     _case(
         "tokenizer.json: WordPiece without its [UNK]",
-        _tokenizer(
-            lambda c: c.update(
-                pre_tokenizer=None,
-                model={
-                    "type": "WordPiece",
-                    "unk_token": "[NO]",
-                    "continuing_subword_prefix": "##",
-                    "max_input_chars_per_word": 100,
-                    "vocab": {p: i for i, p in enumerate([*SPECIAL, "a"])},
-                },
-            )
-        ),
+        _tokenizer(functools.partial(_word_piece, unk="[NO]", longest=100)),
         "tokenizer.json",
         "unk_token",
     ),
     _case(
         "tokenizer.json: max_input_chars_per_word 0",
-        _tokenizer(
-            lambda c: c.update(
-                pre_tokenizer=None,
-                model={
-                    "type": "WordPiece",
-                    "unk_token": "[UNK]",
-                    "continuing_subword_prefix": "##",
-                    "max_input_chars_per_word": 0,
-                    "vocab": {p: i for i, p in enumerate([*SPECIAL, "a"])},
-                },
-            )
-        ),
+        _tokenizer(functools.partial(_word_piece, unk="[UNK]", longest=0)),
         "tokenizer.json",
     ),
     _case("tokenizer.json: a regex that backtracks for ever", _tokenizer(_backtracking), "tokenizer.json"),
