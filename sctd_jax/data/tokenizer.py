@@ -270,7 +270,8 @@ def _parts(text: str) -> Iterator[tuple[int, str]]:
 
 def _groups(parts: Sequence[tuple[int, int, str]]) -> Iterator[list[tuple[int, int, str]]]:
     """Parts of texts, as many as are encoded at once."""
-    group, size = [], 0
+    group: list[tuple[int, int, str]] = []
+    size = 0
     for part in parts:
         if group and (len(group) == _ENCODE_TEXTS or size + len(part[-1]) > _ENCODE_CHARACTERS):
             yield group
