@@ -19,10 +19,11 @@ from sctd_jax.hf import hub
 from sctd_jax.hf.convert import download_hint
 from sctd_jax.hf.read import Folder, read_folder
 from sctd_jax.model.families import FAMILIES
+from sctd_jax.parallel import hosts
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.parallel.sharding import shard
 from sctd_jax.train import workdir as workdirs
-from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints
+from sctd_jax.train.checkpoint import LOWEST_LOSS, Best, Checkpoints, RemovedError
 from sctd_jax.train.workdir import CHECKPOINTS, COMMAND_FILE, CONFIG_FILE, TASK_FILE
 
 HIGHEST_SCORE = Best("eval/score", "max")  # the best checkpoint of a fine-tuning
@@ -51,19 +52,22 @@ class Model:
         """The newest step, of a fine-tuned model the best one; None in a folder of transformers."""
         if self.folder:
             return None
-        if not self.steps:
+        with closing(self._checkpoints()) as checkpoints:
+            return self._chosen(checkpoints)
+
+    def _chosen(self, checkpoints: Checkpoints) -> int:
+        if not (steps := checkpoints.steps()):
             advice = " (finished cells of a sweep keep theirs only with config.keep_weights)"
             raise UserError(f"{self.path} has no checkpoint{'' if self.task is None else advice}")
-        with closing(self._checkpoints()) as checkpoints:
-            best = None if self.task is None else checkpoints.best_step(self.log)
-        return self.steps[-1] if best is None else best
+        best = None if self.task is None else checkpoints.best_step(self.log)
+        return steps[-1] if best is None else best
 
-    def identity(self, step: int | None) -> str:
-        """A text that changes with the parameters."""
+    def identified(self) -> tuple[int | None, str]:
+        """`chosen_step`, and a text that changes with its parameters."""
         if self.folder:
-            return self.folder.digest
+            return None, self.folder.digest
         with closing(self._checkpoints()) as checkpoints:
-            return checkpoints.identity(step)
+            return self._kept_up(checkpoints, checkpoints.identity)
 
     def read(
         self, step: int | None = None, mesh: Mesh | None = None, names: Sequence[str] = ("params",)
@@ -71,19 +75,41 @@ class Model:
         """The fields `names` of a checkpoint's `TrainState`, and its step; a folder of transformers has only `params`.
 
         Without `step` it is the newest checkpoint that is whole, or the best one of a fine-tuned model; without `mesh`
-        they are placed on the first device.
+        they are placed on the first device. One that a running training removes meanwhile is no longer the newest or
+        best; of a `step` that is a RemovedError.
         """
         mesh = mesh or meshes.one_device()
         if self.folder:
             found = {"params": self.folder.params()}
             return None, jax.device_put(found, meshes.shardings(shard(mesh, found)))
-        if step is None:
-            chosen = self.chosen_step()
-            step = None if self.task is None else chosen
-        elif step not in self.steps:
-            raise UserError(f"{self.path} has no checkpoint of step {step}, found {list(self.steps)}")
+
+        def read(step: int | None) -> tuple[int, dict[str, Any]]:
+            found = checkpoints.restore_parts(names, mesh, self.log, step)
+            assert found is not None  # there is a checkpoint
+            return found
+
         with closing(self._checkpoints()) as checkpoints:
-            return checkpoints.restore_parts(names, mesh, self.log, step)
+            there = checkpoints.steps()
+            if step is not None and step not in there:
+                kind = RemovedError if step in self.steps else UserError
+                raise kind(f"{self.path} has no checkpoint of step {step}, found {there}")
+            if step is not None:
+                return read(step)
+            if self.task is not None:
+                return self._kept_up(checkpoints, read)[1]
+            self._chosen(checkpoints)  # or it has none
+            return read(None)
+
+    def _kept_up(self, checkpoints: Checkpoints, read: Callable[[int], Any]) -> tuple[int, Any]:
+        """The chosen step and what `read` makes of it; chosen anew where a training removes it meanwhile."""
+        while True:
+            step = self._chosen(checkpoints)
+            try:
+                return step, read(step)
+            except RemovedError as error:
+                self.log(f"{error}: another one is taken")
+                checkpoints.look_again()
+                hosts.check_same({f"the list of checkpoints of {self.path}": checkpoints.steps()})
 
     def params(self, step: int | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
         """Parameters by `read`: `encoder`, and `mlm_head`, `pooler` and a task's head where they are."""

@@ -18,7 +18,7 @@ from sctd_jax.parallel.mesh import one_device
 from sctd_jax.pretrain.workdir import check_rows, check_workdir, claim_workdir
 from sctd_jax.train import checkpoint
 from sctd_jax.train import workdir as workdirs
-from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.checkpoint import Checkpoints, RemovedError
 from tests import helpers
 
 
@@ -426,3 +426,28 @@ def test_a_run_goes_on_beside_damaged_metrics_and_says_what_it_set_aside(tmp_pat
         assert checkpoints.best_step() == 6
     assert len(lines) == 1
     assert "checkpoints/3 is damaged and set aside" in lines[0]
+
+
+def test_a_checkpoint_that_a_running_training_replaces_while_it_is_read_is_no_damage(
+    tmp_path, saved_twice, state, monkeypatch
+):
+    workdir, messages = shutil.copytree(saved_twice, tmp_path / "run"), []
+    folder, whole = workdir / "checkpoints", Checkpoints._read
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+
+        def replaced(self, step, *arguments):
+            if step == 6 and (folder / "6").exists():
+                shutil.rmtree(folder / "3")
+                (folder / "6").rename(folder / "9")
+            return whole(self, step, *arguments)
+
+        monkeypatch.setattr(Checkpoints, "_read", replaced)
+        step, _ = checkpoints.restore_parts(("params",), one_device(), messages.append)
+        assert step == 9
+        assert messages == [f"checkpoint {folder / '6'} was removed while it was read: the newest one is taken"]
+        for read in (
+            lambda: checkpoints.restore_parts(("params",), one_device(), messages.append, 6),
+            lambda: checkpoints.identity(6),
+        ):
+            with pytest.raises(RemovedError, match="checkpoints/6 was removed while it was read"):
+                read()

@@ -15,13 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import DivergedError, UserError
+from sctd_jax.finetune import finetuning
 from sctd_jax.interop.exporting import export
 from sctd_jax.models import open_init, open_run
 from sctd_jax.parallel.mesh import make_mesh
 from sctd_jax.pretrain.model import initial_state
 from sctd_jax.pretrain.pretraining import train_and_evaluate
 from sctd_jax.tasks.table import TASKS
-from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.checkpoint import Checkpoints, RemovedError
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.step import state_shape
 from tests import helpers, task_files
@@ -218,6 +219,26 @@ def test_another_start_in_the_same_workdir_is_refused(pretrained, tuned, folders
     checkpoints.close()
     with pytest.raises(UserError, match=r"started from other parameters \(step 0, digest \d+\) than those of"):
         run(other, tmp_path / "run", "rte", folders["rte"], epochs=1)
+
+
+def test_a_start_that_its_training_replaces_meanwhile_is_followed(pretrained, folders, tmp_path, monkeypatch):
+    """Between the checks and the start a trainer saves another checkpoint, and removes the one that was chosen."""
+    start, prepare = shutil.copytree(pretrained, tmp_path / "pretrained"), finetuning.prepare
+    model = open_run(epath.Path(start), print)
+
+    def replaced(*arguments):
+        made = prepare(*arguments)
+        (start / "checkpoints" / "0").rename(start / "checkpoints" / "7")
+        return made
+
+    monkeypatch.setattr(finetuning, "prepare", replaced)
+    _, lines = run(start, tmp_path / "run", "rte", folders["rte"], epochs=1)
+    assert f"{start} has no checkpoint of step 0, found [7]; starting from step 7" in lines
+    task = json.loads((tmp_path / "run" / "task.json").read_text())
+    assert task["init_identity"].startswith("step 7, digest")
+    with pytest.raises(RemovedError, match=r"no checkpoint of step 0, found \[7\]"):
+        model.read(0)
+    assert model.read()[0] == model.chosen_step() == 7
 
 
 def test_a_workdir_can_be_read_whatever_the_pretraining_was(pretrained, folders, tmp_path):

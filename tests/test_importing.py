@@ -341,12 +341,15 @@ def test_weights_of_other_formats_get_the_line_that_converts_them_with_every_ten
     tensors = load_file(original / WEIGHTS)
     folder = tmp_path / "other"
     for files, named, message in other_formats(folder, tensors, monkeypatch):
+        for file in files:
+            file.chmod(0o600)
         for source in (folder, named):
             with pytest.raises(UserError) as caught:
                 convert.find_weights(source)
             assert message in str(caught.value)
             assert str(caught.value).endswith(f": python -m sctd_jax.interop.convert {source}")
             done = convert.convert(source)
+            assert done.stat().st_mode & 0o777 == 0o600
             found = load_file(done)
             assert found.keys() == {re.sub("gamma$", "weight", name) for name in tensors}
             jax.tree.map(np.testing.assert_array_equal, found, tensors)

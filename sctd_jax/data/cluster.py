@@ -89,7 +89,7 @@ def on_ray(
 def _reach(address: str) -> None:
     """Refuse an address where no program listens."""
     host, colon, port = address.rpartition(":")
-    if "://" in address or not (colon and host and port.isdecimal() and int(port) < 1 << 16):
+    if "://" in address or not (colon and host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 1 << 16):
         raise UserError(f"--ray={address}: auto or HOST:PORT is expected, where ray start --head --port=PORT has run")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS) as connection:

@@ -30,6 +30,7 @@ _EXPORTABLE = (1, 2, 4)  # SentencePiece's unigram, bpe and char
 _SPACE = "\u2581"  # SentencePiece's mark of a space before the piece
 _SPACE_BYTES = tuple("\u0120\u010a\u0109\u010d\u010b\u010c")  # byte-level BPE's letters for the bytes of white space
 _BYTES = tokenizers.decoders.ByteLevel()
+_ENCODE_CHARACTERS = 250_000  # of all of them; a longer text is cut into parts of this length at most
 _ENCODE_TEXTS = 256  # texts encoded at a time where the encodings take many times the memory of the ids
 # Runs at which a regular expression that tries all ways of cutting them gives up, in a tenth of a second.
 _RUNS = [60 * letter + other for letter in string.printable for other in ("", "\u00a7")]
@@ -62,14 +63,20 @@ class Tokenizer:
         return [self._ordinary(ids) for ids in self.ids_of(list(texts))]
 
     def encode_spans(self, texts: Sequence[str]) -> list[Tokenized]:
-        """The same ids, with their places."""
-        found = []
-        for start in range(0, len(texts), _ENCODE_TEXTS):
-            part = list(texts[start : start + _ENCODE_TEXTS])
-            for text, (ids, spans) in zip(part, self.spans_of(part), strict=True):
+        """The same ids, with their places.
+
+        A text of more than 250,000 characters is read in parts, whose ends are white space if there is any: the
+        libraries take hundreds of bytes for a character. Ids may differ where a part ends within a word.
+        """
+        parts = [(number, *part) for number, text in enumerate(texts) for part in _parts(text)]
+        found: list[list[Tokenized]] = [[] for _ in texts]
+        for group in _groups(parts):
+            for (number, start, text), (ids, spans) in zip(group, self.spans_of([p[-1] for p in group]), strict=True):
                 spans_n2 = np.array([_trimmed(text, *span) for span in spans], np.int32).reshape(-1, 2)
-                found.append(Tokenized(self._ordinary(ids), spans_n2))
-        return found
+                found[number].append(Tokenized(self._ordinary(ids), spans_n2 + start))
+        return [
+            some[0] if len(some) == 1 else Tokenized(*map(np.concatenate, zip(*some, strict=True))) for some in found
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids."""
@@ -247,6 +254,32 @@ def encoding_digest(path: str | os.PathLike) -> str:
     special = [token for token in json.loads(content)["added_tokens"] if token["special"]] if name == JSON_FILE else []
     split_before = any(token["content"] not in tokenizer_files.ROLE_NAMES for token in special)
     return hashlib.sha256(content).hexdigest() + ("-whole" if split_before else "")
+
+
+def _parts(text: str) -> Iterator[tuple[int, str]]:
+    """A text in pieces that can be encoded at once, each with the character where it begins."""
+    start = 0
+    while len(text) - start > _ENCODE_CHARACTERS:
+        end = start + _ENCODE_CHARACTERS
+        spaces = (at for at in range(end, start + _ENCODE_CHARACTERS // 2, -1) if text[at].isspace())
+        end = next(spaces, end)
+        yield start, text[start:end]
+        start = end
+    yield start, text[start:]
+
+
+def _groups(parts: Sequence[tuple[int, int, str]]) -> Iterator[list[tuple[int, int, str]]]:
+    """Parts of texts, as many as are encoded at once."""
+    group: list[tuple[int, int, str]] = []
+    size = 0
+    for part in parts:
+        if group and (len(group) == _ENCODE_TEXTS or size + len(part[-1]) > _ENCODE_CHARACTERS):
+            yield group
+            group, size = [], 0
+        group.append(part)
+        size += len(part[-1])
+    if group:
+        yield group
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from sctd_jax.tasks.examples import Example, FileSettings
 from sctd_jax.tasks.splits import TaskData, open_task
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.train import trackers
-from sctd_jax.train.checkpoint import Checkpoints
+from sctd_jax.train.checkpoint import Checkpoints, RemovedError
 from sctd_jax.train.metrics import Track, ignore, read_metrics
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape
@@ -82,13 +82,22 @@ def finetune(
         settings, config, mesh, shape, data, train = (
             made.settings, made.config, made.mesh, made.shape, made.data, made.train
         )  # fmt: skip
-        task = TASKS[settings.task]
+        task, origin = TASKS[settings.task], made.origin
         floors = scoring.floors(task, data)
 
         def start(state: TrainState) -> TrainState:
+            nonlocal origin
             if settings.random_init:
                 return state
-            found = made.pretrained.params(made.step, mesh)
+            step, found = made.step, None
+            while found is None:
+                try:
+                    found = made.pretrained.params(step, mesh)
+                except RemovedError as error:  # by its training, which goes on beside this one
+                    step, identity = made.pretrained.identified()
+                    hosts.check_same({"the start": identity})
+                    log(f"{error}; starting from step {step}")
+                    origin = dataclasses.replace(origin, init_identity=identity)
             # The pooler, if both have one: BERT's own has, token dropping trains none.
             found = {"encoder": found["encoder"], "pooler": FAMILIES[config.model.family].summary_params(found)}
             taken = {name: params for name, params in found.items() if params and name in state.params}
@@ -109,7 +118,7 @@ def finetune(
             layout=made.layout,
             start=start,
             describe=lambda state: report.start_table(settings, config, mesh, data, train.per_epoch, floors),
-            claim=lambda: claim_workdir(workdir, settings, config, made.origin, made.pretrained.tokenizer_file),
+            claim=lambda: claim_workdir(workdir, settings, config, origin, made.pretrained.tokenizer_file),
             compile=lambda: compile_programs(made.settled, shape, mesh, made.layout, train.lengths(config.train.steps)),
             program=lambda step: program_name(train.group(step).length),
             batch=lambda step: batches.put(
@@ -158,7 +167,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     settings = followed(workdir, settings, log)
     task = TASKS[settings.task]
     pretrained = open_model(settings.init, log, "config.init")
-    step = pretrained.chosen_step()
+    step, identity = pretrained.identified()
     positions, length = pretrained.config.model.max_positions, settings.max_length
     too_long = f"({length}) must not exceed the {positions} positions of {settings.init}"
     require(length <= positions, "max_length", too_long)
@@ -175,7 +184,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
         digest.update(repr(example).encode())
         if example.words:
             digest.update(repr((example.words, example.tags)).encode())
-    origin = Origin(data.labels, digest.hexdigest(), pretrained.identity(step))
+    origin = Origin(data.labels, digest.hexdigest(), identity)
     check_workdir(workdir, settings, config.model, origin)
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
 

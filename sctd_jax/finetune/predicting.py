@@ -81,7 +81,8 @@ def predict_file(config: PredictConfig, out: str | os.PathLike, log: Callable[[s
     tuned = read_task(run.path)
     task, labels, length = TASKS[tuned["task"]], tuple(tuned["labels"]), tuned["max_length"]
     text = _text_of(path, task, task.names or labels)
-    step, mesh = run.chosen_step(), meshes.make_mesh(config.mesh)
+    run.chosen_step()  # or it has none
+    mesh = meshes.make_mesh(config.mesh)
     model = dataclasses.replace(run.config.model, dtype=config.dtype)
     model, _ = choose(model, [("max_length of its task", length)], platform_of(mesh.devices.flat[0]))
     train = dataclasses.replace(run.config.train, batch_size=config.batch_size, accumulation=1)
@@ -109,7 +110,8 @@ def predict_file(config: PredictConfig, out: str | os.PathLike, log: Callable[[s
     layout = state_shape(lambda: initial_state(settled, shape), mesh)
     logits, count, said = jit_logits(settled, shape, mesh, layout), 0, time.monotonic()
     with _writing(path) as file:
-        params = run.params(step, mesh)
+        step, state = run.read(None, mesh)
+        params = state["params"]
         log(f"{task.name} of step {step} of {config.init}, on {where}")
         while some:
             groups = batches.by_length(features, config.batch_size, length, _LENGTHS)

@@ -103,7 +103,7 @@ def _probe(
     """Fit all probes of a model and score them. Dev states are not kept: those of a large task do not fit in memory."""
     task, config = TASKS[settings.task], pretrained.config.model
     max_length = min(settings.max_length or task.max_length, config.max_positions)
-    params = pretrained.params(pretrained.chosen_step())["encoder"]
+    params = pretrained.params()["encoder"]
     pooled_states = jit_pooled_states(config)
 
     def read(split: str, examples: Sequence[Example]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

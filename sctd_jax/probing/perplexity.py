@@ -28,6 +28,7 @@ from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import names
 from sctd_jax.probing.models import full_precision, held_out, open_pretrained
+from sctd_jax.train.checkpoint import RemovedError
 
 NOTE = (
     "PPPL is per token: never compare it between models with different tokenizers. Bits per character may be compared "
@@ -84,8 +85,13 @@ def _score(name: str, model: Model, text: _Texts, settings: Settings, log: Calla
     log(f"{name}: {tokens} tokens of {text.source}, a forward pass for each")
     late = model.config.drop_layers[0] if model.config.dropping.method == "late_mask" else None
     score, points = jit_token_losses(model.config.model, special.mask, late), []
-    for step in model.steps if settings.every_checkpoint and model.steps else [model.chosen_step()]:
-        params = model.params(step)
+    for wanted in model.steps if settings.every_checkpoint and model.steps else [None]:
+        try:
+            step, state = model.read(wanted)
+        except RemovedError as error:
+            log(f"{name}: {error}: it is left out")
+            continue
+        params = state["params"]
         of_model = functools.partial(score, params)
         losses_of_rows = token_losses(of_model, text.rows, special, settings.batch_size, model.config.data.seq_len)
         total = float(sum(found.sum(dtype=np.float64) for found in losses_of_rows))
@@ -95,6 +101,8 @@ def _score(name: str, model: Model, text: _Texts, settings: Settings, log: Calla
         points.append({"step": step, "loss": loss, "pppl": math.exp(min(loss, 700.0)), "bits_per_character": bits})
         at = "" if step is None else f" at step {step}"
         log(f"{name}{at}: PPPL {points[-1]['pppl']:.3f}, {bits:.4f} bits per character")
+    if not points:
+        raise UserError(f"{model.path}: a running training has removed all checkpoints that there were; probe it again")
     return {
         "text": text.source,
         "texts": text.count,

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from sctd_jax import storage
 from sctd_jax.errors import UserError, printable
 
 _IDS = ("index", "idx", "id", "ind")
+_LARGEST_FLOAT = 3.4e38  # in float32, which the network reads, a larger number is infinite
 _LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
 
 Note = Callable[[str, str], None]  # (what the user should know, where it is so); they are counted by kind
@@ -64,15 +66,17 @@ class Record:
         value = self.value(field)
         if isinstance(value, bool):
             return str(value).lower()
-        return str(value) if isinstance(value, int | float) and math.isfinite(value) else self.text(field)
+        is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        return str(value) if is_number else self.text(field)
 
     def integer(self, field: str) -> int:
         """A whole number, which a TSV or CSV file holds as text."""
         value = self.value(field)
-        if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
+        if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}", value.strip()):
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"{self.place}: the field {field!r} is no whole number, found {value!r:.80}")
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 63:
+            size = " of 64 bits" if type(value) is int else ""
+            raise UserError(f"{self.place}: the field {field!r} is no whole number{size}, found {value!r:.80}")
         return value
 
     def flag(self, field: str) -> bool:
@@ -80,12 +84,12 @@ class Record:
         return self.value(field, bool, "neither true nor false")
 
     def real(self, field: str) -> float:
-        """A finite number, which a TSV or CSV file holds as text."""
+        """A number that is finite in 32 bits, which a TSV or CSV file holds as text."""
         value, number = self.value(field), math.nan
         if not isinstance(value, bool) and "_" not in str(value):  # Python reads "1_5" as 15
-            with contextlib.suppress(TypeError, ValueError):
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
                 number = float(value)
-        if not math.isfinite(number):
+        if not abs(number) <= _LARGEST_FLOAT:
             raise UserError(f"{self.place}: the field {field!r} is no number, found {value!r:.80}")
         return number
 

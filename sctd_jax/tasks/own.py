@@ -16,6 +16,8 @@ from sctd_jax.tasks.splits import Notes, Split, class_names, open_tfds, tfds_spl
 from sctd_jax.tasks.task import Task
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl")
+_MISSING = ("nan", "<na>", "nat")  # pandas'
+_LONGEST_LABEL = 1000  # characters
 
 
 def field_of(record: Record, setting: str, settings: FileSettings) -> str:
@@ -102,6 +104,8 @@ def read_rows(path: str, split: str, note: Note) -> Iterator[Record]:
 
 def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
     """The labels of the training rows."""
+    if not rows:
+        raise UserError(f"{context.where} has no rows")
     firsts: dict[str, str] = {}  # first place of each label
     types: dict[str, type] = {}
     for row in rows:
@@ -110,7 +114,7 @@ def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
         firsts.setdefault(label, row.place)
         if types.setdefault(label, kind) is not kind:
             context.note("labels of another JSON type than the same label before, taken as one", row.place)
-    check_spellings(firsts)
+    check_labels(firsts)
     labels = tuple(sorted(firsts))
     if len(labels) < 2:
         raise UserError(
@@ -120,13 +124,26 @@ def _labels(rows: Sequence[Record], context: Context) -> tuple[str, ...]:
     return labels
 
 
-def check_spellings(firsts: Mapping[str, str]) -> None:
-    """Check that no two labels, each with its first place, are spellings of one, which would be two classes.
+def check_labels(firsts: Mapping[str, str]) -> None:
+    """Check that labels, each with its first place, can be names of classes, and no two are spellings of one.
 
+    A name has at most 1,000 characters, no line ends or other control characters, and is not a missing value's.
     Spellings differ in case, white space or Unicode's form only, or as 1 and 1.0 do.
     """
     spelled: dict[str, str] = {}
     for label, place in firsts.items():
+        if len(label) > _LONGEST_LABEL:
+            raise UserError(
+                f"{place}: a label of {len(label):,} characters ({label[:40]!r}...), expected at most "
+                f"{_LONGEST_LABEL:,}: is it the text?"
+            )
+        if any(unicodedata.category(letter) == "Cc" for letter in label):
+            raise UserError(f"{place}: the label {label!r} holds control characters, expected a name in one line")
+        if label.strip().casefold() in _MISSING:
+            raise UserError(
+                f"{place}: the label {label!r} is how tables write that there is none; leave out the rows without a "
+                "label, or call the class otherwise"
+            )
         plain = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
         other = spelled.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", plain), label)
         if other != label:

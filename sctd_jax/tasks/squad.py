@@ -128,11 +128,13 @@ def max_context(window_starts: Sequence[int], window_lengths: Sequence[int]) -> 
     first window wins ties.
     """
     windows = list(zip(window_starts, window_lengths, strict=True))
-    context = np.full((len(windows), max(start + length for start, length in windows)), -np.inf)
-    for row, (start, length) in zip(context, windows, strict=True):
-        left = np.arange(length)
-        row[start : start + length] = np.minimum(left, left[::-1]) + 0.01 * length
-    winner = context.argmax(axis=0)
+    count = max(start + length for start, length in windows)
+    most, winner = np.full(count, -np.inf), np.zeros(count, np.int32)
+    for number, (start, length) in enumerate(windows):
+        inside, left = slice(start, start + length), np.arange(length)
+        context = np.minimum(left, left[::-1]) + 0.01 * length
+        winner[inside][context > most[inside]] = number
+        most[inside] = np.maximum(most[inside], context)
     return [winner[start : start + length] == number for number, (start, length) in enumerate(windows)]
 
 

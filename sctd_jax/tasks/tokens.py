@@ -88,8 +88,10 @@ def read_columns(path: str, hidden: bool, settings: FileSettings, note: Note) ->
 def _column(setting: str, value: str, otherwise: int) -> int:
     if value == getattr(FileSettings, setting):
         return otherwise
-    if not value.isdecimal() or int(value) < 1:
-        raise UserError(f"config.{setting} must be the number of a column from 1 on in a column file, found {value!r}")
+    if not re.fullmatch("[1-9][0-9]{0,8}", value):
+        raise UserError(
+            f"config.{setting} must be the number of a column from 1 on in a column file, found {value!r:.80}"
+        )
     return int(value) - 1
 
 
@@ -119,7 +121,7 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
             "expected at least 2"
         )
     if task.name == NER.name:
-        own.check_spellings(found)
+        own.check_labels(found)
         for tag, place in found.items():
             if tag != OUTSIDE and not re.fullmatch(r"[BIESLU]-.+", tag):
                 raise UserError(

@@ -53,6 +53,10 @@ class DamagedError(UserError):
     """A checkpoint is not whole."""
 
 
+class RemovedError(UserError):
+    """A checkpoint is gone, as the one that a running training has replaced by a newer one."""
+
+
 class Checkpoints:
     """The checkpoints of one run: the last k and the best one, saved in the background.
 
@@ -101,8 +105,13 @@ class Checkpoints:
         self._manager, self._writes = ocp.CheckpointManager(self._folder, options=options), True
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending."""
+        """Steps that have a checkpoint, ascending; who only reads does not see later ones before `look_again`."""
         return sorted(self._manager.all_steps())
+
+    def look_again(self) -> None:
+        """Let `steps` see what a running training has saved and removed meanwhile."""
+        self._manager.close()  # its `reload` would read the metrics, a damaged file of which ends it
+        self._manager = self._open_to_read()
 
     def best_step(self, log: Callable[[str], None] = say) -> int | None:
         """The best step among those that are kept; the last one where several are, as Orbax keeps that.
@@ -136,11 +145,16 @@ class Checkpoints:
         return value
 
     def identity(self, step: int) -> str:
-        """Text that changes with the parameters of a checkpoint."""
+        """Text that changes with the parameters of a checkpoint. Raises RemovedError."""
         try:
             return f"step {step}, digest {self._check(step)['digest']}"
         except (OSError, ValueError, KeyError, TypeError) as error:
+            self._check_there(step)
             raise UserError(f"checkpoint {self._folder / str(step)} is damaged: {_first_line(error)}") from error
+
+    def _check_there(self, step: int) -> None:
+        if not hosts.all_agree(storage.exists(path := self._folder / str(step))):
+            raise RemovedError(f"checkpoint {path} was removed while it was read")
 
     def _check(self, step: int) -> dict[str, Any]:
         """`digest` of the whole state and, unless earlier code saved it, `parts`: the digest of each of its fields."""
@@ -219,15 +233,30 @@ class Checkpoints:
     def _newest_whole(
         self, step: int | None, attempt: Callable[[int], tuple[str | None, Any]], log: Callable[[str], None]
     ) -> tuple[int, Any] | None:
-        """The first checkpoint, newest first, that `attempt` finds no problem with, and what it found."""
-        candidates = self.steps() if step is None else [step]
-        for candidate in reversed(candidates):
+        """The first checkpoint, newest first, that `attempt` finds no problem with, and what it found.
+
+        A running training removes checkpoints while they are read, and has newer ones then. Raises RemovedError for
+        `step`.
+        """
+        tried: list[int] = []
+        while candidates := [one for one in (self.steps() if step is None else [step]) if one not in tried]:
+            candidate = candidates[-1]
             problem, found = attempt(candidate)
             if hosts.all_agree(problem is None):
                 return candidate, found
-            log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
-        if candidates:
-            raise UserError(f"no checkpoint in {self._folder} can be read (tried {candidates})")
+            tried.append(candidate)
+            try:
+                self._check_there(candidate)
+                log(f"warning: checkpoint {self._folder / str(candidate)} is damaged and passed over: {problem}")
+            except RemovedError as error:
+                if step is not None:
+                    raise
+                log(f"{error}: the newest one is taken")
+            if self._read_only:
+                self.look_again()
+                hosts.check_same({f"the list of checkpoints in {self._folder}": self.steps()})
+        if tried:
+            raise UserError(f"no checkpoint in {self._folder} can be read (tried {sorted(tried)})")
         return None
 
     def _read(

@@ -47,7 +47,9 @@ def contents(folder: Path) -> dict[str, str]:
             continue
         for entry in entries:
             name = os.path.relpath(entry.path, folder)
-            if entry.is_file():
+            if entry.is_symlink() and not os.path.exists(entry.path):  # a loop of links, or one that leads nowhere
+                found[name] = os.readlink(entry.path)
+            elif entry.is_file():
                 with open(entry.path, "rb") as file:
                     found[name] = hashlib.file_digest(file, "sha256").hexdigest()
             else:
