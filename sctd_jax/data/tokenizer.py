@@ -30,7 +30,7 @@ _EXPORTABLE = (1, 2, 4)  # SentencePiece's unigram, bpe and char
 _SPACE = "\u2581"  # SentencePiece's mark of a space before the piece
 _SPACE_BYTES = tuple("\u0120\u010a\u0109\u010d\u010b\u010c")  # byte-level BPE's letters for the bytes of white space
 _BYTES = tokenizers.decoders.ByteLevel()
-_ENCODE_CHARACTERS = 250_000  # of all of them; a longer text is cut into parts of this length at most
+_ENCODE_CHARACTERS = 250_000  # encoded at once; a longer text is cut into parts of this length at most
 _ENCODE_TEXTS = 256  # texts encoded at a time where the encodings take many times the memory of the ids
 # Runs at which a regular expression that tries all ways of cutting them gives up, in a tenth of a second.
 _RUNS = [60 * letter + other for letter in string.printable for other in ("", "\u00a7")]

@@ -93,7 +93,7 @@ def finetune(
             while found is None:
                 try:
                     found = made.pretrained.params(step, mesh)
-                except RemovedError as error:  # by its training, which goes on beside this one
+                except RemovedError as error:  # its training goes on beside this one
                     step, identity = made.pretrained.identified()
                     hosts.check_same({"the start": identity})
                     log(f"{error}; starting from step {step}")

@@ -193,7 +193,7 @@ def convert(source: Path) -> Path:
     partial = to.with_name(f"{WEIGHTS_FILE}.incomplete")
     try:
         save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, partial, metadata={"format": "pt"})
-        partial.chmod(files[0].stat().st_mode & 0o666)  # as open as what it was made of
+        partial.chmod(files[0].stat().st_mode & 0o666)  # permissions of what it was made of
         partial.rename(to)
         old, config = to.with_name("bert_config.json"), to.with_name("config.json")
         if old.is_file() and not config.exists():

@@ -14,7 +14,7 @@ from sctd_jax import storage
 from sctd_jax.errors import UserError, printable
 
 _IDS = ("index", "idx", "id", "ind")
-_LARGEST_FLOAT = 3.4e38  # in float32, which the network reads, a larger number is infinite
+_LARGEST_FLOAT = 3.4e38  # larger numbers are infinite in float32, which the network reads
 _LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
 
 Note = Callable[[str, str], None]  # (what the user should know, where it is so); they are counted by kind
