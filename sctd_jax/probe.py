@@ -17,10 +17,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import logging
 
 from sctd_jax.arguments import CommandParser, local_path, number
-from sctd_jax.errors import UserError, run_command, say
+from sctd_jax.errors import of_disk, run_command, say
 from sctd_jax.probing import drawing, drift, layers, perplexity
+from sctd_jax.storage import write
 from sctd_jax.tasks.examples import FileSettings
-from sctd_jax.train.workdir import write
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--out {args.out}: {error.strerror}") from error
+            raise of_disk(error)(f"--out {args.out}: {error.strerror}") from error
         if args.command == "layers":
             sizes = {"examples": args.examples, "max_length": args.max_length, "batch_size": args.batch_size}
             files = FileSettings.of(args)
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 write(path, part)
             except OSError as error:
-                raise UserError(f"cannot write {path}: {error.strerror}") from error
+                raise of_disk(error)(f"cannot write {path}: {error.strerror}") from error
             say(path)
         return 0
 
