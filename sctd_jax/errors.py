@@ -16,6 +16,7 @@ import textwrap
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 
 class UserError(Exception):
@@ -105,8 +106,9 @@ def keep_output_from_ending_work() -> None:
         if stream is None:  # closed before the start
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         else:
-            raw = io.BufferedWriter(_Unbroken(descriptor, "w", closefd=False))
-            made = io.TextIOWrapper(raw, stream.encoding, stream.errors)
+            raw = _Unbroken(descriptor, "w", closefd=False)
+            buffer: Any = raw if isinstance(stream.buffer, io.FileIO) else io.BufferedWriter(raw)  # PYTHONUNBUFFERED
+            made = io.TextIOWrapper(buffer, stream.encoding, stream.errors)
             made.reconfigure(line_buffering=stream.line_buffering, write_through=stream.write_through)
             setattr(sys, name, made)
 
