@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from sctd_jax import storage, stored
@@ -17,6 +18,7 @@ from sctd_jax.data.rows import METADATA_FILE
 from sctd_jax.errors import UserError
 from sctd_jax.hf import hub
 from sctd_jax.hf.convert import download_hint
+from sctd_jax.hf.names import shapes
 from sctd_jax.hf.read import Folder, read_folder
 from sctd_jax.model.families import FAMILIES
 from sctd_jax.parallel import hosts
@@ -86,6 +88,8 @@ class Model:
         def read(step: int | None) -> tuple[int, dict[str, Any]]:
             found = checkpoints.restore_parts(names, mesh, self.log, step)
             assert found is not None  # there is a checkpoint
+            if "params" in names:
+                self._check_network(found[1]["params"])
             return found
 
         with closing(self._checkpoints()) as checkpoints:
@@ -110,6 +114,27 @@ class Model:
                 self.log(f"{error}: another one is taken")
                 checkpoints.look_again()
                 hosts.check_same({f"the list of checkpoints of {self.path}": checkpoints.steps()})
+
+    def _check_network(self, params: Mapping[str, Any]) -> None:
+        """Check that a checkpoint's parameters are those of the network of `config.json`, which is another file."""
+        path, model = self.path / CONFIG_FILE, self.config.model
+        layers, word = (
+            sum(name.startswith("layer_") for name in params["encoder"]),
+            params["encoder"]["embeddings"]["word"],
+        )
+        there = {"num_layers": layers, "vocab_size": word.shape[0], "hidden_size": word.shape[1]}
+        for field, value in there.items():  # before anything of their sizes is built
+            if value != getattr(model, field):
+                raise UserError(
+                    f"{path} is damaged: model.{field} is {getattr(model, field)}, its checkpoint has {value}"
+                )
+        found, expected = flatten_dict(params), shapes(model)
+        for at in sorted({at for at in expected if at[0] == "encoder"} | (found.keys() & expected.keys())):
+            mine, its = expected[at].shape, found[at].shape if at in found else "none"
+            if mine != its:
+                raise UserError(
+                    f"{path} is damaged: {'/'.join(at)} has the shape {its} in its checkpoint, expected {mine}"
+                )
 
     def params(self, step: int | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
         """Parameters by `read`: `encoder`, and `mlm_head`, `pooler` and a task's head where they are."""
