@@ -1,6 +1,7 @@
 """A model on disk: the workdir of a pretraining or of a fine-tuning, or a folder of `transformers`."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -186,7 +187,7 @@ def open_init(config: Config, log: Callable[[str], None]) -> Model:
     if hub.is_one(config.train.init):
         raise UserError(
             f"config.train.init {config.train.init}: expected the workdir of a run; a model of the hub becomes one by "
-            f"python -m sctd_jax.interop.huggingface import --from {config.train.init} --workdir WORKDIR"
+            f"python -m sctd_jax.interop.huggingface import --from {shlex.quote(config.train.init)} --workdir WORKDIR"
         )
     init = open_run(storage.as_path(config.train.init), log)
     if init.task is not None:
@@ -204,6 +205,6 @@ def open_init(config: Config, log: Callable[[str], None]) -> Model:
     if not path or tokenizer.load(path, kept=bool(rows)).pieces != init.tokenizer.pieces:
         raise UserError(
             f"config.data.{f'rows {rows} were' if rows else 'input would be'} prepared with another tokenizer than "
-            f"that of config.train.init: use --config.data.tokenizer={init.tokenizer_file}"
+            f"that of config.train.init: use --config.data.tokenizer={shlex.quote(str(init.tokenizer_file))}"
         )
     return init
