@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sctd_jax.data import corpus, decoding, prepare
+from sctd_jax.data import corpus, decoding, formats, prepare
 from sctd_jax.errors import UserError
 from tests import helpers
 
@@ -117,6 +117,35 @@ def test_a_compressed_file_that_is_cut_off_or_damaged_is_named_wherever_that_is(
     path.write_bytes(b"plain")
     with pytest.raises(UserError, match=f"not compressed, as the {suffix} of its name says"):
         read(path)
+
+
+@pytest.mark.parametrize("name", [*CONTENTS, "x.parquet", "x.arrow"])
+def test_a_record_that_is_too_large_to_be_held_is_refused_with_its_place(name, tmp_path, monkeypatch):
+    for where in (decoding, formats):
+        monkeypatch.setattr(where, "LONGEST_RECORD", 5000)
+        monkeypatch.setattr(where, "LONGEST_FIELD", 4000)
+    texts = ["short", "letters " * 700, "short"]
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    elif name.endswith("arrow"):
+        with pyarrow.ipc.new_file(path, pyarrow.schema([("text", pyarrow.string())])) as writer:
+            writer.write_table(pyarrow.table({"text": texts}))
+    elif "csv" in name or "TSV" in name:
+        separator = "\t" if "TSV" in name else ","
+        path.write_text(f"n{separator}text\n" + "".join(f"1{separator}{text}\n" for text in texts))
+    elif name == "wiki_00":
+        path.write_text("".join(f"<doc>\n{text.replace(' ', chr(10))}\n</doc>\n" for text in texts))
+    elif "w" in name.partition(".")[2]:
+        path.write_bytes(warc(texts))
+    elif name.lower().endswith("json") and name != "x.json":
+        path.write_text(json.dumps([{"text": text} for text in texts]))
+    else:
+        path.write_bytes(json_lines(texts))
+    with pytest.raises(UserError, match=rf"{path}, (line|element|record) \d+: (a record of more than|field larger)"):
+        read(path)
+    monkeypatch.undo()
+    assert len(read(path)[0]) == 3
 
 
 NESTED = {"article": {"body": "one ä", "tags": ["x"]}, "lines": ["two", None, "lines"], "a.b": "dotted"}

@@ -72,14 +72,22 @@ def test_nul_becomes_a_space_in_both_passes(tmp_path):
 
 def test_the_sample_of_many_ranges_is_that_of_lines_of_all(tmp_path, monkeypatch):
     monkeypatch.setattr(ranges, "BYTES", 10_000)
-    (tmp_path / "a.txt").write_text("".join(f"line {i:05d}\n" for i in range(20_000)))
+    (tmp_path / "a.txt").write_text("".join(f"line {i:05d} {30 * 'x'}\n" for i in range(20_000)))
     sources, data = corpus.find_sources([str(tmp_path)]), settings("line")
-    found = look(sources, data, 11_000)
+    found = look(sources, data, 43_000)
     numbers = [int(line.split()[1]) for line, _ in found.lines()]
-    assert len(numbers) == len(set(numbers)) == 1100  # of 10 bytes
+    assert len(numbers) == len(set(numbers)) == 1049  # of 41 bytes
     assert not found.all_sampled
     assert found.whole
     assert all(50 < here < 150 for here in np.histogram(numbers, 10, (0, 20_000))[0])
+
+
+def test_a_sample_of_short_lines_has_no_more_of_them_than_of_longer_ones(tmp_path):
+    """Lines take memory beside their letters."""
+    (tmp_path / "a.txt").write_text("a\n" * 20_000)
+    found = look(corpus.find_sources([str(tmp_path)]), settings("line"), 4000)
+    assert len(found.lines()) == 100
+    assert not found.all_sampled
 
 
 def test_candidates_of_a_text_with_copies_are_as_many_as_without(tmp_path):

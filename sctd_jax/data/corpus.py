@@ -1,7 +1,8 @@
 """Sources of text: the embedded corpus, files of text and of the other `formats`, and TFDS datasets.
 
 Every source is a stream of `Chunk`s: consecutive pieces of at most CHUNK_CHARS characters with the
-number of their document, so that one huge document costs no more memory than many small ones.
+number of their document, so that one huge text file costs no more memory than many small ones. Of the
+other formats one record is held whole, of at most `decoding.LONGEST_RECORD` bytes.
 """
 
 import collections

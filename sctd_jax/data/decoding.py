@@ -4,11 +4,12 @@ import bz2
 import codecs
 import gzip
 import io
+import itertools
 import lzma
 import re
 import shlex
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -16,6 +17,8 @@ import fsspec
 from sctd_jax.errors import UserError
 
 _HEAD = 1 << 12  # bytes that tell what a file is
+LONGEST_RECORD = 1 << 28  # bytes of a document that is held whole, some three times
+LONGEST_FIELD = 1 << 26  # characters of CSV, whose reader has 4 bytes for each
 _MARKS = {  # UTF-32's before UTF-16's, which begins alike
     codecs.BOM_UTF8: "",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -103,6 +106,25 @@ def open_utf8(path: str, replaced: Callable[[int], None], encoding: str = "", sp
     file = unpacked(path)  # anew: not all of them go back
     file.read(len(mark))
     return cast(BinaryIO, io.BufferedReader(_Recoded(file, other, replaced), 1 << 16)) if other else file
+
+
+def check_record(size: int, place: str) -> None:
+    """Refuse a document of a file that is read record by record if it is too large to be held whole."""
+    if size > LONGEST_RECORD:
+        raise UserError(
+            f"{place}: a record of more than {LONGEST_RECORD / 1e6:.0f} MB, the most that is held at once; cut "
+            "it into documents, or take its text into a .txt, which is read in pieces"
+        )
+
+
+def lines(file: BinaryIO, path: str, after: str = "") -> Iterator[bytes]:
+    """Lines of a file in which each is held whole; messages say `after` behind a line's number."""
+    for number in itertools.count(1):
+        line = file.readline(LONGEST_RECORD + 1)
+        if not line:
+            return
+        check_record(len(line), f"{path}, line {number}{after}")
+        yield line
 
 
 def can_be_cut(path: str) -> bool:

@@ -11,15 +11,19 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from sctd_jax.data.decoding import (
     END,
+    LONGEST_FIELD,
+    LONGEST_RECORD,
     SURROGATE,
     Span,
+    check_record,
     conversion,
     decode,
     is_remote,
+    lines,
     open_utf8,
     raw,
     unpacked,
@@ -27,7 +31,6 @@ from sctd_jax.data.decoding import (
 )
 from sctd_jax.errors import UserError, printable
 
-_LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
 _DOCUMENT = re.compile(r"<doc\b[^>]*>\s*$")
 
 Replaced = Callable[[int], None]
@@ -64,7 +67,7 @@ def json_texts(path: str, field: str, encoding: str, replaced: Replaced, span: S
         raise UserError(f"{path}: its lines end with CR alone, expected LF or CRLF; convert it: {cure}")
     first, after = True, f" after byte {span[0]:,}" if span and span[0] else ""
     with open_utf8(path, replaced, encoding, span) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(lines(file, path, after), 1):
             if not line.strip():
                 continue
             try:
@@ -86,32 +89,50 @@ def _array_texts(path: str, field: str, encoding: str, replaced: Replaced, span:
     with open_utf8(path, replaced, encoding) as file:
         number = 0
         try:
-            for number, record in enumerate(ijson.items(file, "item", use_float=True), 1):
+            whole = _Whole(file, f"{path}, element 1")
+            for number, record in enumerate(ijson.items(whole, "item", use_float=True), 1):
+                whole.next(f"{path}, element {number + 1}")
                 yield text_of(record, field, f"{path}, element {number}", replaced)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             said = printable(" ".join(str(error).split()))
             raise UserError(f"{path}, element {number + 1}: not one JSON array ({said:.120})") from error
 
 
+class _Whole:
+    """A file whose records are held whole: `read` refuses one that is too large. `next` tells where one begins."""
+
+    def __init__(self, file: BinaryIO, place: str):
+        self._file, self._size, self._place = file, 0, place
+
+    def next(self, place: str) -> None:
+        self._size, self._place = 0, place
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._size += len(data)
+        check_record(self._size, self._place)
+        return data
+
+
 def csv_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
     """CSV with a line of names first; tabs separate the columns of .tsv."""
     delimiter = "\t" if ".tsv" in path.lower() else ","
-    csv.field_size_limit(_LONGEST_FIELD)  # the limit of all readers of the process, of which several may be at work
+    csv.field_size_limit(LONGEST_FIELD)  # the limit of all readers of the process, of which several may be at work
     try:
         with open_utf8(path, replaced, encoding) as file:
-            lines = csv.reader((decode(line, replaced) for line in file), delimiter=delimiter, strict=True)
-            names = next(lines, [])
+            rows = csv.reader((decode(line, replaced) for line in lines(file, path)), delimiter=delimiter, strict=True)
+            names = next(rows, [])
             if names.count(field) != 1:
                 kind = "no column" if field not in names else "more than one column"
                 raise UserError(f"{path}: {kind} {field!r} (data.text_field), found {printable(', '.join(names)):.400}")
             column = names.index(field)
-            for row in lines:
+            for row in rows:
                 if row and len(row) != len(names):
-                    raise UserError(f"{path}, line {lines.line_num}: {len(row)} columns, expected {len(names)}")
+                    raise UserError(f"{path}, line {rows.line_num}: {len(row)} columns, expected {len(names)}")
                 if row:
                     yield row[column]
     except csv.Error as error:
-        raise UserError(f"{path}, line {lines.line_num}: {error}") from error
+        raise UserError(f"{path}, line {rows.line_num}: {error}") from error
 
 
 def wiki_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
@@ -122,7 +143,10 @@ def wiki_texts(path: str, field: str, encoding: str, replaced: Replaced, span: S
             return
     with open_utf8(path, replaced, encoding) as file:
         held: list[str] | None = None
-        for number, raw in enumerate(file, 1):
+        size = 0
+        for number, raw in enumerate(lines(file, path), 1):
+            size = size + len(raw) if held else 0
+            check_record(size, f"{path}, line {number}")
             line = decode(raw, replaced)
             if _DOCUMENT.match(line) and held is None:
                 held = []
@@ -158,7 +182,9 @@ def warc_texts(path: str, field: str, encoding: str, replaced: Replaced, span: S
                         f"{path}, record {number}: {printable(kind) or 'no type'}, expected text/plain: pages are not "
                         "read as they are; take the crawl's WET files, or extract the text (trafilatura, datatrove)"
                     )
-                text = decode(record.content_stream().read(), replaced)
+                content = record.content_stream().read(LONGEST_RECORD + 1)
+                check_record(len(content), f"{path}, record {number}")
+                text = decode(content, replaced)
                 if getattr(record.raw_stream, "limit", 0):  # warcio takes the end of the file for that of the record
                     raise UserError(f"{path}, record {number}: the file is cut off")
                 yield text
@@ -179,8 +205,10 @@ def parquet_texts(path: str, field: str, encoding: str, replaced: Replaced, span
         table = pyarrow.parquet.ParquetFile(raw(path) if is_remote(path) else path)
         names = _path_in(table.schema_arrow, field, path)
         groups = _within(span, table.num_row_groups)
+        first = 1
         for batch in table.iter_batches(batch_size=256, columns=[".".join(names)], row_groups=groups):
-            yield from _column_texts(batch, names, replaced)
+            yield from _column_texts(batch, names, replaced, path, first)
+            first += len(batch)
     except pyarrow.ArrowException as error:
         raise UserError(f"cannot read {path}: {printable(error)}") from error
 
@@ -198,9 +226,11 @@ def arrow_texts(path: str, field: str, encoding: str, replaced: Replaced, span: 
                 file.seek(0)
                 batches = opened = pyarrow.ipc.open_stream(file)
             names = _path_in(opened.schema, field, path)
+            first = 1
             for batch in batches:
                 for start in range(0, len(batch), 256):
-                    yield from _column_texts(batch.slice(start, 256), names, replaced)
+                    yield from _column_texts(batch.slice(start, 256), names, replaced, path, first + start)
+                first += len(batch)
     except pyarrow.ArrowException as error:
         raise UserError(f"cannot read {path}: {printable(error)}") from error
 
@@ -239,7 +269,8 @@ def _is_list(kind) -> bool:
     return pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
 
 
-def _column_texts(batch, names: Sequence[str], replaced: Replaced) -> Iterator[str]:
+def _column_texts(batch, names: Sequence[str], replaced: Replaced, path: str, first: int) -> Iterator[str]:
+    """Texts of a batch of records, whose first one has the number `first` in its part of the file."""
     import pyarrow
     import pyarrow.compute
 
@@ -248,6 +279,9 @@ def _column_texts(batch, names: Sequence[str], replaced: Replaced) -> Iterator[s
         column = pyarrow.compute.struct_field(column, name)
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if column.nbytes > LONGEST_RECORD:
+        for number in range(len(column)):
+            check_record(column.slice(number, 1).nbytes, f"{path}, record {first + number}")
     if _is_list(column.type):
         for lines in column.cast(pyarrow.large_list(pyarrow.large_binary())).to_pylist():
             yield decode(b"\n".join(line or b"" for line in lines or ()), replaced)

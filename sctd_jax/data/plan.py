@@ -98,7 +98,7 @@ def make(
     look = survey.together(found, data, sample_bytes)
     copies = survey.copies(found)
     copied = sum(map(len, copies.values()))
-    if not (total := look.total).documents:
+    if not (total := look.total).characters:  # the look sees no end of a huge one
         left_out = _left_out(total, copied, data)
         more = f", and left out are {left_out} (--longest-line, --shortest-document)" if left_out else ""
         named = ", ".join(files.split(data.input))

@@ -29,6 +29,7 @@ _CHARS_PER_TOKEN = 16  # generous: how much text the held-out candidates must ho
 _DRAWN_LETTERS = 1 << 20  # first letters of a document, which its draw depends on
 # Ranges keep so many times their even share, because the lowest draws are not spread evenly over them.
 _MORE_SAMPLE, _MORE_CANDIDATES = 4, 64
+_SAMPLE_LINE = 40  # bytes; a sample holds no more lines than of this length: each takes memory of its own
 
 
 class Piece(NamedTuple):
@@ -132,7 +133,7 @@ def take(range_: ranges.Range, data: DataConfig, sample_bytes: int, count: int) 
     most = sys.maxsize if data.drop_copies else max(LOOK // count, _LEAST_LOOK)
     rng = np.random.default_rng(np.random.Philox(data.seed).jumped(range_.number))
     enough = _enough(data)
-    sample = _LowestDraws(min(sample_bytes, _MORE_SAMPLE * sample_bytes // count))
+    sample = _sample(min(sample_bytes, _MORE_SAMPLE * sample_bytes // count))
     candidates = _LowestDraws(min(enough, _MORE_CANDIDATES * enough // count))
     digests: list[list[tuple[int, bool]]] = [[] for _ in range_.parts]
     document, draw, size, read_chars = -1, 0.0, 0, 0
@@ -200,7 +201,7 @@ def add_counts(counts: dict[int, corpus.SourceCounts], index: int, more: corpus.
 def together(found: Iterable[Survey], data: DataConfig, sample_bytes: int) -> Survey:
     """One survey of all ranges; `found` are theirs, in their order."""
     everything, seen = Survey(), set[float]()
-    sample, candidates = _LowestDraws(sample_bytes), _LowestDraws(_enough(data))
+    sample, candidates = _sample(sample_bytes), _LowestDraws(_enough(data))
     for here in found:
         for index, counts in here.counts.items():
             add_counts(everything.counts, index, counts)
@@ -294,11 +295,15 @@ def more_documents(documents: str) -> str:
     return f", or cut text files into more documents: --documents {finer} (config.data.documents)" if finer else ""
 
 
-class _LowestDraws:
-    """The items with the lowest draws whose sizes fill a budget (and not one more than needed)."""
+def _sample(budget: int) -> "_LowestDraws":
+    return _LowestDraws(budget, most=budget // _SAMPLE_LINE)
 
-    def __init__(self, budget: int):
-        self._budget, self._total, self.limit = budget, 0, 1.0
+
+class _LowestDraws:
+    """The items with the lowest draws whose sizes fill a budget (not one more than needed), or the `most` lowest."""
+
+    def __init__(self, budget: int, most: int = sys.maxsize):
+        self._budget, self._most, self._total, self.limit = budget, most, 0, 1.0
         self._heap: list[tuple[float, int, Any]] = []
 
     def offer(self, draw: float, size: int, item: Any) -> None:
@@ -307,7 +312,7 @@ class _LowestDraws:
             return
         heapq.heappush(self._heap, (-draw, size, item))
         self._total += size
-        while self._total - self._heap[0][1] >= self._budget:
+        while self._total - self._heap[0][1] >= self._budget or len(self._heap) > self._most:
             self.limit = -self._heap[0][0]
             self._total -= heapq.heappop(self._heap)[1]
 

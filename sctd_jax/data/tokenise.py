@@ -9,6 +9,7 @@ from sctd_jax.data import survey, tokenizer, unknown
 from sctd_jax.data.loader import prefetch
 
 _CHARS = 8 << 20  # text that is tokenised in one call, over all cores
+_PIECE_CHARS = 64  # characters for whose memory a piece stands beside its own
 
 
 def encoded_batches(
@@ -20,7 +21,7 @@ def encoded_batches(
         batch, size = [], 0
         for piece in _with_space_before(pieces) if tok.is_byte_level else pieces:
             batch.append(piece)
-            size += len(piece.text)
+            size += len(piece.text) + _PIECE_CHARS
             if size >= _CHARS:
                 yield batch
                 batch, size = [], 0

@@ -1,13 +1,11 @@
 """Tokenizer, one view of SentencePiece models and of Hugging Face `tokenizers` files."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import string
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,6 +18,7 @@ from etils import epath
 from sctd_jax import storage
 from sctd_jax.data import tokenizer_files
 from sctd_jax.data.special import SpecialIds
+from sctd_jax.data.tokenizer_calls import naming_failures, quiet
 from sctd_jax.errors import UserError, printable
 
 # Names of a tokenizer in a folder of rows or a workdir: a SentencePiece model or `tokenizers` JSON.
@@ -109,7 +108,7 @@ def load(path: str | os.PathLike, *, kept: bool = False) -> Tokenizer:
       kept: whether it lies in a workdir or beside rows, where a kind that is refused today must still open.
     """
     name, content = canonical(path, kept=kept)
-    with _quiet(), _failing(path):
+    with quiet(), naming_failures(path):
         loaded = _hugging_face(content, path, kept) if name == JSON_FILE else _sentencepiece(content, path)
         if not kept:
             _check_use(loaded, path)
@@ -117,39 +116,6 @@ def load(path: str | os.PathLike, *, kept: bool = False) -> Tokenizer:
         check_exportable(content, path)
         tokenizer_files.check_sentencepiece(_existing(path), loaded.pieces)
     return loaded
-
-
-@contextlib.contextmanager
-def _failing(path: str | os.PathLike) -> Iterator[None]:
-    """A UserError for what `tokenizers` raises: plain Exception, and a panic of Rust, which is not even one."""
-    try:
-        yield
-    except (UserError, OSError):
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(
-            f"data.tokenizer {path}: not a tokenizer that can be used ({printable(error)[:300]})"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what libraries write on standard error, as Rust does where it panics: an exception says it."""
-    sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed
-        yield
-        return
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _check_use(loaded: Tokenizer, path: str | os.PathLike) -> None:
@@ -208,7 +174,7 @@ def _existing(path: str | os.PathLike) -> epath.Path:
 
 def _read(path: epath.Path, kept: bool = False) -> tuple[tokenizers.Tokenizer, list[str]]:
     try:
-        with _quiet(), _failing(path):
+        with quiet(), naming_failures(path):
             return tokenizer_files.read(path, alone=kept)
     except OSError as error:
         raise UserError(f"data.tokenizer {path}: {error.strerror}") from error
@@ -389,12 +355,12 @@ def _hugging_face(content: bytes, path: str | os.PathLike, kept: bool) -> Tokeni
 
     def ids_of(texts: list[str]) -> Iterator[Sequence[int]]:
         for start in range(0, len(texts), _ENCODE_TEXTS):
-            with _failing(path):
+            with naming_failures(path):
                 encodings = inner.encode_batch_fast(texts[start : start + _ENCODE_TEXTS], add_special_tokens=False)
             yield from (encoding.ids for encoding in encodings)
 
     def spans_of(texts: list[str]) -> list[tuple[Sequence[int], Sequence[tuple[int, int]]]]:
-        with _failing(path):
+        with naming_failures(path):
             return [(e.ids, e.offsets) for e in inner.encode_batch(texts, add_special_tokens=False)]
 
     separators = 2 if pair == [special.cls, *[special.sep] * 3] else 1

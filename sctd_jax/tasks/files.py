@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sctd_jax import storage
+from sctd_jax.data.decoding import LONGEST_FIELD
 from sctd_jax.errors import UserError, printable
 
 _IDS = ("index", "idx", "id", "ind")
 _LARGEST_FLOAT = 3.4e38  # larger numbers are infinite in float32, which the network reads
-_LONGEST_FIELD = 2**31 - 1  # characters of CSV; Python's default ends at 131,072
 
 Note = Callable[[str, str], None]  # (what the user should know, where it is so); they are counted by kind
 _Rows = Iterable[tuple[int, list[str]]]  # (number of its first line, values) of each row
@@ -131,7 +131,7 @@ def read_csv(path: str, note: Note) -> Iterator[Record]:
 
 
 def _csv_rows(path: str) -> _Rows:
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(LONGEST_FIELD)
     reader, line = csv.reader((text for _, text in text_lines(path)), strict=True), 1
     try:
         for values in reader:
