@@ -18,5 +18,9 @@ if _old or (_wants_jax and importlib.util.find_spec("jax") is None):
     sys.exit(2)
 # A command that is interrupted while its modules are imported ends without a traceback; later `errors.run_command`
 # answers. A background job's shell has it ignored.
-if _command.startswith("sctd_jax.") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if _command.startswith("sctd_jax."):
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from sctd_jax.errors import keep_output_from_ending_work
+
+    keep_output_from_ending_work()

@@ -4,13 +4,16 @@ Every public function of the package may raise UserError for what that person ca
 exceptions only.
 """
 
+import contextlib
 import errno
+import io
 import os
 import re
 import shutil
 import signal
 import sys
 import textwrap
+import time
 import traceback
 from collections.abc import Callable
 
@@ -37,6 +40,8 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _CLOUD_LIBRARIES = ("gcsfs", "google", "aiohttp")  # their exceptions have no common base
 _LONGEST_LINE = 1500  # characters of a message
 _REPEAT_SECONDS = 0.5  # until a signal's exception that was lost is raised again
+# Wrappers (make, uv) and shells pass on a signal that the process has too: one request that comes twice.
+ONE_REQUEST_SECONDS = 1.0
 
 
 def printable(text: object) -> str:
@@ -62,7 +67,7 @@ def shown(line: object, columns: int | None = None) -> str:
     """
     line = printable(line)
     if columns is None:
-        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        columns = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 0
     if not columns or re.search(r"\bpython -m |\biconv |\bjq |\btr '|--workdir", line):  # a command is copied whole
         return line
     name = re.match(r" *\S+( \S+)*  (?=\S)", line)
@@ -75,6 +80,37 @@ def say(line: object) -> None:
     print(shown(line), flush=True)
 
 
+class _Unbroken(io.FileIO):
+    """A descriptor that passes over what cannot be written: nobody reads the pipe, the terminal is gone."""
+
+    broken = False
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if not self.broken:
+                self.broken = True
+                name = {1: "output", 2: "error"}[self.fileno()]
+                said = f"note: standard {name} cannot be written ({error.strerror}): the command goes on without it\n"
+                with contextlib.suppress(OSError):  # the other one
+                    os.write(3 - self.fileno(), said.encode())
+            return memoryview(data).nbytes
+
+
+def keep_output_from_ending_work() -> None:
+    """Let a command go on where its output is closed, as `| head -1` does, or full: what it makes is worth more."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the start
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        else:
+            raw = io.BufferedWriter(_Unbroken(descriptor, "w", closefd=False))
+            made = io.TextIOWrapper(raw, stream.encoding, stream.errors)
+            made.reconfigure(line_buffering=stream.line_buffering, write_through=stream.write_through)
+            setattr(sys, name, made)
+
+
 def run_command(command: Callable[[], int]) -> int:
     """Exit status of a command: its own, or what a message follows.
 
@@ -84,28 +120,44 @@ def run_command(command: Callable[[], int]) -> int:
     SIGTERM and SIGHUP become an exception like Ctrl-C, so that temporary files are removed on the way out; the training
     loop puts its own handlers in the place of theirs. An exception can be lost where it lands: compiled modules pass
     over any while they are imported, and so does Python in `__del__`. So each of the signals starts a timer, and the
-    exception is raised again until the command ends, except while one is being handled: nothing disturbs a clean-up.
+    exception is raised again until the command ends, except while one is being handled: nothing disturbs a clean-up but
+    another signal a second later, which cuts it short. Python says nothing of one that was lost.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding shall end no run
-    received = []
+    received: list[int] = []
+    began, ended = 0.0, False
 
     def interrupt(signum, frame):
-        if signum != signal.SIGALRM:
-            received.append(signum)
-        elif _follows_interrupt(sys.exception()):
+        nonlocal began
+        same = signum == signal.SIGALRM or (received and time.monotonic() - began < ONE_REQUEST_SECONDS)
+        if ended or (same and _interrupt_before(sys.exception())):
             return
+        if signum != signal.SIGALRM:
+            began = began if received else time.monotonic()
+            received.append(signum)
         signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS, _REPEAT_SECONDS)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signum)
 
-    handled = [signal.SIGALRM, *(number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN)]
-    previous = {number: signal.signal(number, interrupt) for number in handled}
+    def say_what_was_lost(lost):
+        if not _interrupt_before(lost.exc_value):
+            hook(lost)
+
+    previous, hook = {}, sys.unraisablehook
+    sys.unraisablehook = say_what_was_lost
     try:
-        return command()
+        try:
+            for number in (signal.SIGALRM, *heeded()):
+                previous[number] = signal.signal(number, interrupt)
+            return command()
+        finally:
+            ended = True  # a signal now would be a traceback above the last line
     except (Exception, KeyboardInterrupt) as error:
-        if received or _follows_interrupt(error):  # an import that lost it may have left a module in pieces
-            signum = received[-1] if received else signal.SIGINT
+        ended = True
+        stopped = _interrupt_before(error)
+        if received or stopped:  # an import that lost it may have left a module in pieces
+            signum = received[-1] if received else (*(stopped.args if stopped else ()), signal.SIGINT)[0]
             print(f"stopped by signal {signum}; what was saved before is there", file=sys.stderr)
             return 128 + signum
         cloud = is_clouds(error)
@@ -117,6 +169,12 @@ def run_command(command: Callable[[], int]) -> int:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
+
+
+def heeded() -> list[signal.Signals]:
+    """Those of `STOPPING` that nobody has told this process to ignore."""
+    return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def of_disk(error: OSError) -> type[UserError]:
@@ -137,8 +195,8 @@ def is_clouds(error: BaseException) -> bool:
     return module.partition(".")[0] in _CLOUD_LIBRARIES and not module.startswith("google.protobuf")  # a file's
 
 
-def _follows_interrupt(error: BaseException | None) -> bool:
-    """Whether the error is a KeyboardInterrupt, or was raised while one was handled."""
+def _interrupt_before(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The error, if it is a KeyboardInterrupt, or the one that was being handled when it was raised."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
-    return error is not None
+    return error

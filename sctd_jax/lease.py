@@ -23,7 +23,7 @@ import fsspec
 from etils import epath
 
 from sctd_jax import storage
-from sctd_jax.errors import UserError, printable, say
+from sctd_jax.errors import UserError, of_disk, printable, say
 
 
 class HeldError(UserError):
@@ -201,7 +201,7 @@ def hold(
         except BaseException as error:
             file.release(record["token"])
             if isinstance(error, OSError) and not storage.is_remote(path):
-                raise UserError(f"{folder} cannot be written: {error}") from error
+                raise of_disk(error)(f"{folder} cannot be written: {error}") from error
             raise
     ended = threading.Event()
 

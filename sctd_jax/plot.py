@@ -4,6 +4,7 @@ python -m sctd_jax.plot runs/a runs/b [--out loss.png] [--ymax 6.5]
 """
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -25,7 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sctd_jax import storage
 from sctd_jax.arguments import CommandParser, any_path, picture
-from sctd_jax.errors import UserError, printable, run_command, say
+from sctd_jax.errors import UserError, of_disk, printable, run_command, say
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
 _MARKERS = "osD^v<>PX*"
@@ -170,10 +171,14 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in (left, right):
         axis.grid(alpha=0.3)
+    content = io.BytesIO()
     try:
-        save(figure, entries, out)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that stands for no format
+        save(figure, entries, content, out.suffix[1:])
+        storage.write(out, content.getvalue())
+    except ValueError as error:  # a suffix that stands for no format
         raise UserError(f"cannot write {out}: {error}") from error
+    except OSError as error:
+        raise of_disk(error)(f"cannot write {out}: {error}") from error
     return said
 
 

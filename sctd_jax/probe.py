@@ -17,11 +17,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import logging
 
 from sctd_jax.arguments import CommandParser, any_path, local_path, number
-from sctd_jax.errors import UserError, run_command, say
+from sctd_jax.errors import of_disk, run_command, say
 from sctd_jax.fields import LARGEST_SEED
 from sctd_jax.probing import drawing, drift, layers, perplexity
+from sctd_jax.storage import write
 from sctd_jax.tasks.examples import FileSettings
-from sctd_jax.train.workdir import write
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--out {args.out}: {error.strerror}") from error
+            raise of_disk(error)(f"--out {args.out}: {error.strerror}") from error
         if args.command == "layers":
             sizes = {"examples": args.examples, "max_length": args.max_length, "batch_size": args.batch_size}
             files = FileSettings.of(args)
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 write(path, part)
             except OSError as error:
-                raise UserError(f"cannot write {path}: {error.strerror}") from error
+                raise of_disk(error)(f"cannot write {path}: {error.strerror}") from error
             say(path)
         return 0
 

@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 from etils import epath
 
-from sctd_jax.errors import TryAgainError, UserError, printable
+from sctd_jax.errors import TryAgainError, UserError, of_disk, printable
 
 _OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 ORIGIN_FILE = "origin.json"  # file of a partial copy: the folder, and the bytes of each file that is there alone
@@ -108,6 +108,18 @@ def check_writable(folder: epath.Path) -> None:
         raise UserError(f"{error}; does the bucket exist, and may you write there?") from error
 
 
+def write(path: epath.Path | Path, content: bytes) -> None:
+    """Write a file; a kill or a full disk leaves the one before or the new one."""
+    temporary = path.with_name(f".claim-{path.name}-{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def upload_file(path: Path, out: epath.Path) -> None:
     """Copy a file into a bucket."""
     files, target = fsspec.core.url_to_fs(os.fspath(out))
@@ -166,7 +178,7 @@ def local_copy(
             if not copy.is_dir():
                 _download(folder, copy, log, leave, advice)
     except OSError as error:
-        raise UserError(f"{folder} cannot be copied to {copy}: {error}") from error
+        raise of_disk(error)(f"{folder} cannot be copied to {copy}: {error}") from error
     return copy
 
 

@@ -112,12 +112,50 @@ def test_what_a_shell_or_nohup_had_ignored_stays_ignored(signum):
 
 
 @pytest.mark.parametrize("signum", errors.STOPPING)
-def test_training_is_asked_to_stop_by_the_first_signal_and_interrupted_by_the_second(signum):
+def test_training_is_asked_to_stop_by_the_first_signal_and_interrupted_by_one_that_comes_later(signum, monkeypatch):
+    """At once the second is the same request, which a wrapper has passed on too."""
     with stop_requests() as stop:
         signal.raise_signal(signum)
+        signal.raise_signal(signum)
         assert stop.signum == signum
+        monkeypatch.setattr(errors, "ONE_REQUEST_SECONDS", 0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signum)
+
+
+@pytest.mark.parametrize("signum", errors.STOPPING)
+def test_a_second_signal_disturbs_a_clean_up_only_later_and_none_the_last_line(signum, capsys, monkeypatch):
+    done = []
+
+    def command():
+        try:
+            signal.raise_signal(signum)
+        finally:
+            signal.raise_signal(signum)
+            done.append("the same request")
+            monkeypatch.setattr(errors, "ONE_REQUEST_SECONDS", 0)
+            signal.raise_signal(signum)
+            done.append("not reached")
+
+    monkeypatch.setattr(errors, "print", lambda *a, **k: (signal.raise_signal(signum), print(*a, **k)), raising=False)
+    assert run_command(command) == 128 + signum
+    assert done == ["the same request"]
+    assert capsys.readouterr().err == f"stopped by signal {signum}; what was saved before is there\n"
+
+
+@pytest.mark.parametrize("signum", errors.STOPPING)
+def test_a_second_signal_to_a_training_that_is_lost_is_raised_again_and_told_by_its_number(signum, capsys, monkeypatch):
+    monkeypatch.setattr(errors, "_REPEAT_SECONDS", 0.01)
+    monkeypatch.setattr(errors, "ONE_REQUEST_SECONDS", 0)
+
+    def command():
+        with stop_requests():
+            signal.raise_signal(signum)
+            _Closing(signum)  # Python would print what it passes over
+            time.sleep(5)
+
+    assert run_command(command) == 128 + signum
+    assert capsys.readouterr().err == f"stopped by signal {signum}; what was saved before is there\n"
 
 
 @pytest.mark.parametrize("signum", errors.STOPPING)

@@ -17,7 +17,7 @@ from etils import epath
 from matplotlib.lines import Line2D
 
 from sctd_jax.plot import look, save
-from sctd_jax.train.workdir import write
+from sctd_jax.storage import write
 
 PLATEAU = 1.0  # nats below word frequencies that a baseline must be for others to be ranked against it
 _LOSS, _BELOW = "eval/loss", "eval/below_unigram"

@@ -18,7 +18,7 @@ from sctd_jax.model.families import check_family
 from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.workdir import CONFIG_FILE, ROWS_FILE, differences, read_config, write
+from sctd_jax.train.workdir import CONFIG_FILE, ROWS_FILE, differences, read_config
 
 RESULT_FILE = "result.json"
 _LOSS, _BELOW = "eval/loss", "eval/below_unigram"
@@ -134,7 +134,7 @@ def _run(table: Table, cell: Cell, place: epath.Path, log: Callable[[str], None]
         "steps": cell.config.train.steps, "final": final,
         "curve": [[line["step"] * share, line[_LOSS], line.get(_BELOW)] for line in lines],
     }  # fmt: skip
-    write(place / RESULT_FILE, (json.dumps(content) + "\n").encode())
+    storage.write(place / RESULT_FILE, (json.dumps(content) + "\n").encode())
     return None
 
 

@@ -8,6 +8,7 @@ in 16 places of the split; those that begin or end outside are left out.
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import math
 import sys
@@ -18,11 +19,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from sctd_jax import storage
 from sctd_jax.arguments import CommandParser, any_path, number, picture
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import TRAIN, Metadata, Rows, fingerprint, on_disk, read_metadata
 from sctd_jax.data.special import SpecialIds
-from sctd_jax.errors import UserError, printable, run_command, say
+from sctd_jax.errors import of_disk, printable, run_command, say
 
 _PLACES, _AT_ONCE, _SHOWN, _COLUMNS = 16, 1 << 12, 5, 100
 _SOURCES = 20  # lines of the table; the other sources share one
@@ -158,7 +160,9 @@ def draw(found: Documents, counts_V: np.ndarray, out: Path) -> None:
     right.set(xscale="log", yscale="log", xlabel="piece, by frequency", ylabel="number in the rows looked at")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    figure.savefig(out, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format=out.suffix[1:])
+    storage.write(out, picture.getvalue())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,8 +186,8 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 draw(found, np.bincount(sample.ravel(), minlength=metadata.vocab_size), args.out)
-            except (OSError, ValueError) as error:
-                raise UserError(f"cannot write {args.out}: {error}") from error
+            except OSError as error:
+                raise of_disk(error)(f"cannot write {args.out}: {error}") from error
             say(args.out)
         return 0
 

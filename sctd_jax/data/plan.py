@@ -15,7 +15,17 @@ from etils import epath
 
 from sctd_jax import storage
 from sctd_jax.config import DataConfig
-from sctd_jax.data import byte_bpe_trainer, corpus, files, ranges, sentencepiece_trainer, survey, tokenizer, unknown
+from sctd_jax.data import (
+    byte_bpe_trainer,
+    corpus,
+    files,
+    ranges,
+    sentencepiece_trainer,
+    survey,
+    tokenizer,
+    unknown,
+    workers,
+)
 from sctd_jax.data.range_rows import UNFINISHED, Job, own_files
 from sctd_jax.errors import UserError
 
@@ -23,6 +33,7 @@ FILE = "plan.json"
 _OF_THE_JOB = ("tokenizer_sha256", "vocab_size", "count", "heldout_up_to")
 _VERSION = 1  # version of what is written for a range
 _LOOK_LINES = 100  # lines of the sample from which on its share of unknown letters is believed
+_LONG_TRAINING = 4 << 20  # letters of a sample on which a tokenizer is trained for many seconds
 _LOST_LINES, _LOST_CHARS = 200, 2000  # part of the sample that is searched for letters that no token stands for
 
 # Shape of `workers.on_cores` with the number of workers, and of `cluster.on_ray` with an address.
@@ -178,10 +189,13 @@ def _keep_tokenizer(
         log(f"training a {data.tokenizer_type} tokenizer of {vocab_size:,} pieces")
         lines = [line for line, _ in look.lines()]
         if data.tokenizer_type == "byte_bpe":
-            name, model = tokenizer.JSON_FILE, byte_bpe_trainer.train(lines, vocab_size, data.keep_zwnj)
+            name, trainer, kind = tokenizer.JSON_FILE, byte_bpe_trainer.train, {}
         else:
-            model = sentencepiece_trainer.train(lines, vocab_size, data.tokenizer_type, data.keep_zwnj)
-            name = tokenizer.SENTENCEPIECE_FILE
+            name, trainer = tokenizer.SENTENCEPIECE_FILE, sentencepiece_trainer.train
+            kind = {"model_type": data.tokenizer_type}
+        train = functools.partial(trainer, vocab_size=vocab_size, keep_zwnj=data.keep_zwnj, **kind)
+        long = sum(map(len, lines)) > _LONG_TRAINING
+        ((_, model),) = workers.on_cores(train, [lines], workers=1, apart=long)
     with storage.reaching(work):
         (work / name).write_bytes(model)
     return tokenizer.load(work / name)

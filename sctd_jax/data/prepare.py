@@ -50,7 +50,7 @@ from sctd_jax.data.rows import (
     read_metadata,
     write_description,
 )
-from sctd_jax.errors import UserError, run_command, say
+from sctd_jax.errors import UserError, of_disk, run_command, say
 from sctd_jax.fields import LARGEST_SEED, fill
 from sctd_jax.sections import LARGEST_VOCABULARY, LONGEST_ROW, SHORTEST_ROW
 
@@ -192,7 +192,7 @@ def prepare(
                 work.rename(out)
             storage.remove_files([*out.glob(range_rows.COUNTS), out / plans.FILE])
         except OSError as error:
-            raise UserError(f"cannot write prepared rows to {out}: {error}") from error
+            raise of_disk(error)(f"cannot write prepared rows to {out}: {error}") from error
         finally:
             _leave(work, log)
     rows, took = f"{metadata.rows:,} training and {metadata.heldout_rows:,} held-out rows", time.monotonic() - started

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import fsspec
 
 from sctd_jax import storage
-from sctd_jax.errors import TryAgainError, UserError
+from sctd_jax.errors import TryAgainError, UserError, of_disk
 
 _THREADS = 8  # downloads at a time, beside the one that the loader waits for
 _PIECE = 32 << 20  # bytes of a request
@@ -242,7 +242,7 @@ class ShardCache:
                 self._log(f"note: {error}; trying again in {wait:g} s")
                 time.sleep(wait)
             except OSError as error:
-                raise UserError(f"a shard cannot be written to {self.folder}: {error}") from error
+                raise of_disk(error)(f"a shard cannot be written to {self.folder}: {error}") from error
 
     def _copies(self) -> list[tuple[float, int, Path]]:
         """(when it was used last, bytes, path) of each file in the folder."""

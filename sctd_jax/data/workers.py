@@ -20,13 +20,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def on_cores(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+def on_cores(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int, apart: bool = False
+) -> Iterator[tuple[Any, Any]]:
     """(item, function(item)) of each item, as they come; by several workers in processes that share the cores.
 
-    The first exception of the function ends it. TryAgainError if a process dies.
+    A single worker is this process, or with `apart` another one: a signal ends that at once, and compiled code only
+    when it returns. The first exception of the function ends it. TryAgainError if a process dies.
     """
     workers = min(workers, len(items))
-    if workers < 2:
+    if workers < 2 and not apart:
         for item in items:
             yield item, function(item)
         return
@@ -57,9 +60,9 @@ def on_cores(function: Callable[[Any], Any], items: Sequence[Any], workers: int)
                     if error is None and left:
                         connection.send(left[0])
                 except (EOFError, OSError) as broken:
+                    cure = ": fewer of them (--workers) take less" if workers > 1 else ""
                     raise TryAgainError(
-                        f"one of {workers} worker processes died, maybe of too little memory: fewer of them "
-                        "(--workers) take less"
+                        f"one of {workers} worker processes died, maybe of too little memory{cure}"
                     ) from broken
                 if error is not None:
                     raise error

@@ -37,7 +37,7 @@ from sctd_jax.train.metrics import Track, ignore, read_metrics
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape
 from sctd_jax.train.trainer import Job, Result, fit
-from sctd_jax.train.workdir import held, write
+from sctd_jax.train.workdir import held
 
 RESULT_FILE = "result.json"
 
@@ -155,7 +155,7 @@ def finetune(
             if task.scored and "test" in data.test:
                 on_test = scoring.measure(task, {"test": data.test["test"]}, predictions, data.labels)
                 reached |= {name.replace("eval/", "test/"): value for name, value in on_test.items()}
-            write(workdir / RESULT_FILE, (json.dumps(reached, indent=1) + "\n").encode())
+            storage.write(workdir / RESULT_FILE, (json.dumps(reached, indent=1) + "\n").encode())
             for line in report.summary(workdir, settings, data, reached, result.step):
                 log(line)
         return dataclasses.replace(result, state=state)

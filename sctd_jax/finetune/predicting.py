@@ -18,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sctd_jax import storage
-from sctd_jax.errors import TryAgainError, UserError
+from sctd_jax.errors import UserError, of_disk
 from sctd_jax.finetune import batches
 from sctd_jax.finetune.config import PredictConfig
 from sctd_jax.finetune.encode import Feature, by_example, encode, loss_lines
@@ -140,7 +140,7 @@ def _writing(path: epath.Path) -> Iterator[IO[str]]:
     """A text that the first host writes, and which is at `path` when it is whole; an error leaves nothing of it.
 
     Raises:
-      TryAgainError: the disk failed.
+      TryAgainError: the disk is full.
     """
     if not hosts.is_first():
         yield io.StringIO()
@@ -159,7 +159,7 @@ def _writing(path: epath.Path) -> Iterator[IO[str]]:
             raise UserError(f"--out={path} has been written by another process meanwhile; these are in {aside}")
         work.replace(path)
     except OSError as error:
-        raise TryAgainError(f"--out={path}: {error}") from error
+        raise of_disk(error)(f"--out={path}: {error}") from error
     finally:
         if work.exists():
             work.unlink()

@@ -16,7 +16,7 @@ from sctd_jax.finetune.config import Cell, Sweep
 from sctd_jax.finetune.finetuning import RESULT_FILE, finetune, prepare
 from sctd_jax.finetune.workdir import MAY_CHANGE, check_task
 from sctd_jax.parallel import hosts
-from sctd_jax.train.workdir import CONFIG_FILE, held, write
+from sctd_jax.train.workdir import CONFIG_FILE, held
 
 # A rerun may have more patience, but cells of less reached less.
 _MAY_DIFFER = {*MAY_CHANGE, "learning_rate", "seed"} - {"patience"}
@@ -42,7 +42,7 @@ def run_sweep(sweep: Sweep, workdir: str, log: Callable[[str], None]) -> int | N
                 zero |= {"diverged": True, "eval/score": 0.0}
                 content = (json.dumps(zero, indent=1) + "\n").encode()
                 hosts.run_on_first(
-                    f"diverged {cell.name}", functools.partial(write, folder / cell.name / RESULT_FILE, content)
+                    f"diverged {cell.name}", functools.partial(storage.write, folder / cell.name / RESULT_FILE, content)
                 )
             else:
                 if result.stopped_by is not None:

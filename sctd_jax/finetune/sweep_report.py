@@ -13,8 +13,8 @@ from etils import epath
 from matplotlib.lines import Line2D
 
 from sctd_jax.plot import look, save
+from sctd_jax.storage import write
 from sctd_jax.tasks.table import TASKS
-from sctd_jax.train.workdir import write
 
 REPORT_FILE = "report.json"
 _BENCHMARKS = {"glue": "GLUE", "superglue": "SuperGLUE"}

@@ -9,7 +9,7 @@ from etils import epath
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, of_disk
 from sctd_jax.hf import names, write
 from sctd_jax.interop.exported import Card, Model, Result, Said, render
 from sctd_jax.interop.exporting_task import task_model
@@ -78,7 +78,7 @@ def export(
                 out.rename(Path(temporary, "replaced"))
             ready.rename(out)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error}") from error
+        raise of_disk(error)(f"cannot write {out}: {error}") from error
     rounded = "" if precision.dtype == "float32" else f", its float32 numbers rounded to {precision.dtype}"
     log(f"exported step {model.step} of {workdir} to {out}{rounded}")
     if missing := (said or Said()).missing():

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from sctd_jax.data import tokenizer
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, of_disk
 from sctd_jax.hf import hub
 from sctd_jax.hf.read import around, listed, read_folder
 from sctd_jax.pretrain.model import initial_state
@@ -59,7 +59,7 @@ def import_model(
             write_config(ready, config, command)
             ready.rename(workdir)
     except OSError as error:
-        raise UserError(f"cannot write {workdir}: {error}") from error
+        raise of_disk(error)(f"cannot write {workdir}: {error}") from error
     model = config.model
     log(f"imported {found.tensors} tensors of {origin} to {workdir}: {model.num_layers} layers x "
         f"{model.hidden_size}, vocabulary {model.vocab_size:,}")  # fmt: skip

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from sctd_jax.errors import UserError
+from sctd_jax.errors import UserError, of_disk
 from sctd_jax.pretrain.flops import run_flops
 from sctd_jax.pretrain.report import method
 from sctd_jax.reporting import curves, examples
 from sctd_jax.reporting.runs import NOT_THERE, Run, Sweep, data_line, differences
+from sctd_jax.storage import write
 from sctd_jax.train.metrics import duration
-from sctd_jax.train.workdir import write
 
 GENERATOR = "sctd_jax.report"
 _MARK = f'<meta name="generator" content="{GENERATOR}">'
@@ -53,7 +53,7 @@ def save(out: Path, html: str) -> None:
     try:
         write(out, html.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from error
+        raise of_disk(error)(f"--out {out}: {error.strerror}") from error
 
 
 def render(

@@ -27,8 +27,8 @@ from sctd_jax import storage
 from sctd_jax.errors import TryAgainError, UserError
 from sctd_jax.parallel import hosts
 from sctd_jax.sections import tracker_names
+from sctd_jax.storage import write
 from sctd_jax.train import tracker_process
-from sctd_jax.train.workdir import write
 
 TRACKERS_FILE = "trackers.json"
 FINISH_SECONDS = float(tracker_process.SECONDS)

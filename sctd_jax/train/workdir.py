@@ -7,7 +7,6 @@ rows) and `checkpoints/STEP/` with the whole TrainState, importance table includ
 import contextlib
 import dataclasses
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -84,7 +83,7 @@ def claim(workdir: epath.Path, config: Config, files: Callable[[], Iterable[tupl
     def write_all():
         try:
             for name, content in files():
-                write(workdir / name, content)
+                storage.write(workdir / name, content)
             write_config(workdir, config)
         except OSError as error:
             raise of_disk(error)(f"workdir {workdir}: {error}") from error
@@ -99,15 +98,8 @@ def write_config(workdir: epath.Path, config: Config, command: Sequence[str] = (
     path = workdir / CONFIG_FILE
     begun = stored.read(path, stored.CONFIG).begun if path.is_file() else None
     content = stored.header(stored.CONFIG, begun) | dataclasses.asdict(config)
-    write(workdir / COMMAND_FILE, shlex.join(["python", *(command or sys.orig_argv)[1:]]).encode())
-    write(path, json.dumps(content, indent=2).encode())
-
-
-def write(path: epath.Path, content: bytes) -> None:
-    """Write a file of a workdir; a kill leaves the one before or the new one."""
-    temporary = path.with_name(f".claim-{path.name}-{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    storage.write(workdir / COMMAND_FILE, shlex.join(["python", *(command or sys.orig_argv)[1:]]).encode())
+    storage.write(path, json.dumps(content, indent=2).encode())
 
 
 def read_command(workdir: epath.Path) -> str:

@@ -1,0 +1,208 @@
+"""Faults of the machine: kills and signals at any moment, closed outputs, full and read-only disks, hosts, a bucket."""
+
+import json
+import random
+import signal
+
+import numpy as np
+import pytest
+
+from tests import helpers
+from tests.test_main import lines, saved
+
+# A command, and what happens to it: `delay` seconds after the call number `call` of the function `place` (at the start
+# where there is none) it gets `numbers`, all but the first 20 ms after the one before.
+_STRUCK = """
+import json, os, pkgutil, runpy, signal, sys, threading, time
+from sctd_jax import errors
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `-m` has it
+errors.ONE_REQUEST_SECONDS = 0.0
+del sys.argv[0]
+fault = json.loads(sys.argv.pop(0))
+
+def strike():
+    for number in fault["numbers"]:
+        os.kill(os.getpid(), number)
+        time.sleep(0.02)
+
+def later():
+    threading.Timer(fault["delay"], strike).start()
+
+for name, value in fault["settings"].items():
+    place, _, name = name.rpartition(".")
+    setattr(pkgutil.resolve_name(place), name, value)
+if fault["place"]:
+    place, _, name = fault["place"].rpartition(".")
+    holder = pkgutil.resolve_name(place)
+    real, left = getattr(holder, name), [fault["call"]]
+    def hooked(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            later()
+        return real(*args, **kwargs)
+    setattr(holder, name, hooked)
+else:
+    later()
+sys.orig_argv = [sys.executable, "-m", *sys.argv]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def struck(module, *args, place="", call=1, delay=0.0, numbers=(), settings=None):
+    """The end of `python -m module args` that gets signals at a moment."""
+    fault = {"place": place, "call": call, "delay": delay, "numbers": [int(number) for number in numbers]}
+    fault = json.dumps(fault | {"settings": settings or {}})
+    run = helpers._forks(frozenset(helpers.environment().items()))
+    return run(["-c", _STRUCK, fault, module, *map(str, args)])
+
+
+def assert_stopped(done, numbers):
+    """It ended as a stopped program does, which a shell calls 128 + the signal, with a line at most."""
+    said = done.stdout + done.stderr
+    number = -done.returncode if done.returncode < 0 else done.returncode - 128
+    assert number in numbers, said
+    assert any(f"stopped by signal {int(number)}" in said for number in numbers), said
+    assert "Traceback" not in said, said
+    assert done.stderr.count("\n") <= 1, done.stderr
+
+
+STEPS = 24
+SETTINGS = (
+    *helpers.ONE_LAYER, "--config.model.hidden_dropout=0.1", f"--config.train.steps={STEPS}",
+    "--config.train.checkpoint_every=3", "--config.train.eval_every=3", "--config.train.log_every=1",
+    "--config.train.eval_rows=8",
+)  # fmt: skip
+
+
+def train_arguments(workdir, rows):
+    return ("--config=tests/small.py", f"--workdir={workdir}", f"--config.data.rows={rows}", *SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def whole(rows, tmp_path_factory):
+    """Workdir and seconds of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    done = helpers.run_module("sctd_jax.main", *train_arguments(workdir, rows))
+    assert done.returncode == 0, done.stderr
+    return workdir, done.used["seconds"]
+
+
+def assert_same_run(workdir, whole):
+    """Every bit of the end and every number on the way are those of the run that nothing happened to."""
+    expected, found = saved(whole, STEPS), saved(workdir, STEPS)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], found[name], err_msg=name)
+    of_the_machine = ("seconds", "per_second", "wait_share")
+    numbers = [
+        [{name: value for name, value in line.items() if not name.endswith(of_the_machine)} for line in lines(folder)]
+        for folder in (whole, workdir)
+    ]
+    assert numbers[0] == numbers[1]
+    for part in ("", "checkpoints"):
+        assert {path.name for path in (workdir / part).iterdir()} == {path.name for path in (whole / part).iterdir()}
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_cost_no_bit(rows, whole, tmp_path):
+    """Three in ten while a run starts, the others up to 60 ms after a step: in steps, evaluations and saves."""
+    drawn, killed = random.Random(21), 0
+    for number in range(10):
+        if number % 3 == 2:
+            moment = {"delay": drawn.uniform(0, whole[1])}
+        else:
+            moment = {"place": "sctd_jax.train.trainer.StepMetrics.take", "call": drawn.randint(1, 6)}
+            moment["delay"] = drawn.uniform(0, 0.06)
+        done = struck("sctd_jax.main", *train_arguments(tmp_path / "run", rows), **moment, numbers=[signal.SIGKILL])
+        assert done.returncode in (-signal.SIGKILL, 0), done.stderr
+        killed += done.returncode != 0
+    done = helpers.run_module("sctd_jax.main", *train_arguments(tmp_path / "run", rows))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "damaged" not in done.stdout
+    assert killed >= 5
+    assert_same_run(tmp_path / "run", whole[0])
+
+
+MOMENTS = {
+    "restore": "sctd_jax.train.checkpoint.Checkpoints.restore",
+    "compile": "sctd_jax.pretrain.pretraining.compile_programs",
+    "step": "sctd_jax.train.trainer.StepMetrics.take",
+    "evaluation": "sctd_jax.pretrain.evaluation.summarize",
+    "save": "sctd_jax.train.checkpoint.Checkpoints.save",
+}
+TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+
+
+@pytest.mark.slow
+def test_signals_once_and_twice_at_every_moment_of_a_run_cost_no_bit(rows, whole, tmp_path):
+    """One of each in steps is in test_main.py."""
+    workdir = tmp_path / "run"
+    for moment, *numbers in (
+        ("compile", TERM), ("compile", INT, INT), ("step", TERM, TERM), ("evaluation", HUP), ("save", INT, INT),
+        ("evaluation", INT, INT), ("restore", HUP), ("save", TERM), ("step", HUP, TERM), ("restore", INT, INT),
+    ):  # fmt: skip
+        before = sorted(int(path.name) for path in workdir.glob("checkpoints/[0-9]*"))
+        done = struck("sctd_jax.main", *train_arguments(workdir, rows), place=MOMENTS[moment], numbers=numbers)
+        assert_stopped(done, numbers)
+        if len(numbers) == 1 and moment != "restore":
+            step = int(done.stdout.split(" after step ")[1].split(";")[0])
+            assert (workdir / "checkpoints" / str(step)).is_dir()
+        after = sorted(int(path.name) for path in workdir.glob("checkpoints/[0-9]*"))
+        assert not before or after[-1] >= before[-1]
+    done = helpers.run_module("sctd_jax.main", *train_arguments(workdir, rows))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "damaged" not in done.stdout
+    assert_same_run(workdir, whole[0])
+
+
+@pytest.mark.slow
+def test_signals_while_a_model_is_fine_tuned_cost_nothing(pretrained, folders, tmp_path):
+    """Encoding comes before anything is saved; an epoch's evaluation decides which checkpoint is the best."""
+    workdir = tmp_path / "run"
+    arguments = (
+        "--mode=finetune", "--config=configs/finetune.py", "--config.task=cb", f"--config.init={pretrained}",
+        f"--config.data_dir={folders['cb'].parent}", "--config.max_length=64", "--config.batch_size=8",
+        "--config.epochs=2", f"--workdir={workdir}",
+    )  # fmt: skip
+    for place, call, *numbers in (
+        ("sctd_jax.finetune.finetuning.encode", 1, INT, INT),
+        ("sctd_jax.finetune.finetuning.scoring.measure", 1, TERM, TERM),
+        ("sctd_jax.finetune.finetuning.scoring.measure", 1, HUP),
+    ):
+        assert_stopped(struck("sctd_jax.main", *arguments, place=place, call=call, numbers=numbers), numbers)
+    resumed = helpers.run_module("sctd_jax.main", *arguments)
+    alone = helpers.run_module("sctd_jax.main", *arguments[:-1], f"--workdir={tmp_path / 'alone'}")
+    assert resumed.returncode == alone.returncode == 0, resumed.stderr + alone.stderr
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "alone")]
+    assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("run", "alone")] == []
+
+
+PREPARE = ("--documents=paragraph", "--seq-len=32", "--vocab-size=512", "--heldout-share=0.02")
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "numbers"),
+    [
+        ("sctd_jax.data.survey.together", 1, (INT, INT)),
+        ("sentencepiece.SentencePieceTrainer.train", 1, (INT,)),
+        ("sentencepiece.SentencePieceTrainer.train", 1, (HUP, TERM)),
+        ("multiprocessing.connection.wait", 1, (TERM,)),
+        ("multiprocessing.connection.wait", 1, (INT, INT)),
+        ("sctd_jax.data.rows.ShardWriter.add", 3, (TERM, TERM)),
+        ("sctd_jax.data.frequencies.log_of", 1, (HUP,)),
+    ],
+)
+def test_signals_while_rows_are_prepared_leave_nothing_or_what_the_next_run_goes_on_with(
+    place, call, numbers, speeches, tmp_path
+):
+    """Where the parent waits, a tokenizer is trained in a process of its own, as on a large text."""
+    settings = {"sctd_jax.data.plan._LONG_TRAINING": 0} if "wait" in place else {}
+    arguments = (*PREPARE, *(f"--input={path}" for path in speeches[:4]), f"--out={tmp_path / 'rows'}")
+    done = struck("sctd_jax.data.prepare", *arguments, place=place, call=call, numbers=numbers, settings=settings)
+    assert_stopped(done, numbers)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= ({".rows.lease", "rows.incomplete"} if numbers[1:] or "frequencies" in place else set())
+    done = helpers.run_module("sctd_jax.data.prepare", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
