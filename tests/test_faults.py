@@ -1,13 +1,21 @@
 """Faults of the machine: kills and signals at any moment, closed outputs, full and read-only disks, hosts, a bucket."""
 
+import contextlib
 import json
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sctd_jax.errors import TRY_AGAIN_STATUS
 from tests import helpers
+from tests.fire.case import Case, arguments, contents
 from tests.test_main import lines, saved
 
 # A command, and what happens to it: `delay` seconds after the call number `call` of the function `place` (at the start
@@ -206,3 +214,141 @@ def test_signals_while_rows_are_prepared_leave_nothing_or_what_the_next_run_goes
     done = helpers.run_module("sctd_jax.data.prepare", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+# A command whose standard output nobody reads, nor standard error where it is told so.
+_UNREAD = """
+import os, runpy, sys
+from sctd_jax import errors
+there, here = os.pipe()
+os.close(there)
+for descriptor in map(int, sys.argv[1]):
+    os.dup2(here, descriptor)
+errors.keep_output_from_ending_work()  # as `-m` does when it imports the package
+sys.argv = sys.argv[2:]
+sys.orig_argv = [sys.executable, "-m", *sys.argv]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def fork(*arguments):
+    return helpers._forks(frozenset(helpers.environment().items()))(list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def base(rows, whole, pretrained, folders, speeches, tmp_path_factory):
+    """What the commands below read: `rows`, a `run`, a model fit for fine-tuning, its task, a fine-tuned run."""
+    base = tmp_path_factory.mktemp("base")
+    shutil.copytree(rows, base / "rows")
+    shutil.copytree(whole[0], base / "run")
+    shutil.copytree(pretrained, base / "pretrained")
+    shutil.copytree(folders["classification"], base / "task")
+    (base / "text.txt").write_text("".join(Path(path).read_text() for path in speeches[:4]))
+    for line in (COMMANDS["finetune"].replace("$out", "$base/tuned"), COMMANDS["export"].replace("$out", "$base/made")):
+        done = fork("-m", *arguments(Case("", line), base, base))
+        assert done.returncode == 0, done.stderr
+    return base
+
+
+COMMANDS = {
+    "prepare": "sctd_jax.data.prepare --input=$base/text.txt --out=$out " + " ".join(PREPARE),
+    "inspect": "sctd_jax.data.inspect $base/rows --out=$out.png",
+    "train": "sctd_jax.main --config=tests/small.py --config.data.rows=$base/rows --workdir=$out "
+    + " ".join((*helpers.ONE_LAYER, "--config.train.steps=3")),
+    "finetune": "sctd_jax.main --mode=finetune --config=configs/finetune.py --config.task=classification "
+    "--config.epochs=1 --config.init=$base/pretrained --config.data_dir=$base/task --config.max_length=64 "
+    "--config.batch_size=8 --workdir=$out",
+    "predict": "sctd_jax.main --mode=predict --config.init=$base/tuned --config.data_dir=$base/task/test.csv "
+    "--out=$out.jsonl",
+    "plot": "sctd_jax.plot $base/run --out=$out.png",
+    "report": "sctd_jax.report $base/run --out=$out.html",
+    "probe": "sctd_jax.probe perplexity $base/run --rows=8 --out=$out",
+    "export": "sctd_jax.interop.huggingface export --workdir=$base/run --out=$out",
+    "import": "sctd_jax.interop.huggingface import --from=$base/made --workdir=$out",
+}
+BEGUN = ("train", "finetune", "probe")  # a workdir or folder is made at once, and may stay
+PRODUCTS = {"inspect": "out.png", "plot": "out.png", "predict": "out.jsonl", "report": "out.html"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_closed_output_ends_no_work(name, base, tmp_path):
+    """`| head -1`: what the command makes is there all the same, and one line says that nobody reads."""
+    line = COMMANDS[name].replace("$out", "$here/out")
+    done = fork("-c", _UNREAD, "1", *arguments(Case("", line), tmp_path, base))
+    expected = "note: standard output cannot be written (Broken pipe): the command goes on without it\n"
+    assert (done.returncode, done.stderr) == (0, expected)
+    assert (tmp_path / PRODUCTS.get(name, "out")).exists()
+
+
+def test_commands_start_with_outputs_that_may_close(whole, tmp_path):
+    """Both closed, and one closed before the start; `--help` is printed before any other code runs."""
+    there, here = os.pipe()
+    os.close(there)
+    picture = f"{whole[0]} --out={tmp_path}"
+    for number, (command, output, error) in enumerate((
+        ("sctd_jax.main --help", here, subprocess.PIPE),
+        ("sctd_jax.plot --help", here, here),
+        (f"sctd_jax.plot {picture}/2.png", here, here),
+        (f"sctd_jax.plot {picture}/3.png >&-", here, subprocess.PIPE),
+    )):  # fmt: skip
+        done = subprocess.run(
+            ["sh", "-c", f"exec {sys.executable} -m {command}"], cwd=helpers.ROOT, env=helpers.environment(), text=True,
+            stdout=output, stderr=error,
+        )  # fmt: skip
+        assert (done.returncode, "Traceback" in (done.stderr or "")) == (0, False), done.stderr
+        assert number < 2 or (tmp_path / f"{number}.png").stat().st_size > 10_000
+    os.close(here)
+
+
+@contextlib.contextmanager
+def disk(folder, options):
+    """A file system of its own in a folder; the test is skipped where none can be mounted."""
+    folder.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def read_only(folder):
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_disk_that_is_full_or_read_only_is_one_line_and_nothing_is_lost(name, base, tmp_path):
+    """Full: 75, for there may be room another time. An older picture or page stays; nothing that was begun does."""
+    out = PRODUCTS.get(name, "out")
+    with disk(tmp_path / "disk", "size=8k") as here:
+        if name in ("inspect", "plot"):
+            (here / out).write_bytes(b"older")
+        if name in ("predict", "probe"):  # write little
+            (here / "others").write_bytes(bytes(8 << 10))
+        before = contents(here)
+        command = arguments(Case("", COMMANDS[name].replace("$out", "$here/out")), here, base)
+        for status, reason in ((TRY_AGAIN_STATUS, "No space left"), (2, "Read-only file system")):
+            done = fork("-m", *command)
+            assert done.returncode == status, done.stdout + done.stderr
+            assert done.stderr.startswith("error: ") and reason in done.stderr and "/disk/out" in done.stderr
+            assert done.stderr.count("\n") == 1, done.stderr
+            left = {path for path in contents(here) if not (name in BEGUN and path.startswith("out"))}
+            assert {path: digest for path, digest in contents(here).items() if path in left} == before
+            shutil.rmtree(here / "out", ignore_errors=True)
+            read_only(here)
+
+
+@pytest.mark.slow
+def test_what_is_only_read_may_lie_on_a_read_only_disk(base, tmp_path):
+    """Rows, a run and data for fine-tuning."""
+    with disk(tmp_path / "disk", "size=50m") as here:
+        shutil.copytree(base, here / "base")
+        read_only(here)
+        for name in ("inspect", "train", "predict", "export"):
+            done = fork(
+                "-m",
+                *arguments(Case("", COMMANDS[name].replace("$out", f"{tmp_path}/{name}")), tmp_path, here / "base"),
+            )
+            assert done.returncode == 0, (name, done.stderr)
