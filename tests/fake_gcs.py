@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -21,6 +21,8 @@ class Store:
 
     def __init__(self, *buckets: str):
         self.buckets, self.objects, self.uploads = set(buckets), {}, {}
+        # (method, path) -> status to answer instead, or 0; may sleep.
+        self.fault: Callable[[str, str], int] = lambda method, path: 0
         self.lock, self._generations = threading.RLock(), itertools.count(1700000000000001)
 
     def put(self, bucket: str, name: str, content: bytes) -> None:
@@ -67,6 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = [unquote(part) for part in re.sub("^/(upload/|download/)?storage/v1/", "", url.path).split("/")]
         upload = url.path.startswith("/upload/")
+        if status := self.store.fault(self.command, unquote(self.path)):
+            return self._error(status)
         with self.store.lock:
             if len(parts) < 2 or parts[0] != "b" or parts[1] not in self.store.buckets:
                 self._error(404)

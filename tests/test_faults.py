@@ -8,14 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sctd_jax.errors import TRY_AGAIN_STATUS
-from tests import helpers
+from tests import fake_gcs, helpers
 from tests.fire.case import Case, arguments, contents
+from tests.test_hosts import IMPATIENT, until
 from tests.test_main import lines, saved
 
 # A command, and what happens to it: `delay` seconds after the call number `call` of the function `place` (at the start
@@ -352,3 +354,90 @@ def test_what_is_only_read_may_lie_on_a_read_only_disk(base, tmp_path):
                 *arguments(Case("", COMMANDS[name].replace("$out", f"{tmp_path}/{name}")), tmp_path, here / "base"),
             )
             assert done.returncode == 0, (name, done.stderr)
+
+
+@pytest.mark.slow
+def test_a_host_that_comes_late_is_waited_for_and_a_frozen_one_ends_the_others(rows, tmp_path):
+    """Killed ones, a signal to one and other settings are in test_hosts.py."""
+    processes = helpers.start_pair(
+        tmp_path / "run", rows, *helpers.ONE_LAYER, "--config.train.steps=100000", "--config.train.eval_every=6",
+        "--config.train.checkpoint_every=6", program=("-c", IMPATIENT),
+    )  # fmt: skip
+    try:
+        processes[1].send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        processes[1].send_signal(signal.SIGCONT)
+        until(processes[0], "step 20/")
+        processes[1].send_signal(signal.SIGSTOP)
+        said = processes[0].communicate(timeout=240)[0]
+        assert processes[0].returncode not in (0, None)
+        assert "another process of this run ended" in said or "heartbeat" in said or "another task died" in said, said
+        processes[1].send_signal(signal.SIGCONT)
+        processes[1].communicate(timeout=240)
+        assert processes[1].returncode not in (0, None)
+    finally:
+        for process in processes:
+            process.kill()
+    assert any(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def bucket(rows, tmp_path_factory):
+    """(store, a function that trains six steps in it), with rows."""
+    with fake_gcs.serve("bucket") as (store, address):
+        for path in rows.iterdir():
+            store.put("bucket", f"rows/{path.name}", path.read_bytes())
+        cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+        env = frozenset({**helpers.environment(), **address, **cache}.items())
+
+        def train(name, *args):
+            where = ("--config.data.rows=gs://bucket/rows", f"--workdir=gs://bucket/{name}")
+            return helpers._forks(env)(
+                ["-m", "sctd_jax.main", "--config=tests/small.py", *where, *helpers.ONE_LAYER, *args]
+            )
+
+        yield store, train
+
+
+@pytest.mark.slow
+def test_a_bucket_that_fails_and_stalls_for_a_while_costs_time_alone(bucket, monkeypatch):
+    """The first save meets three errors and an answer that takes two seconds; all is saved, the run is what it is."""
+    (store, train), met = bucket, []
+
+    def fault(method, path):
+        if "checkpoints" in path and method != "GET" and len(met) < 4:
+            met.append(path)
+            if len(met) < 4:
+                return 503
+            time.sleep(2)
+        return 0
+
+    expected = train("calm")
+    monkeypatch.setattr(store, "fault", fault)
+    done = train("troubled")
+    assert (done.returncode, len(met)) == (0, 4), done.stderr
+    assert "done: 6 steps" in done.stdout and "Traceback" not in done.stderr
+    losses = [
+        [line["eval/loss"] for line in map(json.loads, store.objects["bucket", f"{name}/metrics.jsonl"][0].splitlines())
+         if "eval/loss" in line]
+        for name in ("calm", "troubled")
+    ]  # fmt: skip
+    assert expected.returncode == 0 and losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_objects_that_a_bucket_loses_are_passed_over_or_named(bucket):
+    """One of a checkpoint: the one before is taken. One of the rows or of the workdir: one line says which."""
+    store, train = bucket
+    assert train("lossy").returncode == 0
+    numbers = [name for name in store.names("bucket") if name.startswith("lossy/checkpoints/6/state/")]
+    del store.objects["bucket", max(numbers, key=lambda name: len(store.objects["bucket", name][0]))]
+    done = train("lossy", "--config.train.steps=7")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "checkpoints/6 is damaged and passed over" in done.stdout and "resuming at step 3" in done.stdout
+    for lost, words in (("lossy/prepared.json", "lossy/prepared.json is missing"), ("rows/prepared.json", "rows")):
+        kept = store.objects.pop(("bucket", lost))
+        done = train("lossy", "--config.train.steps=8")
+        assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: "), done.stderr
+        assert words in done.stderr and "Traceback" not in done.stderr
+        store.objects["bucket", lost] = kept
