@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 BENCHMARK_FLAGS ?= --minutes 8 --out runs/accelerator
 
-.PHONY: accelerator browser compat constraints demo help interop labels lint peer test tpu trackers venv
+.PHONY: accelerator browser compat constraints demo fire help interop labels lint peer test tpu trackers venv
 
 demo: venv  ## pretrain a small ModernBERT on the embedded corpus, in minutes on two CPU cores
 	$(BIN)/python -m sctd_jax.main --config=configs/tiny.py
@@ -28,6 +28,9 @@ help:  ## this list
 
 test: venv  ## all tests, in three processes
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+
+fire: venv  ## all damaged, hostile and absurd inputs of tests/fire, and a table of them; `make test` has one of twenty
+	FIRE=all $(BIN)/python -m pytest -q -n 3 tests/test_fire.py
 
 interop: .venv-interop/installed  ## torch, transformers and sentence-transformers, beside .venv: for tests and export
 

@@ -40,7 +40,12 @@ need() { # FLAG VALUE
 }
 
 [[ $command == build ]] || need --cluster "$cluster"
-[[ $command == build || $command == status ]] || need --name "$name"
+if [[ $command != build && $command != status ]]; then
+    need --name "$name"
+    # What XPK allows: a label of Kubernetes that leaves room for what the names of pods add.
+    [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+        die "--name=$name: up to 40 letters a-z, digits and - are allowed, a letter first and no - at the end"
+fi
 case $command in
     build)
         need --image "$image"

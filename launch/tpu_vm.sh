@@ -82,7 +82,7 @@ wait_until_active() {
         case $now in
             ACTIVE) return ;;
             FAILED | SUSPENDED | SUSPENDING | DELETING | absent)
-                die "$name is $now: see why with '$0 describe --name=$name ${where[*]}', then $0 delete" ;;
+                die "$name is $now: see why with $(quoted "$0" describe "--name=$name" "${where[@]}"), then $0 delete" ;;
         esac
         sleep "$poll"
     done
@@ -99,7 +99,7 @@ setup() {
     if [[ -z $dry_run ]]; then
         folder=$(mktemp -d)
         # shellcheck disable=SC2064  # the folder as it is now
-        trap "rm -rf '$folder'" EXIT
+        trap "rm -rf $(quoted "$folder")" EXIT
     fi
     local archive=$folder/sctd_jax.tar.gz
     git diff --quiet HEAD || echo "note: changes that are not committed stay here" >&2

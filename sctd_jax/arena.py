@@ -26,11 +26,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import logging
 
 from sctd_jax import recipes, storage
-from sctd_jax.arguments import CommandParser
+from sctd_jax.arguments import CommandParser, any_path, local_path
 from sctd_jax.comparison import report
-from sctd_jax.comparison.run import check_cells, read_results, run_cells
+from sctd_jax.comparison.run import check_cells, checked, read_results, run_cells
 from sctd_jax.comparison.table import read_table
-from sctd_jax.errors import UserError, run_command, say
+from sctd_jax.errors import UserError, of_disk, run_command, say
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,24 +38,30 @@ def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(prog="python -m sctd_jax.arena", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--config", help="a recipe of configs/arena, with its argument: FILE.py:ROWS")
-    add("--workdir", help="folder of the cells")
-    add("--step-time", type=Path, help="JSON file with the step times to use instead of the recipe's")
+    add("--workdir", type=any_path, help="folder of the cells")
+    add("--step-time", type=local_path, help="JSON file with the step times to use instead of the recipe's")
     add("--next", action="store_true", help="run the next unfinished cell, and no more")
     add("--report", action="store_true", help="report what is finished, and run nothing")
-    add("--cells", type=Path, help="cells.jsonl of an earlier report, to draw it again without a workdir")
-    add("--baseline", default="full", help="method that the others of --cells are held against; default %(default)s")
-    add("--out", help="folder of the report; default WORKDIR/report")
+    add("--cells", type=local_path, help="cells.jsonl of an earlier report, to draw it again without a workdir")
+    add("--baseline", help="method that the others of --cells are held against; default full")
+    add("--out", type=any_path, help="folder of the report; default WORKDIR/report")
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
     if args.cells and not (args.report and args.out):
         parser.error("--cells is for --report with --out")
     if not args.cells and not (args.config and args.workdir):
         parser.error("--config and --workdir are expected")
+    if args.cells and (args.config or args.workdir or args.step_time or args.next):
+        parser.error("--cells has all that a report is of: without --config, --workdir, --step-time and --next")
+    if args.baseline and not args.cells:
+        parser.error("--baseline is for --cells: the recipe names that of its table")
 
     def command() -> int:
         if args.cells:
-            return _report(_read_lines(args.cells), args.baseline, args.out)
-        step_time = storage.read_json(storage.as_path(args.step_time))["step_time"] if args.step_time else None
+            return _report(_read_lines(args.cells), args.baseline or "full", args.out)
+        step_time = storage.read_json(storage.as_path(args.step_time)).get("step_time") if args.step_time else None
+        if args.step_time and step_time is None:
+            raise UserError(f"--step-time {args.step_time} has no field step_time: benchmarks/train_step.py writes it")
         table = read_table(recipes.load(recipes.find(args.config, say)).to_dict(), step_time)
         folder = storage.as_path(args.workdir)
         if not args.report:
@@ -73,16 +79,37 @@ def main(argv: list[str] | None = None) -> int:
 def _report(results: list[Mapping[str, Any]], baseline: str, out: str) -> int:
     if not results:
         raise UserError("no cell is finished: nothing to report")
-    for line in report.write_report(storage.as_path(out), results, baseline):
+    methods = sorted({one["method"] for one in results})
+    if baseline not in methods:
+        say(f"warning: no finished cell is of the baseline {baseline}; there are {', '.join(methods)}")
+    try:
+        lines = report.write_report(storage.as_path(out), results, baseline)
+    except OSError as error:
+        raise of_disk(error)(f"the report cannot be written to {out}: {error}") from error
+    for line in lines:
         say(line)
     return 0
 
 
 def _read_lines(path: Path) -> list[Mapping[str, Any]]:
+    cells: dict[tuple[str, float, int], int] = {}
+    found = []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"--cells {path} cannot be read: {error}") from error
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if not line.strip():
+                continue
+            where = f"--cells {path}, line {number}"
+            try:
+                one = checked(json.loads(line.decode()), where)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where} is no JSON: {error}") from error
+            before = cells.setdefault((one["method"], one["budget"], one["seed"]), number)
+            if before != number:
+                raise UserError(f"{where} is the cell of line {before} once more: keep one of them")
+            found.append(one)
+    except OSError as error:
+        raise UserError(f"--cells {path} cannot be read: {error.strerror}") from error
+    return found
 
 
 if __name__ == "__main__":

@@ -43,11 +43,16 @@ class CommandParser(argparse.ArgumentParser):
 
 def local_path(text: str) -> Path:
     """A path on this host's disk, where a bucket will not do."""
-    if not text:
-        raise argparse.ArgumentTypeError("must name a file or folder, found nothing")
-    if "://" in text:
+    if "://" in any_path(text):
         raise argparse.ArgumentTypeError(f"a path on a disk is expected, found {text}")
     return Path(os.path.expanduser(text))
+
+
+def any_path(text: str) -> str:
+    """A path on a disk or in a bucket."""
+    if not text:
+        raise argparse.ArgumentTypeError("must name a file or folder, found nothing")
+    return text
 
 
 def picture(text: str) -> Path:
@@ -65,8 +70,9 @@ def in_plain_digits(text: str) -> bool:
     return re.fullmatch(r"[ -^`-~]*", text) is not None  # printable ASCII without _
 
 
-def number(kind: type, lowest: float, below: float = math.inf) -> Callable[[str], float]:
-    """Reads an int or float in ASCII that is at least `lowest`, and less than `below`."""
+def number(kind: type, lowest: float, below: float | None = None) -> Callable[[str], float]:
+    """Reads an int or float in ASCII that is at least `lowest` and less than `below`: None for an int's 32 bits."""
+    below = below or (1 << 31 if kind is int else math.inf)
 
     def read(text: str) -> float:
         try:

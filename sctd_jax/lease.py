@@ -77,11 +77,12 @@ class _OnDisk:
     """The file of a lease on a disk, locked."""
 
     def __init__(self, path: Path):
-        self._path, self._locks, self._made_folder = path, False, False
+        self._path, self._locks = path, False
+        self._made: list[Path] = []  # folders, the innermost first
         self._descriptor = -1  # not open
 
     def create(self, record: dict) -> bool:
-        self._made_folder = not self._path.parent.exists()
+        self._made = [folder for folder in self._path.parents if not folder.exists()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -134,9 +135,9 @@ class _OnDisk:
             self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = -1
-        if self._made_folder:
-            with contextlib.suppress(OSError):  # a folder that is not empty: the work has begun
-                self._path.parent.rmdir()
+        with contextlib.suppress(OSError):  # a folder that is not empty: the work has begun
+            for folder in self._made:
+                folder.rmdir()
 
 
 class _Object:

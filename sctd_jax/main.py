@@ -157,6 +157,8 @@ def _predict() -> int:
 def _compile() -> int:
     if not _TOPOLOGY.value:
         raise UserError("--mode=compile needs --topology, such as --topology=v5e:2x4")
+    if not 0 < _MFU.value <= 1:  # a NaN passes the flag's own bounds
+        raise UserError(f"--mfu={_MFU.value} must be a number from 0.01 to 1")
     config = from_dict(_CONFIG.value.to_dict())
     os.environ.update(WITHOUT_CHIPS)
     from sctd_jax.tpu.compile import compile_for

@@ -1,6 +1,7 @@
 """A model on disk: the workdir of a pretraining or of a fine-tuning, or a folder of `transformers`."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from sctd_jax import storage, stored
@@ -17,6 +19,7 @@ from sctd_jax.data.rows import METADATA_FILE
 from sctd_jax.errors import UserError
 from sctd_jax.hf import hub
 from sctd_jax.hf.convert import download_hint
+from sctd_jax.hf.names import shapes
 from sctd_jax.hf.read import Folder, read_folder
 from sctd_jax.model.families import FAMILIES
 from sctd_jax.parallel import hosts
@@ -86,6 +89,8 @@ class Model:
         def read(step: int | None) -> tuple[int, dict[str, Any]]:
             found = checkpoints.restore_parts(names, mesh, self.log, step)
             assert found is not None  # there is a checkpoint
+            if "params" in names:
+                self._check_network(found[1]["params"])
             return found
 
         with closing(self._checkpoints()) as checkpoints:
@@ -110,6 +115,27 @@ class Model:
                 self.log(f"{error}: another one is taken")
                 checkpoints.look_again()
                 hosts.check_same({f"the list of checkpoints of {self.path}": checkpoints.steps()})
+
+    def _check_network(self, params: Mapping[str, Any]) -> None:
+        """Check that a checkpoint's parameters are those of the network of `config.json`, which is another file."""
+        path, model = self.path / CONFIG_FILE, self.config.model
+        layers, word = (
+            sum(name.startswith("layer_") for name in params["encoder"]),
+            params["encoder"]["embeddings"]["word"],
+        )
+        there = {"num_layers": layers, "vocab_size": word.shape[0], "hidden_size": word.shape[1]}
+        for field, value in there.items():  # before anything of their sizes is built
+            if value != getattr(model, field):
+                raise UserError(
+                    f"{path} is damaged: model.{field} is {getattr(model, field)}, its checkpoint has {value}"
+                )
+        found, expected = flatten_dict(params), shapes(model)
+        for at in sorted({at for at in expected if at[0] == "encoder"} | (found.keys() & expected.keys())):
+            mine, its = expected[at].shape, found[at].shape if at in found else "none"
+            if mine != its:
+                raise UserError(
+                    f"{path} is damaged: {'/'.join(at)} has the shape {its} in its checkpoint, expected {mine}"
+                )
 
     def params(self, step: int | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
         """Parameters by `read`: `encoder`, and `mlm_head`, `pooler` and a task's head where they are."""
@@ -161,7 +187,7 @@ def open_init(config: Config, log: Callable[[str], None]) -> Model:
     if hub.is_one(config.train.init):
         raise UserError(
             f"config.train.init {config.train.init}: expected the workdir of a run; a model of the hub becomes one by "
-            f"python -m sctd_jax.interop.huggingface import --from {config.train.init} --workdir WORKDIR"
+            f"python -m sctd_jax.interop.huggingface import --from {shlex.quote(config.train.init)} --workdir WORKDIR"
         )
     init = open_run(storage.as_path(config.train.init), log)
     if init.task is not None:
@@ -179,6 +205,6 @@ def open_init(config: Config, log: Callable[[str], None]) -> Model:
     if not path or tokenizer.load(path, kept=bool(rows)).pieces != init.tokenizer.pieces:
         raise UserError(
             f"config.data.{f'rows {rows} were' if rows else 'input would be'} prepared with another tokenizer than "
-            f"that of config.train.init: use --config.data.tokenizer={init.tokenizer_file}"
+            f"that of config.train.init: use --config.data.tokenizer={shlex.quote(str(init.tokenizer_file))}"
         )
     return init

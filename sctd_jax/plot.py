@@ -25,7 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from sctd_jax import storage
-from sctd_jax.arguments import CommandParser, picture
+from sctd_jax.arguments import CommandParser, any_path, picture
 from sctd_jax.errors import UserError, of_disk, printable, run_command, say
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
@@ -207,7 +207,7 @@ def _loss(text: str) -> float:
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
     parser = CommandParser(prog="python -m sctd_jax.plot", description=__doc__.split("\n")[0])
-    parser.add_argument("workdirs", nargs="+")
+    parser.add_argument("workdirs", nargs="+", type=any_path)
     parser.add_argument("--out", type=picture, default=Path("loss.png"))
     parser.add_argument(
         "--ymax", type=_loss, help="end of the loss axis; inf shows all; default the last three quarters of a run"

@@ -16,8 +16,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import logging
 
-from sctd_jax.arguments import CommandParser, local_path, number
+from sctd_jax.arguments import CommandParser, any_path, local_path, number
 from sctd_jax.errors import of_disk, run_command, say
+from sctd_jax.fields import LARGEST_SEED
 from sctd_jax.probing import drawing, drift, layers, perplexity
 from sctd_jax.storage import write
 from sctd_jax.tasks.examples import FileSettings
@@ -72,7 +73,7 @@ def _parser() -> CommandParser:
     add("--examples", type=number(int, 1), default=5000, help="training examples at most; default %(default)s")
     add("--max-length", type=number(int, 16), default=0, help="tokens of a row at most; default the task's")
     add("--batch-size", type=number(int, 1), default=32, help="rows computed at once; default %(default)s")
-    add("--seed", type=number(int, 0), default=0, help="seed of the training sample")
+    add("--seed", type=number(int, 0, LARGEST_SEED + 1), default=0, help="seed of the training sample")
     for field, default in (("text", "text"), ("pair", ""), ("label", "label")):
         add(f"--{field}-field", default=default, help="field of your own files; default %(default)r")
     share = "dev share of your own single file; default %(default)s"
@@ -92,7 +93,7 @@ def _parser() -> CommandParser:
 
 def _command(commands, name: str, purpose: str, models: str):
     command = commands.add_parser(name, help=purpose)
-    command.add_argument("models", nargs="+", metavar=models)
+    command.add_argument("models", nargs="+", type=any_path, metavar=models)
     command.add_argument("--out", type=local_path, default=Path("probes"), help="folder to write; default %(default)s")
     return command.add_argument
 

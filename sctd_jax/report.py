@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import logging
 
-from sctd_jax.arguments import CommandParser, local_path, number
+from sctd_jax.arguments import CommandParser, any_path, local_path, number
 from sctd_jax.errors import UserError, printable, run_command, say
 from sctd_jax.reporting import curves, examples, page, runs
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="python -m sctd_jax.report", description=__doc__.split("\n")[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("runs", nargs="+", type=any_path, metavar="RUN")
     parser.add_argument("--out", type=local_path, default=Path("report.html"), help="default %(default)s")
     text = "file with a text on each line for fill-mask, which may hold [MASK]; default: held-out rows of the runs"
     parser.add_argument("--text", default="", help=text)

@@ -28,6 +28,8 @@ _REMOTE = "gs://"  # the scheme that Orbax, TensorStore, epath and fsspec all re
 def as_path(path: str | os.PathLike) -> epath.Path:
     """A path like pathlib's, on a disk or in a bucket; ~ is expanded, which a shell leaves alone behind a =."""
     text = os.fspath(path)
+    if not text:
+        raise UserError("a path is empty: a file or folder is expected")
     if is_remote(text):
         # gcsfs otherwise asks for the bucket's layout before each request, and complains where it may not know.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")

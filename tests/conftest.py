@@ -1,6 +1,7 @@
 """Environment of the tests: CPU, eight virtual devices, strict rank promotion, one small set of rows."""
 
 import os
+import re
 import signal
 
 from tests import helpers
@@ -45,6 +46,19 @@ def pytest_collection_modifyitems(items):
 def speeches():
     """Paths of the embedded corpus's first 60 speeches: real text, 1.5 MB."""
     return [source.path for source in corpus.find_sources([])][:60]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A line for each table of tests/fire, where all of them ran: docs/reliability.md has it."""
+    if os.environ.get("FIRE") != "all":
+        return
+    found = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if report.when == "call" and (table := re.search(r"test_fire\.py.*\[(\w+): ", report.nodeid)):
+                found.setdefault(table[1], []).append(outcome)
+    for table, outcomes in sorted(found.items()):
+        terminalreporter.write_line(f"| {table} | {len(outcomes)} | {outcomes.count('failed')} |")
 
 
 @pytest.fixture(scope="session")

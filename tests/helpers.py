@@ -167,7 +167,7 @@ def forking(
 def _forks(env: frozenset[tuple[str, str]]):
     stack = contextlib.ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(forking(sys.executable, ("sctd_jax.pretrain.pretraining",), dict(env)))
+    return stack.enter_context(forking(sys.executable, ("sctd_jax.pretrain.pretraining", "sctd_jax.report"), dict(env)))
 
 
 def run_module(module: str, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:

@@ -1,6 +1,6 @@
 """Damaged, hostile and absurd inputs to every command: one line, and nothing lost (tests/fire/).
 
-A sixth of the cases by default, all of them by `make fire`.
+One of twenty cases by default, all of them by `make fire`.
 """
 
 import importlib
@@ -21,19 +21,24 @@ CASES = {
     if table not in ("__init__", "case")
     for case in importlib.import_module(f"tests.fire.{table}").CASES
 }
-CHOSEN = list(CASES) if os.environ.get("FIRE") == "all" else list(CASES)[::6]
+CHOSEN = list(CASES) if os.environ.get("FIRE") == "all" else list(CASES)[::20]
 
 
 @pytest.fixture(scope="module")
 def base(rows, speeches, tmp_path_factory) -> Path:
-    """What all cases share: `rows`, a `run` of six steps on them, its `exported`, and `text.txt`."""
+    """What all cases share: `rows`, a `run` of six steps, its `exported`, its `tuned` on `own.csv`, and `text.txt`."""
     base = tmp_path_factory.mktemp("base")
     shutil.copytree(rows, base / "rows")
     (base / "text.txt").write_text(Path(speeches[0]).read_text()[:50_000])
+    texts = [f"soup {i} is good,{('no', 'yes')[i % 2]}\n" for i in range(8)]
+    (base / "own.csv").write_text("text,label\n" + "".join(texts))
     one_layer = " ".join(helpers.ONE_LAYER)
     for line in (
         f"sctd_jax.main --config=tests/small.py --workdir=$base/run --config.data.rows=$base/rows {one_layer}",
         "sctd_jax.interop.huggingface export --workdir $base/run --out $base/exported",
+        "sctd_jax.main --mode=finetune --config=configs/finetune.py --config.task=classification --workdir=$base/tuned "
+        "--config.init=$base/run --config.data_dir=$base/own.csv --config.heldout_share=0.25 --config.max_length=32 "
+        "--config.batch_size=4 --config.epochs=1",
     ):
         done = helpers.run_module(*arguments(Case("", line), base, base))
         assert done.returncode == 0, done.stderr

@@ -65,15 +65,15 @@ class Cloud:
     def environment(self):
         return {**os.environ, "PATH": f"{self.programs}:{os.environ['PATH']}", "FAKE_CLOUD": str(self.folder)}
 
-    def start(self, script, *args):
+    def start(self, script, *args, **environment):
         return subprocess.Popen(
-            [f"launch/{script}", *args], env=self.environment(), cwd=self.repository, text=True,
+            [f"launch/{script}", *args], env=self.environment() | environment, cwd=self.repository, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def run(self, script, *args):
+    def run(self, script, *args, **environment):
         """(exit status, output)."""
-        process = self.start(script, *args)
+        process = self.start(script, *args, **environment)
         output = process.communicate(timeout=120)[0]
         return process.returncode, output
 
@@ -122,6 +122,17 @@ def test_a_request_that_fails_is_said(cloud):
     status, output = cloud.run("tpu_vm.sh", "wait", *PLACE, "--poll=0")
     assert status == 2
     assert "error: slice is FAILED" in output
+    assert f"see why with launch/tpu_vm.sh describe {' '.join(PLACE)}, then" in output
+
+
+def test_setup_leaves_no_folder_and_runs_nothing_of_the_name_of_the_folder_for_temporary_files(cloud, tmp_path):
+    folder = tmp_path / f"a'; touch '{tmp_path.name}'; echo 'b $HOME"
+    folder.mkdir()
+    cloud.run("tpu_vm.sh", "create", "--poll=0", *PLACE)
+    status, output = cloud.run("tpu_vm.sh", "setup", *PLACE, TMPDIR=str(folder))
+    assert status == 0, output
+    assert list(folder.iterdir()) == []
+    assert not (cloud.repository / tmp_path.name).exists()
 
 
 def test_setup_and_run_reach_all_workers_with_the_arguments_as_they_are(cloud):
@@ -442,6 +453,10 @@ def test_gke_builds_runs_and_deletes_through_xpk(cloud):
     assert command == ["python", "-m", "sctd_jax.main", *ODD]
     status, output = cloud.run("gke.sh", "run", "--cluster=c", "--name=n", "--", "--config=c")
     assert (status, output) == (2, "error: run needs --image; see launch/gke.sh --help\n")
+    for name in ("Base", "a_b", "-a", "a-", "1a", "a b", "a;b", "../a", "ä", "a" * 41):
+        status, output = cloud.run("gke.sh", "delete", "--cluster=c", f"--name={name}")
+        assert (status, output.count("\n")) == (2, 1)
+        assert output.startswith(f"error: --name={name}: up to 40 letters a-z")
 
 
 GKE = {

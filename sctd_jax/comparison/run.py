@@ -1,9 +1,10 @@
 """Cells of an arena, run one after another, by one process or by several on one table."""
 
+import contextlib
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,18 +14,55 @@ from sctd_jax import storage, stored
 from sctd_jax.comparison.table import Cell, Table
 from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.lease import HeldError
+from sctd_jax.model.families import check_family
+from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
 from sctd_jax.train.metrics import read_metrics
 from sctd_jax.train.workdir import CONFIG_FILE, ROWS_FILE, differences, read_config
 
 RESULT_FILE = "result.json"
 _LOSS, _BELOW = "eval/loss", "eval/below_unigram"
+_FIELDS = {"method": str, "seed": int, "final": dict, "curve": list, "downstream": dict, "probes": dict}
+_LARGEST = 3.4e38
 # Fields that say where a cell finds its rows, how it computes and whom it tells; all else a table keeps.
 _FREE = (
     "data.input", "data.rows", "data.prepared_dir", "model.attention", "model.remat", "train.accumulation",
     "train.consistency_accumulation", "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.track",
 )  # fmt: skip
+
+
+def checked(found: Any, where: str) -> Mapping[str, Any]:
+    """A cell's result as `run_cells` writes it, or a UserError that names `where` it is from and what is wrong."""
+
+    def need(condition: bool, what: str) -> None:
+        if not condition:
+            raise UserError(f"{where} is damaged: {what}")
+
+    need(isinstance(found, dict), f"an object is expected, found {found!r:.40}")
+    found = {"downstream": {}, "probes": {}} | found
+    for field, kind in _FIELDS.items():
+        need(isinstance(found.get(field), kind), f"{field} is {found.get(field)!r:.40}, expected {kind.__name__}")
+    for field in ("budget", "step_time"):
+        need(
+            _is_number(found.get(field)) and found[field] > 0, f"{field} is {found.get(field)!r:.40}, expected a number"
+        )
+    final = found["final"]
+    need(bool(final.get("diverged")) or _is_number(final.get(_LOSS)), f"its final {_LOSS} is no number")
+    for name, value in final.items():
+        need(name == "diverged" or value is None or _is_number(value), f"its final {name} is no number")
+    for point in found["curve"]:
+        whole = isinstance(point, list) and len(point) in (2, 3) and all(map(_is_number, point[:2]))
+        need(whole and (point[2:] in ([], [None]) or _is_number(point[2])), f"its curve has the point {point!r:.60}")
+    need(bool(found["curve"]) or bool(final.get("diverged")), "its curve has no point")
+    for field in ("downstream", "probes"):
+        need(all(map(_is_number, found[field].values())), f"{field} has a score that is no number")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of JSON, where NaN is one, is a number that float32 has."""
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
 def run_cells(table: Table, folder: epath.Path, log: Callable[[str], None], *, only_next: bool = False) -> int | None:
@@ -34,6 +72,9 @@ def run_cells(table: Table, folder: epath.Path, log: Callable[[str], None], *, o
     on from its checkpoint.
     """
     check_cells(table, folder)
+    for cell in table.cells:  # checks of a run, before the first one trains
+        check_selector(cell.config.dropping.selector)
+        check_family(cell.config.model)
     for cell in table.cells:
         place = folder / cell.name
         if storage.exists(place / RESULT_FILE):
@@ -63,7 +104,7 @@ def check_cells(table: Table, folder: epath.Path) -> None:
         if other := differences(there, now, _FREE):
             raise UserError(f"{place} was run by another table: {other}; give that one, or choose another --workdir")
         if storage.exists(place / RESULT_FILE):
-            time = storage.read_json(place / RESULT_FILE)["step_time"]
+            time = _read_result(place)["step_time"]
             if time != cell.step_time:
                 raise UserError(f"{place} was run with step_time {time}, found {cell.step_time} now")
         if storage.exists(place / ROWS_FILE):
@@ -106,19 +147,42 @@ def read_results(table: Table, folder: epath.Path) -> list[Mapping[str, Any]]:
     """
     downstream: dict[str, dict[str, float]] = {}
     for path in sorted((folder / "downstream").glob("*/report.json")):
-        rows, name = storage.read_json(path)["tasks"], path.parent.name
-        several = len({row["task"] for row in rows}) > 1
-        for row in rows:
-            what = f"{name} {row['task']}" if several else name
-            downstream.setdefault(row["checkpoint"], {})[what] = row["median"]
+        with _as_written(path) as found:
+            several, name = len({row["task"] for row in found["tasks"]}) > 1, path.parent.name
+            for row in found["tasks"]:
+                what = f"{name} {row['task']}" if several else name
+                downstream.setdefault(row["checkpoint"], {})[what] = _score(row["median"])
     probes: dict[str, dict[str, float]] = {}
     if storage.exists(path := folder / "probes" / "layers.json"):
-        found = storage.read_json(path)
-        for model in found["models"]:
-            probes[model["model"]] = {found["settings"]["task"]: statistics.mean(model["mean"]["score"][1:])}
+        with _as_written(path) as found:
+            for model in found["models"]:
+                probes[model["model"]] = {
+                    found["settings"]["task"]: statistics.mean(map(_score, model["mean"]["score"][1:]))
+                }
     return [
-        storage.read_json(folder / cell.name / RESULT_FILE)
+        _read_result(folder / cell.name)
         | {"downstream": downstream.get(cell.name, {}), "probes": probes.get(cell.name, {})}
         for cell in table.cells
         if storage.exists(folder / cell.name / RESULT_FILE)
     ]
+
+
+def _score(value: Any) -> float:
+    if not _is_number(value):
+        raise ValueError(f"a score is {value!r:.40}")
+    return value
+
+
+@contextlib.contextmanager
+def _as_written(path: epath.Path) -> Iterator[dict[str, Any]]:
+    """Content of a report; a UserError where the reader finds it to be another's."""
+    found = storage.read_json(path)
+    try:
+        yield found
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: expected a report as its command writes it ({error!r:.80})") from error
+
+
+def _read_result(place: epath.Path) -> Mapping[str, Any]:
+    path, advice = place / RESULT_FILE, "remove it, and the cell is judged again"
+    return checked(storage.read_json(path, advice), str(path))

@@ -7,12 +7,14 @@ measured once on an idle machine decides how long a cell trains, whatever else i
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sctd_jax import schedules
 from sctd_jax.config import Config, from_dict
 from sctd_jax.errors import UserError
+from sctd_jax.fields import LARGEST_SEED
 
 # Fields of a run whose numbers of steps grow with the steps of a cell.
 _SCHEDULES = {
@@ -70,7 +72,10 @@ def read_table(values: Mapping[str, Any], step_time: Mapping[str, float] | None 
     if missing := [name for name in names if name not in values] + [name for name in values if name not in names]:
         raise UserError(f"a recipe of an arena has the fields {', '.join(names)}; look at {', '.join(missing)}")
     recipe = Recipe(**values)
-    times = dict(recipe.step_time if step_time is None else step_time)
+    _check_recipe(recipe)
+    times = recipe.step_time if step_time is None else step_time
+    if not isinstance(times, Mapping):
+        raise UserError(f"step_time must be a table of methods and numbers, found {times!r:.80}")
     if times.get(recipe.baseline) != 1.0:
         raise UserError(
             f"step_time of the baseline {recipe.baseline} is {times.get(recipe.baseline)}, expected 1: the others are "
@@ -94,14 +99,38 @@ def read_table(values: Mapping[str, Any], step_time: Mapping[str, float] | None 
     return Table(recipe.baseline, tuple(cells.values()), recipe.judge_rows)
 
 
+def _check_recipe(recipe: Recipe) -> None:
+    """Types, and names that become those of folders."""
+    for name, value, kind in (
+        ("run", recipe.run, Mapping), ("methods", recipe.methods, Mapping), ("rounds", recipe.rounds, list | tuple),
+        ("baseline", recipe.baseline, str), ("evaluations", recipe.evaluations, int),
+        ("judge_rows", recipe.judge_rows, int),
+    ):  # fmt: skip
+        if not isinstance(value, kind) or (kind is int and not 0 < value < 1 << 31):
+            expected = {Mapping: "a table", str: "a text", int: "a whole number from 1 on"}.get(kind, "a list")
+            raise UserError(f"{name} of an arena's recipe must be {expected}, found {value!r:.80}")
+    for name, sections in recipe.methods.items():
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise UserError(f"method {name!r:.80}: letters, digits, and . + - _ are allowed, for folders are named so")
+        if not isinstance(sections, Mapping) or not all(isinstance(fields, Mapping) for fields in sections.values()):
+            raise UserError(f"method {name} must be a table of sections with fields, found {sections!r:.80}")
+    from_dict(recipe.run)
+
+
 def _cells_of(round_: Mapping[str, Any], where: str) -> Iterator[tuple[float, int, str]]:
     """(budget, seed, method), seeds before methods: a table that is cut off has as many cells of each method."""
-    if set(round_) != {"methods", "budgets", "seeds"}:
-        raise UserError(f"{where} must have methods, budgets and seeds, found {', '.join(round_) or 'nothing'}")
+    if not isinstance(round_, Mapping) or set(round_) != {"methods", "budgets", "seeds"}:
+        found = ", ".join(map(str, round_)) if isinstance(round_, Mapping) else f"{round_!r:.80}"
+        raise UserError(f"{where} must have methods, budgets and seeds, found {found or 'nothing'}")
+    for name, values in round_.items():
+        if not isinstance(values, list | tuple):
+            raise UserError(f"{where}: {name} must be a list, found {values!r:.80}")
     for budget in round_["budgets"]:
         if not isinstance(budget, int | float) or not 0 < budget <= 10:
             raise UserError(f"{where}: a budget is a share of the baseline's time, such as 0.5; found {budget!r}")
         for seed in round_["seeds"]:
+            if type(seed) is not int or not 0 <= seed <= LARGEST_SEED:
+                raise UserError(f"{where}: a seed is a whole number from 0 to {LARGEST_SEED}, found {seed!r:.80}")
             for method in round_["methods"]:
                 yield budget, seed, method
 

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sctd_jax import storage
-from sctd_jax.arguments import CommandParser, number, picture
+from sctd_jax.arguments import CommandParser, any_path, number, picture
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import TRAIN, Metadata, Rows, fingerprint, on_disk, read_metadata
 from sctd_jax.data.special import SpecialIds
@@ -168,7 +168,7 @@ def draw(found: Documents, counts_V: np.ndarray, out: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
     parser = CommandParser(prog="python -m sctd_jax.data.inspect", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", metavar="ROWS", help="folder that sctd_jax.data.prepare wrote")
+    parser.add_argument("folder", type=any_path, metavar="ROWS", help="folder that sctd_jax.data.prepare wrote")
     parser.add_argument("--out", type=picture, help="picture to write, PNG, PDF or SVG by its suffix")
     parser.add_argument("--rows", type=number(int, 1), default=1 << 16, help="rows to look at; default %(default)s")
     args = parser.parse_args(argv)

@@ -83,7 +83,7 @@ class SweepConfig:
     tasks: str = field("", "names of tasks in docs/finetuning.md, separated by commas")
     inits: str = field("", "values of init, separated by commas; each ends in a folder name of its own")
     learning_rates: str = field("1e-5,2e-5,3e-5,5e-5", "peaks of the rate, separated by commas")
-    seeds: int = field(5, "number of seeds, from 0 on", ONE_OR_MORE)
+    seeds: int = field(5, "number of seeds, from 0 on", ONE_OR_MORE, most=1000)
     keep_weights: bool = field(False, "keep the weights of cells that are finished")
 
 
@@ -139,8 +139,9 @@ def sweep_from_dict(values: Mapping[str, Any]) -> Sweep:
     for (init, name), task, seed, rate in itertools.product(
         zip(inits, names, strict=True), tasks, range(own.seeds), rates
     ):
-        data_dir = common["data_dir"].replace("{task}", task)
-        cell = {"task": task, "data_dir": data_dir, "init": init, "learning_rate": rate, "seed": seed}
+        cell = {"task": task, "init": init, "learning_rate": rate, "seed": seed}
+        if isinstance(data_dir := common.get("data_dir"), str):  # else `from_dict` says what it is
+            cell["data_dir"] = data_dir.replace("{task}", task)
         one = from_dict({**common, **cell})
         found.append(Cell(f"{name}/{task}/{rate:g}-seed{seed}", one))
     return Sweep(tuple(found), own.keep_weights)

@@ -23,7 +23,7 @@ from sctd_jax.finetune import batches
 from sctd_jax.finetune.config import PredictConfig
 from sctd_jax.finetune.encode import Feature, by_example, encode, loss_lines
 from sctd_jax.finetune.step import initial_state, jit_logits, shape_of
-from sctd_jax.finetune.workdir import read_task
+from sctd_jax.finetune.workdir import check_outputs, read_task
 from sctd_jax.model.attention import choose, platform_of
 from sctd_jax.models import open_run
 from sctd_jax.parallel import hosts
@@ -35,7 +35,7 @@ from sctd_jax.tasks.submission import jsonl
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.tasks.task import EACH_TOKEN, Task
 from sctd_jax.train.step import state_shape
-from sctd_jax.train.workdir import TASK_FILE
+from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE
 
 _FIELDS = ("text_field", "pair_field", "tokens_field")
 _AT_A_TIME = 4096  # examples that are read, sorted by length and predicted together
@@ -80,6 +80,11 @@ def predict_file(config: PredictConfig, out: str | os.PathLike, log: Callable[[s
     run = open_run(storage.as_path(config.init), log)
     tuned = read_task(run.path)
     task, labels, length = TASKS[tuned["task"]], tuple(tuned["labels"]), tuned["max_length"]
+    if length > run.config.model.max_positions:
+        raise UserError(
+            f"{run.path / TASK_FILE} is damaged: max_length is {length:,}, and the network of {CONFIG_FILE} reads "
+            f"{run.config.model.max_positions:,} tokens at most"
+        )
     text = _text_of(path, task, task.names or labels)
     run.chosen_step()  # or it has none
     mesh = meshes.make_mesh(config.mesh)
@@ -106,12 +111,12 @@ def predict_file(config: PredictConfig, out: str | os.PathLike, log: Callable[[s
         return encode(run.tokenizer, some, task.head, length, segments=model.type_vocab_size, lost=lost)
 
     features = encoded(some)
-    shape = shape_of(task, labels, len(features[0].rows))
-    layout = state_shape(lambda: initial_state(settled, shape), mesh)
-    logits, count, said = jit_logits(settled, shape, mesh, layout), 0, time.monotonic()
+    shape, count, said = shape_of(task, labels, len(features[0].rows)), 0, time.monotonic()
     with _writing(path) as file:
         step, state = run.read(None, mesh)
         params = state["params"]
+        check_outputs(run.path, task, labels, params)
+        logits = jit_logits(settled, shape, mesh, state_shape(lambda: initial_state(settled, shape), mesh))
         log(f"{task.name} of step {step} of {config.init}, on {where}")
         while some:
             groups = batches.by_length(features, config.batch_size, length, _LENGTHS)

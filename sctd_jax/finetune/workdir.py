@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -11,9 +11,11 @@ from sctd_jax import storage, stored
 from sctd_jax.config import Config, ModelConfig
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
-from sctd_jax.fields import fill, rerun_fields
+from sctd_jax.fields import fill, require, rerun_fields
 from sctd_jax.finetune.config import FinetuneConfig
+from sctd_jax.finetune.step import shape_of
 from sctd_jax.hf import hub
+from sctd_jax.tasks.task import Task
 from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check, claim, differences, follow, same_config
 
 MAY_CHANGE = rerun_fields(FinetuneConfig)
@@ -74,11 +76,22 @@ def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: Non
     try:
         settings = fill("config", FinetuneConfig, found.values, new=False)
         listed = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-        if not listed or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{', '.join(origin)} must be names and two texts, found {origin}")
+        if not listed or len(set(labels)) < len(labels) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{', '.join(origin)} must be different names and two texts, found {origin}")
+        require(settings.max_length >= 16, "max_length", f"must be at least 16, found {settings.max_length}")
     except UserError as error:
         raise UserError(f"{workdir / TASK_FILE} is damaged ({printable(error)}); choose another --workdir") from error
     return dataclasses.asdict(settings) | origin
+
+
+def check_outputs(workdir: epath.Path, task: Task, labels: Sequence[str], params: Mapping[str, Any]) -> None:
+    """Check that the head of a fine-tuned model has an output for each label that its `task.json` names."""
+    expected, found = shape_of(task, labels).outputs, params["classifier"]["bias"].shape[0]
+    if found != expected:
+        raise UserError(
+            f"{workdir / TASK_FILE} is damaged: {task.name} with its {len(labels)} labels wants {expected} outputs, "
+            f"and its checkpoint has {found}"
+        )
 
 
 def followed(workdir: epath.Path, settings: FinetuneConfig, log: Callable[[str], None]) -> FinetuneConfig:

@@ -56,8 +56,8 @@ class Said:
         """Check what the hub would refuse."""
         for field, values in dataclasses.asdict(self).items():
             name = field.replace("_", "-")
-            for value in (values,) if isinstance(values, str) else values:
-                if value and not re.fullmatch(_FORMS[name][0], value):
+            for value in (values,) * bool(values) if isinstance(values, str) else values:
+                if not re.fullmatch(_FORMS[name][0], value):
                     raise UserError(f"--{name} {printable(value)}: expected {_FORMS[name][1]}")
 
     def missing(self) -> list[str]:

@@ -52,11 +52,15 @@ def export(
     Returns:
       The names of the files written.
     """
-    if out.exists():
+    try:
+        inside = {path.name for path in out.iterdir()} if out.is_dir() else None
+        there = out.exists()
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from error
+    if there:
         if not force:
             raise UserError(f"{out} exists already; --force replaces it")
-        inside = {path.name for path in out.iterdir()}
-        if CARD not in inside or not all(write.is_ours(name) for name in inside - {CARD}):
+        if inside is None or CARD not in inside or not all(write.is_ours(name) for name in inside - {CARD}):
             raise UserError(f"{out} exists already and is not just an export, so that --force does not replace it")
     model = (task_model if (workdir / TASK_FILE).is_file() else _pretrained)(workdir, step, log)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from sctd_jax.errors import UserError
-from sctd_jax.finetune.workdir import read_task
+from sctd_jax.finetune.workdir import check_outputs, read_task
 from sctd_jax.hf import hub
 from sctd_jax.hf import names as weights
 from sctd_jax.interop.exported import Card, Model, Result
@@ -86,6 +86,7 @@ def task_model(workdir: epath.Path, step: int | None, log: Callable[[str], None]
         raise UserError(f"{workdir}: the classifier of {name} reads the marked words; transformers has no such class")
     run = open_run(workdir, log)
     reached, found = run.read(step)
+    check_outputs(workdir, task, task.names or settings["labels"], found["params"])
     model, (head, pipeline) = run.config.model, _CLASSES[task.head]
     architecture = weights.LAYOUTS[model.family].classes + head
     started = "random weights" if settings["random_init"] else settings["init"]

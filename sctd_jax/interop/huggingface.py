@@ -14,7 +14,7 @@ import re
 import sys
 
 from sctd_jax import recipes, storage
-from sctd_jax.arguments import CommandParser, local_path, number
+from sctd_jax.arguments import CommandParser, any_path, local_path, number
 from sctd_jax.errors import UserError, run_command, say
 from sctd_jax.hf.write import DTYPES, Precision
 from sctd_jax.interop.exported import Said
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(prog="python -m sctd_jax.interop.huggingface", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("export", help="a run -> a folder for transformers").add_argument
-    add("--workdir", required=True, help="folder of the run")
+    add("--workdir", required=True, type=any_path, help="folder of the run")
     add("--out", required=True, type=local_path, help="folder to write")
     add("--step", type=number(int, 0), help="checkpoint to load; default the newest")
     add("--force", action="store_true", help="replace --out")
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         ("dataset", "dataset of the hub"),
     ):
         add(f"--{name}", action="append", default=[], help=f"for the model card, {what}; may be repeated")
-    add("--push", default="", metavar="OWNER/NAME", help="model of the hub to make of --out, or to renew by a commit")
+    add("--push", metavar="OWNER/NAME", help="model of the hub to make of --out, or to renew by a commit")
     add("--private", action="store_true", help="make the model of --push a private one, if it is new")
     add = commands.add_parser("import", help="a model from transformers -> a workdir to start from").add_argument
     add("--from", required=True, dest="source", help="folder, model.safetensors in it, or hf:OWNER/NAME[@REVISION]")
@@ -70,9 +70,9 @@ def main(argv: list[str] | None = None) -> int:
             said = Said(args.license, *map(tuple, (args.language, args.base_model, args.dataset)))
             workdir = storage.as_path(os.path.expanduser(args.workdir))
             precision = Precision(args.dtype, args.max_shard_size)
-            if args.private and not args.push:
+            if args.private and args.push is None:
                 raise UserError("--private is for --push: nothing is pushed without it")
-            target = find_target(args.push, args.private) if args.push else None
+            target = find_target(args.push, args.private) if args.push is not None else None
             names = export(workdir, args.out, step=args.step, force=args.force, log=say, said=said, precision=precision)
             if target:
                 push(args.out, names, target, f"Export of {workdir.name} by sctd_jax", say)

@@ -33,7 +33,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     axes = {"axis_names": AXES, "axis_types": (AxisType.Auto,) * 3}
     slices = len({getattr(device, "slice_index", 0) for device in devices[:count]})
     if slices == 1:
-        return jax.make_mesh((data, fsdp, tensor), devices=devices[:count], **axes)
+        try:
+            return jax.make_mesh((data, fsdp, tensor), devices=devices[:count], **axes)
+        except (AssertionError, NotImplementedError) as error:  # a TPU's chips that are no box, or not to be folded so
+            raise UserError(
+                f"{product}, and JAX finds no such mesh in the torus of these {len(devices)} devices: take all of "
+                "them, in powers of 2"
+            ) from error
     return Mesh(across_slices((data, fsdp, tensor), slices, devices[:count]), **axes)
 
 
@@ -88,8 +94,8 @@ def check_memory(mesh: Mesh, model: ModelConfig, train: TrainConfig, length: int
         raise UserError(
             f"this run cannot fit: a device has {memory / 1e9:,.1f} GB, and the parameters "
             f"{'with one moment ' if trained else ''}take {state / 1e9:,.1f} GB, the states of {rows:,.0f} rows before "
-            f"one layer {states / 1e9:,.1f} GB. Lower train.batch_size, raise train.accumulation, or take a smaller "
-            "model"
+            f"one layer {states / 1e9:,.1f} GB. Lower "
+            f"{'train.batch_size, raise train.accumulation' if trained else 'the batch size'}, or take a smaller model"
         )
 
 

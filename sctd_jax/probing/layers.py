@@ -25,7 +25,7 @@ from sctd_jax.model.encoder import Encoder
 from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import names
-from sctd_jax.probing.models import POOLINGS, full_precision, open_pretrained
+from sctd_jax.probing.models import POOLINGS, check_batch, full_precision, open_pretrained
 from sctd_jax.tasks import scoring
 from sctd_jax.tasks.examples import Example, FileSettings
 from sctd_jax.tasks.splits import TaskData, open_task
@@ -103,6 +103,7 @@ def _probe(
     """Fit all probes of a model and score them. Dev states are not kept: those of a large task do not fit in memory."""
     task, config = TASKS[settings.task], pretrained.config.model
     max_length = min(settings.max_length or task.max_length, config.max_positions)
+    check_batch(pretrained, settings.batch_size, min(batches.LENGTHS[0], max_length))
     params = pretrained.params()["encoder"]
     pooled_states = jit_pooled_states(config)
 

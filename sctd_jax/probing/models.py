@@ -9,6 +9,7 @@ from sctd_jax.config import ModelConfig
 from sctd_jax.data.rows import HELD_OUT, Rows
 from sctd_jax.errors import UserError
 from sctd_jax.models import Model, open_model
+from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.evaluation import eval_rows
 from sctd_jax.pretrain.rows import Data
 from sctd_jax.pretrain.workdir import open_rows
@@ -32,6 +33,14 @@ def held_out(run: Model, count: int, log: Callable[[str], None]) -> tuple[Data, 
     data = open_rows(run.path, run.config, log)
     rows = Rows(data.folder, HELD_OUT)
     return data, rows, eval_rows(count, len(rows))
+
+
+def check_batch(model: Model, batch_size: int, length: int) -> None:
+    """Refuse before anything is read a batch of rows of `length` tokens that cannot fit on the first device."""
+    train = dataclasses.replace(
+        model.config.train, batch_size=batch_size, accumulation=1, consistency_accumulation=0
+    )  # fmt: skip
+    meshes.check_memory(meshes.one_device(), full_precision(model.config.model), train, length, trained=False)
 
 
 def full_precision(model: ModelConfig) -> ModelConfig:

@@ -27,7 +27,7 @@ from sctd_jax.model.encoder import MaskedLm
 from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import names
-from sctd_jax.probing.models import full_precision, held_out, open_pretrained
+from sctd_jax.probing.models import check_batch, full_precision, held_out, open_pretrained
 from sctd_jax.train.checkpoint import RemovedError
 
 NOTE = (
@@ -82,6 +82,7 @@ def _score(name: str, model: Model, text: _Texts, settings: Settings, log: Calla
     special = model.tokenizer.special
     scored = [row[_scored(row, special)] for row in text.rows]
     tokens, unknown = sum(len(ids) for ids in scored), sum(int((ids == special.unk).sum()) for ids in scored)
+    check_batch(model, settings.batch_size, min(batches.LENGTHS[0], model.config.data.seq_len))
     log(f"{name}: {tokens} tokens of {text.source}, a forward pass for each")
     late = model.config.drop_layers[0] if model.config.dropping.method == "late_mask" else None
     score, points = jit_token_losses(model.config.model, special.mask, late), []
