@@ -73,6 +73,7 @@ class Checkpoints:
         check: Callable[[], None] = lambda: None,
     ):
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports every file it touches
+        absl_logging.get_absl_logger().addFilter(_is_told_once)
         folder = workdir / CHECKPOINTS
         self._folder = folder if storage.is_remote(workdir) else epath.Path(os.path.abspath(folder))
         self._best, self._keep, self._read_only, self.check = best, keep, read_only, check
@@ -315,6 +316,11 @@ class Checkpoints:
                 f"saving {what} to {self._folder} failed: {_first_line(error)}; checkpoints that can be resumed: "
                 f"{self.steps()}"
             ) from error
+
+
+def _is_told_once(record: logging.LogRecord) -> bool:
+    """Whether no exception says it besides: what fails in Orbax's threads is raised by the next save or wait, too."""
+    return "_SignalingThread.run() raised" not in str(record.msg)
 
 
 def _first_line(error: Exception) -> str:
