@@ -319,8 +319,11 @@ class Checkpoints:
 
 
 def _is_told_once(record: logging.LogRecord) -> bool:
-    """Whether no exception says it besides: what fails in Orbax's threads is raised by the next save or wait, too."""
-    return "_SignalingThread.run() raised" not in str(record.msg)
+    """Whether no exception says it besides: what fails in Orbax's threads is raised by the next save or wait, too.
+
+    Nothing raises that an old checkpoint could not be removed.
+    """
+    return not (record.exc_info and "orbax" in record.pathname) or "Failed to remove" in str(record.msg)
 
 
 def _first_line(error: Exception) -> str:
