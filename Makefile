@@ -30,7 +30,7 @@ test: venv  ## all tests, in three processes
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 fire: venv  ## all damaged, hostile and absurd inputs of tests/fire, and a table of them; `make test` has one of twenty
-	FIRE=all $(BIN)/python -m pytest -q -n 3 tests/test_fire.py
+	FIRE=all $(BIN)/python -m pytest -q -n 3 tests/test_fire.py tests/test_faults.py
 
 interop: .venv-interop/installed  ## torch, transformers and sentence-transformers, beside .venv: for tests and export
 
