@@ -157,6 +157,7 @@ REWRITES = [
 SUITE, INSTALLS, CLOUD = "runs this suite, or a part of it", "installs from the network", "needs a cloud"
 NAMED = {
     "make test": SUITE,
+    "make fire": SUITE,
     "* -m pytest *": SUITE,
     "pytest *": SUITE,
     "make lint": ".ci/run",
