@@ -9,7 +9,6 @@ stopped goes on when the command is given again, what is finished is not run aga
 one table. A report has whatever is finished.
 """
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from sctd_jax.comparison import report
 from sctd_jax.comparison.run import check_cells, checked, read_results, run_cells
 from sctd_jax.comparison.table import read_table
 from sctd_jax.errors import UserError, of_disk, run_command, say
+from sctd_jax.tasks.files import read_jsonl
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,23 +92,17 @@ def _report(results: list[Mapping[str, Any]], baseline: str, out: str) -> int:
 
 
 def _read_lines(path: Path) -> list[Mapping[str, Any]]:
-    cells: dict[tuple[str, float, int], int] = {}
+    places: dict[tuple[str, float, int], str] = {}
     found = []
     try:
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-            if not line.strip():
-                continue
-            where = f"--cells {path}, line {number}"
-            try:
-                one = checked(json.loads(line.decode()), where)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} is no JSON: {error}") from error
-            before = cells.setdefault((one["method"], one["budget"], one["seed"]), number)
-            if before != number:
-                raise UserError(f"{where} is the cell of line {before} once more: keep one of them")
+        for record in read_jsonl(str(path)):
+            one = checked(record.fields, record.place)
+            before = places.setdefault((one["method"], one["budget"], one["seed"]), record.place)
+            if before != record.place:
+                raise UserError(f"{record.place} is the cell of {before} once more: keep one of them")
             found.append(one)
-    except OSError as error:
-        raise UserError(f"--cells {path} cannot be read: {error.strerror}") from error
+    except UserError as error:
+        raise UserError(f"--cells {error}") from error
     return found
 
 

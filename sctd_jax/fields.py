@@ -30,7 +30,7 @@ def at_least(least: int) -> Bounds:
 
 ONE_OR_MORE = at_least(1)
 _LARGEST = 2**31 - 1  # whole number of 32 bits, in which devices count
-_LARGEST_FLOAT = 3.4e38  # beyond it float32 is infinite
+LARGEST_FLOAT = 3.4e38  # beyond it float32 is infinite
 LARGEST_SEED = 2**32 - 1  # JAX takes seeds modulo 2^32
 
 
@@ -96,15 +96,15 @@ def checked(where: str, field: dataclasses.Field, value: Any, new: bool = True) 
     choices, bounds = get_args(field.type), field.metadata["bounds"]
     expected = str if choices else field.type
     if expected is float and type(value) is int:
-        value = float(value) if abs(value) <= _LARGEST_FLOAT else math.inf
+        value = float(value) if abs(value) <= LARGEST_FLOAT else math.inf
     if type(value) is not expected:
         raise UserError(f"{where} must be of type {expected.__name__}, found {value!r:.80}")
     if choices and value not in choices:
         raise UserError(f"{where} must be one of {', '.join(choices)}; found {value!r:.80}")
     most = field.metadata["most"]
     if most is None:
-        most = _LARGEST_FLOAT if expected is float else _LARGEST
-    if new and expected is float and not (abs(value) <= _LARGEST_FLOAT or value == most):
+        most = LARGEST_FLOAT if expected is float else _LARGEST
+    if new and expected is float and not (abs(value) <= LARGEST_FLOAT or value == most):
         raise UserError(f"{where} must be a finite number, found {value}")
     if new and expected in (int, float) and abs(value) > most:
         raise UserError(f"{where} must be at most {most}, found {value!r:.80}")

@@ -119,10 +119,8 @@ class Model:
     def _check_network(self, params: Mapping[str, Any]) -> None:
         """Check that a checkpoint's parameters are those of the network of `config.json`, which is another file."""
         path, model = self.path / CONFIG_FILE, self.config.model
-        layers, word = (
-            sum(name.startswith("layer_") for name in params["encoder"]),
-            params["encoder"]["embeddings"]["word"],
-        )
+        layers = sum(name.startswith("layer_") for name in params["encoder"])
+        word = params["encoder"]["embeddings"]["word"]
         there = {"num_layers": layers, "vocab_size": word.shape[0], "hidden_size": word.shape[1]}
         for field, value in there.items():  # before anything of their sizes is built
             if value != getattr(model, field):

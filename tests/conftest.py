@@ -49,7 +49,7 @@ def speeches():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """A line for each table of tests/fire, where all of them ran: docs/reliability.md has it."""
+    """A line for each table of tests/fire, where all of them ran."""
     if os.environ.get("FIRE") != "all":
         return
     found = {}

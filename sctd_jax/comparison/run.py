@@ -13,6 +13,7 @@ from etils import epath
 from sctd_jax import storage, stored
 from sctd_jax.comparison.table import Cell, Table
 from sctd_jax.errors import DivergedError, UserError
+from sctd_jax.fields import LARGEST_FLOAT
 from sctd_jax.lease import HeldError
 from sctd_jax.model.families import check_family
 from sctd_jax.model.token_dropping import check_selector
@@ -23,7 +24,6 @@ from sctd_jax.train.workdir import CONFIG_FILE, ROWS_FILE, differences, read_con
 RESULT_FILE = "result.json"
 _LOSS, _BELOW = "eval/loss", "eval/below_unigram"
 _FIELDS = {"method": str, "seed": int, "final": dict, "curve": list, "downstream": dict, "probes": dict}
-_LARGEST = 3.4e38
 # Fields that say where a cell finds its rows, how it computes and whom it tells; all else a table keeps.
 _FREE = (
     "data.input", "data.rows", "data.prepared_dir", "model.attention", "model.remat", "train.accumulation",
@@ -44,9 +44,8 @@ def checked(found: Any, where: str) -> Mapping[str, Any]:
     for field, kind in _FIELDS.items():
         need(isinstance(found.get(field), kind), f"{field} is {found.get(field)!r:.40}, expected {kind.__name__}")
     for field in ("budget", "step_time"):
-        need(
-            _is_number(found.get(field)) and found[field] > 0, f"{field} is {found.get(field)!r:.40}, expected a number"
-        )
+        value = found.get(field)
+        need(_is_number(value) and value > 0, f"{field} is {value!r:.40}, expected a number")
     final = found["final"]
     need(bool(final.get("diverged")) or _is_number(final.get(_LOSS)), f"its final {_LOSS} is no number")
     for name, value in final.items():
@@ -62,7 +61,7 @@ def checked(found: Any, where: str) -> Mapping[str, Any]:
 
 def _is_number(value: Any) -> bool:
     """Whether a value of JSON, where NaN is one, is a number that float32 has."""
-    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
+    return type(value) in (int, float) and abs(value) <= LARGEST_FLOAT
 
 
 def run_cells(table: Table, folder: epath.Path, log: Callable[[str], None], *, only_next: bool = False) -> int | None:

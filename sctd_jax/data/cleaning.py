@@ -39,6 +39,17 @@ class LeftOut:
     documents: int = 0
 
 
+def split_text(text: str, most: int) -> Iterator[str]:
+    """Cut at white space into pieces of at most `most` characters, so that no word is cut where words exist."""
+    start = 0
+    while len(text) - start > most:
+        end = max(text.rfind(white, start, start + most) for white in " \n\t")
+        end = end if end > start else start + most
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
 def clean(pieces: Pieces, how: Cleaning, left_out: LeftOut) -> Pieces:
     """The text as it is to be read; `left_out` counts what is not."""
     if how.normal_form:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from sctd_jax import storage
 from sctd_jax.data import decoding, files, formats, hub_datasets
-from sctd_jax.data.cleaning import Cleaning, LeftOut, clean
+from sctd_jax.data.cleaning import Cleaning, LeftOut, clean, split_text
 from sctd_jax.data.decoding import DAMAGED, END, Span, decode, open_utf8
 from sctd_jax.data.tfds_folder import open_folder
 from sctd_jax.errors import UserError, printable
@@ -256,19 +256,8 @@ def _pieces(
     else:
         texts = formats.READERS[kind](source.path, text_field, encoding, counts.add_replaced, source.span)
     for text in texts:
-        yield from ((piece, False) for piece in split_text(text))
+        yield from ((piece, False) for piece in split_text(text, CHUNK_CHARS))
         yield "", True
-
-
-def split_text(text: str) -> Iterator[str]:
-    """Cut at white space into pieces of at most CHUNK_CHARS, so that no word is cut where words exist."""
-    start = 0
-    while len(text) - start > CHUNK_CHARS:
-        end = max(text.rfind(white, start, start + CHUNK_CHARS) for white in " \n\t")
-        end = end if end > start else start + CHUNK_CHARS
-        yield text[start:end]
-        start = end
-    yield text[start:]
 
 
 @contextlib.contextmanager

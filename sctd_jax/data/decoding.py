@@ -117,7 +117,7 @@ def check_record(size: int, place: str) -> None:
         )
 
 
-def lines(file: BinaryIO, path: str, after: str = "") -> Iterator[bytes]:
+def whole_lines(file: BinaryIO, path: str, after: str = "") -> Iterator[bytes]:
     """Lines of a file in which each is held whole; messages say `after` behind a line's number."""
     for number in itertools.count(1):
         line = file.readline(LONGEST_RECORD + 1)

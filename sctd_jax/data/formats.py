@@ -23,11 +23,11 @@ from sctd_jax.data.decoding import (
     conversion,
     decode,
     is_remote,
-    lines,
     open_utf8,
     raw,
     unpacked,
     what_is,
+    whole_lines,
 )
 from sctd_jax.errors import UserError, printable
 
@@ -67,7 +67,7 @@ def json_texts(path: str, field: str, encoding: str, replaced: Replaced, span: S
         raise UserError(f"{path}: its lines end with CR alone, expected LF or CRLF; convert it: {cure}")
     first, after = True, f" after byte {span[0]:,}" if span and span[0] else ""
     with open_utf8(path, replaced, encoding, span) as file:
-        for number, line in enumerate(lines(file, path, after), 1):
+        for number, line in enumerate(whole_lines(file, path, after), 1):
             if not line.strip():
                 continue
             try:
@@ -120,7 +120,9 @@ def csv_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Sp
     csv.field_size_limit(LONGEST_FIELD)  # the limit of all readers of the process, of which several may be at work
     try:
         with open_utf8(path, replaced, encoding) as file:
-            rows = csv.reader((decode(line, replaced) for line in lines(file, path)), delimiter=delimiter, strict=True)
+            rows = csv.reader(
+                (decode(line, replaced) for line in whole_lines(file, path)), delimiter=delimiter, strict=True
+            )
             names = next(rows, [])
             if names.count(field) != 1:
                 kind = "no column" if field not in names else "more than one column"
@@ -144,7 +146,7 @@ def wiki_texts(path: str, field: str, encoding: str, replaced: Replaced, span: S
     with open_utf8(path, replaced, encoding) as file:
         held: list[str] | None = None
         size = 0
-        for number, raw in enumerate(lines(file, path), 1):
+        for number, raw in enumerate(whole_lines(file, path), 1):
             size = size + len(raw) if held else 0
             check_record(size, f"{path}, line {number}")
             line = decode(raw, replaced)

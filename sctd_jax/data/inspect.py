@@ -160,9 +160,9 @@ def draw(found: Documents, counts_V: np.ndarray, out: Path) -> None:
     right.set(xscale="log", yscale="log", xlabel="piece, by frequency", ylabel="number in the rows looked at")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120, format=out.suffix[1:])
-    storage.write(out, picture.getvalue())
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format=out.suffix[1:])
+    storage.write(out, content.getvalue())
 
 
 def main(argv: list[str] | None = None) -> int:

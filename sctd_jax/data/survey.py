@@ -295,10 +295,6 @@ def more_documents(documents: str) -> str:
     return f", or cut text files into more documents: --documents {finer} (config.data.documents)" if finer else ""
 
 
-def _sample(budget: int) -> "_LowestDraws":
-    return _LowestDraws(budget, most=budget // _SAMPLE_LINE)
-
-
 class _LowestDraws:
     """The items with the lowest draws whose sizes fill a budget (not one more than needed), or the `most` lowest."""
 
@@ -319,3 +315,7 @@ class _LowestDraws:
     def sorted(self) -> list[tuple[float, int, Any]]:
         """(draw, size, item), lowest first."""
         return sorted((-negative, size, item) for negative, size, item in self._heap)
+
+
+def _sample(budget: int) -> _LowestDraws:
+    return _LowestDraws(budget, most=budget // _SAMPLE_LINE)

@@ -17,6 +17,7 @@ from etils import epath
 
 from sctd_jax import storage
 from sctd_jax.data import tokenizer_files
+from sctd_jax.data.cleaning import split_text
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.data.tokenizer_calls import naming_failures, quiet
 from sctd_jax.errors import UserError, printable
@@ -67,7 +68,12 @@ class Tokenizer:
         A text of more than 250,000 characters is read in parts, whose ends are white space if there is any: the
         libraries take hundreds of bytes for a character. Ids may differ where a part ends within a word.
         """
-        parts = [(number, *part) for number, text in enumerate(texts) for part in _parts(text)]
+        parts = []
+        for number, text in enumerate(texts):
+            start = 0
+            for part in split_text(text, _ENCODE_CHARACTERS):
+                parts.append((number, start, part))
+                start += len(part)
         found: list[list[Tokenized]] = [[] for _ in texts]
         for group in _groups(parts):
             for (number, start, text), (ids, spans) in zip(group, self.spans_of([p[-1] for p in group]), strict=True):
@@ -220,18 +226,6 @@ def encoding_digest(path: str | os.PathLike) -> str:
     special = [token for token in json.loads(content)["added_tokens"] if token["special"]] if name == JSON_FILE else []
     split_before = any(token["content"] not in tokenizer_files.ROLE_NAMES for token in special)
     return hashlib.sha256(content).hexdigest() + ("-whole" if split_before else "")
-
-
-def _parts(text: str) -> Iterator[tuple[int, str]]:
-    """A text in pieces that can be encoded at once, each with the character where it begins."""
-    start = 0
-    while len(text) - start > _ENCODE_CHARACTERS:
-        end = start + _ENCODE_CHARACTERS
-        spaces = (at for at in range(end, start + _ENCODE_CHARACTERS // 2, -1) if text[at].isspace())
-        end = next(spaces, end)
-        yield start, text[start:end]
-        start = end
-    yield start, text[start:]
 
 
 def _groups(parts: Sequence[tuple[int, int, str]]) -> Iterator[list[tuple[int, int, str]]]:

@@ -13,9 +13,9 @@ from typing import Any
 from sctd_jax import storage
 from sctd_jax.data.decoding import LONGEST_FIELD
 from sctd_jax.errors import UserError, printable
+from sctd_jax.fields import LARGEST_FLOAT
 
 _IDS = ("index", "idx", "id", "ind")
-_LARGEST_FLOAT = 3.4e38  # larger numbers are infinite in float32, which the network reads
 
 Note = Callable[[str, str], None]  # (what the user should know, where it is so); they are counted by kind
 _Rows = Iterable[tuple[int, list[str]]]  # (number of its first line, values) of each row
@@ -89,7 +89,7 @@ class Record:
         if not isinstance(value, bool) and "_" not in str(value):  # Python reads "1_5" as 15
             with contextlib.suppress(TypeError, ValueError, OverflowError):
                 number = float(value)
-        if not abs(number) <= _LARGEST_FLOAT:
+        if not abs(number) <= LARGEST_FLOAT:
             raise UserError(f"{self.place}: the field {field!r} is no number, found {value!r:.80}")
         return number
 

@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 import os
+import random
 import re
 import shlex
 import string
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,6 +36,33 @@ class Case:
     words: tuple[str, ...] = ()  # stand in what it says
     new: tuple[str, ...] = ()  # patterns of paths in `here` that may be there afterwards; nothing else may
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], object]:
+    """A change of a folder: it gets a file, in a folder of it perhaps."""
+
+    def change(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return change
+
+
+def damage(path: Path, seed: int, within: int = sys.maxsize) -> None:
+    """Cut a file, or flip, repeat or overwrite bytes of it, from a place among the first `within` bytes on."""
+    rng, raw = random.Random(seed), bytearray(path.read_bytes())
+    at = rng.randrange(min(len(raw), within))
+    match seed % 4:
+        case 0:
+            del raw[at:]
+        case 1:
+            raw[at] ^= 1 << rng.randrange(8)
+        case 2:
+            raw[at:at] = raw[at : at + rng.randrange(1, 400)]
+        case 3:
+            size = rng.randrange(1, 40)
+            raw[at : at + size] = rng.randbytes(size)
+    path.write_bytes(raw)
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -1,12 +1,11 @@
 """Files to fine-tune on, in each task's layout: damaged, hostile or absurd."""
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 from tests import task_files
-from tests.fire.case import EITHER, Case
+from tests.fire.case import EITHER, Case, damage, write
 
 COMMAND = (
     "sctd_jax.main --mode=finetune --config=configs/finetune.py --config.task={} --config.init=$base/run "
@@ -59,10 +58,6 @@ def _edit(file: str, change: Callable[[str], str]) -> Change:
     return edit
 
 
-def _write(file: str, content: str | bytes) -> Change:
-    return lambda folder: (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
 def _object(file: str, change: Callable[[dict], object]) -> Change:
     """Change the first object of JSON lines, or that of a JSON file."""
 
@@ -104,24 +99,7 @@ def _long_context(paragraph: dict, question: dict) -> None:
 
 
 def _damaged(task: str, file: str, seed: int) -> Case:
-    rng = random.Random(seed)
-
-    def change(folder: Path) -> None:
-        raw = bytearray((folder / file).read_bytes())
-        at = rng.randrange(len(raw))
-        kind = seed % 4
-        if kind == 0:
-            raw = raw[:at]
-        elif kind == 1:
-            raw[at] ^= 1 << rng.randrange(8)
-        elif kind == 2:
-            raw[at:at] = raw[at : at + rng.randrange(1, 400)]
-        else:
-            size = rng.randrange(1, 20)
-            raw[at : at + size] = rng.randbytes(size)
-        (folder / file).write_bytes(raw)
-
-    return _task(task, f"bytes of {file}, {seed}", change, status=EITHER)
+    return _task(task, f"bytes of {file}, {seed}", lambda folder: damage(folder / file, seed), status=EITHER)
 
 
 OTHERS = [{"text": "a", "label": "y"}] * 5
@@ -131,11 +109,11 @@ CASES = [
     # Folders
     _in_folder("sst2", "no folder", lambda here: None, ("sst2", "no folder")),
     _in_folder("sst2", "an empty folder", lambda here: (here / "data").mkdir(), ("train.tsv",)),
-    _in_folder("sst2", "a file in the place of the folder", _write("data", "x"), ("sst2",)),
+    _in_folder("sst2", "a file in the place of the folder", write("data", "x"), ("sst2",)),
     _in_folder("classification", "no file", lambda here: None, ("config.data_dir",)),
     _in_folder("classification", "an empty folder", lambda here: (here / "data").mkdir(), ("train",)),
-    _in_folder("classification", "another suffix", _write("own.xlsx", "x"), (".csv",), data="own.xlsx"),
-    _in_folder("ner", "another suffix", _write("own.pdf", "x"), (".conll",), data="own.pdf"),
+    _in_folder("classification", "another suffix", write("own.xlsx", "x"), (".csv",), data="own.xlsx"),
+    _in_folder("ner", "another suffix", write("own.pdf", "x"), (".conll",), data="own.pdf"),
     _in_folder("nonsense", "no such task", lambda here: None, ("config.task", "sst2")),
     _in_folder("", "no task", lambda here: None, ("config.task",)),
     # A user's own tables
@@ -233,8 +211,8 @@ CASES = [
     ),
     # GLUE
     _task("sst2", "a missing file", lambda f: (f / "dev.tsv").unlink(), "dev.tsv"),
-    _task("sst2", "an empty file", _write("train.tsv", ""), "train.tsv", "no rows"),
-    _task("sst2", "a header alone", _write("train.tsv", "sentence\tlabel\n"), "train.tsv", "no rows"),
+    _task("sst2", "an empty file", write("train.tsv", ""), "train.tsv", "no rows"),
+    _task("sst2", "a header alone", write("train.tsv", "sentence\tlabel\n"), "train.tsv", "no rows"),
     _task("sst2", "no header", _edit("train.tsv", lambda t: t.partition("\n")[2]), "train.tsv", "line 2"),
     _task("sst2", "an unknown label", _edit("train.tsv", _field(1, 1, "2")), "line 2", "unknown label '2'"),
     _task("sst2", "a label with a space", _edit("train.tsv", _field(1, 1, " 1")), "line 2", "unknown label ' 1'"),
@@ -332,11 +310,11 @@ CASES = [
         "@placeholder",
     ),
     # SQuAD
-    _task("squad1", "no JSON", _write("train-v1.1.json", "{"), "train-v1.1.json", "not JSON"),
-    _task("squad1", "nested 10,000 deep", _write("train-v1.1.json", DEEP), "train-v1.1.json", "not JSON"),
-    _task("squad1", "no data", _write("train-v1.1.json", "{}"), "train-v1.1.json", "data"),
-    _task("squad1", "data that is a text", _write("train-v1.1.json", '{"data": "x"}'), "train-v1.1.json", "data"),
-    _task("squad1", "no article", _write("train-v1.1.json", '{"data": []}'), "train-v1.1.json", "no rows"),
+    _task("squad1", "no JSON", write("train-v1.1.json", "{"), "train-v1.1.json", "not JSON"),
+    _task("squad1", "nested 10,000 deep", write("train-v1.1.json", DEEP), "train-v1.1.json", "not JSON"),
+    _task("squad1", "no data", write("train-v1.1.json", "{}"), "train-v1.1.json", "data"),
+    _task("squad1", "data that is a text", write("train-v1.1.json", '{"data": "x"}'), "train-v1.1.json", "data"),
+    _task("squad1", "no article", write("train-v1.1.json", '{"data": []}'), "train-v1.1.json", "no rows"),
     _task(
         "squad1",
         "an answer elsewhere",

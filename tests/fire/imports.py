@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tests.fire.case import EITHER, Case
+from tests.fire.case import EITHER, Case, damage, write
 
 COMMAND = "sctd_jax.interop.huggingface import --from $here/model --workdir $here/out --config tests/small.py"
 WEIGHTS = "model.safetensors"
@@ -27,13 +27,6 @@ def _case(name: str, change: Change, *words: str, status: int | tuple[int, ...] 
         change(Path(shutil.copytree(base / "exported", here / "model")))
 
     return Case(name, COMMAND, make, status, words, new)
-
-
-def _write(file: str, content: bytes | str) -> Change:
-    def change(folder: Path) -> None:
-        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return change
 
 
 def _set(file: str, **fields: Any) -> Change:
@@ -126,25 +119,11 @@ def _wordpiece(pieces: list[str], **options: Any) -> Change:
 
 def _damaged(file: str, seed: int) -> Case:
     """Bytes of a file cut, flipped, repeated or overwritten: whatever comes of it, it is said or harmless."""
-    rng = random.Random(seed)
 
     def change(folder: Path) -> None:
         if file == "tokenizer.json":
             (folder / "tokenizer.model").unlink()
-        raw = bytearray((folder / file).read_bytes())
-        # The beginning of weights is their header, and that alone has a meaning.
-        at = rng.randrange(min(len(raw), 4000))
-        kind = seed % 4
-        if kind == 0:
-            raw = raw[:at]
-        elif kind == 1:
-            raw[at] ^= 1 << rng.randrange(8)
-        elif kind == 2:
-            raw[at:at] = raw[at : at + rng.randrange(1, 400)]
-        else:
-            size = rng.randrange(1, 40)
-            raw[at : at + size] = rng.randbytes(size)
-        (folder / file).write_bytes(raw)
+        damage(folder / file, seed, within=4000)  # the beginning of weights is their header, which alone has a meaning
 
     return _case(f"bytes of {file}, {seed}", change, status=EITHER, new=("out", "out/*"))
 
@@ -199,17 +178,17 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CASES = [
     # config.json
     _case("config.json: gone", lambda folder: (folder / "config.json").unlink(), "config.json"),
-    _case("config.json: empty", _write("config.json", ""), "config.json"),
-    _case("config.json: a list", _write("config.json", "[1]"), "config.json", "object"),
-    _case("config.json: a number", _write("config.json", "7"), "config.json", "object"),
-    _case("config.json: null", _write("config.json", "null"), "config.json", "object"),
-    _case("config.json: no JSON", _write("config.json", "{'a': 1}"), "config.json"),
-    _case("config.json: no UTF-8", _write("config.json", b'{"a": "\xff\xfe"}'), "config.json"),
-    _case("config.json: UTF-16", _write("config.json", '{"a": 1}'.encode("utf-16")), "config.json"),
-    _case("config.json: NUL bytes", _write("config.json", b"\0" * 100), "config.json"),
-    _case("config.json: nested 10,000 deep", _write("config.json", _nested(10_000)), "config.json"),
-    _case("config.json: lists 100,000 deep", _write("config.json", _nested(100_000, "[", "]")), "config.json"),
-    _case("config.json: a number of 5,000 digits", _write("config.json", '{"a": ' + "9" * 5000 + "}"), "config.json"),
+    _case("config.json: empty", write("config.json", ""), "config.json"),
+    _case("config.json: a list", write("config.json", "[1]"), "config.json", "object"),
+    _case("config.json: a number", write("config.json", "7"), "config.json", "object"),
+    _case("config.json: null", write("config.json", "null"), "config.json", "object"),
+    _case("config.json: no JSON", write("config.json", "{'a': 1}"), "config.json"),
+    _case("config.json: no UTF-8", write("config.json", b'{"a": "\xff\xfe"}'), "config.json"),
+    _case("config.json: UTF-16", write("config.json", '{"a": 1}'.encode("utf-16")), "config.json"),
+    _case("config.json: NUL bytes", write("config.json", b"\0" * 100), "config.json"),
+    _case("config.json: nested 10,000 deep", write("config.json", _nested(10_000)), "config.json"),
+    _case("config.json: lists 100,000 deep", write("config.json", _nested(100_000, "[", "]")), "config.json"),
+    _case("config.json: a number of 5,000 digits", write("config.json", '{"a": ' + "9" * 5000 + "}"), "config.json"),
     _case(
         "config.json: a folder", lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()), "config.json"
     ),
@@ -272,15 +251,13 @@ CASES = [
     _config("a field of 100 kB", "position_embedding_type", position_embedding_type="y" * 100_000),
     # Weights
     _case("weights: gone", lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
-    _case("weights: empty", _write(WEIGHTS, b""), WEIGHTS),
-    _case("weights: 7 bytes", _write(WEIGHTS, b"\0" * 7), WEIGHTS),
-    _case("weights: a header of 2^63 bytes", _write(WEIGHTS, b"\xff" * 8 + b"{}"), WEIGHTS),
-    _case("weights: a pickle", _write(WEIGHTS, b"\x80\x04\x95" + b"\0" * 50), WEIGHTS),
-    _case("weights: a web page", _write(WEIGHTS, "<html>404</html>" * 10), WEIGHTS),
-    _case(
-        "weights: Git LFS's pointer", _write(WEIGHTS, "version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"
-    ),
-    _case("weights: an empty header", _write(WEIGHTS, (2).to_bytes(8, "little") + b"{}"), WEIGHTS, "missing"),
+    _case("weights: empty", write(WEIGHTS, b""), WEIGHTS),
+    _case("weights: 7 bytes", write(WEIGHTS, b"\0" * 7), WEIGHTS),
+    _case("weights: a header of 2^63 bytes", write(WEIGHTS, b"\xff" * 8 + b"{}"), WEIGHTS),
+    _case("weights: a pickle", write(WEIGHTS, b"\x80\x04\x95" + b"\0" * 50), WEIGHTS),
+    _case("weights: a web page", write(WEIGHTS, "<html>404</html>" * 10), WEIGHTS),
+    _case("weights: Git LFS's pointer", write(WEIGHTS, "version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    _case("weights: an empty header", write(WEIGHTS, (2).to_bytes(8, "little") + b"{}"), WEIGHTS, "missing"),
     _case("weights: a header nested 10,000 deep", _header(lambda h: json.loads(_nested(900))), WEIGHTS),
     _case("weights: a list as header", _header(lambda h: [1]), WEIGHTS),
     _case(
@@ -352,15 +329,15 @@ CASES = [
         lambda f: [(f / name).unlink() for name in ("tokenizer.model", "tokenizer.json")],
         "tokenizer",
     ),
-    _case("tokenizer.model: empty", _write("tokenizer.model", b""), "tokenizer.model"),
+    _case("tokenizer.model: empty", write("tokenizer.model", b""), "tokenizer.model"),
     _case(
-        "tokenizer.model: random bytes", _write("tokenizer.model", random.Random(3).randbytes(500)), "tokenizer.model"
+        "tokenizer.model: random bytes", write("tokenizer.model", random.Random(3).randbytes(500)), "tokenizer.model"
     ),
-    _case("tokenizer.model: a text", _write("tokenizer.model", "hello"), "tokenizer.model"),
-    _case("tokenizer.json: empty", _by_json(_write("tokenizer.json", "")), "tokenizer.json"),
-    _case("tokenizer.json: a list", _by_json(_write("tokenizer.json", "[]")), "tokenizer.json"),
-    _case("tokenizer.json: nested deep", _by_json(_write("tokenizer.json", _nested(10_000))), "tokenizer.json"),
-    _case("tokenizer.json: no UTF-8", _by_json(_write("tokenizer.json", b'{"a": "\xff"}')), "tokenizer.json"),
+    _case("tokenizer.model: a text", write("tokenizer.model", "hello"), "tokenizer.model"),
+    _case("tokenizer.json: empty", _by_json(write("tokenizer.json", "")), "tokenizer.json"),
+    _case("tokenizer.json: a list", _by_json(write("tokenizer.json", "[]")), "tokenizer.json"),
+    _case("tokenizer.json: nested deep", _by_json(write("tokenizer.json", _nested(10_000))), "tokenizer.json"),
+    _case("tokenizer.json: no UTF-8", _by_json(write("tokenizer.json", b'{"a": "\xff"}')), "tokenizer.json"),
     _case("tokenizer.json: an empty vocabulary", _tokenizer(lambda c: c["model"].update(vocab=[])), "tokenizer.json"),
     _case(
         "tokenizer.json: an empty vocabulary of words",
@@ -448,13 +425,13 @@ CASES = [
     _case("vocab.txt: 1,000 blank lines", _wordpiece([""] * 1000), "vocab.txt"),
     _case(
         "options: nested 10,000 deep",
-        _by_json(_write("tokenizer_config.json", _nested(10_000))),
+        _by_json(write("tokenizer_config.json", _nested(10_000))),
         "tokenizer_config.json",
     ),
-    _case("options: a list", _by_json(_write("tokenizer_config.json", "[1]")), "tokenizer_config.json"),
+    _case("options: a list", _by_json(write("tokenizer_config.json", "[1]")), "tokenizer_config.json"),
     _case(
         "options: a number of 5,000 digits",
-        _by_json(_write("tokenizer_config.json", '{"a":' + "9" * 5000 + "}")),
+        _by_json(write("tokenizer_config.json", '{"a":' + "9" * 5000 + "}")),
         "tokenizer_config.json",
     ),
     _options("tokenizer_class a number", "tokenizer_class", tokenizer_class=5),

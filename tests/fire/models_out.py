@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import helpers
-from tests.fire.case import EITHER, Case
+from tests.fire.case import EITHER, Case, damage, write
 
 EXPORT = "sctd_jax.interop.huggingface export --workdir {} --out $here/out"
 Change = Callable[[Path], Any]  # of the copied workdir
@@ -21,14 +21,6 @@ def _copy(of: str, change: Change) -> Callable[[Path, Path], None]:
         change(Path(shutil.copytree(base / of, here / "run")))
 
     return make
-
-
-def _write(file: str, content: bytes | str) -> Change:
-    def change(folder: Path) -> None:
-        (folder / file).parent.mkdir(exist_ok=True)
-        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return change
 
 
 def _gone(file: str) -> Change:
@@ -53,23 +45,13 @@ def _set(file: str, *path: str, value: Any) -> Change:
 
 
 def _bytes(seed: int) -> Change:
-    """One file of the newest checkpoint, cut, flipped or overwritten."""
-    rng = random.Random(seed)
+    """One file of the newest checkpoint, damaged."""
 
-    def change(folder: Path) -> None:
-        newest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
-        path = rng.choice(sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size))
-        raw = bytearray(path.read_bytes())
-        at = rng.randrange(len(raw))
-        if seed % 3 == 0:
-            raw = raw[:at]
-        elif seed % 3 == 1:
-            raw[at] ^= 1 << rng.randrange(8)
-        else:
-            raw[at : at + 20] = rng.randbytes(20)
-        path.write_bytes(raw)
+    def change(newest: Path) -> None:
+        files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
+        damage(random.Random(seed).choice(files), seed)
 
-    return change
+    return _newest(change)
 
 
 def _newest(change: Change) -> Change:
@@ -82,7 +64,7 @@ DEEP = "[" * 20_000 + "]" * 20_000
 RUNS: dict[str, Change] = {
     "config.json is missing": _gone("config.json"),
     "config.json is a folder": _folder("config.json"),
-    **{f"config.json is {what}": _write("config.json", content) for what, content in {
+    **{f"config.json is {what}": write("config.json", content) for what, content in {
         "empty": "", "a list": "[1]", "null": "null", "half": '{"model": {', "nested deep": DEEP,
         "no UTF-8": b"\xff\xfe{}", "zeros": bytes(100),
     }.items()},
@@ -96,14 +78,14 @@ RUNS: dict[str, Change] = {
     "config.json: two layers": _set("config.json", "model", "num_layers", value=2),
     "config.json: vocab_size 511": _set("config.json", "model", "vocab_size", value=511),
     "the tokenizer is missing": _gone("tokenizer.model"),
-    "the tokenizer is empty": _write("tokenizer.model", ""),
-    "the tokenizer is text": _write("tokenizer.model", "text " * 100),
+    "the tokenizer is empty": write("tokenizer.model", ""),
+    "the tokenizer is text": write("tokenizer.model", "text " * 100),
     "the tokenizer is a folder": _folder("tokenizer.model"),
     "prepared.json is missing": _gone("prepared.json"),
-    "prepared.json is half": _write("prepared.json", '{"rows": 1,'),
+    "prepared.json is half": write("prepared.json", '{"rows": 1,'),
     "no checkpoints": _gone("checkpoints"),
     "checkpoints is empty": _folder("checkpoints"),
-    "checkpoints is a file": lambda folder: (_gone("checkpoints")(folder), _write("checkpoints", "x")(folder)),
+    "checkpoints is a file": lambda folder: (_gone("checkpoints")(folder), write("checkpoints", "x")(folder)),
 }  # fmt: skip
 CHECKPOINTS: dict[str, Change] = {
     "the checkpoint is empty": _newest(lambda step: (shutil.rmtree(step), step.mkdir())),
@@ -112,9 +94,9 @@ CHECKPOINTS: dict[str, Change] = {
     "the checkpoint has no state but a file": _newest(
         lambda step: (shutil.rmtree(step / "state"), (step / "state").write_text("x"))
     ),
-    "the checkpoint's metadata are empty": _newest(_write("state/_METADATA", "")),
-    "the checkpoint's metadata are a list": _newest(_write("state/_METADATA", "[]")),
-    "the checkpoint's metadata are nested deep": _newest(_write("state/_METADATA", DEEP)),
+    "the checkpoint's metadata are empty": _newest(write("state/_METADATA", "")),
+    "the checkpoint's metadata are a list": _newest(write("state/_METADATA", "[]")),
+    "the checkpoint's metadata are nested deep": _newest(write("state/_METADATA", DEEP)),
     "the checkpoint of step 10^30": lambda folder: (folder / "checkpoints" / str(10**30)).mkdir(),
 }
 
@@ -164,12 +146,12 @@ EXPORTS = [
     _exported("an export as workdir", _nothing, "exported", of="$base/exported"),
     _exported("a scheme as workdir", _nothing, "s3://", of="s3://bucket/run"),
     _exported("command.txt is missing", _copy("run", _gone("command.txt")), status=0),
-    _exported("command.txt is no UTF-8", _copy("run", _write("command.txt", b"\xff\xfe`")), status=0),
+    _exported("command.txt is no UTF-8", _copy("run", write("command.txt", b"\xff\xfe`")), status=0),
     _exported("command.txt is a folder", _copy("run", _folder("command.txt")), status=0),
-    _exported("metrics.jsonl is damaged", _copy("run", _write("metrics.jsonl", "[1]\n{\n")), "damaged", status=0),
+    _exported("metrics.jsonl is damaged", _copy("run", write("metrics.jsonl", "[1]\n{\n")), "damaged", status=0),
     _exported("metrics.jsonl is a folder", _copy("run", _folder("metrics.jsonl")), "metrics.jsonl"),
-    _exported("task.json is empty", _copy("tuned", _write("task.json", "")), "task.json"),
-    _exported("task.json is a list", _copy("tuned", _write("task.json", "[]")), "task.json"),
+    _exported("task.json is empty", _copy("tuned", write("task.json", "")), "task.json"),
+    _exported("task.json is a list", _copy("tuned", write("task.json", "[]")), "task.json"),
     _exported("task.json is missing", _copy("tuned", _gone("task.json"))),
     _exported("task.json: no such task", _copy("tuned", _set("task.json", "task", value="x")), "task.json"),
     _exported("task.json: a task that is a list", _copy("tuned", _set("task.json", "task", value=[])), "task.json"),
@@ -178,7 +160,7 @@ EXPORTS = [
     _exported("task.json: three labels", _copy("tuned", _set("task.json", "labels", value=["a", "b", "c"]))),
     _exported("task.json: labels twice", _copy("tuned", _set("task.json", "labels", value=["a", "a"])), "task.json"),
     _exported("task.json: labels of numbers", _copy("tuned", _set("task.json", "labels", value=[1, 2])), "task.json"),
-    _exported("task.json in a pretraining", _copy("run", _write("task.json", "{}")), "task.json"),
+    _exported("task.json in a pretraining", _copy("run", write("task.json", "{}")), "task.json"),
     _flags("--step=-1", "--step"), _flags("--step=x", "--step"), _flags("--step=nan", "--step"),
     _flags("--step=99", "99"), _flags("--step=1000000000000000000000000000000", "step"),
     _flags("--step=３", "--step"), _flags("--step", "--step"), _flags("--step=", "--step"),
@@ -296,17 +278,17 @@ def _tuned(name: str, change: Change, *words: str, status=2) -> Case:
 
 
 TUNED = [
-    _tuned("task.json is empty", _write("task.json", ""), "task.json"),
+    _tuned("task.json is empty", write("task.json", ""), "task.json"),
     _tuned("task.json is missing", _gone("task.json"), "task.json"),
-    _tuned("task.json is nested deep", _write("task.json", DEEP), "task.json"),
-    _tuned("task.json: a field is missing", _write("task.json", "{}"), "task.json"),
+    _tuned("task.json is nested deep", write("task.json", DEEP), "task.json"),
+    _tuned("task.json: a field is missing", write("task.json", "{}"), "task.json"),
     _tuned("task.json: max_length 0", _set("task.json", "max_length", value=0), "max_length"),
     _tuned("task.json: max_length 10^9", _set("task.json", "max_length", value=10**9), "max_length"),
     _tuned("task.json: three labels", _set("task.json", "labels", value=["a", "b", "c"])),
     _tuned("task.json: one label", _set("task.json", "labels", value=["a"])),
     _tuned("task.json: another task", _set("task.json", "task", value="sts-b")),
     _tuned("task.json: labels no terminal shows", _set("task.json", "labels", value=["\x1b[31m", "b"]), status=EITHER),
-    _tuned("config.json is half", _write("config.json", '{"model": {'), "config.json"),
+    _tuned("config.json is half", write("config.json", '{"model": {'), "config.json"),
     _tuned("config.json: another network", _set("config.json", "model", "hidden_size", value=64)),
     _tuned("no checkpoints", _gone("checkpoints"), "checkpoint"),
     _tuned("the tokenizer is missing", _gone("tokenizer.model"), "tokenizer"),
@@ -342,8 +324,8 @@ EVALUATIONS = [
     _evaluated(
         "eval_rows 10^12", lambda folder: None, "train.eval_rows", flags="--config.train.eval_rows=1000000000000"
     ),
-    _evaluated("rows.json of other rows", _write("rows.json", "{}")),
-    _evaluated("rows.json is half", _write("rows.json", "{")),
+    _evaluated("rows.json of other rows", write("rows.json", "{}")),
+    _evaluated("rows.json is half", write("rows.json", "{")),
 ]
 
 
