@@ -29,7 +29,7 @@ from sctd_jax.arguments import CommandParser, any_path, local_path
 from sctd_jax.comparison import report
 from sctd_jax.comparison.run import check_cells, checked, read_results, run_cells
 from sctd_jax.comparison.table import read_table
-from sctd_jax.errors import UserError, of_disk, run_command, say
+from sctd_jax.errors import UserError, run_command, say, writing
 from sctd_jax.tasks.files import read_jsonl
 
 
@@ -82,10 +82,8 @@ def _report(results: list[Mapping[str, Any]], baseline: str, out: str) -> int:
     methods = sorted({one["method"] for one in results})
     if baseline not in methods:
         say(f"warning: no finished cell is of the baseline {baseline}; there are {', '.join(methods)}")
-    try:
+    with writing(out):
         lines = report.write_report(storage.as_path(out), results, baseline)
-    except OSError as error:
-        raise of_disk(error)(f"the report cannot be written to {out}: {error}") from error
     for line in lines:
         say(line)
     return 0

@@ -1,17 +1,17 @@
-"""The command lines of everything but sctd_jax.main: argparse, with one line for what is wrong. A leaf."""
+"""The command lines of everything but sctd_jax.main: argparse, with one line for what is wrong."""
 
 import argparse
 import difflib
 import itertools
 import math
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from sctd_jax.errors import brief
+from sctd_jax.fields import in_plain_digits
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -63,11 +63,6 @@ def picture(text: str) -> Path:
     if path.is_dir() or path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
         raise argparse.ArgumentTypeError(f"must be a file named as a picture, such as loss.png, found {text!r}")
     return path
-
-
-def in_plain_digits(text: str) -> bool:
-    """Whether a number is written in 0 to 9: Python reads the digits of all scripts, and 1_0 as ten."""
-    return re.fullmatch(r"[ -^`-~]*", text) is not None  # printable ASCII without _
 
 
 def number(kind: type, lowest: float, below: float | None = None) -> Callable[[str], float]:

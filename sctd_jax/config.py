@@ -293,7 +293,7 @@ def _check_keep_by_layer(config: Config) -> None:
     other = "dropping.keep_schedule" if dropping.keep_schedule else "data.seq_len_schedule"
     schedule = dropping.keep_schedule or config.data.seq_len_schedule
     require(not schedule, "dropping.keep_by_layer", f"does not go with {other} ({schedule}): set one of them alone")
-    whole = re.fullmatch(r"\d+:\d+(,\d+:\d+)*", dropping.keep_by_layer)
+    whole = re.fullmatch("[0-9]{1,5}:[0-9]{1,9}(,[0-9]{1,5}:[0-9]{1,9})*", dropping.keep_by_layer)
     stages = schedules.parse(dropping.keep_by_layer, int) if whole else ()
     layers, counts = [layer for layer, _ in stages], [config.num_kept, *(kept for _, kept in stages)]
     least = config.num_predicted + 2

@@ -15,7 +15,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -182,6 +182,15 @@ def heeded() -> list[signal.Signals]:
 def of_disk(error: OSError) -> type[UserError]:
     """Kind of error that ends a command: a disk that is full may have room another time."""
     return TryAgainError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UserError
+
+
+@contextlib.contextmanager
+def writing(what: Any) -> Iterator[None]:
+    """Names what is being written where the disk refuses it: a UserError, a TryAgainError where it is full."""
+    try:
+        yield
+    except OSError as error:
+        raise of_disk(error)(f"cannot write {printable(what)}: {error.strerror or error}") from error
 
 
 def print_error(error: BaseException, before: str = "") -> None:

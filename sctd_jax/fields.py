@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -21,6 +22,18 @@ NOT_NEGATIVE = Bounds(lambda value: value >= 0, "must not be negative")
 POSITIVE = Bounds(lambda value: value > 0, "must be positive")
 SHARE = Bounds(lambda value: 0 <= value <= 1, "must be between 0 and 1")
 BELOW_ONE = Bounds(lambda value: 0 <= value < 1, "must be at least 0 and below 1")  # a share: 1 would leave nothing
+
+
+def in_plain_digits(text: str) -> bool:
+    """Whether a number is written in 0 to 9: Python reads the digits of all scripts, and 1_0 as ten."""
+    return re.fullmatch(r"[ -^`-~]*", text) is not None  # printable ASCII without _
+
+
+def read_float(text: str) -> float:
+    """The number that a text in the digits 0 to 9 stands for; a ValueError where it is none."""
+    if not in_plain_digits(text):
+        raise ValueError(f"{text!r:.40} is not in the digits 0 to 9")
+    return float(text)
 
 
 def at_least(least: int) -> Bounds:

@@ -36,9 +36,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sctd_jax import recipes
-from sctd_jax.arguments import in_plain_digits
 from sctd_jax.config import from_dict
 from sctd_jax.errors import UserError, print_error, printable, run_command, say
+from sctd_jax.fields import fill, in_plain_digits
 
 try:
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
@@ -139,7 +139,6 @@ def _sweep() -> int:
 
 
 def _predict() -> int:
-    from sctd_jax.fields import fill
     from sctd_jax.finetune.config import PredictConfig
 
     config = fill("config", PredictConfig, _CONFIG.value.to_dict())

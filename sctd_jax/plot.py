@@ -26,7 +26,8 @@ from matplotlib.ticker import MaxNLocator
 
 from sctd_jax import storage
 from sctd_jax.arguments import CommandParser, any_path, picture
-from sctd_jax.errors import UserError, of_disk, printable, run_command, say
+from sctd_jax.errors import UserError, printable, run_command, say, writing
+from sctd_jax.fields import read_float
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
 
 _MARKERS = "osD^v<>PX*"
@@ -174,11 +175,10 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
     content = io.BytesIO()
     try:
         save(figure, entries, content, out.suffix[1:])
-        storage.write(out, content.getvalue())
     except ValueError as error:  # a suffix that stands for no format
         raise UserError(f"cannot write {out}: {error}") from error
-    except OSError as error:
-        raise of_disk(error)(f"cannot write {out}: {error}") from error
+    with writing(out):
+        storage.write(out, content.getvalue())
     return said
 
 
@@ -196,7 +196,7 @@ def _metrics(lines: list[dict[str, Any]]) -> str:
 
 def _loss(text: str) -> float:
     try:
-        value = float(text)
+        value = read_float(text)
     except ValueError:
         value = math.nan
     if math.isnan(value):

@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import logging
 
 from sctd_jax.arguments import CommandParser, any_path, local_path, number
-from sctd_jax.errors import of_disk, run_command, say
+from sctd_jax.errors import run_command, say, writing
 from sctd_jax.fields import LARGEST_SEED
 from sctd_jax.probing import drawing, drift, layers, perplexity
 from sctd_jax.storage import write
@@ -30,10 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
 
     def command() -> int:
-        try:
+        with writing(args.out):
             args.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise of_disk(error)(f"--out {args.out}: {error.strerror}") from error
         if args.command == "layers":
             sizes = {"examples": args.examples, "max_length": args.max_length, "batch_size": args.batch_size}
             files = FileSettings.of(args)
@@ -53,10 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         content = json.dumps(plain, indent=1, allow_nan=False) + "\n"
         for suffix, part in ((".json", content.encode()), (".png", picture)):
             path = args.out / (args.command + suffix)
-            try:
+            with writing(path):
                 write(path, part)
-            except OSError as error:
-                raise of_disk(error)(f"cannot write {path}: {error.strerror}") from error
             say(path)
         return 0
 

@@ -267,9 +267,13 @@ COMMANDS = {
     "probe": "sctd_jax.probe perplexity $base/run --rows=8 --out=$out",
     "export": "sctd_jax.interop.huggingface export --workdir=$base/run --out=$out",
     "import": "sctd_jax.interop.huggingface import --from=$base/made --workdir=$out",
+    "sweep": "sctd_jax.main --mode=sweep --config=configs/sweep.py --config.tasks=classification --config.epochs=1 "
+    "--config.inits=$base/pretrained --config.data_dir=$base/task --config.learning_rates=1e-3 --config.seeds=1 "
+    "--config.max_length=64 --config.batch_size=8 --workdir=$out",
+    "arena": "sctd_jax.arena --config=tests/small_arena.py:$base/rows --workdir=$out",
 }
 CHOSEN = list(COMMANDS) if os.environ.get("FIRE") == "all" else list(COMMANDS)[::4]  # `make fire` has all
-BEGUN = ("train", "finetune", "probe")  # a workdir or folder is made at once, and may stay
+BEGUN = ("train", "finetune", "probe", "sweep", "arena")  # a workdir or folder is made at once, and may stay
 PRODUCTS = {"inspect": "out.png", "plot": "out.png", "predict": "out.jsonl", "report": "out.html"}
 
 

@@ -202,6 +202,8 @@ def test_its_config_says_how_many_go_on():
         ({"dropping__keep_by_layer": "3:9,4:12"}, ["falling K"]),
         ({"dropping__keep_by_layer": "3:6"}, ["at least 7"]),
         ({"dropping__keep_by_layer": "3-12"}, ["LAYER:K,LAYER:K", "'3-12'"]),
+        ({"dropping__keep_by_layer": "\uff13:12"}, ["LAYER:K,LAYER:K"]),
+        ({"dropping__keep_by_layer": "3:" + "9" * 5000}, ["LAYER:K,LAYER:K"]),
         ({"dropping__method": "random_ltd"}, ["drop, sctd and full_every", "random_ltd"]),
         ({"dropping__keep_schedule": "0:16,3:20"}, ["dropping.keep_schedule"]),
         ({"data__seq_len_schedule": "0:16,3:32"}, ["data.seq_len_schedule"]),

@@ -115,7 +115,7 @@ def find_sources(inputs: Iterable[str], log: Callable[[str], None] = lambda line
 
 def _epochs_of(text: str) -> tuple[str, float]:
     """An input without its weight, and that: how many times its text is in the rows."""
-    found = re.fullmatch(r"(.+):(\d+(?:\.\d*)?|\.\d+)", text)
+    found = re.fullmatch(r"(.+):([0-9]+(?:\.[0-9]*)?|\.[0-9]+)", text)
     if not found or os.path.exists(text):
         return text, 1.0
     if not 0 < (epochs := float(found[2])) <= _MOST_EPOCHS:

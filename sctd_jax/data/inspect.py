@@ -24,7 +24,7 @@ from sctd_jax.arguments import CommandParser, any_path, number, picture
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import TRAIN, Metadata, Rows, fingerprint, on_disk, read_metadata
 from sctd_jax.data.special import SpecialIds
-from sctd_jax.errors import of_disk, printable, run_command, say
+from sctd_jax.errors import printable, run_command, say, writing
 
 _PLACES, _AT_ONCE, _SHOWN, _COLUMNS = 16, 1 << 12, 5, 100
 _SOURCES = 20  # lines of the table; the other sources share one
@@ -183,11 +183,9 @@ def main(argv: list[str] | None = None) -> int:
             say(line)
         if args.out:
             sample = rows.read(np.unique(np.linspace(0, len(rows) - 1, min(len(rows), args.rows)).astype(int)))
-            try:
+            with writing(args.out):
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 draw(found, np.bincount(sample.ravel(), minlength=metadata.vocab_size), args.out)
-            except OSError as error:
-                raise of_disk(error)(f"cannot write {args.out}: {error}") from error
             say(args.out)
         return 0
 

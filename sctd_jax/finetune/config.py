@@ -9,7 +9,7 @@ from sctd_jax import storage
 from sctd_jax.config import Config, MeshConfig, OptimizerConfig
 from sctd_jax.config import from_dict as config_from_dict
 from sctd_jax.errors import UserError
-from sctd_jax.fields import BELOW_ONE, LARGEST_SEED, NOT_NEGATIVE, ONE_OR_MORE, Bounds, field, fill, require
+from sctd_jax.fields import BELOW_ONE, LARGEST_SEED, NOT_NEGATIVE, ONE_OR_MORE, Bounds, field, fill, read_float, require
 from sctd_jax.sections import TRACK, TRACKED
 from sctd_jax.tasks.table import TASKS
 
@@ -130,7 +130,7 @@ def sweep_from_dict(values: Mapping[str, Any]) -> Sweep:
     names = [storage.as_path(init).name for init in inits]
     require(len(set(names)) == len(names), "inits", f"must end in different folder names, found {', '.join(names)}")
     try:
-        rates = [float(rate) for rate in _listed("learning_rates", own.learning_rates)]
+        rates = [read_float(rate) for rate in _listed("learning_rates", own.learning_rates)]
     except ValueError as error:
         raise UserError(f"config.learning_rates must be numbers separated by commas: {error}") from error
     require(all(rate > 0 for rate in rates), "learning_rates", f"must be positive, found {own.learning_rates}")

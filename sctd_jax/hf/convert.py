@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import save_file
 
-from sctd_jax.errors import UserError, printable
+from sctd_jax.errors import UserError, printable, writing
 
 WEIGHTS_FILE = "model.safetensors"
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # patterns of what is read of a model
@@ -192,15 +192,16 @@ def convert(source: Path) -> Path:
         raise UserError(f"{printable(files[0])} cannot be read with {found.needs}: {reason}") from error
     partial = to.with_name(f"{WEIGHTS_FILE}.incomplete")
     try:
-        save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, partial, metadata={"format": "pt"})
-        partial.chmod(files[0].stat().st_mode & 0o666)  # permissions of what it was made of
-        partial.rename(to)
-        old, config = to.with_name("bert_config.json"), to.with_name("config.json")
-        if old.is_file() and not config.exists():
-            config.write_text(
-                json.dumps({"model_type": "bert", **json.loads(old.read_text(encoding="utf-8"))}, indent=2)
-            )
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        with writing(to):
+            save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, partial, metadata={"format": "pt"})
+            partial.chmod(files[0].stat().st_mode & 0o666)  # permissions of what it was made of
+            partial.rename(to)
+            old, config = to.with_name("bert_config.json"), to.with_name("config.json")
+            if old.is_file() and not config.exists():
+                config.write_text(
+                    json.dumps({"model_type": "bert", **json.loads(old.read_text(encoding="utf-8"))}, indent=2)
+                )
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"cannot write {printable(to)}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)

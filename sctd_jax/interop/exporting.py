@@ -9,7 +9,7 @@ from etils import epath
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE, Metadata, read_metadata
-from sctd_jax.errors import UserError, of_disk
+from sctd_jax.errors import UserError, writing
 from sctd_jax.hf import names, write
 from sctd_jax.interop.exported import Card, Model, Result, Said, render
 from sctd_jax.interop.exporting_task import task_model
@@ -63,7 +63,7 @@ def export(
         if inside is None or CARD not in inside or not all(write.is_ours(name) for name in inside - {CARD}):
             raise UserError(f"{out} exists already and is not just an export, so that --force does not replace it")
     model = (task_model if (workdir / TASK_FILE).is_file() else _pretrained)(workdir, step, log)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.incomplete-", dir=out.parent) as temporary:
             ready = Path(temporary, "export")
@@ -77,8 +77,6 @@ def export(
             if out.exists():
                 out.rename(Path(temporary, "replaced"))
             ready.rename(out)
-    except OSError as error:
-        raise of_disk(error)(f"cannot write {out}: {error}") from error
     rounded = "" if precision.dtype == "float32" else f", its float32 numbers rounded to {precision.dtype}"
     log(f"exported step {model.step} of {workdir} to {out}{rounded}")
     if missing := (said or Said()).missing():

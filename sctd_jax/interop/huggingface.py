@@ -25,7 +25,7 @@ from sctd_jax.interop.pushing import find_target, push
 
 def _size(text: str) -> int:
     """Bytes, written as `transformers` does."""
-    if not (found := re.fullmatch(r"([1-9]\d*)(KB|MB|GB)", text)):
+    if not (found := re.fullmatch("([1-9][0-9]{0,11})(KB|MB|GB)", text)):
         raise argparse.ArgumentTypeError(f"a size as 5GB, 500MB or 100KB is expected, found {text!r}")
     return int(found[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[found[2]]
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from sctd_jax.data import tokenizer
-from sctd_jax.errors import UserError, of_disk
+from sctd_jax.errors import UserError, writing
 from sctd_jax.hf import hub
 from sctd_jax.hf.read import around, listed, read_folder
 from sctd_jax.pretrain.model import initial_state
@@ -46,7 +46,7 @@ def import_model(
     state = jax.jit(lambda: initial_state(config, found.tokenizer.special))()
     params = {name: values for name, values in found.params().items() if name in state.params}
     state = state.replace(params=state.params | jax.device_put(params))
-    try:
+    with writing(workdir):
         workdir.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{workdir.name}.incomplete-", dir=workdir.parent) as temporary:
             ready = Path(temporary, "workdir")
@@ -58,8 +58,6 @@ def import_model(
                 checkpoints.wait()
             write_config(ready, config, command)
             ready.rename(workdir)
-    except OSError as error:
-        raise of_disk(error)(f"cannot write {workdir}: {error}") from error
     model = config.model
     log(f"imported {found.tensors} tensors of {origin} to {workdir}: {model.num_layers} layers x "
         f"{model.hidden_size}, vocabulary {model.vocab_size:,}")  # fmt: skip

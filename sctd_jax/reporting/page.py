@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from sctd_jax.errors import UserError, of_disk
+from sctd_jax.errors import UserError, writing
 from sctd_jax.pretrain.flops import run_flops
 from sctd_jax.pretrain.report import method
 from sctd_jax.reporting import curves, examples
@@ -50,10 +50,8 @@ def check_out(out: Path) -> None:
 
 def save(out: Path, html: str) -> None:
     """Write the page; a kill leaves the one before or the new one."""
-    try:
+    with writing(out):
         write(out, html.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise of_disk(error)(f"--out {out}: {error.strerror}") from error
 
 
 def render(

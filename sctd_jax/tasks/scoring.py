@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sctd_jax.errors import DivergedError, UserError, printable
+from sctd_jax.fields import read_float
 from sctd_jax.tasks.examples import Example
 from sctd_jax.tasks.metrics import METRICS
 from sctd_jax.tasks.splits import TaskData
@@ -84,7 +85,7 @@ def label_weights(task: Task, given: str, data: TaskData) -> tuple[float, ...]:
     for part in re.findall(r"(?s).+?=[^=,]*(?:,|$)|.+", given):  # a label may hold commas
         label, _, text = part.removesuffix(",").rpartition("=")
         try:
-            weight = float(text)
+            weight = read_float(text)
         except ValueError:
             weight = -1.0
         if label not in weights or not 0 <= weight < np.inf:

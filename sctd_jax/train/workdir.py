@@ -18,7 +18,7 @@ from sctd_jax import lease, storage, stored
 from sctd_jax.config import Config, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.data.rows import METADATA_FILE
-from sctd_jax.errors import UserError, of_disk, printable
+from sctd_jax.errors import UserError, of_disk, printable, writing
 from sctd_jax.fields import rerun_fields
 from sctd_jax.parallel import hosts
 from sctd_jax.train.metrics import METRICS_FILE
@@ -81,12 +81,10 @@ def claim(workdir: epath.Path, config: Config, files: Callable[[], Iterable[tupl
     """
 
     def write_all():
-        try:
+        with writing(f"workdir {workdir}"):
             for name, content in files():
                 storage.write(workdir / name, content)
             write_config(workdir, config)
-        except OSError as error:
-            raise of_disk(error)(f"workdir {workdir}: {error}") from error
 
     hosts.run_on_first("claim", write_all)
     if not hosts.all_agree((workdir / CONFIG_FILE).exists()):

@@ -153,6 +153,7 @@ CASES = [
     _csv("1,000 columns", "text,label," + ",".join(map(str, range(998))) + "\nsoup,yes\n", "line 2", "expected 1000"),
     _csv("weights of a label that is not there", _table(), "class_weights", flags="--config.class_weights=maybe=2"),
     _csv("an infinite weight of a label", _table(), "class_weights", flags="--config.class_weights=yes=inf"),
+    _csv("a weight in full-width digits", _table(), "class_weights", flags="--config.class_weights=yes=\uff12"),
     _csv("a negative weight of a label", _table(), "class_weights", flags="--config.class_weights=yes=-1"),
     _csv("no second text", _table(), "pair_field", flags="--config.pair_field=other"),
     _csv("a score that is a word", _table("soup,good"), "line 2", "no number", task="regression"),

@@ -457,4 +457,12 @@ CASES = [
         for file in ("config.json", WEIGHTS, "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
         for seed in range(12)
     ),
-]
+    Case("convert: nothing", "sctd_jax.interop.convert", words=("FILE_OR_FOLDER",)),
+    Case("convert: two files", "sctd_jax.interop.convert $base/text.txt $base/text.txt", words=("text.txt",)),
+    Case("convert: a bucket", "sctd_jax.interop.convert gs://a/b", words=("gs://a/b",)),
+    Case("convert: no such file", "sctd_jax.interop.convert $here/none", words=("none",)),
+    Case("convert: a text", "sctd_jax.interop.convert $base/text.txt", words=("text.txt",)),
+    Case("convert: a pickle of no weights", "sctd_jax.interop.convert $here/a.bin", words=("a.bin",),
+         make=lambda here, base: write("a.bin", "cos\nsystem\n(S'true'\ntR.")(here)),
+    Case("convert: help", "sctd_jax.interop.convert --help", status=0, words=("FILE_OR_FOLDER",)),
+]  # fmt: skip

@@ -99,17 +99,19 @@ def _loop(here: Path, base: Path) -> None:
     (here / "in" / "a.txt").symlink_to(here / "a.txt")
 
 
-def _nested(here: Path, base: Path) -> None:
-    """A text below so many folders that its path is longer than a system call takes."""
-    before = os.getcwd()
-    os.chdir(here)
-    os.mkdir("in")
-    os.chdir("in")
-    for _ in range(650):
-        os.mkdir("folder")
-        os.chdir("folder")
-    shutil.copy(base / "text.txt", "a.txt")
-    os.chdir(before)
+def _nested(folders: list[str]) -> Callable[[Path, Path], None]:
+    """A text below so many folders."""
+
+    def make(here: Path, base: Path) -> None:
+        before = os.getcwd()
+        os.chdir(here)
+        for name in ("in", *folders):
+            os.mkdir(name)
+            os.chdir(name)
+        shutil.copy(base / "text.txt", "a.txt")
+        os.chdir(before)
+
+    return make
 
 
 def _bytes_name(here: Path, base: Path) -> None:
@@ -217,7 +219,10 @@ FILES = [
     Case("Arrow", IN, _arrow, 0, new=ROWS),
     Case("a pipe", f"{PREPARE} --input $here/a.txt", _pipe, words=("a.txt",)),
     Case("a loop of links", IN, _loop, 0, ("passed over",), ROWS),
-    Case("650 folders, one in the other", IN, _nested, words=("in/folder",)),
+    # A path that is longer than a system call takes, and more folders than Python calls functions in one another.
+    Case("650 folders, one in the other", IN, _nested(["folder"] * 650), words=("in/folder",)),
+    Case("1,200 folders, one in the other", IN, _nested(["f"] * 1200), 0, new=ROWS),
+    Case("a weight in full-width digits", f"{PREPARE} --input $base/text.txt:\uff12", words=("text.txt",)),
     Case("a name that is no UTF-8", IN, _bytes_name, 0, new=ROWS),
     *(Case(f"a file named {name!r:.30}", IN, _named(name), 0, new=ROWS) for name in (
         "a b.txt", "a'b.txt", 'a"b.txt', "a\nb.txt", "\x1b[31m.txt", "$HOME.txt", "-a.txt", "a,b.txt", "[a].txt", 
