@@ -186,15 +186,6 @@ def from_dict(sections: Mapping[str, Mapping[str, Any]], *, new: bool = True) ->
     A run's stored one is not `new`: what earlier code took, though it is wrong, still opens.
     """
     config = fill("config", Config, sections, new=new)
-    dropping = config.dropping
-    for name in ("first_layer", "last_layer") if new else ():
-        layer = getattr(dropping, name)
-        require(layer >= -1, f"dropping.{name}", f"must be a layer from 0 on, or -1, found {layer}")
-    require(
-        not new or dropping.importance_init >= 0,
-        "dropping.importance_init",
-        f"must not be negative, found {dropping.importance_init}",
-    )
     _check_schedules(config)
     for stage in (config, *(stage for *_, stage in config.stages(_END))):
         _check_rows(stage)

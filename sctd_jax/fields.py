@@ -16,6 +16,7 @@ class Bounds:
     hold: Callable[[Any], bool]
     says: str
     found: str = ", found {}"
+    stored: bool = True  # asked of a stored run too; False where earlier code took what does not hold
 
 
 NOT_NEGATIVE = Bounds(lambda value: value >= 0, "must not be negative")
@@ -88,7 +89,7 @@ def fill(where: str, type_: type, values: Mapping[str, Any], *, new: bool = True
     """A mapping -> a dataclass of fields as above and of such dataclasses; each field's type and bounds are checked.
 
     `where` is the mapping's name in messages. Of what is not `new`, but stored by a run, numbers are not held to their
-    largest, which earlier code did not know.
+    largest and to `Bounds` that are not for what is stored, which earlier code did not know.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where} must be a section with fields, found {values!r}")
@@ -121,7 +122,7 @@ def checked(where: str, field: dataclasses.Field, value: Any, new: bool = True) 
         raise UserError(f"{where} must be a finite number, found {value}")
     if new and expected in (int, float) and abs(value) > most:
         raise UserError(f"{where} must be at most {most}, found {value!r:.80}")
-    if bounds and not bounds.hold(value):
+    if bounds and (new or bounds.stored) and not bounds.hold(value):
         raise UserError(f"{where} {bounds.says}{bounds.found.format(value)}")
     return value
 

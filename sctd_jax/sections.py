@@ -14,6 +14,8 @@ from sctd_jax.fields import BELOW_ONE, LARGEST_SEED, NOT_NEGATIVE, ONE_OR_MORE, 
 SHORTEST_ROW = 8  # tokens
 LONGEST_ROW = 1 << 17  # tokens, so that what preparation holds of some rows stays below a GB
 LARGEST_VOCABULARY = 1 << 24  # pieces; trainers of tokenizers count in 32 bits, and loop for ever near their end
+_LAYER = Bounds(lambda layer: layer >= -1, "must be a layer from 0 on, or -1", stored=False)
+_IMPORTANCE = dataclasses.replace(NOT_NEGATIVE, stored=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +88,11 @@ class DroppingConfig:
         -1,
         "first layer with K queries, counted from 0; -1: L/2 - 1 (random_ltd: 1); of late_mask the first that sees "
         "masked tokens; -1: L - 2",
+        _LAYER,
         only=_STARTS,
     )
-    last_layer: int = field(-1, "last layer without the dropped tokens; -1: L - 2", only=_DROPS)
-    importance_init: float = field(10.0, "importance of an id before its first loss")
+    last_layer: int = field(-1, "last layer without the dropped tokens; -1: L - 2", _LAYER, only=_DROPS)
+    importance_init: float = field(10.0, "importance of an id before its first loss", _IMPORTANCE)
     importance_beta: float = field(0.95, "share of the old importance that a new loss leaves", SHARE)
     sc_interval: int = field(
         10,

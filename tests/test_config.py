@@ -55,7 +55,7 @@ def test_numbers_that_earlier_code_took_still_open_where_a_run_has_stored_them()
     values["train"] |= {"seed": 2**40, "keep_checkpoints": 10**12}
     values["dropping"] |= {"first_layer": -7, "importance_init": -5.0, "sc_weight": math.inf}
     assert from_dict(values, new=False).train.seed == 2**40
-    with pytest.raises(UserError, match=r"config.dropping.sc_weight must be a finite number, found inf"):
+    with pytest.raises(UserError, match=r"config.dropping.first_layer must be a layer from 0 on, or -1, found -7"):
         from_dict(values)
 
 

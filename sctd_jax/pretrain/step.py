@@ -286,7 +286,6 @@ def forward_sums(
     """
     rows_BR = loss_rows(batch)
     all_rows = needs_all_rows(config.dropping, variant)
-
     narrow = Narrowing(config, importance_V, batch, selection_keys_B)
 
     def network(bound: MaskedLm):
@@ -309,10 +308,8 @@ def forward_sums(
             return loss_BP, (*map(encoder.normed, states[-2:-1]), states[-1])
 
         x_BND, kept_BK = prefix(visible(config, batch) if variant == "late" else None), None
-        if variant in (
-            "drop",
-            "consistency",
-        ):  # the state of the pass that drops counts, where a consistency step has two prefixes
+        # The state of the pass that drops counts, where a consistency step has two prefixes.
+        if variant in ("drop", "consistency"):
             kept_BK = select(config, importance_V, batch, selection_keys_B, x_BND)
         trained = branch(x_BND, kept_BK, rows_BR)
         if variant != "consistency" or kept_BK is None:
