@@ -136,7 +136,8 @@ for line in sys.stdin:
     _, status, used = os.wait4(child, 0)
     signal.alarm(0)
     texts = [(file.seek(0), file.read().decode(errors="replace"), file.close())[1] for file in files]
-    used = {"seconds": time.monotonic() - began, "peak_bytes": used.ru_maxrss * 1024}
+    cpu_seconds = used.ru_utime + used.ru_stime
+    used = {"seconds": time.monotonic() - began, "cpu_seconds": cpu_seconds, "peak_bytes": used.ru_maxrss * 1024}
     print(json.dumps([os.waitstatus_to_exitcode(status), *texts, used]), flush=True)
 """
 
@@ -156,7 +157,7 @@ def forking(
             process.stdin.flush()
             *answer, used = json.loads(process.stdout.readline())
             done = subprocess.CompletedProcess(arguments, *answer)
-            done.used = used  # 'seconds' and 'peak_bytes'
+            done.used = used  # 'seconds', 'cpu_seconds' and 'peak_bytes'
             return done
 
         process.stdin.write(json.dumps(preload) + "\n")

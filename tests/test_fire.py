@@ -7,12 +7,13 @@ import importlib
 import os
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests import helpers
-from tests.fire.case import SECONDS, Case, arguments, contents, faults
+from tests.fire.case import CLOCK_SECONDS, Case, arguments, contents, faults
 
 TABLES = sorted(path.stem for path in (helpers.ROOT / "tests" / "fire").glob("*.py"))
 CASES = {
@@ -50,8 +51,10 @@ def test_it_gets_one_line_and_nothing_is_lost(name, base, tmp_path):
     case = CASES[name]
     case.make(tmp_path, base)
     before, shared = contents(tmp_path), contents(base)
-    environment = helpers.environment() | case.env | {"SECONDS_OF_A_FORK": str(2 * SECONDS)}
+    environment = helpers.environment() | case.env | {"SECONDS_OF_A_FORK": str(2 * CLOCK_SECONDS)}
     done = helpers.run_module(*arguments(case, tmp_path, base), env=environment)
     found = faults(case, done, before, contents(tmp_path))
     found += [f"the shared {path} is changed" for path, digest in contents(base).items() if shared.get(path) != digest]
+    # pytest, which removes it at the end of a later session, recurses into each folder.
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
     assert not found, f"{shlex.join(done.args)}\n{found}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
