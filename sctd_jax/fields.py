@@ -37,6 +37,15 @@ def read_float(text: str) -> float:
     return float(text)
 
 
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of `json`, which would take the last of two fields with one name; a ValueError then."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {max(names, key=names.count)!r} stands twice in one object")
+    return fields
+
+
 def at_least(least: int) -> Bounds:
     """Bounds of a number that has a lowest value."""
     return Bounds(lambda value: value >= least, f"must be at least {least}")

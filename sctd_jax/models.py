@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from sctd_jax import storage, stored
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
-from sctd_jax.data.rows import METADATA_FILE
+from sctd_jax.data.rows import METADATA_FILE, read_metadata
 from sctd_jax.errors import UserError
 from sctd_jax.hf import hub
 from sctd_jax.hf.convert import download_hint
@@ -174,7 +174,11 @@ def open_run(workdir: epath.Path, log: Callable[[str], None]) -> Model:
         task = stored.read(workdir / TASK_FILE, stored.TASK).values
     elif not (workdir / METADATA_FILE).is_file() and workdirs.is_trained(workdir):
         log(f"warning: {workdir / METADATA_FILE} is missing, which says what rows this run is trained on")
-    file = tokenizer.find(workdir)
+    if (workdir / METADATA_FILE).is_file():
+        sha256 = read_metadata(workdir).tokenizer_sha256
+    else:
+        sha256 = task["tokenizer_sha256"] if task else ""  # an import has none, nor has a fine-tuning by earlier code
+    file = tokenizer.of_rows(workdir, sha256) if sha256 else tokenizer.find(workdir)
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         steps = tuple(checkpoints.steps())
     return Model(workdir, config, tokenizer.load(file, kept=True), file, task, None, steps, log)

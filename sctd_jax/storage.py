@@ -18,6 +18,7 @@ import fsspec
 from etils import epath
 
 from sctd_jax.errors import TryAgainError, UserError, of_disk, printable
+from sctd_jax.fields import unique_fields
 
 _OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 ORIGIN_FILE = "origin.json"  # file of a partial copy: the folder, and the bytes of each file that is there alone
@@ -83,7 +84,7 @@ def read_json(path: epath.Path, advice: str = "") -> dict[str, Any]:
     advice = advice and f"; {advice}"
     try:
         with reaching(path):
-            found = json.loads(path.read_bytes().decode())
+            found = json.loads(path.read_bytes().decode(), object_pairs_hook=unique_fields)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {printable(error)}{advice}") from error
     if not isinstance(found, dict):

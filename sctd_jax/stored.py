@@ -87,6 +87,7 @@ TASK: list[Change] = [
     Added("class_weights", ""),
     Added("language", "en"),
     Added("track", ""),
+    Added("tokenizer_sha256", ""),
 ]
 # Recipe whose content is another one's now -> a field by which runs of before are known, its value there, that recipe.
 RECIPES = {"configs/tiny.py": ("model.family", "bert", "configs/tiny_bert.py")}
@@ -120,6 +121,8 @@ def read(path: epath.Path, changes: Sequence[Change]) -> Stored:
     begun = version if begun is None else begun
     if not all(type(number) is int and number >= 1 for number in (version, begun)):
         raise UserError(f"{path} is damaged: its version is {version!r}, begun {begun!r}, not a number from 1 on")
+    if begun > version:
+        raise UserError(f"{path} is damaged: its version is {version}, begun {begun}, which cannot be later")
     newest = version_of(changes)
     if version > newest:
         raise UserError(f"{path} was written by a newer version of sctd_jax (its configuration has version {version}, "

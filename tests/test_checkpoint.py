@@ -434,12 +434,14 @@ def test_a_checkpoint_that_a_running_training_replaces_while_it_is_read_is_no_da
 ):
     workdir, messages = shutil.copytree(saved_twice, tmp_path / "run"), []
     folder, whole = workdir / "checkpoints", Checkpoints._read
+    save(tmp_path / "later", state, {9: 1.0})
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
 
         def replaced(self, step, *arguments):
             if step == 6 and (folder / "6").exists():
-                shutil.rmtree(folder / "3")
-                (folder / "6").rename(folder / "9")
+                (tmp_path / "later" / "checkpoints" / "9").rename(folder / "9")
+                for old in ("3", "6"):
+                    shutil.rmtree(folder / old)
             return whole(self, step, *arguments)
 
         monkeypatch.setattr(Checkpoints, "_read", replaced)
@@ -452,6 +454,14 @@ def test_a_checkpoint_that_a_running_training_replaces_while_it_is_read_is_no_da
         ):
             with pytest.raises(RemovedError, match="checkpoints/6 was removed while it was read"):
                 read()
+
+
+def test_a_checkpoint_that_another_step_is_called_by_is_passed_over(tmp_path, saved_twice, state):
+    workdir, messages = shutil.copytree(saved_twice, tmp_path / "run"), []
+    (workdir / "checkpoints" / "6").rename(workdir / "checkpoints" / "7")
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        assert checkpoints.restore_parts(("params",), one_device(), messages.append)[0] == 3
+    assert messages[0].endswith("checkpoints/7 is damaged and passed over: its state is of step 6")
 
 
 def test_what_fails_in_a_thread_of_orbax_is_raised_and_leaves_no_traceback(tmp_path, caplog):

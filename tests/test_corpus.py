@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
-from sctd_jax.data import corpus, files, prepare
+from sctd_jax.data import corpus, files, formats, prepare
 from sctd_jax.errors import UserError
 from tests import helpers
 
@@ -530,6 +530,16 @@ def test_invalid_utf8_in_parquet_and_dictionary_columns(tmp_path):
     texts, counts = read(tmp_path / "y.parquet")
     assert texts == ["a", "b", "a"]
     assert counts.total.empty == 1
+
+
+def test_a_dictionary_of_long_texts_is_decoded_in_parts(tmp_path, monkeypatch):
+    """As a whole, 200 times a text of 12 MB is more than a column may hold."""
+    monkeypatch.setattr(formats, "LONGEST_RECORD", 13_000_000)
+    text = "a b " * 3_000_000
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 200, pyarrow.int32()), [text])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "x.parquet")
+    texts = formats.parquet_texts(str(tmp_path / "x.parquet"), "text", "", lambda count: None)
+    assert next(texts) == next(texts) == text
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):

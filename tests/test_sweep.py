@@ -49,6 +49,8 @@ def test_each_task_may_have_a_data_dir_of_its_own():
         ({"learning_rates": "1e-3,fast"}, "config.learning_rates must be numbers separated by commas"),
         ({"learning_rates": "1e-5,\uff13e-5"}, "config.learning_rates .*commas: .* digits 0 to 9"),
         ({"learning_rates": "1e-5,0.00001"}, "config.learning_rates names one twice"),
+        ({"learning_rates": "1e-5,1.0000001e-5"}, "config.learning_rates names one twice"),
+        ({"learning_rates": "1_0e-5"}, "config.learning_rates .*commas: .* digits 0 to 9"),
         ({"learning_rates": "0"}, "config.learning_rates must be positive, found 0"),
         ({"seeds": 0}, "config.seeds must be at least 1, found 0"),
         ({"speed": 1}, "config.speed is unknown"),

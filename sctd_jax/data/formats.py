@@ -30,6 +30,7 @@ from sctd_jax.data.decoding import (
     whole_lines,
 )
 from sctd_jax.errors import UserError, printable
+from sctd_jax.fields import unique_fields
 
 _DOCUMENT = re.compile(r"<doc\b[^>]*>\s*$")
 
@@ -71,7 +72,9 @@ def json_texts(path: str, field: str, encoding: str, replaced: Replaced, span: S
             if not line.strip():
                 continue
             try:
-                record = json.loads(decode(line.removeprefix(codecs.BOM_UTF8), replaced))
+                record = json.loads(
+                    decode(line.removeprefix(codecs.BOM_UTF8), replaced), object_pairs_hook=unique_fields
+                )
             except (ValueError, RecursionError) as error:
                 what = f"not JSON ({error})"
                 whole = line.rstrip().endswith(b"}") and "Extra data" not in str(error)
@@ -280,16 +283,22 @@ def _column_texts(batch, names: Sequence[str], replaced: Replaced, path: str, fi
     for name in names[1:]:
         column = pyarrow.compute.struct_field(column, name)
     if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if column.nbytes > LONGEST_RECORD:
-        for number in range(len(column)):
-            check_record(column.slice(number, 1).nbytes, f"{path}, record {first + number}")
-    if _is_list(column.type):
-        for lines in column.cast(pyarrow.large_list(pyarrow.large_binary())).to_pylist():
-            yield decode(b"\n".join(line or b"" for line in lines or ()), replaced)
+        # The number of records that may be held, if each is as long as the whole dictionary.
+        count = max(LONGEST_RECORD // max(column.dictionary.nbytes, 1), 1)
+        parts = map(lambda start: column.slice(start, count).dictionary_decode(), range(0, len(column), count))
     else:
-        for raw in column.cast(pyarrow.large_binary()).to_pylist():
-            yield decode(raw or b"", replaced)
+        parts = iter([column])
+    for part in parts:
+        if part.nbytes > LONGEST_RECORD:
+            for number in range(len(part)):
+                check_record(part.slice(number, 1).nbytes, f"{path}, record {first + number}")
+        first += len(part)
+        if _is_list(part.type):
+            for lines in part.cast(pyarrow.large_list(pyarrow.large_binary())).to_pylist():
+                yield decode(b"\n".join(line or b"" for line in lines or ()), replaced)
+        else:
+            for raw in part.cast(pyarrow.large_binary()).to_pylist():
+                yield decode(raw or b"", replaced)
 
 
 READERS: dict[str, Callable[[str, str, str, Replaced, Span], Iterator[str]]] = {

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -147,7 +148,7 @@ def prepare(
     in_bucket, started = storage.is_remote(out), time.monotonic()
 
     def check_new() -> None:
-        if storage.exists(out / METADATA_FILE if in_bucket else out):
+        if storage.exists(out / METADATA_FILE) if in_bucket else os.path.lexists(out):  # a link may lead nowhere
             raise UserError(f"{out} exists already; choose another folder or remove it")
 
     check_new()

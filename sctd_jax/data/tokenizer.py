@@ -208,10 +208,10 @@ def find(folder: str | os.PathLike) -> epath.Path:
 
 
 def of_rows(folder: str | os.PathLike, sha256: str) -> epath.Path:
-    """The tokenizer kept beside rows, which were made with the one of this digest."""
+    """The tokenizer kept in a folder of rows or in a workdir, which was made with the one of this digest."""
     path = find(folder)
     if digest(path) != sha256:
-        raise UserError(f"{path} is not the tokenizer that the rows beside it were made with")
+        raise UserError(f"{path} is not the tokenizer that what lies beside it was made with: put that one there")
     return path
 
 

@@ -134,7 +134,8 @@ def sweep_from_dict(values: Mapping[str, Any]) -> Sweep:
     except ValueError as error:
         raise UserError(f"config.learning_rates must be numbers separated by commas: {error}") from error
     require(all(rate > 0 for rate in rates), "learning_rates", f"must be positive, found {own.learning_rates}")
-    require(len(set(rates)) == len(rates), "learning_rates", f"names one twice: {own.learning_rates}")
+    folders = {f"{rate:g}" for rate in rates}
+    require(len(folders) == len(rates), "learning_rates", f"names one twice (by six digits): {own.learning_rates}")
     found = []
     for (init, name), task, seed, rate in itertools.product(
         zip(inits, names, strict=True), tasks, range(own.seeds), rates

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from sctd_jax import storage
 from sctd_jax.config import Config
+from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
 from sctd_jax.fields import require
 from sctd_jax.finetune import batches, report
@@ -184,7 +185,7 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
         digest.update(repr(example).encode())
         if example.words:
             digest.update(repr((example.words, example.tags)).encode())
-    origin = Origin(data.labels, digest.hexdigest(), identity)
+    origin = Origin(data.labels, digest.hexdigest(), identity, tokenizer.digest(pretrained.tokenizer_file))
     check_workdir(workdir, settings, config.model, origin)
     hosts.check_same({"the config": settings, "the task's data and the start": origin})
 
@@ -192,8 +193,8 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
 
     def encoded(name: str, examples: tuple[Example, ...]) -> list[Feature]:
         try:
-            tokenizer, said = pretrained.tokenizer, lambda line: log(f"{name}: {line}")
-            return encode(tokenizer, examples, task.head, length, said, segments=segments, later=later)
+            tok, said = pretrained.tokenizer, lambda line: log(f"{name}: {line}")
+            return encode(tok, examples, task.head, length, said, segments=segments, later=later)
         except UserError as error:
             raise UserError(f"{settings.data_dir}, {name}: {error}") from error
 

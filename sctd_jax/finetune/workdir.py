@@ -28,6 +28,7 @@ class Origin:
     labels: tuple[str, ...]
     data_sha256: str  # digest of the labelled examples
     init_identity: str  # changes with the parameters that it starts from
+    tokenizer_sha256: str  # digest of the tokenizer beside it; '' where earlier code wrote it
 
 
 def check_workdir(workdir: epath.Path, settings: FinetuneConfig, model: ModelConfig, origin: Origin) -> None:
@@ -77,7 +78,7 @@ def read_task(workdir: epath.Path, log: Callable[[str], None] = lambda line: Non
         settings = fill("config", FinetuneConfig, found.values, new=False)
         listed = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
         if not listed or len(set(labels)) < len(labels) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{', '.join(origin)} must be different names and two texts, found {origin}")
+            raise UserError(f"{', '.join(origin)} must be different names and texts, found {origin}")
         require(settings.max_length >= 16, "max_length", f"must be at least 16, found {settings.max_length}")
     except UserError as error:
         raise UserError(f"{workdir / TASK_FILE} is damaged ({printable(error)}); choose another --workdir") from error

@@ -67,6 +67,8 @@ def read_folder(source: Path, tokenizer_file: Path | None = None) -> Folder:
     taken, left_out, fronts = check_tensors(checkpoint, config.model, rows, first)
     pooler = layout.pooler(taken)
     notes = tokenizer.remarks(file)
+    if not tokenizer_file and file.name == tokenizer.JSON_FILE and (folder / tokenizer.SENTENCEPIECE_FILE).is_file():
+        notes.append(f"{file} is read: {tokenizer.SENTENCEPIECE_FILE} beside it has other pieces")
     pad, said = loaded.special.pad, described.get("pad_token_id")
     if said not in (None, pad):
         notes.append(f"warning: {_CONFIG_FILE} says pad_token_id {said}, but {loaded.pieces[pad]} is {pad}, which is "
@@ -157,6 +159,9 @@ def check_tensors(
         broken = [theirs for theirs in names.values() if not _is_finite(tensors[theirs], theirs)]
         if broken:
             raise UserError(f"{path}: numbers that are not finite in {listed(broken)}; take another copy of it")
+        empty = [theirs for theirs in taken.values() if _is_empty(tensors[theirs], theirs)]
+        if empty:
+            raise UserError(f"{path}: nothing but zeros in {listed(empty)}; take another copy of it")
         for name, theirs in second.items():
             tied = taken[layout.tied[name]]
             if not np.array_equal(tensors[theirs].get_tensor(theirs), tensors[tied].get_tensor(tied)):
@@ -194,6 +199,12 @@ def _is_finite(file, name: str) -> bool:
         return True
     with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite
         return bool(np.isfinite(np.asarray(file.get_tensor(name), np.float32)).all())
+
+
+def _is_empty(file, name: str) -> bool:
+    """Whether a matrix is nothing but zeros, as a segments' table of one or two rows may be in a RoBERTa."""
+    shape = file.get_slice(name).get_shape()
+    return len(shape) > 1 and min(shape) > 2 and not np.asarray(file.get_tensor(name), np.float32).any()
 
 
 def _check_pooler(

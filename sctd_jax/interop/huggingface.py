@@ -78,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
                 push(args.out, names, target, f"Export of {workdir.name} by sctd_jax", say)
         else:
             recipe, source = recipes.load(recipes.find(args.config, say)).to_dict(), args.source
+            if "train" not in recipes.modes(recipe):
+                raise UserError(f"--config {args.config} is no recipe of a pretraining: give one as configs/base.py")
             if re.match("(gs|s3)://", source):
                 raise UserError(f"--from {source}: a folder of this machine is expected; copy it here first")
             source = os.path.expanduser(source)

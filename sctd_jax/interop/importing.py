@@ -1,5 +1,6 @@
 """A checkpoint in `transformers`' format -> a workdir that later runs start from."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ def import_model(
     yet, appears only when complete; its config has the sections of `recipe`, but for the network. `log` receives what
     was left out or initialised, and the next command.
     """
-    if workdir.exists():
+    if os.path.lexists(workdir):  # a link may lead nowhere
         raise UserError(f"{workdir} exists already; choose another --workdir")
     given, command = str(source), sys.orig_argv
     if hub.is_one(given):

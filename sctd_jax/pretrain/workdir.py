@@ -68,6 +68,7 @@ def check_rows(workdir: epath.Path, rows: Path, *others: Path) -> None:
     if not (workdir / CONFIG_FILE).exists():
         return
     there, now = read_metadata(workdir), read_metadata(rows)
+    tokenizer.of_rows(workdir, there.tokenizer_sha256)
     pairs = {field: (getattr(there, field), getattr(now, field)) for field in ("tokenizer_sha256", "rows", "tokens")}
     differ = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
     if (workdir / ROWS_FILE).exists():

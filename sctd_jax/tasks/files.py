@@ -13,7 +13,7 @@ from typing import Any
 from sctd_jax import storage
 from sctd_jax.data.decoding import LONGEST_FIELD
 from sctd_jax.errors import UserError, printable
-from sctd_jax.fields import LARGEST_FLOAT
+from sctd_jax.fields import LARGEST_FLOAT, unique_fields
 
 _IDS = ("index", "idx", "id", "ind")
 
@@ -215,18 +215,9 @@ def _raw_lines(path: str) -> Iterator[bytes]:
 
 def _json(text: str, place: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_fields)
+        return json.loads(text, object_pairs_hook=unique_fields)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not JSON ({error})") from error
-
-
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's fields; Python would take the last of two with one name."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the field {max(names, key=names.count)!r} stands twice in one object")
-    return fields
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:

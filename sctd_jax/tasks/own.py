@@ -44,6 +44,12 @@ def _builder(read: Callable[[Context, Record, str], int | float | None]) -> Buil
 
 def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The splits of the user's files or dataset, and their labels."""
+    names = [name for name in (settings.text_field, settings.pair_field, settings.label_field) if name]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"config.text_field, config.pair_field and config.label_field must be different fields, found "
+            f"{printable(', '.join(names))}"
+        )
     if data_dir.startswith("tfds:"):
         splits = dataset(task, data_dir, settings.label_field, {})
     else:

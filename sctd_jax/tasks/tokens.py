@@ -97,6 +97,10 @@ def _column(setting: str, value: str, otherwise: int) -> int:
 
 def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The splits of the user's files or dataset, and the labels of the words of training and dev."""
+    if settings.tokens_field == settings.tags_field:
+        raise UserError(
+            f"config.tokens_field and config.tags_field must be different, found {printable(settings.tags_field)}"
+        )
     if data_dir.startswith("tfds:"):
         fields = {settings.tokens_field: "tokens", settings.tags_field: "tags"}
         splits = own.dataset(task, data_dir, settings.tags_field, fields)

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -271,11 +271,15 @@ class Checkpoints:
         folder, found = self._folder / str(step), {}
         try:
             check = self._check(step)
-            alone = names if "parts" in check else ()
+            alone = {*names, "step"} if names and "parts" in check else ()
             expected = sum(check["parts"][name] for name in alone) % 2**32 if alone else check["digest"]
-            digest, leaves = _read_arrays(folder / "state", alone, names, place)
-            found = unflatten_dict(leaves, sep="/")
+            digest, leaves = _read_arrays(
+                folder / "state", alone, (*names, "step"), lambda path, x: x if path == "step" else place(path, x)
+            )
             self._value(step)
+            if (held := int(leaves.pop("step"))) != step:
+                return f"its state is of step {held}", {}
+            found = unflatten_dict(leaves, sep="/")
         except DamagedError as error:
             return _first_line(error), {}
         except (OSError, ValueError, KeyError, TypeError) as error:  # TensorStore's are ValueErrors
@@ -343,7 +347,7 @@ def _digests(state: TrainState) -> dict[str, jax.Array]:
 
 
 def _read_arrays(
-    folder: epath.Path, read: Sequence[str], keep: Sequence[str], place: Callable[[str, np.ndarray], Any]
+    folder: epath.Path, read: Collection[str], keep: Collection[str], place: Callable[[str, np.ndarray], Any]
 ) -> tuple[int, dict[str, Any]]:
     """The sum of `_digests` of the fields `read` of a saved state (all if empty), and the leaves of the fields `keep`.
 

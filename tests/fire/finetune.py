@@ -155,6 +155,8 @@ CASES = [
     _csv("an infinite weight of a label", _table(), "class_weights", flags="--config.class_weights=yes=inf"),
     _csv("a weight in full-width digits", _table(), "class_weights", flags="--config.class_weights=yes=\uff12"),
     _csv("a negative weight of a label", _table(), "class_weights", flags="--config.class_weights=yes=-1"),
+    _csv("labels as second texts", _table(), "pair_field", flags="--config.pair_field=label"),
+    _csv("texts as labels", _table(), "label_field", flags="--config.label_field=text"),
     _csv("no second text", _table(), "pair_field", flags="--config.pair_field=other"),
     _csv("a score that is a word", _table("soup,good"), "line 2", "no number", task="regression"),
     _csv(

@@ -78,6 +78,14 @@ def _tokenizer(change: Callable[[dict], Any]) -> Change:
     return _by_json(edit)
 
 
+def _edited(folder: Path) -> None:
+    """A `tokenizer.json` in which two pieces have changed places."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    vocab[20], vocab[21] = vocab[21], vocab[20]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 def _weights(change: Callable[[dict[str, np.ndarray]], Any]) -> Change:
     def edit(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
@@ -456,6 +464,22 @@ CASES = [
         _damaged(file, seed)
         for file in ("config.json", WEIGHTS, "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
         for seed in range(12)
+    ),
+    _case("weights of zeros", _weights(lambda tensors: [tensor.fill(0) for tensor in tensors.values()]), "zeros"),
+    _case(
+        "config.json: a field twice",
+        lambda folder: (folder / "config.json").write_text(
+            (folder / "config.json").read_text().replace("{", '{"num_attention_heads": 8,', 1)
+        ),
+        "stands twice",
+    ),
+    _case("another tokenizer.json", _edited, "beside it has other pieces", status=0, new=("out", "out/*")),
+    Case("a workdir that is a link to nowhere", COMMAND.replace("$here/model", "$base/exported"),
+         lambda here, base: (here / "out").symlink_to(here / "nowhere"), words=("out", "exists")),
+    *(
+        Case(f"a recipe of another kind: {recipe}", f"{COMMAND.replace('$here/model', '$base/exported')}.more".replace(
+            "tests/small.py.more", recipe), words=(recipe.partition(":")[0], "no recipe of a pretraining"))
+        for recipe in ("configs/finetune.py", "configs/sweep.py", "configs/predict.py", "configs/arena/small.py:x")
     ),
     Case("convert: nothing", "sctd_jax.interop.convert", words=("FILE_OR_FOLDER",)),
     Case("convert: two files", "sctd_jax.interop.convert $base/text.txt $base/text.txt", words=("text.txt",)),

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
 from tests import helpers
 from tests.fire.case import EITHER, Case, damage, write
 
@@ -54,6 +56,15 @@ def _bytes(seed: int) -> Change:
     return _newest(change)
 
 
+def _exchanged(folder: Path) -> None:
+    """Another tokenizer of as many pieces: the ordinary ones have other ids."""
+    model = ModelProto.FromString((folder / "tokenizer.model").read_bytes())
+    pieces = [(piece.piece, piece.score) for piece in model.pieces[10:]]
+    for piece, (text, score) in zip(model.pieces[10:], pieces[100:] + pieces[:100], strict=True):
+        piece.piece, piece.score = text, score
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+
+
 def _newest(change: Change) -> Change:
     """Change the newest checkpoint's folder."""
     return lambda folder: change(max((folder / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name)))
@@ -69,6 +80,10 @@ RUNS: dict[str, Change] = {
         "no UTF-8": b"\xff\xfe{}", "zeros": bytes(100),
     }.items()},
     "config.json: a section is a number": _set("config.json", "model", value=7),
+    "config.json: begun later": _set("config.json", "begun", value=10**6),
+    "config.json: a field twice": lambda folder: (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"num_heads"', '"num_heads": 2, "num_heads"')
+    ),
     "config.json: an unknown field": _set("config.json", "model", "colour", value="red"),
     "config.json: a later format": _set("config.json", "format", value=10**6),
     "config.json: hidden_size is a text": _set("config.json", "model", "hidden_size", value="32"),
@@ -82,6 +97,7 @@ RUNS: dict[str, Change] = {
     "the tokenizer is text": write("tokenizer.model", "text " * 100),
     "the tokenizer is a folder": _folder("tokenizer.model"),
     "prepared.json is missing": _gone("prepared.json"),
+    "the tokenizer is another one": _exchanged,
     "prepared.json is half": write("prepared.json", '{"rows": 1,'),
     "no checkpoints": _gone("checkpoints"),
     "checkpoints is empty": _folder("checkpoints"),
@@ -97,6 +113,7 @@ CHECKPOINTS: dict[str, Change] = {
     "the checkpoint's metadata are empty": _newest(write("state/_METADATA", "")),
     "the checkpoint's metadata are a list": _newest(write("state/_METADATA", "[]")),
     "the checkpoint's metadata are nested deep": _newest(write("state/_METADATA", DEEP)),
+    "the checkpoint is called by another step": _newest(lambda step: step.rename(step.with_name("7"))),
     "the checkpoint of step 10^30": lambda folder: (folder / "checkpoints" / str(10**30)).mkdir(),
 }
 
@@ -150,6 +167,7 @@ EXPORTS = [
     _exported("command.txt is a folder", _copy("run", _folder("command.txt")), status=0),
     _exported("metrics.jsonl is damaged", _copy("run", write("metrics.jsonl", "[1]\n{\n")), "damaged", status=0),
     _exported("metrics.jsonl is a folder", _copy("run", _folder("metrics.jsonl")), "metrics.jsonl"),
+    _exported("a fine-tuned one with another tokenizer", _copy("tuned", _exchanged), "tokenizer.model"),
     _exported("task.json is empty", _copy("tuned", write("task.json", "")), "task.json"),
     _exported("task.json is a list", _copy("tuned", write("task.json", "[]")), "task.json"),
     _exported("task.json is missing", _copy("tuned", _gone("task.json"))),
@@ -207,6 +225,11 @@ def _predicted(
 PREDICTIONS = [
     _predicted("nothing wrong", TEXTS, "2 rows", status=0),
     _predicted("as a table", TEXTS, "2 rows", status=0, out="$here/out.csv"),
+    _predicted("another tokenizer", TEXTS, "tokenizer.model", init="$here/run",
+               make=lambda here, base: _copy("tuned", _exchanged)(here, base)),
+    _predicted("labels twice", TEXTS, "task.json", "stands twice", init="$here/run",
+               make=lambda here, base: _copy("tuned", lambda run: (run / "task.json").write_text(
+                   (run / "task.json").read_text().replace("{", '{"labels": ["yes", "no"],', 1)))(here, base)),
     _predicted("empty", "", "in.csv"), _predicted("a header alone", "text\n", "no rows"),
     _predicted("white space", " \n \n", "in.csv"),
     _predicted("no such column", "words\na\n", "line 2", "text_field"),

@@ -217,6 +217,9 @@ FILES = [
          make=_parquet(lambda pa, texts: pa.table({"text": pa.nulls(9, pa.string())}))),
     Case("Parquet", IN, _parquet(lambda pa, texts: pa.table({"text": texts})), 0, new=ROWS),
     Case("Arrow", IN, _arrow, 0, new=ROWS),
+    _file("a.jsonl", '{"text": "wrong", "text": "right"}\n', "line 1", "stands twice", says="JSON of a field twice"),
+    Case("a link to nowhere as --out", TEXT, lambda here, base: (here / "rows").symlink_to(here / "nowhere"),
+         words=("rows", "exists")),
     Case("a pipe", f"{PREPARE} --input $here/a.txt", _pipe, words=("a.txt",)),
     Case("a loop of links", IN, _loop, 0, ("passed over",), ROWS),
     # A path that is longer than a system call takes, and more folders than Python calls functions in one another.
