@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sctd_jax import storage
-from sctd_jax.data.decoding import LONGEST_FIELD
+from sctd_jax.data.decoding import LONGEST_FIELD, whole_lines
 from sctd_jax.errors import UserError, printable
 from sctd_jax.fields import LARGEST_FLOAT
 
@@ -207,8 +207,8 @@ def text_lines(path: str) -> Iterator[tuple[int, str]]:
 
 def _raw_lines(path: str) -> Iterator[bytes]:
     try:
-        with storage.reaching(path), storage.as_path(path).open("rb") as file:
-            yield from file
+        with storage.reaching(path), storage.regular_file(storage.as_path(path)).open("rb") as file:
+            yield from whole_lines(file, path, advice="cut it into shorter ones")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
