@@ -55,7 +55,9 @@ def is_remote(path: str) -> bool:
 
 def raw(path: str) -> BinaryIO:
     """A file's bytes as they are; those of a bucket are streamed."""
-    return cast(BinaryIO, fsspec.open(path, "rb").open()) if is_remote(path) else open(regular_file(path), "rb")
+    if is_remote(path):
+        return cast(BinaryIO, io.BufferedReader(fsspec.open(path, "rb").open()))  # gcsfs's reads no part of a line
+    return open(regular_file(path), "rb")
 
 
 def _open_zstd(file: BinaryIO) -> BinaryIO:
