@@ -60,7 +60,7 @@ def picture(text: str) -> Path:
     from matplotlib.backend_bases import FigureCanvasBase  # importing it takes seconds
 
     path = local_path(text)
-    if path.is_dir() or path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
+    if (path.exists() and not path.is_file()) or path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
         raise argparse.ArgumentTypeError(f"must be a file named as a picture, such as loss.png, found {text!r}")
     return path
 

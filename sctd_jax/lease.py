@@ -119,7 +119,7 @@ class _OnDisk:
         return self._locks and bool(record.get("machine")) and record["machine"].split()[0] == _machine().split()[0]
 
     def read(self) -> dict | None:
-        return _record(self._path.read_bytes)
+        return _record(storage.regular_file(self._path).read_bytes)
 
     def write(self, record: dict) -> None:
         # Written in place, for the lock is the file's.
@@ -237,7 +237,7 @@ def holder(folder: epath.Path) -> str | None:
     """
     path = folder / LEASE_FILE
     with storage.reaching(folder):
-        record = _record(path.read_bytes) if path.exists() else None
+        record = _record(storage.regular_file(path).read_bytes) if path.exists() else None
     return None if record is None or _is_gone(record) else _owner(record)
 
 

@@ -39,10 +39,23 @@ from sctd_jax import recipes
 from sctd_jax.config import from_dict
 from sctd_jax.errors import UserError, print_error, printable, run_command, say
 from sctd_jax.fields import fill, in_plain_digits
+from sctd_jax.storage import regular_file
+
+
+def _values(option: str, arguments: list[str]) -> list[str]:
+    """Values of an option, behind a = or as the next argument."""
+    return [
+        match[1] if match[1] is not None else following
+        for argument, following in itertools.pairwise([*arguments, ""])
+        if (match := re.fullmatch(rf"--?{option}(?:=(.*))?", argument))
+    ]
+
 
 try:
+    for flagfile in _values("flagfile", sys.argv):  # ml_collections reads it when the flag is defined
+        regular_file(os.path.expanduser(flagfile))
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")
-except (flags.Error, UnicodeError) as unread:  # a --flagfile, which ml_collections reads when the flag is defined
+except (UserError, flags.Error, UnicodeError) as unread:
     print_error(unread)
     sys.exit(2)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config name>.")
@@ -231,11 +244,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _given(arguments: list[str], optional: bool) -> str:
     """Value of --config; `optional`, and for predictions: where it is missing, a recipe with all fields of the mode."""
-    given = [
-        match[1] if match[1] is not None else following
-        for argument, following in itertools.pairwise([*arguments, ""])
-        if (match := re.fullmatch(r"--?config(?:=(.*))?", argument))
-    ]
+    given = _values("config", arguments)
     if len(given) > 1:
         raise UserError(f"--config is given {len(given)} times: {', '.join(given)}")
     if given == [""]:

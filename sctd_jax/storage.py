@@ -7,12 +7,14 @@ import fnmatch
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from etils import epath
@@ -24,6 +26,12 @@ _OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 ORIGIN_FILE = "origin.json"  # file of a partial copy: the folder, and the bytes of each file that is there alone
 REQUESTS = 32  # number of requests at a time to a bucket
 _REMOTE = "gs://"  # the scheme that Orbax, TensorStore, epath and fsspec all reach
+_LARGEST_JSON = 1 << 30  # bytes; the plan of a preparation may list many copies
+_KINDS = {
+    stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}  # fmt: skip
+_Path = TypeVar("_Path", bound=str | os.PathLike)
 
 
 def as_path(path: str | os.PathLike) -> epath.Path:
@@ -79,12 +87,38 @@ def exists(path: epath.Path) -> bool:
         return path.exists()
 
 
+def regular_file(path: _Path, advice: str = "", largest: float = math.inf) -> _Path:
+    """The path of what is to be read, refused before it is opened where it is a folder, a pipe or a device.
+
+    A pipe may be silent for ever, and a device has no end. What is missing is for the opener to say, and so is what is
+    wrong in a bucket.
+
+    Args:
+      path: the file, or a link to it.
+      advice: end of the message.
+      largest: bytes that it may have.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return path
+    if kind := _KINDS.get(stat.S_IFMT(found.st_mode)):
+        raise UserError(f"{path} is a {kind}, a file is expected{advice}")
+    if found.st_size > largest:
+        raise UserError(f"{path} has {found.st_size:,} bytes, {largest:,} at most are expected{advice}")
+    return path
+
+
 def read_json(path: epath.Path, advice: str = "") -> dict[str, Any]:
     """The fields of a small file; `advice` ends the message."""
     advice = advice and f"; {advice}"
     try:
         with reaching(path):
+<<<<<<< HEAD
             found = json.loads(path.read_bytes().decode(), object_pairs_hook=unique_fields)
+=======
+            found = json.loads(regular_file(path, advice, _LARGEST_JSON).read_bytes().decode())
+>>>>>>> w-special
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {printable(error)}{advice}") from error
     if not isinstance(found, dict):

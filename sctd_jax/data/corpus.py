@@ -227,7 +227,7 @@ def _tfds_source(text: str) -> Source:
     newest = max(folders, key=lambda path: [int(part) for part in re.findall(r"\d+", path.parent.name)])
     folder = str(newest.parent)
     try:
-        file_format = dict(json.loads(newest.read_text())).get("fileFormat")
+        file_format = dict(json.loads(storage.regular_file(newest).read_text())).get("fileFormat")
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"input {text}: {newest} is damaged ({error}); prepare the dataset again") from error
     if file_format != "array_record":

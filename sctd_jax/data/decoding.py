@@ -15,9 +15,11 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from sctd_jax.errors import UserError
+from sctd_jax.storage import regular_file
 
 _HEAD = 1 << 12  # bytes that tell what a file is
 LONGEST_RECORD = 1 << 28  # bytes of a document that is held whole, some three times
+_IN_PIECES = "cut it into documents, or take its text into a .txt, which is read in pieces"
 LONGEST_FIELD = 1 << 26  # characters of CSV, whose reader has 4 bytes for each
 _MARKS = {  # UTF-32's before UTF-16's, which begins alike
     codecs.BOM_UTF8: "",
@@ -53,7 +55,9 @@ def is_remote(path: str) -> bool:
 
 def raw(path: str) -> BinaryIO:
     """A file's bytes as they are; those of a bucket are streamed."""
-    return cast(BinaryIO, fsspec.open(path, "rb").open()) if is_remote(path) else open(path, "rb")
+    if is_remote(path):
+        return cast(BinaryIO, io.BufferedReader(fsspec.open(path, "rb").open()))  # gcsfs's reads no part of a line
+    return open(regular_file(path), "rb")
 
 
 def _open_zstd(file: BinaryIO) -> BinaryIO:
@@ -108,22 +112,21 @@ def open_utf8(path: str, replaced: Callable[[int], None], encoding: str = "", sp
     return cast(BinaryIO, io.BufferedReader(_Recoded(file, other, replaced), 1 << 16)) if other else file
 
 
-def check_record(size: int, place: str) -> None:
+def check_record(size: int, place: str, advice: str = _IN_PIECES) -> None:
     """Refuse a document of a file that is read record by record if it is too large to be held whole."""
     if size > LONGEST_RECORD:
         raise UserError(
-            f"{place}: a record of more than {LONGEST_RECORD / 1e6:.0f} MB, the most that is held at once; cut "
-            "it into documents, or take its text into a .txt, which is read in pieces"
+            f"{place}: a record of more than {LONGEST_RECORD / 1e6:.0f} MB, the most that is held at once; {advice}"
         )
 
 
-def whole_lines(file: BinaryIO, path: str, after: str = "") -> Iterator[bytes]:
+def whole_lines(file: BinaryIO, path: str, after: str = "", advice: str = _IN_PIECES) -> Iterator[bytes]:
     """Lines of a file in which each is held whole; messages say `after` behind a line's number."""
     for number in itertools.count(1):
         line = file.readline(LONGEST_RECORD + 1)
         if not line:
             return
-        check_record(len(line), f"{path}, line {number}{after}")
+        check_record(len(line), f"{path}, line {number}{after}", advice)
         yield line
 
 

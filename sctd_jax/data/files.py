@@ -232,9 +232,10 @@ def _is_input(path: str, passed: collections.Counter) -> bool:
 def _is_cache(path: str) -> bool:
     """Whether an Arrow file beside the state.json of a `datasets.save_to_disk` is none of the dataset's own."""
     try:
-        with open(os.path.join(os.path.dirname(path), "state.json"), encoding="utf-8") as file:
+        beside = storage.regular_file(os.path.join(os.path.dirname(path), "state.json"))
+        with open(beside, encoding="utf-8") as file:
             own = [part["filename"] for part in json.load(file)["_data_files"]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, UserError):
         return False
     return os.path.basename(path) not in own
 

@@ -10,6 +10,7 @@ import numpy as np
 from sctd_jax.data.rows import FREQUENCIES_FILE, Rows
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable
+from sctd_jax.storage import regular_file
 
 # Rows that are counted at most, spread evenly, so that a run on any text starts in seconds; more where a vocabulary is
 # so large that these are not 128 tokens for each piece, with which the estimate costs about 0.004 nats.
@@ -36,7 +37,7 @@ def _kept(path: Path, vocab_size: int) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        counts_V = np.load(path, allow_pickle=False)
+        counts_V = np.load(regular_file(path, "; prepare the rows again"), allow_pickle=False)
         if counts_V.shape != (vocab_size,) or counts_V.dtype.kind not in "iuf" or not (counts_V >= 0).all():
             raise ValueError(f"{vocab_size:,} counts are expected, found {counts_V.dtype} of shape {counts_V.shape}")
     except (OSError, ValueError, EOFError, MemoryError) as error:

@@ -285,8 +285,8 @@ class Rows:
         name = self._names[shard]
         held = self._cache.hold(name) if self._cache else None
         try:
-            path = held.path if held else os.path.join(self.folder, name)
-            opened = _Shard(ArrayRecordReader(os.fspath(path), options="readahead_buffer_size:0"), held)
+            path = os.fspath(held.path if held else os.path.join(self.folder, name))
+            opened = _Shard(ArrayRecordReader(storage.regular_file(path), options="readahead_buffer_size:0"), held)
             if (count := opened.reader.num_records()) < self.lengths_S[shard]:
                 opened.reader.close()
                 raise ValueError(f"{count:,} rows, {self.lengths_S[shard]:,} in dataset_info.json")
@@ -358,7 +358,7 @@ def fingerprint(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
     described = hashlib.sha256()
     for name in (METADATA_FILE, "dataset_info.json"):
         with contextlib.suppress(OSError):  # said below
-            described.update(Path(folder, name).read_bytes())
+            described.update(storage.regular_file(Path(folder, name)).read_bytes())
     for split, expected in ((TRAIN, metadata.rows), (HELD_OUT, metadata.heldout_rows)):
         found[split] = {"rows": expected, "described": described.hexdigest()[:16]}
         try:

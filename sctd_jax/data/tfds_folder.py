@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sctd_jax.errors import UserError, printable
+from sctd_jax.storage import regular_file
 
 # TFDS imports the Python class that `features.json` names, whatever its module does.
 _FEATURES = {
@@ -31,7 +32,7 @@ def open_folder(folder: str | os.PathLike) -> Any:
     def parse(name: str, message: Any) -> Any:
         path = os.path.join(folder, name)
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(regular_file(path), encoding="utf-8") as file:
                 return json_format.ParseDict(json.load(file), message)
         except (OSError, ValueError, RecursionError, TypeError, json_format.Error) as error:
             raise UserError(f"{path} cannot be read: {printable(error)}; prepare the dataset again") from error

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from sctd_jax.errors import UserError, printable
 from sctd_jax.sections import LARGEST_VOCABULARY
+from sctd_jax.storage import regular_file
 
 ROBERTA, XLM_R, CAMEMBERT = "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer"
 SHIFTED = (XLM_R, CAMEMBERT)  # a SentencePiece model's pieces stand behind fairseq's special ones
@@ -47,7 +48,7 @@ def from_merges(path: epath.Path, options: Mapping[str, Any]) -> tokenizers.Toke
     if not merges.is_file():
         raise UserError(f"data.tokenizer {path}: {MERGES} is missing beside it, the other half of byte-level BPE")
     vocab = json.loads(path.read_text(encoding="utf-8"))
-    lines = [line.rstrip("\r") for line in merges.read_text(encoding="utf-8").split("\n")]
+    lines = [line.rstrip("\r") for line in regular_file(merges).read_text(encoding="utf-8").split("\n")]
     lines = [line for line in lines if line and not line.startswith("#version")]
     if not isinstance(vocab, dict) or any(line.count(" ") != 1 for line in lines):
         raise UserError(f"data.tokenizer {path}: no vocabulary of byte-level BPE (pieces with their ids, pairs of "

@@ -16,6 +16,7 @@ import tokenizers
 from etils import epath
 from tokenizers import AddedToken
 
+from sctd_jax import storage
 from sctd_jax.data import tokenizer_classes
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.errors import UserError, printable
@@ -86,7 +87,7 @@ def beside(path: epath.Path) -> Beside:
         if not file.is_file():
             return {}
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = json.loads(storage.regular_file(file).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{file} cannot be read: {error}") from error
         if not isinstance(found, dict):

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from safetensors import SafetensorError, safe_open
 
+from sctd_jax import storage
 from sctd_jax.config import Config, ModelConfig, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
@@ -120,7 +121,7 @@ def around(network: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(storage.regular_file(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; it says what the network looks like") from error
     except (OSError, ValueError, RecursionError) as error:

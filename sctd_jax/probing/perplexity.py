@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sctd_jax.config import ModelConfig
-from sctd_jax.data.decoding import open_utf8
+from sctd_jax.data.decoding import open_utf8, whole_lines
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.data.tokenizer import Tokenizer
 from sctd_jax.errors import UserError
@@ -28,6 +28,7 @@ from sctd_jax.models import Model
 from sctd_jax.objective import losses
 from sctd_jax.plot import names
 from sctd_jax.probing.models import check_batch, full_precision, held_out, open_pretrained
+from sctd_jax.storage import regular_file
 from sctd_jax.train.checkpoint import RemovedError
 
 NOTE = (
@@ -189,9 +190,11 @@ def _texts(
 def read_lines(path: str, count: int) -> list[str]:
     """The first texts of a file, empty lines left out."""
     lines, replaced = [], []
+    regular_file(path, " by --text")
     try:
         with open_utf8(path, replaced.append) as file:
-            for number, line in enumerate(file, start=1):
+            whole = whole_lines(file, f"--text {path}", advice="cut it into shorter ones")
+            for number, line in enumerate(whole, start=1):
                 try:
                     text = line.decode()
                 except UnicodeDecodeError as error:

@@ -39,9 +39,11 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     if not out.exists():
         return
+    ours = False
     try:
-        with out.open("rb") as file:
-            ours = _MARK.encode() in file.read(_HEAD_BYTES)
+        if out.is_file():  # a pipe would be waited for
+            with out.open("rb") as file:
+                ours = _MARK.encode() in file.read(_HEAD_BYTES)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from error
     if not ours:

@@ -6,12 +6,13 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sctd_jax import storage
-from sctd_jax.data.decoding import LONGEST_FIELD
+from sctd_jax.data import decoding
 from sctd_jax.errors import UserError, printable
 from sctd_jax.fields import LARGEST_FLOAT, unique_fields
 
@@ -131,7 +132,7 @@ def read_csv(path: str, note: Note) -> Iterator[Record]:
 
 
 def _csv_rows(path: str) -> _Rows:
-    csv.field_size_limit(LONGEST_FIELD)
+    csv.field_size_limit(decoding.LONGEST_FIELD)
     reader, line = csv.reader((text for _, text in text_lines(path)), strict=True), 1
     try:
         for values in reader:
@@ -207,8 +208,8 @@ def text_lines(path: str) -> Iterator[tuple[int, str]]:
 
 def _raw_lines(path: str) -> Iterator[bytes]:
     try:
-        with storage.reaching(path), storage.as_path(path).open("rb") as file:
-            yield from file
+        with storage.reaching(path), decoding.raw(os.fspath(storage.as_path(path))) as file:
+            yield from decoding.whole_lines(file, path, advice="cut it into shorter ones")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
 

@@ -131,7 +131,7 @@ def read_metrics(workdir: epath.Path | Path, log: Callable[[str], None] = say) -
 def _read(path: epath.Path | Path) -> tuple[list[dict[str, Any]], int]:
     """The lines as they stand there, by today's names, and how many are damaged."""
     try:
-        content = path.read_bytes() if path.exists() else b""
+        content = storage.regular_file(path).read_bytes() if path.exists() else b""
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     lines: list[dict[str, Any]] = []

@@ -52,6 +52,7 @@ def check(workdir: epath.Path, same_run: Callable[[], None]) -> None:
         with storage.reaching(workdir):
             if (workdir / CONFIG_FILE).exists():
                 same_run()
+                storage.regular_file(workdir / METRICS_FILE)  # read when all else has been written
                 return
             there = [path.name for path in workdir.iterdir()] if workdir.exists() else []
             if any(name not in _LEFT_BY_A_KILL and not name.startswith(".claim-") for name in there):
@@ -103,8 +104,8 @@ def write_config(workdir: epath.Path, config: Config, command: Sequence[str] = (
 def read_command(workdir: epath.Path) -> str:
     """The last command that wrote here; 'not recorded' where its file is missing or damaged."""
     try:
-        return (workdir / COMMAND_FILE).read_bytes().decode().strip() or "not recorded"
-    except (OSError, UnicodeDecodeError):
+        return storage.regular_file(workdir / COMMAND_FILE).read_bytes().decode().strip() or "not recorded"
+    except (OSError, UnicodeDecodeError, UserError):
         return "not recorded"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.fire.case import Case
+from tests.fire.case import Case, special
 
 RECIPE = """
 from tests import small_arena
@@ -152,6 +152,11 @@ CASES = [
     _cell("a method no terminal shows", status=0, method="\x1b[31m|x"),
     Case("cells: not there", "sctd_jax.arena --report --cells $here/x --out $here/out", words=("--cells",)),
     Case("cells: a folder", "sctd_jax.arena --report --cells $here --out $here/out", words=("--cells",)),
+    Case("cells: a pipe", "sctd_jax.arena --report --cells $here/x --out $here/out",
+         lambda here, base: special("x")(here), words=("--cells", "x is a pipe")),
+    Case("cells: /dev/zero", "sctd_jax.arena --report --cells /dev/zero --out $here/out", words=("is a device",)),
+    Case("step times that are a pipe", "sctd_jax.arena --config=tests/small_arena.py:$base/rows --workdir=$here/c "
+         "--step-time=$here/x", lambda here, base: special("x")(here), words=("x is a pipe",)),
     Case("cells: without --report", "sctd_jax.arena --cells $here/x --out $here/out", words=("--report",)),
     Case("cells: without --out", "sctd_jax.arena --report --cells $here/x", words=("--out",)),
     *(Case(f"cells: to {out}", f"sctd_jax.arena --report --cells $here/c --out {out}",

@@ -49,6 +49,16 @@ def write(name: str, content: str | bytes) -> Callable[[Path], object]:
     return change
 
 
+def special(name: str, device: str = "") -> Callable[[Path], object]:
+    """A change of a folder: in the place of a file is a pipe into which nobody writes, or a link to a device."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(device) if device else os.mkfifo(folder / name)
+
+    return change
+
+
 def damage(path: Path, seed: int, within: int = sys.maxsize) -> None:
     """Cut a file, or flip, repeat or overwrite bytes of it, from a place among the first `within` bytes on."""
     rng, raw = random.Random(seed), bytearray(path.read_bytes())

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests import task_files
-from tests.fire.case import EITHER, Case, damage, write
+from tests.fire.case import EITHER, Case, damage, special, write
 
 COMMAND = (
     "sctd_jax.main --mode=finetune --config=configs/finetune.py --config.task={} --config.init=$base/run "
@@ -118,6 +118,11 @@ CASES = [
     _in_folder("", "no task", lambda here: None, ("config.task",)),
     # A user's own tables
     _csv("empty", "", "no rows", file="own.csv"),
+    _in_folder("classification", "a pipe", special("own.csv"), ("own.csv is a pipe",), data="own.csv"),
+    _in_folder(
+        "classification", "an endless device", special("own.jsonl", "/dev/zero"), ("is a device",), data="own.jsonl"
+    ),
+    _task("sst2", "a pipe in the place of a file", special("train.tsv"), "train.tsv is a pipe"),
     _csv("a header alone", "text,label\n", "own.csv"),
     _csv("no such field", _table(header="words,label"), "line 2", "text_field", "words"),
     _csv("a header twice", _table(header="text,text"), "line 1", "twice"),

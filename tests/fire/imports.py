@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tests.fire.case import EITHER, Case, damage, write
+from tests.fire.case import EITHER, Case, damage, special, write
 
 COMMAND = "sctd_jax.interop.huggingface import --from $here/model --workdir $here/out --config tests/small.py"
 WEIGHTS = "model.safetensors"
@@ -200,6 +200,9 @@ CASES = [
     _case(
         "config.json: a folder", lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()), "config.json"
     ),
+    _case("config.json: a pipe", special("config.json"), "config.json is a pipe"),
+    _case("tokenizer_config.json: a pipe", special("tokenizer_config.json"), "tokenizer_config.json is a pipe"),
+    _case("tokenizer_config.json: /dev/zero", special("tokenizer_config.json", "/dev/zero"), "is a device"),
     _config("hidden_size 10^12", "hidden_size", hidden_size=10**12),
     _config("hidden_size 2^31", "hidden_size", hidden_size=2**31),
     _config("hidden_size of 400 digits", "hidden_size", hidden_size=10**400),

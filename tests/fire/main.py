@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.fire.case import Case
+from tests.fire.case import Case, special
 
 _WHERE = "--workdir=$here/run --config.data.rows=$base/rows"
 _SMALL = f"sctd_jax.main --config=tests/small.py {_WHERE}"
@@ -121,6 +121,12 @@ CASES = [
     _flags("an empty recipe", f"--config= {_WHERE}", "--config"),
     _flags("an empty workdir", "--config=tests/small.py --workdir= --config.data.rows=$base/rows", "--workdir"),
     _flags("a flag file that is not there", "--flagfile=/nowhere", "/nowhere"),
+    Case(
+        "a flag file that is a pipe",
+        f"sctd_jax.main --flagfile=$here/flags {_WHERE}",
+        lambda here, base: special("flags")(here),
+        words=("flags is a pipe",),
+    ),
     _flags(
         "a workdir that is a file",
         "--config=tests/small.py --workdir=$base/text.txt --config.data.rows=$base/rows",

@@ -1,6 +1,7 @@
 """Models that go out: export, predictions, evaluation, probes and compiling, of runs and files that are damaged."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from tests import helpers
-from tests.fire.case import EITHER, Case, damage, write
+from tests.fire.case import EITHER, Case, damage, special, write
 
 EXPORT = "sctd_jax.interop.huggingface export --workdir {} --out $here/out"
 Change = Callable[[Path], Any]  # of the copied workdir
@@ -164,6 +165,11 @@ EXPORTS = [
     _exported("a scheme as workdir", _nothing, "s3://", of="s3://bucket/run"),
     _exported("command.txt is missing", _copy("run", _gone("command.txt")), status=0),
     _exported("command.txt is no UTF-8", _copy("run", write("command.txt", b"\xff\xfe`")), status=0),
+    _exported("config.json is a pipe", _copy("run", special("config.json")), "config.json is a pipe"),
+    _exported("config.json is /dev/zero", _copy("run", special("config.json", "/dev/zero")), "is a device"),
+    _exported("config.json is of 2 GB", _copy("run", lambda run: os.truncate(run / "config.json", 1 << 31)), "bytes"),
+    _exported("task.json is a pipe", _copy("tuned", special("task.json")), "task.json is a pipe"),
+    _exported("command.txt is a pipe", _copy("run", special("command.txt")), status=0),
     _exported("command.txt is a folder", _copy("run", _folder("command.txt")), status=0),
     _exported("metrics.jsonl is damaged", _copy("run", write("metrics.jsonl", "[1]\n{\n")), "damaged", status=0),
     _exported("metrics.jsonl is a folder", _copy("run", _folder("metrics.jsonl")), "metrics.jsonl"),
@@ -258,6 +264,12 @@ PREDICTIONS = [
     _predicted("no file", TEXTS, "none.csv", flags="--config.data_dir=$here/none.csv"),
     _predicted("a folder", TEXTS, "folder.csv", flags="--config.data_dir=$here/folder.csv",
                make=lambda here, base: (here / "folder.csv").mkdir()),
+    _predicted("a pipe", TEXTS, "a.csv is a pipe", flags="--config.data_dir=$here/a.csv",
+               make=lambda here, base: special("a.csv")(here)),
+    _predicted("an endless device", TEXTS, "is a device", flags="--config.data_dir=$here/a.jsonl",
+               make=lambda here, base: special("a.jsonl", "/dev/zero")(here)),
+    _predicted("a line of 300 MB", TEXTS, "line 1", "268 MB", flags="--config.data_dir=$here/a.jsonl",
+               make=lambda here, base: ((here / "a.jsonl").touch(), os.truncate(here / "a.jsonl", 300_000_000))),
     _predicted("no data_dir", TEXTS, "data_dir", flags="--config.data_dir="),
     _predicted("no init", TEXTS, "config.init", init=""),
     _predicted("init that is not there", TEXTS, "none", init="$here/none"),
@@ -377,6 +389,8 @@ PROBES = [
            make=lambda here, base: (here / "a.txt").write_text("")),
     _probe("perplexity of bytes", f"perplexity $base/run --text $here/a.txt {OUT}", "a.txt",
            make=lambda here, base: (here / "a.txt").write_bytes(b"\xff\xfe\x00" * 99)),
+    _probe("perplexity of a pipe", f"perplexity $base/run --text $here/a.txt {OUT}", "a.txt is a pipe", "--text",
+           make=lambda here, base: special("a.txt")(here)),
     _probe("perplexity of a folder", f"perplexity $base/run --text $here {OUT}", "--text"),
     *(_probe(f"perplexity by a run, {name}", f"perplexity $here/run {OUT}", make=_copy("run", change))
       for name, change in list(RUNS.items())[::5]),

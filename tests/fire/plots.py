@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fire.case import Case
+from tests.fire.case import Case, special
 
 _TRAIN = "sctd_jax.main --config=tests/small.py --config.data.rows=$base/rows --config.dropping.method=full"
 _TRAIN += " --config.model.num_layers=1 --workdir=$here/run --config.train.steps=7"
@@ -20,6 +20,11 @@ def _run(named: str = "run", metrics: Callable[[bytes], bytes] = lambda data: da
         path.write_bytes(metrics(path.read_bytes()))
 
     return make
+
+
+def _special(device: str = "", name: str = "metrics.jsonl") -> Callable[[Path, Path], None]:
+    """A copy of the run whose metrics, or another file, are a pipe or a device."""
+    return lambda here, base: special(name, device)(Path(shutil.copytree(base / "run", here / "run")))
 
 
 def _line(text: str | bytes) -> Callable[[bytes], bytes]:
@@ -79,6 +84,11 @@ CASES = [
              new=("run*",))
         for name in ("a list", "a step of null", "no seconds", "a value of text", "lists 100,000 deep")
     ),
+    Case("metrics that are a pipe, drawn", f"sctd_jax.plot $here/run {_OUT}", _special(), words=("is a pipe",)),
+    Case("metrics that are /dev/zero, on a page", "sctd_jax.report $here/run --out $here/out.html",
+         _special("/dev/zero"), words=("is a device",)),
+    Case("metrics that are a pipe, trained on", _TRAIN, _special(), words=("is a pipe",)),
+    Case("a lease that is a pipe, trained on", _TRAIN, _special(name=".lease"), words=(".lease is a pipe",)),
     Case("empty metrics", f"sctd_jax.plot $here/run {_OUT}", _run(metrics=lambda data: b""), words=("run",)),
     Case("no metrics", f"sctd_jax.plot $here {_OUT}", words=("metrics.jsonl",)),
     Case("a folder that is not there", f"sctd_jax.plot $here/nowhere {_OUT}", words=("nowhere",)),
@@ -100,6 +110,12 @@ CASES = [
     *(Case(f"--ymax {value}", f"sctd_jax.plot $base/run --out $here/x.png --ymax={value}", words=("--ymax",))
       for value in ("nan", "x", "-1", "-inf")),
     Case("a page into a folder", "sctd_jax.report $base/run --out $here", words=("--out",)),
+    Case("a page over a pipe", "sctd_jax.report $base/run --out $here/x.html",
+         lambda here, base: special("x.html")(here), words=("--out",)),
+    Case("a picture over a pipe", "sctd_jax.plot $base/run --out $here/x.png",
+         lambda here, base: special("x.png")(here), words=("--out",)),
+    Case("a page that asks a pipe", "sctd_jax.report $base/run --out $here/x.html --text $here/a.txt",
+         lambda here, base: special("a.txt")(here), words=("a.txt is a pipe", "--text")),
     Case("a page of nothing", "sctd_jax.report $here --out $here/x.html"),
     Case("a page of a file", "sctd_jax.report $base/text.txt --out $here/x.html", words=("text.txt",)),
     Case("a page where no folder is", "sctd_jax.report $base/run --out $here/no/x.html", words=("x.html",)),

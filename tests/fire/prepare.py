@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fire.case import Case
+from tests.fire.case import Case, special
 
 PREPARE = "sctd_jax.data.prepare --out $here/rows --vocab-size 300 --seq-len 16 --documents paragraph --workers 1"
 TEXT = f"{PREPARE} --input $base/text.txt"
@@ -85,10 +85,6 @@ NUMBERS = [
     )
     for value in values
 ]  # fmt: skip
-
-
-def _pipe(here: Path, base: Path) -> None:
-    os.mkfifo(here / "a.txt")
 
 
 def _loop(here: Path, base: Path) -> None:
@@ -220,7 +216,9 @@ FILES = [
     _file("a.jsonl", '{"text": "wrong", "text": "right"}\n', "line 1", "stands twice", says="JSON of a field twice"),
     Case("a link to nowhere as --out", TEXT, lambda here, base: (here / "rows").symlink_to(here / "nowhere"),
          words=("rows", "exists")),
-    Case("a pipe", f"{PREPARE} --input $here/a.txt", _pipe, words=("a.txt",)),
+    Case("a pipe", f"{PREPARE} --input $here/a.txt", lambda here, base: special("a.txt")(here), words=("a.txt",)),
+    Case("a tokenizer that is a pipe", f"{PREPARE} --input $base/text.txt --tokenizer $here/tokenizer.json",
+         lambda here, base: special("tokenizer.json")(here), words=("tokenizer.json is a pipe",)),
     Case("a loop of links", IN, _loop, 0, ("passed over",), ROWS),
     # A path that is longer than a system call takes, and more folders than Python calls functions in one another.
     Case("650 folders, one in the other", IN, _nested(["folder"] * 650), words=("in/folder",)),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.fire.case import Case
+from tests.fire.case import Case, special
 
 INSPECT = "sctd_jax.data.inspect $here/rows"
 TRAIN = "sctd_jax.main --config=tests/small.py --workdir=$here/run --config.data.rows=$here/rows"
@@ -50,12 +50,6 @@ def _folder(name: str) -> Callable[[Path], Any]:
     return lambda rows: ((rows / name).unlink(), (rows / name).mkdir())
 
 
-def _pipe(name: str) -> Callable[[Path], Any]:
-    import os
-
-    return lambda rows: ((rows / name).unlink(), os.mkfifo(rows / name))
-
-
 def _changed(name: str, change: Callable[[dict], Any]) -> Callable[[Path], Any]:
     """A file of JSON with one thing in it changed."""
 
@@ -91,6 +85,7 @@ _NPY_OF_A_TRILLION = b"\x93NUMPY\x01\x00\x76\x00" + b"%-117s\n" % (
 DAMAGED: dict[str, Callable[[Path], Any]] = {
     **{f"{name} is missing": _gone(name) for name in JSON_FILES},
     **{f"{name} is a folder": _folder(name) for name in JSON_FILES},
+    **{f"{name} is a pipe": special(name) for name in (*JSON_FILES, SHARDS[0], "frequencies.npy", "tokenizer.model")},
     **{f"{name} is {what}": _written(name, content) for name in JSON_FILES for what, content in CONTENTS.items()},
     **{f"prepared.json: {name} is {value!r:.30}": _field(name, value) for name, value in (
         ("seq_len", "32"), ("seq_len", None), ("seq_len", 32.0), ("seq_len", [32]), ("seq_len", True),
