@@ -114,11 +114,8 @@ def read_json(path: epath.Path, advice: str = "") -> dict[str, Any]:
     advice = advice and f"; {advice}"
     try:
         with reaching(path):
-<<<<<<< HEAD
-            found = json.loads(path.read_bytes().decode(), object_pairs_hook=unique_fields)
-=======
-            found = json.loads(regular_file(path, advice, _LARGEST_JSON).read_bytes().decode())
->>>>>>> w-special
+            content = regular_file(path, advice, _LARGEST_JSON).read_bytes().decode()
+            found = json.loads(content, object_pairs_hook=unique_fields)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {printable(error)}{advice}") from error
     if not isinstance(found, dict):

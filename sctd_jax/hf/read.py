@@ -16,6 +16,7 @@ from sctd_jax import storage
 from sctd_jax.config import Config, ModelConfig, from_dict
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable
+from sctd_jax.fields import unique_fields
 from sctd_jax.hf import config_json
 from sctd_jax.hf import names as weights
 from sctd_jax.hf.convert import find_weights, shards
@@ -121,7 +122,7 @@ def around(network: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(storage.regular_file(path).read_text(encoding="utf-8"))
+        found = json.loads(storage.regular_file(path).read_text(encoding="utf-8"), object_pairs_hook=unique_fields)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; it says what the network looks like") from error
     except (OSError, ValueError, RecursionError) as error:
