@@ -5,9 +5,11 @@ One of twenty cases by default, all of them by `make fire`.
 
 import importlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,12 @@ def base(rows, speeches, tmp_path_factory) -> Path:
         done = helpers.run_module(*arguments(Case("", line), base, base))
         assert done.returncode == 0, done.stderr
     return base
+
+
+def test_the_docs_tell_the_number_of_cases():
+    text = (helpers.ROOT / "docs" / "reliability.md").read_text()
+    told = {table: int(count) for table, count in re.findall(r"^\| (\w+) \| (\d+) \| 0 \|", text, re.M)}
+    assert told == Counter(name.partition(":")[0] for name in CASES)
 
 
 @pytest.mark.parametrize("name", CHOSEN)
