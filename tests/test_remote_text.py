@@ -104,7 +104,8 @@ def test_a_bucket_that_fails_while_it_is_read_may_be_tried_again(folder, monkeyp
 def test_rows_from_a_bucket_are_those_from_a_disk(tmp_path, speeches):
     """Through gcsfs, as `prepare` reads gs://."""
     texts = [Path(path).read_text(encoding="utf-8") for path in speeches[:9]]
-    contents = {"a.txt": "\n\n".join(texts[:3]).encode(), "b.jsonl.gz": gzip.compress(lines(texts[3:6])),
+    contents = {"a.txt": "\n\n".join(texts[:3]).encode(), "b.jsonl.gz": gzip.compress(lines(texts[3:5])),
+                "c.jsonl": lines(texts[5:6]),
                 "deep/c.parquet": parquet(texts[6:])}  # fmt: skip
     with fake_gcs.serve("texts") as (store, address):
         for name, content in contents.items():

@@ -175,7 +175,7 @@ def _existing(path: str | os.PathLike) -> epath.Path:
         return find_published(file, "give a file of these")
     if not file.is_file():
         raise UserError(f"data.tokenizer {file}: no such file")
-    return storage.regular_file(file)
+    return storage.regular_file(file, " by data.tokenizer")
 
 
 def _read(path: epath.Path, kept: bool = False) -> tuple[tokenizers.Tokenizer, list[str]]:
