@@ -83,7 +83,7 @@ def test_damaged_lines_are_counted_and_the_others_read(tmp_path):
 
 def test_a_folder_in_the_place_of_the_metrics_is_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"metrics.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"metrics.jsonl is a folder, a file is expected"):
         read_metrics(tmp_path)
 
 
