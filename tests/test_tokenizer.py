@@ -157,6 +157,16 @@ def test_truncation_and_padding_of_a_json_are_left_out(vocab, tmp_path):
     assert tokenizer.digest(tmp_path / "kept" / name) == tokenizer.digest(path)
 
 
+def test_a_kept_tokenizer_is_known_by_its_bytes_whatever_writes_them(vocab, tmp_path, monkeypatch):
+    (name, content), sha256 = tokenizer.canonical(vocab), tokenizer.digest(vocab)
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(tokenizer, "canonical", lambda path: (name, content + b" "))  # a later version of the library
+    assert tokenizer.of_rows(tmp_path, sha256) == tmp_path / name
+    (tmp_path / name).write_bytes(content + b"\n")
+    with pytest.raises(UserError, match=f"{name} is not the tokenizer that"):
+        tokenizer.of_rows(tmp_path, sha256)
+
+
 def test_byte_level_bpe_by_its_own_names(tmp_path, texts):
     inner = tokenizers.ByteLevelBPETokenizer(add_prefix_space=True)
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
