@@ -7,6 +7,8 @@ python -m sctd_jax.probe perplexity RUN_OR_HF_DIR [MORE ...] [--text FILE] [--ev
 All of it is computed in float32, on the first device.
 """
 
+import argparse
+import contextlib
 import json
 import os
 import sys
@@ -31,32 +33,43 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         with writing(args.out):
+            made = [folder for folder in (args.out, *args.out.parents) if not folder.exists()]
             args.out.mkdir(parents=True, exist_ok=True)
-        if args.command == "layers":
-            sizes = {"examples": args.examples, "max_length": args.max_length, "batch_size": args.batch_size}
-            files = FileSettings.of(args)
-            probes = layers.Settings(task=args.task, data_dir=args.data_dir, seed=args.seed, files=files, **sizes)
-            result = layers.measure(args.models, probes, say)
-            picture = drawing.layers(result)
-        elif args.command == "drift":
-            result = drift.measure(args.models, drift.Settings(rows=args.rows), say)
-            picture = drawing.drift(result)
-        else:
-            texts = perplexity.Settings(
-                text=args.text, rows=args.rows, every_checkpoint=args.every_checkpoint, batch_size=args.batch_size
-            )
-            result = perplexity.measure(args.models, texts, say)
-            picture = drawing.perplexity(result)
-        plain = json.loads(json.dumps(result), parse_constant=lambda name: None)  # JSON knows no NaN and no infinity
-        content = json.dumps(plain, indent=1, allow_nan=False) + "\n"
-        for suffix, part in ((".json", content.encode()), (".png", picture)):
-            path = args.out / (args.command + suffix)
-            with writing(path):
-                write(path, part)
-            say(path)
+        try:
+            _measure(args)
+        except BaseException:
+            for folder in made:
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
+            raise
         return 0
 
     return run_command(command)
+
+
+def _measure(args: argparse.Namespace) -> None:
+    if args.command == "layers":
+        sizes = {"examples": args.examples, "max_length": args.max_length, "batch_size": args.batch_size}
+        files = FileSettings.of(args)
+        probes = layers.Settings(task=args.task, data_dir=args.data_dir, seed=args.seed, files=files, **sizes)
+        result = layers.measure(args.models, probes, say)
+        picture = drawing.layers(result)
+    elif args.command == "drift":
+        result = drift.measure(args.models, drift.Settings(rows=args.rows), say)
+        picture = drawing.drift(result)
+    else:
+        texts = perplexity.Settings(
+            text=args.text, rows=args.rows, every_checkpoint=args.every_checkpoint, batch_size=args.batch_size
+        )
+        result = perplexity.measure(args.models, texts, say)
+        picture = drawing.perplexity(result)
+    plain = json.loads(json.dumps(result), parse_constant=lambda name: None)  # JSON knows no NaN and no infinity
+    content = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+    for suffix, part in ((".json", content.encode()), (".png", picture)):
+        path = args.out / (args.command + suffix)
+        with writing(path):
+            write(path, part)
+        say(path)
 
 
 def _parser() -> CommandParser:

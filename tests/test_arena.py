@@ -124,6 +124,9 @@ def test_a_cell_that_is_killed_goes_on_and_one_that_another_process_is_at_is_pas
     refused = command(rows, folder, recipe=other)
     assert (refused.returncode, "optimizer.learning_rate" in refused.stderr) == (2, True)
     assert "was run by another table" in refused.stderr
+    other.write_text(source.replace("config.judge_rows = 3, 30", "config.judge_rows = 3, 20"))
+    refused = command(rows, folder, recipe=other)
+    assert (refused.returncode, "was judged on 30 rows, found judge_rows 20 now" in refused.stderr) == (2, True)
     (tmp_path / "times.json").write_text(json.dumps({"step_time": {"full": 1.0, "drop": 0.7501, "random": 0.75}}))
     refused = command(rows, folder, f"--step-time={tmp_path / 'times.json'}")
     assert (refused.returncode, "run with step_time 0.75, found 0.7501 now" in refused.stderr) == (2, True)

@@ -261,6 +261,15 @@ def test_what_is_set_and_not_read_is_said():
     ]
     used = {"dropping__method": "sctd", "optimizer__name": "muon", "optimizer__schedule": "wsd"}
     assert unread("config", helpers.config(**changes, **used)) == []
+
+
+def test_a_rate_that_never_comes_to_its_peak_is_said():
+    assert report.without_peak(helpers.config(train__steps=8, optimizer__warmup_steps=8)) == []
+    (line,) = report.without_peak(helpers.config(train__steps=8, optimizer__warmup_steps=9))
+    assert "the run has 8 steps, fewer than optimizer.warmup_steps (9)" in line
+    wsd = {"optimizer__schedule": "wsd", "optimizer__decay_steps": 5}
+    (line,) = report.without_peak(helpers.config(train__steps=8, optimizer__warmup_steps=4, **wsd))
+    assert line.endswith("optimizer.warmup_steps (4) and optimizer.decay_steps (5)")
     for section in dataclasses.fields(Config):
         fields = {field.name: field for field in dataclasses.fields(section.type)}
         for name, *values in (field.metadata["only"] for field in fields.values() if field.metadata["only"]):

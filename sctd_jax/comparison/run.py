@@ -103,9 +103,11 @@ def check_cells(table: Table, folder: epath.Path) -> None:
         if other := differences(there, now, _FREE):
             raise UserError(f"{place} was run by another table: {other}; give that one, or choose another --workdir")
         if storage.exists(place / RESULT_FILE):
-            time = _read_result(place)["step_time"]
-            if time != cell.step_time:
+            result = _read_result(place)
+            if (time := result["step_time"]) != cell.step_time:
                 raise UserError(f"{place} was run with step_time {time}, found {cell.step_time} now")
+            if (judged := result.get("judge_rows", table.judge_rows)) != table.judge_rows:  # earlier code wrote none
+                raise UserError(f"{place} was judged on {judged} rows, found judge_rows {table.judge_rows} now")
         if storage.exists(place / ROWS_FILE):
             digests[cell.name] = storage.read_json(place / ROWS_FILE)
     for name, digest in digests.items():
@@ -130,7 +132,7 @@ def _run(table: Table, cell: Cell, place: epath.Path, log: Callable[[str], None]
     share = cell.budget / cell.config.train.steps
     content = {
         "method": cell.method, "budget": cell.budget, "seed": cell.seed, "step_time": cell.step_time,
-        "steps": cell.config.train.steps, "final": final,
+        "steps": cell.config.train.steps, "judge_rows": table.judge_rows, "final": final,
         "curve": [[line["step"] * share, line[_LOSS], line.get(_BELOW)] for line in lines],
     }  # fmt: skip
     storage.write(place / RESULT_FILE, (json.dumps(content) + "\n").encode())

@@ -58,7 +58,7 @@ def documents_in(rows: np.ndarray, special: SpecialIds) -> Iterator[np.ndarray]:
 def measure(rows: Rows, tok: tokenizer.Tokenizer, count: int) -> Documents:
     """Measure `count` rows of a split, or all."""
     count = min(count, len(rows))
-    places = 1 if count == len(rows) else _PLACES
+    places = 1 if count == len(rows) else min(_PLACES, count)
     lengths: list[int] = []
     seen: set[bytes] = set()
     copies = padding = words = tokens = looked = 0

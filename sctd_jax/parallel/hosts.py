@@ -37,8 +37,10 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             "--coordinator, --num_processes and --process_id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
             "JAX_PROCESS_ID) go together, on every host"
         )
-    if given[0] is not None and not re.fullmatch(r".+:[0-9]{1,5}", given[0]):
-        raise UserError(f"--coordinator (or JAX_COORDINATOR_ADDRESS) must be host:port, found {given[0]!r}")
+    if given[0] is not None:
+        found = re.fullmatch(r"\S+:([0-9]{1,5})", given[0])
+        if not (found and 0 < int(found[1]) < 1 << 16):
+            raise UserError(f"--coordinator (or JAX_COORDINATOR_ADDRESS) must be host:port, found {given[0]!r}")
     launchers = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     asked = given[0] is not None or any((_number(name) or 1) > 1 for name in launchers)
     if not asked and not _on_tpu_vm():

@@ -185,6 +185,19 @@ def no_context(config: Config, step: int, metrics: Mapping[str, Any]) -> list[st
     ]
 
 
+def without_peak(config: Config) -> list[str]:
+    """Warning of a run whose learning rate never comes to its peak."""
+    optimizer, steps = config.optimizer, config.train.steps
+    decay = optimizer.decay_steps if optimizer.schedule == "wsd" else 0
+    if optimizer.warmup_steps + decay <= steps:
+        return []
+    said = f" and optimizer.decay_steps ({decay:,})" if decay else ""
+    return [
+        f"warning: the rate never comes to optimizer.learning_rate ({optimizer.learning_rate}): the run has {steps:,} "
+        f"steps, fewer than optimizer.warmup_steps ({optimizer.warmup_steps:,}){said}"
+    ]
+
+
 def blank(metrics: Mapping[str, float]) -> str:
     """Why a step had no prediction; '' if it had."""
     return "" if metrics["predictions"] else "all tokens of its rows are special tokens"

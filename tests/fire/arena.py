@@ -211,4 +211,6 @@ CASES = [
         ("$base/rows --out=''", ("--out",)), ("$base/rows --out=/proc/x.png", ("/proc/x.png",)),
         ("$base/rows --out=$here/x.txt.nothing", ("--out",)), ("$base/rows more", ("more",)),
         ("s3://bucket/rows", ("s3://",)))),
+    *(Case(f"inspect {count} rows", f"sctd_jax.data.inspect $base/rows --rows={count} --out=$here/x.png", status=0,
+           new=("x.png",)) for count in (1, 2, 15)),
 ]  # fmt: skip

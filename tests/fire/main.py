@@ -5,6 +5,7 @@ from pathlib import Path
 from tests.fire.case import Case, special
 
 _WHERE = "--workdir=$here/run --config.data.rows=$base/rows"
+_TWO = "--num_processes=2 --process_id=0"
 _SMALL = f"sctd_jax.main --config=tests/small.py {_WHERE}"
 
 
@@ -152,6 +153,12 @@ CASES = [
         "a process beyond their number",
         f"--config=tests/small.py {_WHERE} --coordinator=localhost:1 --num_processes=2 --process_id=2",
         "process_id",
+    ),
+    *(
+        _flags(
+            f"a coordinator at {where}", f"--config=tests/small.py {_WHERE} --coordinator={where} {_TWO}", "coordinator"
+        )
+        for where in ("localhost:0", "localhost:99999", "' localhost:80'", "localhost:0x50")
     ),
     _flags("half of several hosts", f"--config=tests/small.py {_WHERE} --num_processes=2", "coordinator"),
     _flags("no slice to compile for", "--config=tests/small.py --mode=compile", "--topology"),

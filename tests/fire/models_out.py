@@ -365,7 +365,7 @@ EVALUATIONS = [
 
 
 def _probe(name: str, rest: str, *words: str, make=_nothing, status: int | tuple[int, ...] = 2) -> Case:
-    new = ("out", "out/*") if status == 2 else ("out*",)
+    new = () if status == 2 else ("out*",)
     return Case(f"probe {name}", f"sctd_jax.probe {rest}", make, status, words, new)
 
 
