@@ -211,7 +211,8 @@ def of_rows(folder: str | os.PathLike, sha256: str) -> epath.Path:
     """The tokenizer kept in a folder of rows or in a workdir, which was made with the one of this digest."""
     path = find(folder)
     # Its bytes first: another version of `tokenizers` may write them otherwise.
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256 and digest(path) != sha256:
+    content = storage.regular_file(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256 and digest(path) != sha256:
         raise UserError(f"{path} is not the tokenizer that what lies beside it was made with: put that one there")
     return path
 
