@@ -151,7 +151,7 @@ def test_the_first_rows_of_a_position_table_are_those_of_its_padding(rows, tmp_p
     (tmp_path / "config.json").write_text(json.dumps(described))
     file = tokenizer.find(rows)
     (tmp_path / file.name).write_bytes(file.read_bytes())
-    leaves = {path: np.zeros(leaf.shape, np.float32) for path, leaf in names.shapes(model).items()}
+    leaves = {path: np.ones(leaf.shape, np.float32) for path, leaf in names.shapes(model).items()}
     tensors = {name: names.to_torch(model, paths, leaves, 4) for name, paths in names.names(model).items()}
     name = "roberta.embeddings.position_embeddings.weight"
     tensors[name] = np.arange(36 * 32, dtype=np.float32).reshape(36, 32)
