@@ -170,14 +170,13 @@ def open_model(path: str, log: Callable[[str], None], field: str = "") -> Model:
 def open_run(workdir: epath.Path, log: Callable[[str], None]) -> Model:
     """Look at the workdir of a run; arguments as in `open_model`."""
     config, task = workdirs.read_config(workdir, log), None
+    rows = read_metadata(workdir) if (workdir / METADATA_FILE).is_file() else None
     if (workdir / TASK_FILE).is_file():
         task = stored.read(workdir / TASK_FILE, stored.TASK).values
-    elif not (workdir / METADATA_FILE).is_file() and workdirs.is_trained(workdir):
+    elif rows is None and workdirs.is_trained(workdir):
         log(f"warning: {workdir / METADATA_FILE} is missing, which says what rows this run is trained on")
-    if (workdir / METADATA_FILE).is_file():
-        sha256 = read_metadata(workdir).tokenizer_sha256
-    else:
-        sha256 = task["tokenizer_sha256"] if task else ""  # an import has none, nor has a fine-tuning by earlier code
+    # An import has none, nor has a fine-tuning by earlier code.
+    sha256 = rows.tokenizer_sha256 if rows else task["tokenizer_sha256"] if task else ""
     file = tokenizer.of_rows(workdir, sha256) if sha256 else tokenizer.find(workdir)
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         steps = tuple(checkpoints.steps())

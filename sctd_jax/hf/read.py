@@ -158,11 +158,10 @@ def check_tensors(
             raise UserError(f"{path}: {listed(other)}, expected {', '.join(_FLOATS)}")
         _check_fit(path, tensors, taken, model, rows, first)
         # All of them, for a file with one such number is damaged, and fine-tuning takes the pooler too.
-        broken = [theirs for theirs in names.values() if not _is_finite(tensors[theirs], theirs)]
-        if broken:
+        found = {theirs: _numbers(tensors[theirs], theirs) for theirs in names.values()}
+        if broken := [theirs for theirs, (finite, _) in found.items() if not finite]:
             raise UserError(f"{path}: numbers that are not finite in {listed(broken)}; take another copy of it")
-        empty = [theirs for theirs in taken.values() if _is_empty(tensors[theirs], theirs)]
-        if empty:
+        if empty := [theirs for theirs in taken.values() if found[theirs][1]]:
             raise UserError(f"{path}: nothing but zeros in {listed(empty)}; take another copy of it")
         for name, theirs in second.items():
             tied = taken[layout.tied[name]]
@@ -196,17 +195,13 @@ def _opened(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{shard} is not a safetensors file that can be read: {printable(error)}") from error
 
 
-def _is_finite(file, name: str) -> bool:
+def _numbers(file, name: str) -> tuple[bool, bool]:
+    """Whether all are finite, and whether a matrix has nothing but zeros, as a RoBERTa's one or two segments may."""
     if file.get_slice(name).get_dtype() not in _FLOATS:
-        return True
+        return True, False
     with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite
-        return bool(np.isfinite(np.asarray(file.get_tensor(name), np.float32)).all())
-
-
-def _is_empty(file, name: str) -> bool:
-    """Whether a matrix is nothing but zeros, as a segments' table of one or two rows may be in a RoBERTa."""
-    shape = file.get_slice(name).get_shape()
-    return len(shape) > 1 and min(shape) > 2 and not np.asarray(file.get_tensor(name), np.float32).any()
+        numbers = np.asarray(file.get_tensor(name), np.float32)
+    return bool(np.isfinite(numbers).all()), numbers.ndim > 1 and min(numbers.shape) > 2 and not numbers.any()
 
 
 def _check_pooler(
