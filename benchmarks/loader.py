@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from sctd_jax.arguments import CommandParser, number
 from sctd_jax.data.loader import Loader, ShardLoader
-from sctd_jax.data.rows import TRAIN, Rows, ShardWriter, shard_name, write_description
+from sctd_jax.data.rows import TRAIN, Rows
+from sctd_jax.data.shards import ShardWriter, shard_name, write_description
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from sctd_jax.arguments import CommandParser, number
 from sctd_jax.config import DataConfig
 from sctd_jax.data import corpus, files, prepare, ranges, tokenizer, workers
-from sctd_jax.data.rows import HELD_OUT, TRAIN, shard_name, write_description
+from sctd_jax.data.rows import HELD_OUT, TRAIN
+from sctd_jax.data.shards import shard_name, write_description
 
 _AMOUNTS = ((10**9, "1 GB"), (10**11, "100 GB"), (10**12, "1 TB"))
 _CORES = (1, 64, 1024)

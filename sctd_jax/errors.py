@@ -152,6 +152,7 @@ def run_command(command: Callable[[], int]) -> int:
         try:
             for number in (signal.SIGALRM, *heeded()):
                 previous[number] = signal.signal(number, interrupt)
+            check_working_folder()
             return command()
         finally:
             ended = True  # a signal now would be a traceback above the last line
@@ -163,6 +164,9 @@ def run_command(command: Callable[[], int]) -> int:
             print(f"stopped by signal {signum}; what was saved before is there", file=sys.stderr)
             return 128 + signum
         cloud = is_clouds(error)
+        if _is_of_a_variable(error):
+            print_error(error, "a variable of the environment: ")
+            return 2
         if not cloud and not isinstance(error, UserError):
             raise
         print_error(error, "the bucket failed: " if cloud else "")
@@ -172,6 +176,14 @@ def run_command(command: Callable[[], int]) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
         sys.unraisablehook = hook
+
+
+def check_working_folder() -> None:
+    """Refuse to begin in a folder that was removed since the shell went there: no relative path means anything."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the folder of this shell is gone: go into one that is there, and begin again") from error
 
 
 def heeded() -> list[signal.Signals]:
@@ -204,6 +216,12 @@ def is_clouds(error: BaseException) -> bool:
     """Whether a library of the cloud raised it: a bucket has failed, and may answer another time."""
     module = type(error).__module__
     return module.partition(".")[0] in _CLOUD_LIBRARIES and not module.startswith("google.protobuf")  # a file's
+
+
+def _is_of_a_variable(error: BaseException) -> bool:
+    """Whether JAX raised it of one of its own variables, which it reads when it is imported."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, ValueError) and frames[-1].filename.endswith(os.path.join("jax", "_src", "config.py"))
 
 
 def _interrupt_before(error: BaseException | None) -> KeyboardInterrupt | None:

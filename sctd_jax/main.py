@@ -37,7 +37,7 @@ from ml_collections import ConfigDict, config_flags
 
 from sctd_jax import recipes
 from sctd_jax.config import from_dict
-from sctd_jax.errors import UserError, print_error, printable, run_command, say
+from sctd_jax.errors import UserError, check_working_folder, print_error, printable, run_command, say
 from sctd_jax.fields import fill, in_plain_digits
 from sctd_jax.storage import regular_file
 
@@ -52,6 +52,7 @@ def _values(option: str, arguments: list[str]) -> list[str]:
 
 
 try:
+    check_working_folder()
     for flagfile in _values("flagfile", sys.argv):  # ml_collections reads it when the flag is defined
         regular_file(os.path.expanduser(flagfile))
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/base.py; its fields are below.")

@@ -121,7 +121,9 @@ def draw(workdirs: Sequence[str], out: Path, ymax: float | None = None) -> list[
 
     `ymax` is where the loss axis ends; inf shows all; None ends it as `y_range` says.
     """
-    runs = {name: _read(storage.as_path(path)) for name, path in zip(names(workdirs), workdirs, strict=True)}
+    runs = {
+        name: _read(storage.as_path(path, any_name=True)) for name, path in zip(names(workdirs), workdirs, strict=True)
+    }
     tuned = [name for name, lines in runs.items() if not any("eval/loss" in line for line in lines)]
     if tuned and len(tuned) < len(runs):
         raise UserError(f"{', '.join(tuned)}: fine-tuned, the others pretrained: their losses are of different kinds")

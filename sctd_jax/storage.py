@@ -34,8 +34,13 @@ _KINDS = {
 _Path = TypeVar("_Path", bound=str | os.PathLike)
 
 
-def as_path(path: str | os.PathLike) -> epath.Path:
-    """A path like pathlib's, on a disk or in a bucket; ~ is expanded, which a shell leaves alone behind a =."""
+def as_path(path: str | os.PathLike, any_name: bool = False) -> epath.Path:
+    """A path like pathlib's, on a disk or in a bucket; ~ is expanded, which a shell leaves alone behind a =.
+
+    Args:
+      path: file or folder as a person gives it.
+      any_name: also one that is no UTF-8, which Python opens, and the libraries of rows and checkpoints do not.
+    """
     text = os.fspath(path)
     if not text:
         raise UserError("a path is empty: a file or folder is expected")
@@ -48,7 +53,14 @@ def as_path(path: str | os.PathLike) -> epath.Path:
         return epath.Path(text)
     if "://" in text:
         raise UserError(f"{text}: a folder on a disk or in a gs:// bucket is expected")
-    return epath.Path(os.path.expanduser(text))
+    text = os.path.expanduser(text)
+    try:
+        absolute = os.path.abspath(text)
+        if not any_name:
+            absolute.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{absolute} is no UTF-8, which the libraries that write there expect: rename it") from None
+    return epath.Path(text)
 
 
 def is_remote(path: str | os.PathLike) -> bool:

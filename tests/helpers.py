@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sctd_jax.config import Config, DataConfig, from_dict
-from sctd_jax.data.rows import ShardWriter, shard_name, write_description
+from sctd_jax.data.shards import ShardWriter, shard_name, write_description
 from sctd_jax.data.special import SpecialIds
 from sctd_jax.hf import names
 from sctd_jax.model.token_dropping import Candidates

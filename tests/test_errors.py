@@ -1,6 +1,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,27 @@ from sctd_jax.train.signals import stop_requests
 from tests import helpers
 
 FORGED = "tensor x\nerror: forged\x1b[31m\r\u2028\udcff unknown"
+
+
+def test_a_working_folder_that_is_gone_ends_a_command_before_it_begins(capsys, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_command(lambda: pytest.fail("it began")) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: the folder of this shell is gone: go into one that is there, and begin again\n"
+    )
+
+
+@pytest.mark.parametrize("variable", ["JAX_ENABLE_X64", "JAX_NUM_CPU_DEVICES"])
+def test_a_variable_that_jax_cannot_read_is_one_line(variable):
+    done = subprocess.run(
+        [sys.executable, "-c", "from sctd_jax.errors import *\nsys.exit(run_command(lambda: __import__('jax')))"],
+        env=helpers.environment() | {variable: "banana"}, cwd=helpers.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: a variable of the environment: .*(?i:{variable}).*\n", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize(("error", "status"), [(UserError, 2), (TryAgainError, TRY_AGAIN_STATUS)])

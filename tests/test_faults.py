@@ -199,7 +199,7 @@ PREPARE = ("--documents=paragraph", "--seq-len=32", "--vocab-size=512", "--heldo
         ("sentencepiece.SentencePieceTrainer.train", 1, (HUP, TERM)),
         ("multiprocessing.connection.wait", 1, (TERM,)),
         ("multiprocessing.connection.wait", 1, (INT, INT)),
-        ("sctd_jax.data.rows.ShardWriter.add", 3, (TERM, TERM)),
+        ("sctd_jax.data.shards.ShardWriter.add", 3, (TERM, TERM)),
         ("sctd_jax.data.frequencies.log_of", 1, (HUP,)),
     ],
 )

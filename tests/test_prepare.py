@@ -204,14 +204,14 @@ def test_an_interrupted_preparation_is_not_mistaken_for_a_finished_one(settings,
     out = tmp_path / "rows"
     code = f"""
 import os
-from sctd_jax.data import prepare, rows
+from sctd_jax.data import prepare, shards
 from sctd_jax.config import DataConfig
-add = rows.ShardWriter.add
+add = shards.ShardWriter.add
 def dying(self, values):
     add(self, values)
     if self.rows > 1000:
         os.kill(os.getpid(), 9)
-rows.ShardWriter.add = dying
+shards.ShardWriter.add = dying
 prepare.prepare({settings!r}, 512, prepare.Path({str(out)!r}), print)
 """
     done = subprocess.run(

@@ -21,7 +21,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sctd_jax.data import corpus, prepare, range_rows, ranges, survey, tokenizer, workers
+from sctd_jax.data import corpus, prepare, range_rows, ranges, sentencepiece_trainer, survey, tokenizer, workers
 from sctd_jax.data.rows import HELD_OUT, TRAIN, Rows, read_metadata
 from sctd_jax.errors import TryAgainError, UserError
 from tests import helpers
@@ -417,8 +417,11 @@ def test_what_a_machine_without_power_left_is_prepared_again(data, tmp_path):
     (work / range_rows.counts_name(1)).write_bytes((work / range_rows.counts_name(1)).read_bytes()[:300])
     os.truncate(next(work.glob("*train*-00002-of*")), 1000)
     next(work.glob("*train*-00003-of*")).unlink()
+    overwritten = next(work.glob("*train*-00004-of*"))
+    content = overwritten.read_bytes()
+    overwritten.write_bytes(content[: len(content) // 2] + b"\0lost\0" + content[len(content) // 2 + 6 :])
     lines = made(data, out)
-    assert any(line.startswith(f"going on with {work}: 2 of ") for line in lines)
+    assert any(line.startswith(f"going on with {work}: 1 of ") for line in lines)
     assert contents(out) == contents(tmp_path / "expected")
     # Killed after the tokenizer and before the plan.
     before = os.umask(0o027)
@@ -430,6 +433,19 @@ def test_what_a_machine_without_power_left_is_prepared_again(data, tmp_path):
     assert contents(out) == contents(tmp_path / "expected")
     assert out.stat().st_mode & 0o777 == 0o750
     assert {path.stat().st_mode & 0o777 for path in out.glob("*.json")} == {0o640}
+
+
+@pytest.mark.parametrize("pieces", [300, 290])
+def test_finished_ranges_are_not_joined_with_those_of_another_tokenizer(data, tmp_path, pieces):
+    out, work = tmp_path / "rows", tmp_path / "rows.incomplete"
+    assert killed(data, out, 2).returncode == -9
+    model = sentencepiece_trainer.train(texts(seed=5), vocab_size=pieces, model_type="bpe")
+    kept = (work / "tokenizer.model").read_bytes()
+    (work / "tokenizer.model").write_bytes(model)
+    with pytest.raises(UserError, match=rf"is not the tokenizer .* put that one there; or remove {work}"):
+        made(data, out)
+    (work / "tokenizer.model").write_bytes(kept)
+    assert any(line.startswith(f"going on with {work}: 2 of ") for line in made(data, out))
 
 
 def test_a_large_text_is_looked_at_in_part(data, tmp_path, monkeypatch):

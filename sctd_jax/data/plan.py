@@ -71,6 +71,10 @@ def read(work: epath.Path, data: DataConfig, identity: str, log: Callable[[str],
         else:
             storage.remove(work)
         return None
+    try:
+        tokenizer.of_rows(work, found["tokenizer_sha256"])
+    except UserError as error:
+        raise UserError(f"{error}; or remove {work}, to begin again") from error
     job = Job(data=data, folder=os.fspath(work), identity=identity, **{name: found[name] for name in _OF_THE_JOB})
     return Plan(job, found["copies"], told=False)
 

@@ -49,8 +49,8 @@ from sctd_jax.data.rows import (
     Metadata,
     on_disk,
     read_metadata,
-    write_description,
 )
+from sctd_jax.data.shards import write_description
 from sctd_jax.errors import UserError, of_disk, run_command, say
 from sctd_jax.fields import LARGEST_SEED, fill
 from sctd_jax.sections import LARGEST_VOCABULARY, LONGEST_ROW, SHORTEST_ROW

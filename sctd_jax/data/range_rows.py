@@ -19,9 +19,9 @@ from etils import epath
 
 from sctd_jax import storage
 from sctd_jax.config import DataConfig
-from sctd_jax.data import corpus, ranges, survey, tokenizer, unknown
+from sctd_jax.data import corpus, ranges, shards, survey, tokenizer, unknown
 from sctd_jax.data.packing import Packer
-from sctd_jax.data.rows import FREQUENCIES_FILE, HELD_OUT, TRAIN, ShardWriter, shard_name
+from sctd_jax.data.rows import FREQUENCIES_FILE, HELD_OUT, TRAIN
 from sctd_jax.data.tokenise import encoded_batches
 from sctd_jax.errors import UserError, printable
 
@@ -144,8 +144,8 @@ def prepare(job: Job, task: Task, advance: Callable[[int], object] = lambda char
     with tempfile.TemporaryDirectory(
         prefix=UNFINISHED, dir=None if storage.is_remote(out) else out, ignore_cleanup_errors=True
     ) as name:
-        paths = {split: Path(name, shard_name(split, range_.number, job.count)) for split in SPLITS}
-        writers = {split: ShardWriter(path, data.seq_len) for split, path in paths.items()}
+        paths = {split: Path(name, shards.shard_name(split, range_.number, job.count)) for split in SPLITS}
+        writers = {split: shards.ShardWriter(path, data.seq_len) for split, path in paths.items()}
         packers = {split: Packer(data.seq_len, tok.special) for split in SPLITS}
         frequencies = {split: np.zeros(len(tok.pieces), np.int64) for split in SPLITS}
 
@@ -222,14 +222,20 @@ def check_unchanged(task: Task) -> None:
 
 
 def finished(job: Job) -> Iterator[tuple[int, Counted]]:
-    """(number, what it holds) of each range that is finished: its shards are there and of the size that they had."""
+    """(number, what it holds) of each range that is finished: its shards are there and hold the rows that were written.
+
+    Of a bucket's, which keeps what it was given, only the counts are read.
+    """
     folder, remote = storage.as_path(job.folder), storage.is_remote(job.folder)
 
     def counted(number: int) -> Counted | None:
         found = _unpacked((folder / counts_name(number)).read_bytes(), job.identity)
-        for split, size in found.sizes.items() if found else ():
-            shard = folder / shard_name(split, number, job.count)
-            if not remote and not (shard.exists() and shard.stat().length == size):
+        for split, size in found.sizes.items() if found and not remote else ():
+            shard = Path(folder, shards.shard_name(split, number, job.count))
+            try:
+                if shard.stat().st_size != size or shards.digest(shard, job.data.seq_len) != found.digests[split]:
+                    return None
+            except (OSError, RuntimeError):
                 return None
         return found
 
@@ -247,7 +253,7 @@ def finished(job: Job) -> Iterator[tuple[int, Counted]]:
 def check_there(job: Job) -> None:
     """Raise UserError if a shard is missing: nodes of a cluster may have written to disks of their own."""
     folder = storage.as_path(job.folder)
-    names = {shard_name(split, number, job.count) for split in SPLITS for number in range(job.count)}
+    names = {shards.shard_name(split, number, job.count) for split in SPLITS for number in range(job.count)}
     with storage.reaching(folder):
         missing = sorted(names - {path.name for path in folder.iterdir()})
     if missing:

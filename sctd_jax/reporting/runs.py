@@ -84,7 +84,7 @@ def open_runs(paths: Sequence[str], log: Callable[[str], None]) -> tuple[list[Ru
     tuned: list[Run] = []
     sweeps: list[Sweep] = []
     for number, (name, path) in enumerate(zip(names(paths), paths, strict=True)):
-        folder = storage.as_path(path)
+        folder = storage.as_path(path, any_name=True)
         if storage.exists(folder / REPORT_FILE) and not storage.exists(folder / CONFIG_FILE):
             sweeps.append(_open_sweep(name, folder))
             continue

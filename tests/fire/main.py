@@ -134,6 +134,14 @@ CASES = [
         "text.txt",
     ),
     _flags(
+        "a workdir that is no UTF-8",
+        "--config=tests/small.py --workdir=$here/a\udcffb --config.data.rows=$base/rows",
+        "UTF-8",
+    ),
+    _flags(
+        "rows that are no UTF-8", "--config=tests/small.py --workdir=$here/run --config.data.rows=$here/\udcff", "UTF-8"
+    ),
+    _flags(
         "a workdir below a file",
         "--config=tests/small.py --workdir=$base/text.txt/x --config.data.rows=$base/rows",
         "text.txt",

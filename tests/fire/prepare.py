@@ -252,6 +252,9 @@ CASES = [
     *NUMBERS,
     *FILES,
     *RUNS,
+    Case(
+        "--out that is no UTF-8", "sctd_jax.data.prepare --input $base/text.txt --out $here/a\udcffb", words=("UTF-8",)
+    ),
     Case("no --out", "sctd_jax.data.prepare --input $base/text.txt", words=("--out",)),
     Case("an unknown flag", f"{TEXT} --seqlen 16", words=("--seqlen", "--seq-len")),
     Case("a stray argument", f"{TEXT} more.txt", words=("more.txt",)),
