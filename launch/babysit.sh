@@ -32,7 +32,11 @@ done
 [[ -n $name && -n $zone ]] || die "--name and --zone are needed; see $0 --help"
 need_arguments
 check_poll "$poll"
-[[ " ${arguments[*]}" == *" --workdir=gs://"* ]] || die "a run that outlives its slice needs --workdir=gs://BUCKET/..."
+workdir=''
+for argument in "${arguments[@]}"; do # the last one counts
+    [[ $argument != --workdir=* ]] || workdir=${argument#*=}
+done
+[[ $workdir == gs://* ]] || die "a run that outlives its slice needs --workdir=gs://BUCKET/..."
 
 vm() {
     "$here/tpu_vm.sh" "$1" "${place[@]}" "${@:2}"

@@ -15,15 +15,20 @@ install_stack() { # EXTRA...
 
 # What stands before -- into flags, without --dry-run; what stands behind it, the run's own, into arguments.
 split() {
-    local before=''
+    local before='' flag
     while [[ $# -gt 0 && $1 != -- ]]; do
         case $1 in
             -h | --help) usage "$0" 0 ;;
             --dry-run) dry_run=$1 ;;
-            --*) flags+=("$1") ;;
+            --*)
+                for flag in ${flags[@]+"${flags[@]}"}; do
+                    [[ ${flag%%=*} != "${1%%=*}" ]] || die "${1%%=*} is given twice; see $0 --help"
+                done
+                flags+=("$1")
+                ;;
             *) die "$1 is no option: ${before:+write $before=$1; }the run's own arguments stand after --; see $0 --help" ;;
         esac
-        before='' && [[ $1 == *=* ]] || before=$1
+        before='' && [[ $1 == *=* || $1 == "$dry_run" ]] || before=$1
         shift
     done
     arguments=("${@:2}")

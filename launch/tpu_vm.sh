@@ -38,11 +38,14 @@ parse() {
             --runtime=*) runtime=${flag#*=} ;;
             --poll=*) poll=${flag#*=} ;;
             --extra=*) extra=${flag#*=} ;;
-            --spot | --reserved) tier=$flag ;;
+            --spot | --reserved) [[ -z $tier ]] || die "$tier and $flag: a slice is one or the other" && tier=$flag ;;
             *) unknown "$flag" ;;
         esac
     done
     check_poll "$poll"
+    if [[ -n $extra ]] && ! grep -qE "^$extra = \\[" "$here/../pyproject.toml"; then
+        die "--extra=$extra: pyproject.toml has no such extra"
+    fi
     [[ -n $name && -n $zone ]] || die "--name and --zone are needed; see $0 --help"
     # What Google allows; anything else would fail in the cloud, later.
     [[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || die "--name=$name: letters a-z, digits and - are allowed"

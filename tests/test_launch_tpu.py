@@ -28,6 +28,7 @@ def repository(tmp_path_factory):
     """A repository with what is launched, committed."""
     folder = tmp_path_factory.mktemp("repository")
     shutil.copytree(LAUNCH, folder / "launch")
+    shutil.copy(helpers.ROOT / "pyproject.toml", folder)
     (folder / "sctd_jax").mkdir()
     (folder / "sctd_jax" / "main.py").touch()
     person = ("-c", "user.name=test", "-c", "user.email=test@localhost")
@@ -194,6 +195,10 @@ def test_a_dry_run_prints_what_the_run_would_do(cloud, command):
         (["create", "--name=My Slice", "--zone=z"], "--name=My Slice: letters a-z"),
         (["create", *PLACE, "--type=v9-8"], "--type=v9-8: v4-*"),
         (["create", *PLACE, "--sport"], "--sport is not known"),
+        (["create", *PLACE, "--spot", "--reserved"], "--spot and --reserved: a slice is one or the other"),
+        (["create", *PLACE, "--zone=other"], "--zone is given twice"),
+        (["setup", *PLACE, "--extra=banana"], "--extra=banana: pyproject.toml has no such extra"),
+        (["delete", *PLACE, "--dry-run", "extra"], "extra is no option: the run's own arguments stand after --"),
         (["create", *PLACE, "--poll=soon"], "--poll=soon: seconds are expected"),
         (["create", "--name", "a", "--zone=z"], "a is no option: write --name=a; "),
         (["create", *PLACE, "configs/base.py"], "configs/base.py is no option: the run's own arguments stand after --"),
@@ -415,9 +420,10 @@ def test_a_second_sigterm_does_not_lose_the_exit_status(cloud):
 
 
 def test_babysit_wants_a_workdir_that_outlives_the_slice(cloud):
-    status, output = cloud.run("babysit.sh", *PLACE, "--", "--config=configs/base.py", "--workdir=runs/base")
-    assert status == 2
-    assert "--workdir=gs://BUCKET" in output
+    for workdirs in (["--workdir=runs/base"], ["--workdir=gs://bucket/run", "--workdir=runs/base"]):
+        status, output = cloud.run("babysit.sh", *PLACE, "--", "--config=configs/base.py", *workdirs)
+        assert status == 2
+        assert "--workdir=gs://BUCKET" in output
     assert not cloud.calls()
 
 

@@ -468,4 +468,9 @@ def test_rows_that_are_there_already_are_no_way_around_a_refusal(rows, tmp_path,
     assert [line.startswith("warning: 30.0% of the letters") for line in lines] == [True, True]
     monkeypatch.undo()
     chosen = helpers.config(data__rows=str(folder), data__input="x.txt")
-    assert prepare.ensure_rows(chosen, lines.append) == folder and lines[-1].endswith("; data.input is not read")
+    assert prepare.ensure_rows(chosen, lines.append) == folder and lines[-1].endswith("; not read: data.input")
+    chosen = dataclasses.replace(
+        chosen, data=dataclasses.replace(chosen.data, input="", documents="paragraph", normal_form="NFC", longest_line=9)
+    )
+    prepare.ensure_rows(chosen, lines.append)
+    assert lines[-1].endswith("; not read: data.normal_form, data.longest_line")

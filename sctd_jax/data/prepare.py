@@ -76,8 +76,12 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
     data, vocab_size = config.data, config.model.vocab_size
     if data.rows:
         folder = storage.as_path(data.rows)
-        if ignored := [name for name in ("input", "tokenizer") if getattr(data, name)]:
-            log(f"note: the rows are those of data.rows={folder}; data.{' and data.'.join(ignored)} is not read")
+        # What is asked for, and is not what they were made with.
+        made = read_metadata(folder).settings | {"input": "", "tokenizer": "", "seq_len": data.seq_len}
+        asked = {name: value for name, value in vars(data).items() if name not in _NOT_OF_THE_ROWS}
+        ignored = [name for name, value in asked.items() if value not in (getattr(DataConfig, name), made.get(name))]
+        if ignored:
+            log(f"note: the rows are those of data.rows={folder}; not read: data.{', data.'.join(ignored)}")
         return on_disk(folder, log, whole=data.shuffle == "rows")
     root, same, log_once, folder = storage.as_path(data.prepared_dir), [], functools.cache(log), None
     for path in root.glob(f"*/{METADATA_FILE}") if began else ():
