@@ -470,7 +470,8 @@ def test_rows_that_are_there_already_are_no_way_around_a_refusal(rows, tmp_path,
     chosen = helpers.config(data__rows=str(folder), data__input="x.txt")
     assert prepare.ensure_rows(chosen, lines.append) == folder and lines[-1].endswith("; not read: data.input")
     chosen = dataclasses.replace(
-        chosen, data=dataclasses.replace(chosen.data, input="", documents="paragraph", normal_form="NFC", longest_line=9)
+        chosen,
+        data=dataclasses.replace(chosen.data, input="", documents="paragraph", normal_form="NFC", longest_line=9),
     )
     prepare.ensure_rows(chosen, lines.append)
     assert lines[-1].endswith("; not read: data.normal_form, data.longest_line")

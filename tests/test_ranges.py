@@ -250,6 +250,16 @@ def test_weights_are_epochs(tmp_path):
     assert contents(tmp_path / "again") == contents(tmp_path / "rows")
 
 
+def test_a_source_that_a_weight_leaves_out_is_said(tmp_path):
+    for name, first in (("a", 0), ("b", 10_000)):
+        write_json(tmp_path / f"{name}.jsonl", [f"the words of document {first + i} end" for i in range(1500)])
+    data = helpers.data(
+        input=f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl:0.000000001", tokenizer_type="bpe", heldout_share=0.1
+    )
+    lines = made(data, tmp_path / "rows")
+    assert f"warning: {tmp_path}/b.jsonl has 1,500 documents, and by its weight 1e-09 none is taken" in lines
+
+
 def test_a_weight_must_be_one(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b:2").mkdir()

@@ -268,6 +268,10 @@ def _finish(
         )
     for line in unknown.report(total.letters, data.allow_unknown):
         log(line)
+    for i, here in total.text.items():
+        if here.documents and not total.tokens[i]:
+            weight = f"by its weight {sources[i].epochs:g} none is taken"
+            log(f"warning: {sources[i].path} has {here.documents:,} documents, and {weight}")
     range_rows.check_there(plan.job)
     special = tokenizer.load(tokenizer.find(work)).special
     logs_V = frequencies.log_of(total.frequencies[TRAIN], special)

@@ -230,7 +230,9 @@ def finished(job: Job) -> Iterator[tuple[int, Counted]]:
 
     def counted(number: int) -> Counted | None:
         found = _unpacked((folder / counts_name(number)).read_bytes(), job.identity)
-        for split, size in found.sizes.items() if found and not remote else ():
+        if found is None or remote:
+            return found
+        for split, size in found.sizes.items():
             shard = Path(folder, shards.shard_name(split, number, job.count))
             try:
                 if shard.stat().st_size != size or shards.digest(shard, job.data.seq_len) != found.digests[split]:

@@ -206,7 +206,7 @@ CASES = [
                          ("a table of numbers", '{"tasks": [7], "averages": []}'))),
     *(Case(f"inspect {flags:.50}", f"sctd_jax.data.inspect {flags}", words=words) for flags, words in (
         ("", ("ROWS",)), ("''", ("ROWS",)), ("$here/none", ("none",)), ("$base/text.txt", ("text.txt",)),
-        ("$base/run", ("run",)), ("$base/rows --rows=0", ("--rows",)), ("$base/rows --rows=x", ("--rows",)),
+        ("$base/run", ("is a run",)), ("$base/rows --rows=0", ("--rows",)), ("$base/rows --rows=x", ("--rows",)),
         (f"$base/rows --rows={10**30}", ("--rows",)), ("$base/rows --out=$here", ("--out",)),
         ("$base/rows --out=''", ("--out",)), ("$base/rows --out=/proc/x.png", ("/proc/x.png",)),
         ("$base/rows --out=$here/x.txt.nothing", ("--out",)), ("$base/rows more", ("more",)),
