@@ -68,13 +68,13 @@ trackers: .venv-trackers/installed  ## wandb, mlflow and trackio, beside .venv: 
 # Each time what pip offers then; an environment of another Python or jax is made anew. setuptools leaves build/ behind.
 compat: asked = $(or $(JAX:%=jax-%),newest)-$(shell $(PYTHON) -c 'import sys; print("python-{}.{}.{}".format(*sys.version_info))')
 compat: pip = .venv-compat/bin/python -m pip install --quiet --disable-pip-version-check
-compat:  ## the fast tests and benchmarks.accelerator --smoke on another Python with the newest libraries, or another jax: PYTHON=python3.13 [JAX=0.11.2]
+compat:  ## the fast tests and benchmarks.accelerator --smoke on another Python with the newest libraries, or another jax: PYTHON=python3.13 [JAX=0.11.2] [TESTS='tests/test_bert.py ...']
 	$(check_python)test -e .venv-compat/$(asked) || $(PYTHON) -m venv --clear .venv-compat
 	touch .venv-compat/$(asked)
 	$(pip) --upgrade --upgrade-strategy eager ".[dev]" $(JAX:%=jax==%)
 	rm -rf build
 	.venv-compat/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|numpy) '
-	.venv-compat/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+	.venv-compat/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
 	.venv-compat/bin/python -m benchmarks.accelerator --smoke --minutes 30 --out .venv-compat/accelerator
 
 constraints: venv  ## launch/constraints.txt anew: what images and TPU VMs take, the newest that pyproject.toml allows

@@ -7,10 +7,11 @@ import functools
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,10 +115,12 @@ for module in json.loads(sys.stdin.readline()):
     importlib.import_module(module)
 warnings.simplefilter("ignore", RuntimeWarning)  # JAX's, of forks; it has no threads before its backend
 for line in sys.stdin:
-    arguments = json.loads(line)
+    arguments, environment = json.loads(line)
     files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
     began, child = time.monotonic(), os.fork()
     if not child:
+        os.environ.clear()
+        os.environ.update(environment)
         for number, descriptor in enumerate([os.open(os.devnull, os.O_RDONLY), *(file.fileno() for file in files)]):
             os.dup2(descriptor, number)
         (kind, *rest), sys.path[0] = arguments, os.getcwd()
@@ -132,7 +135,7 @@ for line in sys.stdin:
             runpy.run_path(kind, run_name="__main__")
         sys.exit(0)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    signal.alarm(int(os.environ.get("SECONDS_OF_A_FORK", 1200)))  # one that hangs ends, and its test fails
+    signal.alarm(int(environment.get("SECONDS_OF_A_FORK", 1200)))  # one that hangs ends, and its test fails
     _, status, used = os.wait4(child, 0)
     signal.alarm(0)
     texts = [(file.seek(0), file.read().decode(errors="replace"), file.close())[1] for file in files]
@@ -145,15 +148,15 @@ for line in sys.stdin:
 @contextlib.contextmanager
 def forking(
     python: str | Path, preload: tuple[str, ...], env: dict[str, str], cwd: Path = ROOT
-) -> Iterator[Callable[[list[str]], subprocess.CompletedProcess]]:
-    """A function that runs `python` with arguments, after imports that all of its calls share."""
+) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """A function that runs `python` with arguments, and an environment if not `env`, after imports that all share."""
     env = {"GLIBC_TUNABLES": ""} | env  # for huge pages the command would start Python again
     with subprocess.Popen(
         [python, "-c", _FORKING], env=env, cwd=cwd, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
 
-        def run(arguments: list[str]) -> subprocess.CompletedProcess:
-            process.stdin.write(json.dumps(arguments) + "\n")
+        def run(arguments: list[str], own: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+            process.stdin.write(json.dumps((arguments, own or env)) + "\n")
             process.stdin.flush()
             *answer, used = json.loads(process.stdout.readline())
             done = subprocess.CompletedProcess(arguments, *answer)
@@ -165,16 +168,27 @@ def forking(
 
 
 @functools.cache
-def _forks(env: frozenset[tuple[str, str]]):
+def _forks(of_the_process: frozenset[tuple[str, str]]):
     stack = contextlib.ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(forking(sys.executable, ("sctd_jax.pretrain.pretraining", "sctd_jax.report"), dict(env)))
+    env = {name: value for name, value in os.environ.items() if not _OF_THE_PROCESS.match(name)} | dict(of_the_process)
+    return stack.enter_context(forking(sys.executable, ("sctd_jax.pretrain.pretraining", "sctd_jax.report"), env))
+
+
+# What Python, JAX and the compilers read at their start; the rest each fork is given.
+_OF_THE_PROCESS = re.compile(r"(JAX|XLA|TF|TPU|LIBTPU|ALLOW_MULTIPLE_LIBTPU|GLIBC|LD|PYTHON|MALLOC)_?")
+
+
+def run_fork(arguments: Sequence[str], env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """`python arguments` in a process that begins after the imports; in `env`, by default that of `environment()`."""
+    env = {name: value for name, value in (env or environment()).items() if name != "PYTEST_CURRENT_TEST"}
+    own = {name: value for name, value in env.items() if _OF_THE_PROCESS.match(name)}
+    return _forks(frozenset(own.items()))(list(map(str, arguments)), {"GLIBC_TUNABLES": ""} | env)
 
 
 def run_module(module: str, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """`python -m module args` as a user would, on one CPU device; without the seconds of its imports."""
-    env = {name: value for name, value in (env or environment()).items() if name != "PYTEST_CURRENT_TEST"}
-    return _forks(frozenset(env.items()))(["-m", module, *args])
+    return run_fork(["-m", module, *args], env)
 
 
 # One program of one layer, for runs whose end or place is the point and not what they train.

@@ -62,8 +62,7 @@ def struck(module, *args, place="", call=1, delay=0.0, numbers=(), settings=None
     """The end of `python -m module args` that gets signals at a moment."""
     fault = {"place": place, "call": call, "delay": delay, "numbers": [int(number) for number in numbers]}
     fault = json.dumps(fault | {"settings": settings or {}})
-    run = helpers._forks(frozenset(helpers.environment().items()))
-    return run(["-c", _STRUCK, fault, module, *map(str, args)])
+    return helpers.run_fork(["-c", _STRUCK, fault, module, *map(str, args)])
 
 
 def assert_stopped(done, numbers):
@@ -234,7 +233,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 def fork(*arguments):
-    return helpers._forks(frozenset(helpers.environment().items()))(list(map(str, arguments)))
+    return helpers.run_fork(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -393,12 +392,12 @@ def bucket(rows, tmp_path_factory):
         for path in rows.iterdir():
             store.put("bucket", f"rows/{path.name}", path.read_bytes())
         cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
-        env = frozenset({**helpers.environment(), **address, **cache}.items())
+        env = {**helpers.environment(), **address, **cache}
 
         def train(name, *args):
             where = ("--config.data.rows=gs://bucket/rows", f"--workdir=gs://bucket/{name}")
-            return helpers._forks(env)(
-                ["-m", "sctd_jax.main", "--config=tests/small.py", *where, *helpers.ONE_LAYER, *args]
+            return helpers.run_module(
+                "sctd_jax.main", "--config=tests/small.py", *where, *helpers.ONE_LAYER, *args, env=env
             )
 
         yield store, train
