@@ -175,7 +175,7 @@ def _forks(of_the_process: frozenset[tuple[str, str]]):
     return stack.enter_context(forking(sys.executable, ("sctd_jax.pretrain.pretraining", "sctd_jax.report"), env))
 
 
-# What Python, JAX and the compilers read at their start; the rest each fork is given.
+# Variables that Python, JAX and the compilers read at their start; the rest each fork is given.
 _OF_THE_PROCESS = re.compile(r"(JAX|XLA|TF|TPU|LIBTPU|ALLOW_MULTIPLE_LIBTPU|GLIBC|LD|PYTHON|MALLOC)_?")
 
 

@@ -76,7 +76,7 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
     data, vocab_size = config.data, config.model.vocab_size
     if data.rows:
         folder = storage.as_path(data.rows)
-        # What is asked for, and is not what they were made with.
+        # A value that is asked for, and with which they were not made.
         made = read_metadata(folder).settings | {"input": "", "tokenizer": "", "seq_len": data.seq_len}
         asked = {name: value for name, value in vars(data).items() if name not in _NOT_OF_THE_ROWS}
         ignored = [name for name, value in asked.items() if value not in (getattr(DataConfig, name), made.get(name))]
