@@ -376,6 +376,23 @@ def test_utf16_and_utf32_without_a_mark_are_named(tmp_path, encoding):
             read(tmp_path / "x.jsonl.gz")
 
 
+def test_utf8_that_is_declared_as_another_encoding_is_said(tmp_path):
+    for name, raw in (
+        ("a.txt", "schön\n".encode() * 20_000),
+        ("b.txt", "schön\n".encode("latin-1")),
+        ("c.txt", b"so\n"),
+    ):
+        (tmp_path / name).write_bytes(raw)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress('{"text": "schön"}\n'.encode()))
+    sources, lines = corpus.find_sources([str(tmp_path)]), []
+    for encoding in ("latin-1", "utf-8"):
+        corpus.check(sources, text_field="text", encoding=encoding, log=lines.append)
+    assert lines == [
+        f"warning: 2 of 4 sources ({tmp_path}/a.txt first) begin with UTF-8, and are read as latin-1: leave --encoding "
+        "(config.data.encoding) out"
+    ]
+
+
 def test_zeros_in_utf8_are_no_other_encoding(tmp_path):
     for raw in (b"a\0b\0\0c word " * 40, b"one\0two\0three\0" * 30, b"text " * 100 + b"\0" * 900, b"a\0", b"\0\0\0\0"):
         (tmp_path / "x.txt").write_bytes(raw)

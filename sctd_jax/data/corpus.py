@@ -5,6 +5,7 @@ number of their document, so that one huge text file costs no more memory than m
 other formats one record is held whole, of at most `decoding.LONGEST_RECORD` bytes.
 """
 
+import codecs
 import collections
 import contextlib
 import dataclasses
@@ -123,20 +124,30 @@ def _epochs_of(text: str) -> tuple[str, float]:
     return found[1], epochs
 
 
-def check(sources: Iterable[Source], *, text_field: str, encoding: str = "") -> None:
-    """Read the beginning of every source, so that one that is not what it should be is refused before long work."""
+def check(
+    sources: Iterable[Source], *, text_field: str, encoding: str = "", log: Callable[[str], None] = lambda line: None
+) -> None:
+    """Read the beginning of every source, so that one that is not what it should be is refused before long work.
 
-    def look(source: Source) -> None:
+    `log` receives a line about files that are UTF-8, where another encoding is given: single bytes all are letters in
+    many, so that nothing would be replaced.
+    """
+
+    def look(source: Source) -> str:
         with _naming(source):
             next(_pieces(source, text_field, "file", encoding, SourceCounts()), None)
+            binary = source.split or hub_datasets.is_one(source.path) or files.kind(source.path) in ("parquet", "arrow")
+            return source.path if encoding and not binary and decoding.is_utf8(source.path) else ""
 
     sources = list(sources)
     # A bucket takes its time to answer, for thousands of files.
     with ThreadPoolExecutor(
         storage.REQUESTS if any(decoding.is_remote(source.path) for source in sources) else 1
     ) as pool:
-        for _ in pool.map(look, sources):
-            pass
+        utf8 = [path for path in pool.map(look, sources) if path]
+    if utf8 and not codecs.lookup(encoding).name.startswith("utf"):
+        of = f"{len(utf8):,} of {len(sources):,} sources ({printable(utf8[0])} first)"
+        log(f"warning: {of} begin with UTF-8, and are read as {encoding}: leave --encoding (config.data.encoding) out")
 
 
 def fingerprint(source: Source, *, fresh: bool = False) -> str:

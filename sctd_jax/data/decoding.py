@@ -18,6 +18,7 @@ from sctd_jax.errors import UserError
 from sctd_jax.storage import regular_file
 
 _HEAD = 1 << 12  # bytes that tell what a file is
+_SAMPLE = 1 << 16  # bytes that tell whether it is UTF-8
 LONGEST_RECORD = 1 << 28  # bytes of a document that is held whole, some three times
 _IN_PIECES = "cut it into documents, or take its text into a .txt, which is read in pieces"
 LONGEST_FIELD = 1 << 26  # characters of CSV, whose reader has 4 bytes for each
@@ -88,6 +89,17 @@ def unpacked(path: str) -> BinaryIO:
     if suffix and head:
         raise UserError(f"{path}: {what_is(path, head) or f'not compressed, as the {suffix} of its name says'}")
     return raw(path)
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a file begins with UTF-8 that has letters beyond ASCII: another encoding hardly makes that."""
+    with unpacked(path) as file:
+        head = file.read(_SAMPLE)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # its last letter may be cut
+    except UnicodeDecodeError:
+        return False
+    return not head.isascii()
 
 
 def open_utf8(path: str, replaced: Callable[[int], None], encoding: str = "", span: Span = None) -> BinaryIO:

@@ -170,7 +170,7 @@ def prepare(
         run = functools.partial(cluster.on_ray, ray, name="range", log=log)
     # Found before a lease lies beside `out`, maybe among them.
     sources = corpus.find_sources(files.split(data.input), log)
-    corpus.check(sources, text_field=data.text_field, encoding=data.encoding)
+    corpus.check(sources, text_field=data.text_field, encoding=data.encoding, log=log)
     with lease.hold(out, "preparing rows", log, beside=True) as check_held:
         check_new()  # it may have been finished since the first look
         work = out if in_bucket else out.with_name(f"{out.name}.incomplete")
