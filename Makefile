@@ -74,7 +74,7 @@ compat:  ## the fast tests and benchmarks.accelerator --smoke on another Python 
 	$(pip) --upgrade --upgrade-strategy eager ".[dev]" $(JAX:%=jax==%)
 	rm -rf build
 	.venv-compat/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|numpy) '
-	.venv-compat/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
+	.venv-compat/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(or $(TESTS),-m "not slow")
 	XLA_FLAGS=--xla_backend_optimization_level=0 .venv-compat/bin/python -m benchmarks.accelerator --smoke --minutes 30 --out .venv-compat/accelerator
 
 constraints: venv  ## launch/constraints.txt anew: what images and TPU VMs take, the newest that pyproject.toml allows

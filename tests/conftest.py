@@ -28,7 +28,10 @@ _SLOW_FILES = (
     "test_hosts.py", "test_mesh.py", "test_main.py", "test_documented_commands.py", "test_interop.py",
     "test_tpu_compile.py", "test_finetune.py", "test_step.py", "test_storage.py", "test_importing.py",
     "test_finetune_export.py", "test_probing.py", "test_sweep.py", "test_finetune_step.py", "test_stored.py",
-    "test_interop_families.py", "test_cluster.py", "test_hub.py", "test_report.py",
+    "test_interop_families.py", "test_cluster.py", "test_hub.py", "test_report.py", "test_faults.py",
+    "test_keep_by_layer.py", "test_start.py", "test_late_mask.py", "test_stages.py", "test_ranges.py",
+    "test_parity.py", "test_predicting.py", "test_optimizer.py", "test_fire.py", "test_launch_tpu.py",
+    "test_hub_datasets.py", "test_layer_tokens.py",
 )  # fmt: skip
 
 

@@ -112,7 +112,6 @@ def assert_same_run(workdir, whole):
         assert {path.name for path in (workdir / part).iterdir()} == {path.name for path in (whole / part).iterdir()}
 
 
-@pytest.mark.slow
 def test_ten_kills_at_random_moments_cost_no_bit(rows, whole, tmp_path):
     """Three in ten while a run starts, the others up to 60 ms after a step: in steps, evaluations and saves."""
     drawn, killed = random.Random(21), 0
@@ -142,7 +141,6 @@ MOMENTS = {
 TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
 
-@pytest.mark.slow
 def test_signals_once_and_twice_at_every_moment_of_a_run_cost_no_bit(rows, whole, tmp_path):
     """One of each in steps is in test_main.py."""
     workdir = tmp_path / "run"
@@ -164,7 +162,6 @@ def test_signals_once_and_twice_at_every_moment_of_a_run_cost_no_bit(rows, whole
     assert_same_run(workdir, whole[0])
 
 
-@pytest.mark.slow
 def test_signals_while_a_model_is_fine_tuned_cost_nothing(pretrained, folders, tmp_path):
     """Encoding comes before anything is saved; an epoch's evaluation decides which checkpoint is the best."""
     workdir = tmp_path / "run"
@@ -276,7 +273,6 @@ BEGUN = ("train", "finetune", "probe", "sweep", "arena")  # a workdir or folder 
 PRODUCTS = {"inspect": "out.png", "plot": "out.png", "predict": "out.jsonl", "report": "out.html"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_closed_output_ends_no_work(name, base, tmp_path):
     """`| head -1`: what the command makes is there all the same, and one line says that nobody reads."""
@@ -323,7 +319,6 @@ def read_only(folder):
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOSEN)
 def test_a_disk_that_is_full_or_read_only_is_one_line_and_nothing_is_lost(name, base, tmp_path):
     """Full: 75, for there may be room another time. An older picture or page stays; nothing that was begun does."""
@@ -346,7 +341,6 @@ def test_a_disk_that_is_full_or_read_only_is_one_line_and_nothing_is_lost(name, 
             read_only(here)
 
 
-@pytest.mark.slow
 def test_what_is_only_read_may_lie_on_a_read_only_disk(base, tmp_path):
     """Rows, a run and data for fine-tuning."""
     with disk(tmp_path / "disk", "size=50m") as here:
@@ -360,7 +354,6 @@ def test_what_is_only_read_may_lie_on_a_read_only_disk(base, tmp_path):
             assert done.returncode == 0, (name, done.stderr)
 
 
-@pytest.mark.slow
 def test_a_host_that_comes_late_is_waited_for_and_a_frozen_one_ends_the_others(rows, tmp_path):
     """Killed ones, a signal to one and other settings are in test_hosts.py."""
     processes = helpers.start_pair(
@@ -403,7 +396,6 @@ def bucket(rows, tmp_path_factory):
         yield store, train
 
 
-@pytest.mark.slow
 def test_a_bucket_that_fails_and_stalls_for_a_while_costs_time_alone(bucket, monkeypatch):
     """The first save meets three errors and an answer that takes two seconds; all is saved, the run is what it is."""
     (store, train), met = bucket, []
@@ -429,7 +421,6 @@ def test_a_bucket_that_fails_and_stalls_for_a_while_costs_time_alone(bucket, mon
     assert expected.returncode == 0 and losses[0] == losses[1]
 
 
-@pytest.mark.slow
 def test_objects_that_a_bucket_loses_are_passed_over_or_named(bucket):
     """One of a checkpoint: the one before is taken. One of the rows or of the workdir: one line says which."""
     store, train = bucket

@@ -294,7 +294,6 @@ def test_a_run_that_diverges_says_what_to_do(pretrained, folders, tmp_path):
         run(pretrained, tmp_path / "run", "rte", folders["rte"], epochs=40, learning_rate=1e30)
 
 
-@pytest.mark.slow
 def test_the_command(pretrained, folders, tmp_path):
     arguments = [
         "--mode=finetune", "--config=configs/finetune.py", "--config.task=cb", f"--config.init={pretrained}",

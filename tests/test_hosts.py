@@ -25,8 +25,6 @@ from sctd_jax.train.step import state_shape
 from sctd_jax.train.workdir import read_config
 from tests import finetuning, helpers
 
-pytestmark = pytest.mark.slow
-
 
 def until(process, words):
     """Read a process's output up to a line with these words."""

@@ -106,7 +106,6 @@ def test_the_same_command_again_has_nothing_to_do_and_more_steps_resume(one_laye
     assert int(saved(workdir, 8)["['step']"]) == 8
 
 
-@pytest.mark.slow
 def test_kill_and_resume_is_bit_for_bit_the_uninterrupted_run(finished, rows, tmp_path):
     """kill -9 after the checkpoint of step 3; consistency steps are 0, 3: the resume is off their interval too."""
     workdir = tmp_path / "killed"

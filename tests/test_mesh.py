@@ -88,7 +88,6 @@ def on_one_device(method):
     return jax.tree.map(np.asarray, (state.params, state.importance_V)), history
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "method"), [*FAMILIES, *FEWER])
 def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
     """Losses, parameters and importance table to 1e-5.
@@ -110,7 +109,6 @@ def test_a_mesh_and_one_device_agree_after_five_steps(shape, method):
     assert all((copy == copies[0]).all() for copy in copies)  # docs/method.md 9.1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lamb", "muon", "stable_adamw"])
 def test_every_optimizer_takes_on_a_mesh_the_steps_of_one_device(name):
     """Its state is split as the parameters are, and the program writes the new one where the old one was."""

@@ -171,7 +171,6 @@ def test_a_run_says_its_stages_and_trains_and_counts_by_them(whole, text, prepar
     assert int(state.step) == 6
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [2, 3, 4])
 def test_a_run_killed_around_a_boundary_ends_with_the_same_bits(whole, text, prepared, tmp_path, killed_after):
     """The checkpoint before the length changes, at it, and after it, where the rate and the kept tokens do."""

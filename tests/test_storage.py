@@ -57,7 +57,6 @@ def test_rows_are_prepared_into_a_bucket_and_complete_only_at_the_end(bucket, pr
     assert "gs://bucket/rows exists already" in again.stderr
 
 
-@pytest.mark.slow
 def test_a_run_in_a_bucket_trains_saves_and_leaves_everything_there(bucket, trained):
     assert trained.returncode == 0, trained.stderr
     assert "done: 6 steps" in trained.stdout
@@ -72,7 +71,6 @@ def test_a_run_in_a_bucket_trains_saves_and_leaves_everything_there(bucket, trai
     assert not [name for name in names if "claim" in name]
 
 
-@pytest.mark.slow
 def test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used(bucket, trained, tmp_path):
     assert trained.returncode == 0, trained.stderr
     store = bucket[0]
@@ -106,7 +104,6 @@ def test_a_run_in_a_bucket_resumes_passes_over_damage_and_can_be_used(bucket, tr
     assert f"workdir {WORKDIR} belongs to another config: train.seed" in other.stderr
 
 
-@pytest.mark.slow
 def test_fine_tuning_and_prediction_from_a_bucket_and_into_it(bucket, trained, tmp_path):
     assert trained.returncode == 0, trained.stderr
     store = bucket[0]
@@ -134,7 +131,6 @@ def test_fine_tuning_and_prediction_from_a_bucket_and_into_it(bucket, trained, t
     assert done.returncode != 0 and done.stderr.count("\n") == 1 and "gs://bucket/labels/none.csv" in done.stderr
 
 
-@pytest.mark.slow
 def test_a_run_by_shards_leaves_the_training_rows_in_the_bucket_and_resumes_as_if_it_had_not_stopped(bucket, prepared):
     """Its budget for copies may change, its shuffle not."""
     assert prepared.returncode == 0, prepared.stderr
@@ -161,7 +157,6 @@ def test_a_run_by_shards_leaves_the_training_rows_in_the_bucket_and_resumes_as_i
     assert "gs://bucket/stopped belongs to another config: data.shuffle" in other.stderr
 
 
-@pytest.mark.slow
 def test_two_processes_share_a_bucket(bucket, prepared):
     """Each must see what the other has written since it looked last: the claimed workdir, the checkpoint."""
     assert prepared.returncode == 0, prepared.stderr
@@ -184,7 +179,6 @@ def test_a_bucket_that_is_not_there_is_one_message(bucket):
     assert "documents" not in done.stdout  # it was said before the text was read
 
 
-@pytest.mark.slow
 def test_a_cloud_that_cannot_be_reached_is_one_message(bucket):
     nowhere = {"STORAGE_EMULATOR_HOST": "http://localhost:1", "TENSORSTORE_GCS_HTTP_URL": "http://localhost:1"}
     done = train((None, bucket[1] | nowhere))

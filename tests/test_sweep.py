@@ -91,7 +91,6 @@ app.run(main._main)
 """
 
 
-@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_runs_no_finished_cell_again(pretrained, rows, folders, tmp_path):
     """kill -9, of the command."""
     changes = {

@@ -65,7 +65,6 @@ def test_chip_hours_are_flops_over_what_the_chips_do():
     assert tpu_compile.chip_hours(full, chips.find("TPU v5 lite"), 0.25) == pytest.approx(2 * by_hand, rel=0.1)
 
 
-@pytest.mark.slow
 @with_libtpu
 def test_all_variants_compile_for_a_slice_and_fit():
     result = compile_mode(
@@ -84,7 +83,6 @@ def test_all_variants_compile_for_a_slice_and_fit():
     assert "the run: 6 steps are 0 chip-hours at an MFU of 0.4" in result.stdout
 
 
-@pytest.mark.slow
 @with_libtpu
 def test_recomputed_attention_with_dropout_compiles():
     """libtpu 0.0.42's compiler dies of it with the stacks that it gives its threads."""
@@ -98,7 +96,6 @@ def test_recomputed_attention_with_dropout_compiles():
     assert "a chip: fits" in result.stdout
 
 
-@pytest.mark.slow
 @with_libtpu
 def test_what_does_not_fit_is_said_and_ends_with_status_1():
     result = compile_mode(
@@ -108,7 +105,6 @@ def test_what_does_not_fit_is_said_and_ends_with_status_1():
     assert re.search(r"HBM          does not fit in 15.75 GiB: .*\d", result.stdout)
 
 
-@pytest.mark.slow
 @with_libtpu
 def test_the_largest_batch_is_found_without_generating_code():
     """The buffers of what fits, and the compiler's refusal of the next size."""
