@@ -31,7 +31,8 @@ _SLOW_FILES = (
     "test_interop_families.py", "test_cluster.py", "test_hub.py", "test_report.py", "test_faults.py",
     "test_keep_by_layer.py", "test_start.py", "test_late_mask.py", "test_stages.py", "test_ranges.py",
     "test_parity.py", "test_predicting.py", "test_optimizer.py", "test_fire.py", "test_launch_tpu.py",
-    "test_hub_datasets.py", "test_layer_tokens.py",
+    "test_hub_datasets.py", "test_layer_tokens.py", "test_attention.py", "test_modernbert.py",
+    "test_tokenizer_families.py", "test_accelerator_speed.py", "test_importing_families.py", "test_trackers.py",
 )  # fmt: skip
 
 

@@ -176,7 +176,6 @@ def test_a_peer_that_ends_is_an_error_of_one_line_with_its_last(tmp_path, monkey
         train_step.measure("", config, ("drop",), 1, Path(sys.executable))
 
 
-@pytest.mark.slow
 @needs_peer
 def test_the_real_peer_without_a_gpu_does_not_pass_for_one_on_a_gpu(monkeypatch):
     """A build of PyTorch for CPUs on a machine with a GPU, say."""
@@ -187,7 +186,6 @@ def test_the_real_peer_without_a_gpu_does_not_pass_for_one_on_a_gpu(monkeypatch)
         train_step.measure("", config, ("drop",), 1, helpers.PEER)
 
 
-@pytest.mark.slow
 @needs_peer
 def test_the_peer_is_of_the_recipes_family(monkeypatch):
     _, config = train_step.file_config("configs/roberta_base.py")

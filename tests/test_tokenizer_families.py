@@ -63,7 +63,6 @@ def converted_later(content):
     content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
 
 
-@pytest.mark.slow
 @needs_peer
 def test_ids_and_pairs_are_those_of_transformers_and_so_are_those_of_an_export(folders, tmp_path, run_peer):
     texts = [*tokenizer_folders.texts(), "a covid19b <E>c covid19\ncovid19"]
