@@ -431,7 +431,8 @@ def test_what_a_machine_without_power_left_is_prepared_again(data, tmp_path):
     content = overwritten.read_bytes()
     overwritten.write_bytes(content[: len(content) // 2] + b"\0lost\0" + content[len(content) // 2 + 6 :])
     lines = made(data, out)
-    assert any(line.startswith(f"going on with {work}: 1 of ") for line in lines)
+    (line,) = (line for line in lines if line.startswith(f"going on with {work}: 1 of "))
+    assert line.endswith(" ranges are finished, 5 that were are damaged and made again")
     assert contents(out) == contents(tmp_path / "expected")
     # Killed after the tokenizer and before the plan.
     before = os.umask(0o027)

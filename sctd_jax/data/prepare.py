@@ -231,8 +231,10 @@ def _run_tasks(
     for finished, counted in range_rows.finished(job):
         total.add(finished, counted)
         done.add(finished)
-    if done:
-        log(f"going on with {work}: {len(done):,} of {len(tasks):,} ranges are finished")
+    damaged = sum(1 for _ in work.glob(range_rows.COUNTS)) - len(done)
+    if done or damaged:
+        again = f", {damaged:,} that were are damaged and made again" if damaged else ""
+        log(f"going on with {work}: {len(done):,} of {len(tasks):,} ranges are finished{again}")
     missing = [task for task in tasks if task.range.number not in done]
     with tqdm(
         total=sum(task.range.size for task in tasks), unit="B", unit_scale=True, desc="tokenising", disable=None,

@@ -106,7 +106,7 @@ def on_disk(folder: str | os.PathLike, log: Callable[[str], None], whole: bool =
     With `whole` false the training shards stay in the bucket, and `Rows` copies them when it reads them.
     """
     if not storage.is_remote(folder):
-        if Path(folder, "config.json").exists():
+        if Path(folder, "config.json").exists() and not Path(folder, "features.json").exists():
             raise UserError(f"{folder} is a run, which holds no rows: name the folder that its config.json has as "
                             "data.rows, or the one in data.prepared_dir")  # fmt: skip
         return Path(folder)
