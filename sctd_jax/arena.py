@@ -26,11 +26,7 @@ from absl import logging
 
 from sctd_jax import recipes, storage
 from sctd_jax.arguments import CommandParser, any_path, local_path
-from sctd_jax.comparison import report
-from sctd_jax.comparison.run import check_cells, checked, read_results, run_cells
-from sctd_jax.comparison.table import read_table
 from sctd_jax.errors import UserError, run_command, say, writing
-from sctd_jax.tasks.files import read_jsonl
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,6 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--baseline is for --cells: the recipe names that of its table")
 
     def command() -> int:
+        # Imports of these take seconds: --help and a bad option answer at once.
+        from sctd_jax.comparison.run import check_cells, read_results, run_cells
+        from sctd_jax.comparison.table import read_table
+
         if args.cells:
             return _report(_read_lines(args.cells), args.baseline or "full", args.out)
         step_time = storage.read_json(storage.as_path(args.step_time)).get("step_time") if args.step_time else None
@@ -77,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(results: list[Mapping[str, Any]], baseline: str, out: str) -> int:
+    from sctd_jax.comparison import report
+
     if not results:
         raise UserError("no cell is finished: nothing to report")
     methods = sorted({one["method"] for one in results})
@@ -90,6 +92,9 @@ def _report(results: list[Mapping[str, Any]], baseline: str, out: str) -> int:
 
 
 def _read_lines(path: Path) -> list[Mapping[str, Any]]:
+    from sctd_jax.comparison.run import checked
+    from sctd_jax.tasks.files import read_jsonl
+
     places: dict[tuple[str, float, int], str] = {}
     found = []
     try:

@@ -57,7 +57,10 @@ def any_path(text: str) -> str:
 
 def picture(text: str) -> Path:
     """A file on this host's disk whose suffix says the format of a picture."""
-    from matplotlib.backend_bases import FigureCanvasBase  # importing it takes seconds
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase  # importing it takes seconds
+    except ValueError as error:  # MPLBACKEND is no such
+        raise argparse.ArgumentTypeError(f"cannot be drawn: matplotlib: {error}") from None
 
     path = local_path(text)
     if (path.exists() and not path.is_file()) or path.suffix[1:].lower() not in FigureCanvasBase.filetypes:

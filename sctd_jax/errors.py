@@ -219,9 +219,11 @@ def is_clouds(error: BaseException) -> bool:
 
 
 def _is_of_a_variable(error: BaseException) -> bool:
-    """Whether JAX raised it of one of its own variables, which it reads when it is imported."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ValueError) and frames[-1].filename.endswith(os.path.join("jax", "_src", "config.py"))
+    """Whether JAX or matplotlib raised it of one of its own variables, which they read when they are imported."""
+    if not isinstance(error, ValueError):
+        return False
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return raised_in.endswith(os.path.join("jax", "_src", "config.py")) or str(error).startswith("Key backend: ")
 
 
 def _interrupt_before(error: BaseException | None) -> KeyboardInterrupt | None:

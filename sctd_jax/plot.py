@@ -13,9 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "agg"  # whatever it was: a picture is a file
 import matplotlib.pyplot as plt
 import numpy as np
 from etils import epath

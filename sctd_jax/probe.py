@@ -21,9 +21,7 @@ from absl import logging
 from sctd_jax.arguments import CommandParser, any_path, local_path, number
 from sctd_jax.errors import run_command, say, writing
 from sctd_jax.fields import LARGEST_SEED
-from sctd_jax.probing import drawing, drift, layers, perplexity
 from sctd_jax.storage import write
-from sctd_jax.tasks.examples import FileSettings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,6 +46,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> None:
+    # Imports of these take seconds: --help and a bad option answer at once.
+    from sctd_jax.probing import drawing, drift, layers, perplexity
+    from sctd_jax.tasks.examples import FileSettings
+
     if args.command == "layers":
         sizes = {"examples": args.examples, "max_length": args.max_length, "batch_size": args.batch_size}
         files = FileSettings.of(args)

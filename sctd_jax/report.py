@@ -17,7 +17,6 @@ from absl import logging
 
 from sctd_jax.arguments import CommandParser, any_path, local_path, number
 from sctd_jax.errors import UserError, printable, run_command, say
-from sctd_jax.reporting import curves, examples, page, runs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,6 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
 
     def command() -> int:
+        # Imports of these take seconds: --help and a bad option answer at once.
+        from sctd_jax.reporting import curves, examples, page, runs
+
         page.check_out(args.out)
         if len(args.runs) > curves.MOST_RUNS:
             raise UserError(f"one page tells {curves.MOST_RUNS} runs apart, found {len(args.runs)}: name fewer")

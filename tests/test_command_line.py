@@ -252,3 +252,9 @@ def test_the_other_commands_say_in_one_line_what_is_wrong_and_know_no_abbreviati
 def test_every_other_command_uses_this_parser():
     sources = [*(helpers.ROOT / "sctd_jax").rglob("*.py"), *(helpers.ROOT / "benchmarks").glob("*.py")]
     assert [path.name for path in sources if "ArgumentParser(" in path.read_text()] == []
+
+
+def test_help_waits_for_no_library_that_takes_seconds():
+    program = "import sys; from sctd_jax import arena, probe, report; print(*{'jax', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=helpers.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

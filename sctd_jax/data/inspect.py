@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from sctd_jax import storage
 from sctd_jax.arguments import CommandParser, any_path, number, picture
@@ -149,6 +148,8 @@ def _histogram(lengths: np.ndarray, width: int = 40) -> list[str]:
 
 def draw(found: Documents, counts_V: np.ndarray, out: Path) -> None:
     """Picture of the documents' lengths and of how often the pieces come."""
+    from matplotlib.figure import Figure  # importing it takes seconds
+
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     if len(found.lengths):
