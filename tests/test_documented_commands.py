@@ -113,7 +113,7 @@ REWRITES = [
         (r"loader\.py --shards 16000 --rows 62500", "loader.py --shards 16000 --rows 300"),
         (r"loader\.py$", "loader.py --rows 2000 --seq-len 512 --batch-size 256"),
         (r"export\.py$", "export.py --smoke"),
-        (r"preparation\.py.*$", "preparation.py --mb 1 --vocab-size 600 --input 'books/**/*.txt'"),
+        (r"preparation\.py.*$", "preparation.py --mb 2 --vocab-size 600 --tokenizer-type bpe"),
         (r"train_step\.py --config configs/tiny\.py", "train_step.py"),
         (r"(train_step\.py --config \S+)( --smoke)?$", r"\1 --repeats 1 --smoke"),
         (r"--repeats 7 --peer pytorch", "--peer pytorch --repeats 9"),
