@@ -65,7 +65,9 @@ status() {
 
 case ${1:-} in
     -h | --help | help) usage "$0" 0 ;;
-    check | setup | start | status | logs | stop) mkdir -p "$state" 2> /dev/null || die "the folder of the run's state cannot be made: set SCTD_JAX_STATE to another" ;;
+    check | setup | start | status | logs | stop)
+        mkdir -p "$state" 2> /dev/null || die "the folder of the run's state cannot be made: set SCTD_JAX_STATE to another"
+        ;;
     *) die "${1:-no command} is not known: check, setup, start, status, logs or stop; see $0 --help" ;;
 esac
 case $1 in
