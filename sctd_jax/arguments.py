@@ -1,6 +1,7 @@
 """The command lines of everything but sctd_jax.main: argparse, with one line for what is wrong."""
 
 import argparse
+import collections
 import difflib
 import itertools
 import math
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from sctd_jax.errors import brief
+from sctd_jax.errors import brief, say
 from sctd_jax.fields import in_plain_digits
 
 
@@ -24,11 +25,14 @@ class CommandParser(argparse.ArgumentParser):
         """Argparse's, but for an option that is not known: that is said first, whatever is missing besides."""
         args = sys.argv[1:] if args is None else list(args)
         known = self._option_string_actions
+        given: collections.Counter[str] = collections.Counter()
         for argument in itertools.takewhile(lambda argument: argument != "--", () if self._subparsers else args):
             option = argument.partition("=")[0]
             if option.startswith("--") and option not in known:
                 near = difflib.get_close_matches(option.replace("_", "-"), known, 1)
                 self.error(f"{option} is not known" + (f"; did you mean {near[0]}?" if near else ""))
+            given[option] += isinstance(known.get(option), argparse._StoreAction)
+        tell_of_repeated(given)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -39,6 +43,13 @@ class CommandParser(argparse.ArgumentParser):
             message = f"unexpected argument {unexpected[0]}{more}; an option takes one value, so put a glob into quotes"
         print(f"error: {brief(message)} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
+
+
+def tell_of_repeated(given: dict[str, int]) -> None:
+    """Say which options are given more than once: a script may append its own to a command of somebody else."""
+    for option, times in given.items():
+        if times > 1:
+            say(f"note: {option} is given {times:,} times: the last one counts")
 
 
 def local_path(text: str) -> Path:

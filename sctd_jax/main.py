@@ -9,6 +9,7 @@ python -m sctd_jax.main --mode=sweep --config=configs/sweep.py --config.tasks=co
 python -m sctd_jax.main --mode=predict --config.init=RUN --config.data_dir=FILE --out=FILE
 """
 
+import collections
 import itertools
 import os
 import re
@@ -36,6 +37,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from sctd_jax import recipes
+from sctd_jax.arguments import tell_of_repeated
 from sctd_jax.config import from_dict
 from sctd_jax.errors import UserError, check_working_folder, print_error, printable, run_command, say
 from sctd_jax.fields import fill, in_plain_digits
@@ -306,6 +308,8 @@ def _parse_flags(argv: list[str], path: str, config: ConfigDict) -> list[str]:
         else:
             advice = "; options begin with --, see --help"
         raise UserError(f"unexpected argument {printable(rest[1])}{advice}")
+    given = [re.match(r"--?(?:no)?([\w.]+)(=|$)", argument) for argument in arguments]
+    tell_of_repeated(collections.Counter(f"--{match[1]}" for match in given if match))
     return rest
 
 

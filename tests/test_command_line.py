@@ -249,6 +249,19 @@ def test_the_other_commands_say_in_one_line_what_is_wrong_and_know_no_abbreviati
     }  # fmt: skip
 
 
+def test_an_option_that_is_given_twice_is_said(capsys):
+    """A script may append its own options to those of its caller, and the other way round."""
+    twice = [TINY, "--config.train.steps=5", "--mode=predict", "--config.train.steps", "6"]
+    ((status, stdout, stderr),) = helpers.answers([twice])
+    assert (status, stdout) == (2, "note: --config.train.steps is given 2 times: the last one counts\n"), stderr
+    commands = CommandParser(prog="tool")
+    command = commands.add_subparsers(dest="command").add_parser("fetch")
+    command.add_argument("--name")
+    command.add_argument("--input", action="append")
+    assert commands.parse_args(["fetch", "--name=a", "--input=a", "--input=b", "--name", "c"]).name == "c"
+    assert capsys.readouterr().out == "note: --name is given 2 times: the last one counts\n"
+
+
 def test_every_other_command_uses_this_parser():
     sources = [*(helpers.ROOT / "sctd_jax").rglob("*.py"), *(helpers.ROOT / "benchmarks").glob("*.py")]
     assert [path.name for path in sources if "ArgumentParser(" in path.read_text()] == []

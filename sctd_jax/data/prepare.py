@@ -227,11 +227,13 @@ def _run_tasks(
     in_this_process: bool,
 ) -> None:
     """Prepare the ranges that are not finished; what each holds is added to `total`."""
-    done = set()
+    done, damaged = set(), 0
     for finished, counted in range_rows.finished(job):
-        total.add(finished, counted)
-        done.add(finished)
-    damaged = sum(1 for _ in work.glob(range_rows.COUNTS)) - len(done)
+        if counted is None:
+            damaged += 1
+        else:
+            total.add(finished, counted)
+            done.add(finished)
     if done or damaged:
         again = f", {damaged:,} that were are damaged and made again" if damaged else ""
         log(f"going on with {work}: {len(done):,} of {len(tasks):,} ranges are finished{again}")

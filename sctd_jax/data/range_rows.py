@@ -221,8 +221,8 @@ def check_unchanged(task: Task) -> None:
             )
 
 
-def finished(job: Job) -> Iterator[tuple[int, Counted]]:
-    """(number, what it holds) of each range that is finished: its shards are there and hold the rows that were written.
+def finished(job: Job) -> Iterator[tuple[int, Counted | None]]:
+    """(number, what it holds) of each range that was finished; None where its shards do not hold what was written.
 
     Of a bucket's, which keeps what it was given, only the counts are read.
     """
@@ -247,9 +247,7 @@ def finished(job: Job) -> Iterator[tuple[int, Counted]]:
         with ThreadPoolExecutor(storage.REQUESTS) as pool:
             for start in range(0, len(numbers), 8 * storage.REQUESTS):
                 some = numbers[start : start + 8 * storage.REQUESTS]
-                for number, found in zip(some, pool.map(counted, some), strict=True):
-                    if found:
-                        yield number, found
+                yield from zip(some, pool.map(counted, some), strict=True)
 
 
 def check_there(job: Job) -> None:
