@@ -31,7 +31,7 @@ from sctd_jax.errors import UserError, run_command, say, writing
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m sctd_jax.arena", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.arena", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--config", help="a recipe of configs/arena, with its argument: FILE.py:ROWS")
     add("--workdir", type=any_path, help="folder of the cells")
@@ -54,9 +54,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def command() -> int:
         # Imports of these take seconds: --help and a bad option answer at once.
+        from sctd_jax.comparison.report import check_out
         from sctd_jax.comparison.run import check_cells, read_results, run_cells
         from sctd_jax.comparison.table import read_table
 
+        check_out(storage.as_path(args.out or os.path.join(args.workdir, "report")))
         if args.cells:
             return _report(_read_lines(args.cells), args.baseline or "full", args.out)
         step_time = storage.read_json(storage.as_path(args.step_time)).get("step_time") if args.step_time else None
@@ -96,6 +98,7 @@ def _read_lines(path: Path) -> list[Mapping[str, Any]]:
     from sctd_jax.tasks.files import read_jsonl
 
     places: dict[tuple[str, float, int], str] = {}
+    by_method: dict[tuple, Any] = {}
     found = []
     try:
         for record in read_jsonl(str(path)):
@@ -103,6 +106,11 @@ def _read_lines(path: Path) -> list[Mapping[str, Any]]:
             before = places.setdefault((one["method"], one["budget"], one["seed"]), record.place)
             if before != record.place:
                 raise UserError(f"{record.place} is the cell of {before} once more: keep one of them")
+            # Reference time is step_time x steps: seeds of one method share the one, and at one budget the other.
+            for of in ((one["method"], "step_time"), (one["method"], one["budget"], "steps")):
+                value = one.get(of[-1])
+                if (other := by_method.setdefault(of, value)) != value:
+                    raise UserError(f"{record.place}: {of[-1]} is {value}, and {other} in another cell of {of[0]}")
             found.append(one)
     except UserError as error:
         raise UserError(f"--cells {error}") from error

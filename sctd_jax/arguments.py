@@ -11,8 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from sctd_jax.errors import brief, say
+from sctd_jax.errors import UserError, brief, say
 from sctd_jax.fields import in_plain_digits
+from sctd_jax.storage import check_own
+
+# First bytes of what matplotlib writes: PNG, PDF, PostScript, SVG, JPEG, TIFF, WebP, GIF, and TeX of PGF.
+_PICTURES = (
+    b"\x89PNG",
+    b"%PDF",
+    b"%!PS",
+    b"<svg",
+    b"\xff\xd8\xff",
+    b"II*\0",
+    b"RIFF",
+    b"GIF8",
+    b"%% Creator: Matplotlib",
+)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -76,6 +90,10 @@ def picture(text: str) -> Path:
     path = local_path(text)
     if (path.exists() and not path.is_file()) or path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
         raise argparse.ArgumentTypeError(f"must be a file named as a picture, such as loss.png, found {text!r}")
+    try:
+        check_own(path, "picture", *_PICTURES, *([b""] if path.suffix in (".raw", ".rgba") else []))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return path
 
 

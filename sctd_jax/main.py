@@ -324,7 +324,7 @@ def _help(path: str, config: ConfigDict) -> str:
         rows.append((f"--{option.name}" + (f"={values}" if values else ""), meaning + default))
     return "\n".join(
         [
-            __doc__.strip(),
+            (__doc__ or "").strip(),  # none under -OO
             "",
             "Options:",
             *recipes.columns(rows, width),

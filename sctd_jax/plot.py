@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 os.environ["MPLBACKEND"] = "agg"  # whatever it was: a picture is a file
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from etils import epath
@@ -27,6 +28,8 @@ from sctd_jax.arguments import CommandParser, any_path, picture
 from sctd_jax.errors import UserError, printable, run_command, say, writing
 from sctd_jax.fields import read_float
 from sctd_jax.train.metrics import METRICS_FILE, read_metrics
+
+mpl.rcdefaults()  # whatever a matplotlibrc says (text by a LaTeX that is not there, a million dots an inch)
 
 _MARKERS = "osD^v<>PX*"
 _LATE = 0.25  # share of a curve's steps at its start that may lie above the picture
@@ -206,7 +209,7 @@ def _loss(text: str) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m sctd_jax.plot", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.plot", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("workdirs", nargs="+", type=any_path)
     parser.add_argument("--out", type=picture, default=Path("loss.png"))
     parser.add_argument(

@@ -21,7 +21,7 @@ from absl import logging
 from sctd_jax.arguments import CommandParser, any_path, local_path, number
 from sctd_jax.errors import run_command, say, writing
 from sctd_jax.fields import LARGEST_SEED
-from sctd_jax.storage import write
+from sctd_jax.storage import check_own, write
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
 
     def command() -> int:
+        check_own(args.out / f"{args.command}.json", "result of sctd_jax.probe", b'{\n "settings": {')
+        check_own(args.out / f"{args.command}.png", "picture", b"\x89PNG")
         with writing(args.out):
             made = [folder for folder in (args.out, *args.out.parents) if not folder.exists()]
             args.out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,7 @@ def _measure(args: argparse.Namespace) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="python -m sctd_jax.probe", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.probe", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
 
     add = _command(commands, "layers", "linear probes on the frozen states of every layer", "RUN_OR_HF_DIR")

@@ -26,6 +26,7 @@ _OF_THIS_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 ORIGIN_FILE = "origin.json"  # file of a partial copy: the folder, and the bytes of each file that is there alone
 REQUESTS = 32  # number of requests at a time to a bucket
 _REMOTE = "gs://"  # the scheme that Orbax, TensorStore, epath and fsspec all reach
+_MARKED_BYTES = 1024  # first bytes of a file, among which the mark of its writer is looked for
 _LARGEST_JSON = 1 << 30  # bytes; the plan of a preparation may list many copies
 _KINDS = {
     stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device",
@@ -119,6 +120,20 @@ def regular_file(path: _Path, advice: str = "", largest: float = math.inf) -> _P
     if found.st_size > largest:
         raise UserError(f"{path} has {found.st_size:,} bytes, {largest:,} at most are expected{advice}")
     return path
+
+
+def check_own(path: str | os.PathLike, what: str, *marks: bytes) -> None:
+    """Refuse to write over what has none of these marks in its first bytes, as `what` has; an empty file may go."""
+    place = as_path(path)
+    if not exists(place):
+        return
+    try:
+        with reaching(place), regular_file(place).open("rb") as file:
+            head: Any = file.read(_MARKED_BYTES)
+    except OSError as error:
+        raise UserError(f"{place}: {error.strerror}") from error
+    if head and not any(mark in head for mark in marks):
+        raise UserError(f"{place} is there, and is no {what}: give another name")
 
 
 def read_json(path: epath.Path, advice: str = "") -> dict[str, Any]:

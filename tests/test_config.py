@@ -275,3 +275,16 @@ def test_a_rate_that_never_comes_to_its_peak_is_said():
         for name, *values in (field.metadata["only"] for field in fields.values() if field.metadata["only"]):
             known = get_args(fields[name].type) or SELECTORS
             assert set(values) < set(known)
+
+
+def test_a_part_of_the_method_that_does_nothing_is_said():
+    assert report.without_effect(helpers.config()) == []
+    assert report.without_effect(helpers.config(dropping__method="drop", dropping__sc_weight=0.0)) == []
+    for field, value in (
+        ("optimizer.learning_rate", 0.0), ("dropping.sc_weight", 0.0), ("dropping.sc_interval", 6),
+        ("dropping.importance_beta", 1.0),
+    ):  # fmt: skip
+        (line,) = report.without_effect(helpers.config(**{field.replace(".", "__"): value}))
+        assert line.startswith(f"warning: config.{field} is "), line
+    (line,) = report.without_effect(helpers.config(masking__mask_share=0.0, masking__random_share=0.0))
+    assert "every token that is to be predicted is shown" in line

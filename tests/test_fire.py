@@ -59,7 +59,8 @@ def test_it_gets_one_line_and_nothing_is_lost(name, base, tmp_path):
     case = CASES[name]
     case.make(tmp_path, base)
     before, shared = contents(tmp_path), contents(base)
-    environment = helpers.environment() | case.env | {"SECONDS_OF_A_FORK": str(2 * CLOCK_SECONDS)}
+    own = {name: value.replace("$here", str(tmp_path)) for name, value in case.env.items()}
+    environment = helpers.environment() | own | {"SECONDS_OF_A_FORK": str(2 * CLOCK_SECONDS)}
     done = helpers.run_module(*arguments(case, tmp_path, base), env=environment)
     found = faults(case, done, before, contents(tmp_path))
     found += [f"the shared {path} is changed" for path, digest in contents(base).items() if shared.get(path) != digest]

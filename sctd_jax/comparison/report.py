@@ -17,10 +17,11 @@ from etils import epath
 from matplotlib.lines import Line2D
 
 from sctd_jax.plot import look, save
-from sctd_jax.storage import write
+from sctd_jax.storage import check_own, write
 
 PLATEAU = 1.0  # nats below word frequencies that a baseline must be for others to be ranked against it
 _LOSS, _BELOW = "eval/loss", "eval/below_unigram"
+_FIRST_LINE = "| method | time | seeds | held-out loss | nats below word frequencies"
 
 
 def summarize(results: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
@@ -121,8 +122,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     """The report's tables."""
     baseline, rows = content["baseline"], content["rows"]
     more = list(dict.fromkeys(title for row in rows for title in row["more"]))
-    heads = ["method", "time", "seeds", "held-out loss", "nats below word frequencies", f"against {baseline}", *more]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    heads = [f"against {baseline}", *more]
+    lines = [f"{_FIRST_LINE} | {' | '.join(heads)} |", f"|{'---|' * (len(heads) + 5)}"]
     for row in rows:
         loss = "diverged"
         if row["loss"] is not None:
@@ -158,6 +159,15 @@ def markdown(content: Mapping[str, Any]) -> str:
         time = f"{most}{1 - share:.2f} of its time: {least}{share:.0%} saved"
         lines += ["", f"{name} reaches the loss that {baseline} has at budget 1 in {time}."]
     return "\n".join(lines)
+
+
+def check_out(folder: epath.Path) -> None:
+    """Check before any work that a report in the folder writes over nothing but an earlier one."""
+    check_own(folder / "report.md", "report of sctd_jax.arena", _FIRST_LINE.encode())
+    check_own(folder / "report.json", "report of sctd_jax.arena", b'"baseline"')
+    check_own(folder / "cells.jsonl", "cells of sctd_jax.arena", b'"method"')
+    for name in ("curves.png", "budgets.png"):
+        check_own(folder / name, "picture", b"\x89PNG")
 
 
 def write_report(folder: epath.Path, results: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:

@@ -53,6 +53,8 @@ def checked(found: Any, where: str) -> Mapping[str, Any]:
     for point in found["curve"]:
         whole = isinstance(point, list) and len(point) in (2, 3) and all(map(_is_number, point[:2]))
         need(whole and (point[2:] in ([], [None]) or _is_number(point[2])), f"its curve has the point {point!r:.60}")
+    times = [point[0] for point in found["curve"]]
+    need(times == sorted(set(times)), "the times of its curve do not ascend")
     need(bool(found["curve"]) or bool(final.get("diverged")), "its curve has no point")
     for field in ("downstream", "probes"):
         need(all(map(_is_number, found[field].values())), f"{field} has a score that is no number")
@@ -93,6 +95,10 @@ def run_cells(table: Table, folder: epath.Path, log: Callable[[str], None], *, o
 def check_cells(table: Table, folder: epath.Path) -> None:
     """Check that what is in the folder are cells of this table and no others by the same names."""
     digests: dict[str, Any] = {}
+    with storage.reaching(folder):
+        there = {path.name for path in folder.glob("[!.]*")} if folder.exists() else set()
+    if there and not there & {cell.name for cell in table.cells}:
+        raise UserError(f"{folder} is not empty and has no cell of this table: choose another --workdir")
     for cell in table.cells:
         place = folder / cell.name
         if not storage.exists(place / CONFIG_FILE):

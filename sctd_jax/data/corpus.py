@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sctd_jax import storage
+from sctd_jax.config import DataConfig
 from sctd_jax.data import decoding, files, formats, hub_datasets
 from sctd_jax.data.cleaning import Cleaning, LeftOut, clean, split_text
 from sctd_jax.data.decoding import DAMAGED, END, Span, decode, open_utf8
@@ -148,6 +149,23 @@ def check(
     if utf8 and not codecs.lookup(encoding).name.startswith("utf"):
         of = f"{len(utf8):,} of {len(sources):,} sources ({printable(utf8[0])} first)"
         log(f"warning: {of} begin with UTF-8, and are read as {encoding}: leave --encoding (config.data.encoding) out")
+
+
+def unread(sources: Iterable[Source], data: DataConfig) -> list[str]:
+    """A sentence for each setting of `data` that is asked for, and by which none of the sources is read."""
+    kinds = {
+        "dataset" if source.split or hub_datasets.is_one(source.path) else files.kind(source.path) for source in sources
+    }
+    needed = {
+        "text_field": ("no source has fields", kinds <= {"text", "warc"}),
+        "encoding": ("no source is a file of text", kinds <= {"dataset", "parquet", "arrow"}),
+        "documents": ("no source is plain text", "text" not in kinds),
+    }
+    return [
+        f"data.{name} ({value}) is not used: {why}"
+        for name, (why, idle) in needed.items()
+        if idle and (value := getattr(data, name)) != getattr(DataConfig, name)
+    ]
 
 
 def fingerprint(source: Source, *, fresh: bool = False) -> str:

@@ -78,6 +78,11 @@ _PACKED: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO], Any]], ...] = (
 )
 
 
+def suffix_of_packed(path: str) -> str:
+    """The end of a name that says that the file is compressed; '' without one."""
+    return next((suffix for suffix in COMPRESSED if path.lower().endswith(suffix)), "")
+
+
 def unpacked(path: str) -> BinaryIO:
     """A file's bytes, unpacked where its first ones say that gzip, bzip2, xz or zstandard has compressed it."""
     with raw(path) as file:
@@ -85,7 +90,7 @@ def unpacked(path: str) -> BinaryIO:
     opened = next((opener for magic, opener in _PACKED if magic.match(head)), None)
     if opened:
         return _Unpacked(raw(path), opened)
-    suffix = next((suffix for suffix in COMPRESSED if path.lower().endswith(suffix)), "")
+    suffix = suffix_of_packed(path)
     if suffix and head:
         raise UserError(f"{path}: {what_is(path, head) or f'not compressed, as the {suffix} of its name says'}")
     return raw(path)
@@ -116,6 +121,8 @@ def open_utf8(path: str, replaced: Callable[[int], None], encoding: str = "", sp
     with unpacked(path) as file:
         head = file.read(_HEAD)
     mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
+    if any(magic.match(head) for magic, _ in _PACKED):
+        raise UserError(f"{path}: compressed twice; unpack it once")
     if not mark and (what := what_is(path, head) or (not encoding and b"\0" in head and _wide(path, head))):
         raise UserError(f"{path}: {what}")
     other = _MARKS[mark] if mark else encoding

@@ -60,7 +60,7 @@ def kind(path: str) -> str:
 
 def _unpacked_name(path: str) -> str:
     name = os.path.basename(path).lower()
-    return next((name.removesuffix(end) for end in decoding.COMPRESSED if name.endswith(end)), name)
+    return name.removesuffix(decoding.suffix_of_packed(name))
 
 
 def _kind_by_name(path: str) -> str:

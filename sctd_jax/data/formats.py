@@ -25,6 +25,7 @@ from sctd_jax.data.decoding import (
     is_remote,
     open_utf8,
     raw,
+    suffix_of_packed,
     unpacked,
     what_is,
     whole_lines,
@@ -118,20 +119,28 @@ class _Whole:
 
 
 def csv_texts(path: str, field: str, encoding: str, replaced: Replaced, span: Span = None) -> Iterator[str]:
-    """CSV with a line of names first; tabs separate the columns of .tsv."""
-    delimiter = "\t" if ".tsv" in path.lower() else ","
+    """CSV with a line of names first; tabs separate the columns of .tsv, where a quoted field ends on its line."""
+    tabs = path.lower().removesuffix(suffix_of_packed(path)).endswith(".tsv")
     csv.field_size_limit(LONGEST_FIELD)  # the limit of all readers of the process, of which several may be at work
     try:
         with open_utf8(path, replaced, encoding) as file:
             rows = csv.reader(
-                (decode(line, replaced) for line in whole_lines(file, path)), delimiter=delimiter, strict=True
+                (decode(line, replaced) for line in whole_lines(file, path)),
+                delimiter="\t" if tabs else ",",
+                strict=True,
             )
             names = next(rows, [])
             if names.count(field) != 1:
                 kind = "no column" if field not in names else "more than one column"
                 raise UserError(f"{path}: {kind} {field!r} (data.text_field), found {printable(', '.join(names)):.400}")
-            column = names.index(field)
-            for row in rows:
+            column, line = names.index(field), rows.line_num
+            while (row := next(rows, None)) is not None:
+                before, line = line, rows.line_num
+                if tabs and line > before + 1 and (len(names) == 1 or any("\t" in value for value in row)):
+                    raise UserError(
+                        f"{path}, lines {before + 1:,} to {line:,}: a field that begins with a double quote holds "
+                        "whole rows; where quotes are text here, write the file as JSON lines"
+                    )
                 if row and len(row) != len(names):
                     raise UserError(f"{path}, line {rows.line_num}: {len(row)} columns, expected {len(names)}")
                 if row:

@@ -148,7 +148,11 @@ def _histogram(lengths: np.ndarray, width: int = 40) -> list[str]:
 
 def draw(found: Documents, counts_V: np.ndarray, out: Path) -> None:
     """Picture of the documents' lengths and of how often the pieces come."""
-    from matplotlib.figure import Figure  # importing it takes seconds
+    # Importing it takes seconds. A picture is the same whatever a matplotlibrc says.
+    from matplotlib import rcdefaults
+    from matplotlib.figure import Figure
+
+    rcdefaults()
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -168,7 +172,7 @@ def draw(found: Documents, counts_V: np.ndarray, out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m sctd_jax.data.inspect", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.data.inspect", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=any_path, metavar="ROWS", help="folder that sctd_jax.data.prepare wrote")
     parser.add_argument("--out", type=picture, help="picture to write, PNG, PDF or SVG by its suffix")
     parser.add_argument("--rows", type=number(int, 1), default=1 << 16, help="rows to look at; default %(default)s")

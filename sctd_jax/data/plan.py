@@ -58,9 +58,11 @@ def read(work: epath.Path, data: DataConfig, identity: str, log: Callable[[str],
       identity: `prepare.identity` of text and settings.
       log: receives a line about a removal.
     """
-    if not storage.exists(work / FILE):
-        if not storage.is_remote(work) and work.exists() and set(work.iterdir()) - set(own_files(work)):
+    if not storage.is_remote(work) and os.path.lexists(work):  # a link may lead nowhere, or to another folder
+        foreign = os.path.islink(work) or not work.is_dir()
+        if foreign or (not storage.exists(work / FILE) and set(work.iterdir()) - set(own_files(work))):
             raise UserError(f"{work} exists, and is no interrupted preparation; remove it")
+    if not storage.exists(work / FILE):
         return None
     found = storage.read_json(work / FILE, advice="remove the folder")
     if found.get("identity") != _identity(identity):

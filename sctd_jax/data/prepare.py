@@ -171,6 +171,8 @@ def prepare(
     # Found before a lease lies beside `out`, maybe among them.
     sources = corpus.find_sources(files.split(data.input), log)
     corpus.check(sources, text_field=data.text_field, encoding=data.encoding, log=log)
+    for line in corpus.unread(sources, data):
+        log(f"note: {line}")
     with lease.hold(out, "preparing rows", log, beside=True) as check_held:
         check_new()  # it may have been finished since the first look
         work = out if in_bucket else out.with_name(f"{out.name}.incomplete")
@@ -328,7 +330,7 @@ def _finish(
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m sctd_jax.data.prepare", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.data.prepare", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     sources = (
         "file, folder or glob, in gs:// too, or tfds: or hf:NAME[/CONFIG][@SPLIT], or several with commas (\\, within "
@@ -341,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seq-len", type=number(int, SHORTEST_ROW, LONGEST_ROW + 1), default=512, help="tokens of a row")
     kinds = "SentencePiece model, tokenizer.json, vocab.txt, vocab.json or a folder with one; none: train one"
     add("--tokenizer", default="", metavar="MODEL", help=kinds)
-    add("--tokenizer-type", choices=("unigram", "bpe", "byte_bpe"), default="unigram")
+    add("--tokenizer-type", choices=("unigram", "bpe", "byte_bpe"), help="kind of one that is trained; default unigram")
     add("--text-field", default="text", help="field or column with the text; article.body for one within another")
     add("--encoding", default="", help="encoding of text files without a byte order mark, as latin-1; default UTF-8")
     add("--documents", choices=("file", "paragraph", "line"), default="file", help="a document in .txt files")
@@ -370,6 +372,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--input is empty: give a source, or leave --input out for the trial corpus")
     if not fields["out"]:
         parser.error("--out is empty: name a folder")
+    if fields["tokenizer"]:
+        trained = [("--tokenizer-type", fields["tokenizer_type"]), ("--no-keep-zwnj", not fields["keep_zwnj"])]
+        for option in (option for option, given in trained if given):
+            say(f"note: {option} is not used: it is of a tokenizer that is trained here, and --tokenizer gives one")
+    fields["tokenizer_type"] = fields["tokenizer_type"] or "unigram"
     out, vocab_size, processes, ray = (fields.pop(name) for name in ("out", "vocab_size", "workers", "ray"))
     data = DataConfig(**fields | {"input": ",".join(fields["input"]), "rows": "", "prepared_dir": ""})
 

@@ -1,5 +1,6 @@
 """A run -> a folder for Hugging Face `transformers`; needs neither torch nor transformers."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from sctd_jax.interop.exported import Card, Model, Result, Said, render
 from sctd_jax.interop.exporting_task import task_model
 from sctd_jax.models import open_run
 from sctd_jax.train.metrics import read_metrics
-from sctd_jax.train.workdir import TASK_FILE, check_metadata, read_command, read_config
+from sctd_jax.train.workdir import CHECKPOINTS, TASK_FILE, check_metadata, read_command, read_config
 
 CARD = "README.md"
 # Tags of the hub for a method.
@@ -52,6 +53,8 @@ def export(
     Returns:
       The names of the files written.
     """
+    if Path(os.path.abspath(out)).is_relative_to(os.path.abspath(os.fspath(workdir / CHECKPOINTS))):
+        raise UserError(f"--out {out} is among the checkpoints of {workdir}: choose another folder")
     try:
         inside = {path.name for path in out.iterdir()} if out.is_dir() else None
         there = out.exists()

@@ -106,7 +106,7 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
     def describe(state: TrainState) -> list[str]:
         step, lines = int(state.step), report.start_table(config, attention, mesh, data, unigram_loss, state)
         lines += unread("config", config)
-        lines += report.without_peak(config)
+        lines += [*report.without_peak(config), *report.without_effect(config)]
         for field, schedule in (
             ("dropping.keep_schedule", config.dropping.keep_schedule if config.drops else ""),
             ("masking.rate_schedule", config.masking.rate_schedule),

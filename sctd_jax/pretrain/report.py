@@ -185,6 +185,27 @@ def no_context(config: Config, step: int, metrics: Mapping[str, Any]) -> list[st
     ]
 
 
+def without_effect(config: Config) -> list[str]:
+    """Lines about values at which a part of the method does nothing."""
+    dropping, masking, steps = config.dropping, config.masking, config.train.steps
+    sctd = dropping.method == "sctd"
+    ranked = config.drops and dropping.selector.startswith("importance")
+    found = {
+        "optimizer.learning_rate is 0: no parameter changes": config.optimizer.learning_rate == 0,
+        "masking.mask_share and masking.random_share are 0: every token that is to be predicted is shown": (
+            masking.mask_share == masking.random_share == 0
+        ),
+        f"dropping.sc_interval is {dropping.sc_interval:,}, of {steps:,} train.steps: one consistency step at most": (
+            sctd and dropping.sc_interval >= steps
+        ),
+        "dropping.sc_weight is 0: consistency steps match no meaning": sctd and dropping.sc_weight == 0,
+        "dropping.importance_beta is 1: the importance of a token stays what it is": (
+            ranked and dropping.importance_beta == 1
+        ),
+    }
+    return [f"warning: config.{line}" for line, is_so in found.items() if is_so]
+
+
 def without_peak(config: Config) -> list[str]:
     """Warning of a run whose learning rate never comes to its peak."""
     optimizer, steps = config.optimizer, config.train.steps

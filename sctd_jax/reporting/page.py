@@ -14,12 +14,11 @@ from sctd_jax.pretrain.flops import run_flops
 from sctd_jax.pretrain.report import method
 from sctd_jax.reporting import curves, examples
 from sctd_jax.reporting.runs import NOT_THERE, Run, Sweep, data_line, differences
-from sctd_jax.storage import write
+from sctd_jax.storage import check_own, write
 from sctd_jax.train.metrics import duration
 
 GENERATOR = "sctd_jax.report"
 _MARK = f'<meta name="generator" content="{GENERATOR}">'
-_HEAD_BYTES = 1024  # first bytes of a file, among which its mark is looked for
 _IN_TITLE = 6  # names of runs in the title at most
 _UNITS = ("", "k", "M", "G", "T", "P", "E", "Z")
 
@@ -37,17 +36,7 @@ def check_out(out: Path) -> None:
     """Check before any work that the page can be written, and that no file of another kind is in its place."""
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if not out.exists():
-        return
-    ours = False
-    try:
-        if out.is_file():  # a pipe would be waited for
-            with out.open("rb") as file:
-                ours = _MARK.encode() in file.read(_HEAD_BYTES)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from error
-    if not ours:
-        raise UserError(f"--out {out} is there, and is no page of {GENERATOR}: give another name")
+    check_own(out, f"page of {GENERATOR}", _MARK.encode())
 
 
 def save(out: Path, html: str) -> None:

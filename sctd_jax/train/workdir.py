@@ -7,6 +7,7 @@ rows) and `checkpoints/STEP/` with the whole TrainState, importance table includ
 import contextlib
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -52,7 +53,12 @@ def check(workdir: epath.Path, same_run: Callable[[], None]) -> None:
         with storage.reaching(workdir):
             if (workdir / CONFIG_FILE).exists():
                 same_run()
-                storage.regular_file(workdir / METRICS_FILE)  # read when all else has been written
+                # Read, or written to, when much else has been written.
+                storage.regular_file(workdir / METRICS_FILE)
+                for name, is_one in ((METRICS_FILE, os.path.isfile), ("tensorboard", os.path.isdir)):
+                    path = os.fspath(workdir / name)
+                    if not storage.is_remote(path) and os.path.lexists(path) and not is_one(path):
+                        raise UserError(f"{path} is a link to nothing, or of another kind; move it away")
                 return
             there = [path.name for path in workdir.iterdir()] if workdir.exists() else []
             if any(name not in _LEFT_BY_A_KILL and not name.startswith(".claim-") for name in there):

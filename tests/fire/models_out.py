@@ -151,6 +151,8 @@ def _files(*names: str) -> Callable[[Path, Path], None]:
 
 
 EXPORTS = [
+    Case("export among the checkpoints", "sctd_jax.interop.huggingface export --workdir $here/run --out "
+         "$here/run/checkpoints/9", _copy("run", lambda folder: None), words=("among the checkpoints",)),
     _exported("nothing wrong", _copy("run", lambda folder: None), "exported step 6", status=0),
     _exported("a fine-tuned one", _copy("tuned", lambda folder: None), "exported step 2", status=0),
     *(_exported(name, _copy("run", change)) for name, change in RUNS.items()),

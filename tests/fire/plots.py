@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fire.case import Case, special
+from tests.fire.case import Case, special, write
 
 _TRAIN = "sctd_jax.main --config=tests/small.py --config.data.rows=$base/rows --config.dropping.method=full"
 _TRAIN += " --config.model.num_layers=1 --workdir=$here/run --config.train.steps=7"
@@ -27,6 +27,17 @@ def _special(device: str = "", name: str = "metrics.jsonl") -> Callable[[Path, P
     return lambda here, base: special(name, device)(Path(shutil.copytree(base / "run", here / "run")))
 
 
+def _with(name: str, put: Callable[[Path], object]) -> Callable[[Path, Path], None]:
+    """A copy of the run in which one file or folder is replaced."""
+
+    def make(here: Path, base: Path) -> None:
+        path = Path(shutil.copytree(base / "run", here / "run"), name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        put(path)
+
+    return make
+
+
 def _line(text: str | bytes) -> Callable[[bytes], bytes]:
     """Metrics with a line more in their middle."""
 
@@ -37,6 +48,17 @@ def _line(text: str | bytes) -> Callable[[bytes], bytes]:
     return damage
 
 
+_OVER = [
+    Case("a text named as a picture", "sctd_jax.plot $base/run --out $here/x.pdf",
+         lambda here, base: (here / "x.pdf").write_text("mine"), words=("x.pdf is there", "no picture")),
+    Case("pictures of another", "sctd_jax.probe perplexity $base/run --rows 2 --out $here/probes",
+         words=("perplexity.json is there",),
+         make=lambda here, base: write("probes/perplexity.json", '{"mine": 1}')(here)),
+    *(Case(f"{name} that is {what}", _TRAIN, make, words=(name, "move it away")) for name, what, make in (
+        ("tensorboard", "a file", _with("tensorboard", lambda path: path.write_text("x"))),
+        ("tensorboard", "a link to nowhere", _with("tensorboard", lambda path: path.symlink_to("nowhere"))),
+        ("metrics.jsonl", "a link to nowhere", _with("metrics.jsonl", lambda path: path.symlink_to("nowhere"))))),
+]  # fmt: skip
 _LINES = {
     "a list": "[1]",
     "a number": "7",
@@ -68,6 +90,7 @@ _WARNED = ("damaged",)
 _FINE = ("a negative step", "NaN", "infinity", "a step beyond 64 bits", "a value beyond floats")
 
 CASES = [
+    *_OVER,
     *(
         Case(f"{name} in the metrics, drawn", f"sctd_jax.plot $here/run {_OUT}", _run(metrics=_line(line)), status=0,
              words=() if name in _FINE else _WARNED, new=("out.png",))
