@@ -18,12 +18,11 @@ from tests import helpers
 from tests.fire.case import CLOCK_SECONDS, Case, arguments, contents, faults
 
 TABLES = sorted(path.stem for path in (helpers.ROOT / "tests" / "fire").glob("*.py"))
-CASES = {
-    f"{table}: {case.name}": case
-    for table in TABLES
-    if table not in ("__init__", "case")
-    for case in importlib.import_module(f"tests.fire.{table}").CASES
-}
+CASES: dict[str, Case] = {}
+for table in TABLES:
+    for case in () if table in ("__init__", "case") else importlib.import_module(f"tests.fire.{table}").CASES:
+        name = f"{table}: {case.name}"
+        CASES[f"{name} once more" if name in CASES else name] = case
 CHOSEN = list(CASES) if os.environ.get("FIRE") == "all" else list(CASES)[::20]
 
 

@@ -282,6 +282,9 @@ def check_split(look: Survey, data: DataConfig, sources: Sequence[corpus.Source]
         said = "one document, and documents are held out whole: none is left to train on"
     elif look.lowest == look.highest:
         said, cure = f"{number:,} copies of one document, of which none may be held out alone", "give other text"
+    elif data.heldout_share >= look.highest:
+        said = f"--heldout-share {data.heldout_share} (config.data.heldout_share) holds out all {number:,} documents"
+        cure = "take a smaller one, or give more text"
     else:
         said = f"{number:,} documents, which would all be needed for {MIN_HELDOUT_ROWS} held-out rows"
         cure += ", or take a smaller --seq-len (config.data.seq_len)"

@@ -179,6 +179,11 @@ def convert(source: Path) -> Path:
     """
     found, files = _look(source)
     to = files[0].with_name(WEIGHTS_FILE)
+    if not found and files[0].suffix != ".safetensors":
+        raise UserError(
+            f"{printable(source)} is no file of weights that is converted; expected is pytorch_model.bin or another "
+            f"{', '.join(_PICKLES)}, flax_model.msgpack, tf_model.h5 or TensorFlow's NAME.index"
+        )
     if not found or to.exists():
         raise UserError(f"{printable(to if to.exists() else files[0])} is there already: nothing to convert")
     try:

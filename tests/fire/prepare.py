@@ -60,6 +60,7 @@ NUMBERS = [
         ("seq-len", "held-out rows", ("131072",)),
         ("vocab-size", "--vocab-size", ("-1", "0", "5", "2147483647", "99999999999", "9" * 30, "x", "1e3")),
         ("vocab-size", "vocab_size", ("6", "100000", "16777216")),
+        ("heldout-share", "smaller one", ("0.9999",)),
         ("heldout-share", "--heldout-share", ("-0.1", "1", "1.5", "nan", "inf", "x")),
         ("seed", "--seed", ("-1", "4294967296", "9" * 30, "x", "0.5")),
         ("longest-line", "--longest-line", ("-1", "9" * 30, "x", "1")),
