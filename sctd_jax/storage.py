@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -60,7 +61,10 @@ def as_path(path: str | os.PathLike, any_name: bool = False) -> epath.Path:
         if not any_name:
             absolute.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{absolute} is no UTF-8, which the libraries that write there expect: rename it") from None
+        cure = "rename it"
+        if (encoding := sys.getfilesystemencoding()) != "utf-8":  # the locale's: the name may well be UTF-8
+            cure = f"Python reads names as {encoding} here, so set PYTHONUTF8=1 or LC_ALL=C.UTF-8, or rename it"
+        raise UserError(f"{absolute} is no UTF-8, which the libraries that write there expect: {cure}") from None
     return epath.Path(text)
 
 

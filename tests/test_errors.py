@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from sctd_jax import errors
+from sctd_jax import errors, storage
 from sctd_jax.errors import TRY_AGAIN_STATUS, TryAgainError, UserError, run_command, say, shown
 from sctd_jax.train.signals import stop_requests
 from tests import helpers
@@ -38,6 +38,14 @@ def test_a_variable_that_a_library_cannot_read_is_one_line(variable, said):
     )  # fmt: skip
     assert done.returncode == 2
     assert re.fullmatch(rf"error: a variable of the environment: .*{said}.*\n", done.stderr), done.stderr
+
+
+def test_a_locale_without_utf8_is_told_where_a_name_cannot_be_read(monkeypatch):
+    with pytest.raises(UserError, match=r"/x\udcc3 is no UTF-8, .*: rename it$"):
+        storage.as_path("/x\udcc3")
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(UserError, match="as ascii here, so set PYTHONUTF8=1"):
+        storage.as_path("/x\udcc3")
 
 
 @pytest.mark.parametrize(("error", "status"), [(UserError, 2), (TryAgainError, TRY_AGAIN_STATUS)])
