@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from sctd_jax import recipes
 from sctd_jax.comparison.table import read_table
 from sctd_jax.config import Config
 from sctd_jax.data.special import SpecialIds
+from sctd_jax.errors import UserError
 from sctd_jax.parallel import mesh as meshes
 from sctd_jax.pretrain.model import initial_state, on_devices, state_layout
 from sctd_jax.pretrain.step import compile_programs, program_at, programs_needed
@@ -61,11 +63,26 @@ class _Method:
         return mean
 
 
+def _recipe(given: str) -> dict:
+    """Fields of the arena's recipe that --arena names."""
+    try:
+        values = recipes.load(given)
+    except UserError as error:  # it speaks of the option of the other commands
+        raise UserError(str(error).replace("--config=", "--arena=")) from error
+    if recipes.modes(values):
+        raise UserError(
+            f"--arena={given} is no recipe of an arena: expected is one such as configs/arena/small.py:ROWS"
+        )
+    return values.to_dict()
+
+
 def measure(recipe: str, repeats: int, steps: int = 10) -> dict:
     """Content of the JSON file: `step_time` by method (medians over repeats), `spread`, and where it was measured."""
-    values = recipes.load(recipe).to_dict()
-    everything = {"methods": tuple(values["methods"]), "budgets": (1.0,), "seeds": (0,)}
-    table = read_table(values | {"rounds": (everything,)}, dict.fromkeys(values["methods"], 1.0))
+    values = _recipe(recipe)
+    # What is no table of methods is for `read_table` to say.
+    names = tuple(values["methods"]) if isinstance(values.get("methods"), Mapping) else ()
+    everything = {"methods": names, "budgets": (1.0,), "seeds": (0,)}
+    table = read_table(values | {"rounds": (everything,)}, dict.fromkeys(names, 1.0))
     methods = {cell.method: _Method(cell.config) for cell in table.cells}
     found = []
     for repeat in range(repeats + 1):  # the first one warms up

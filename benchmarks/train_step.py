@@ -360,7 +360,9 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="toy sizes, whose figures say nothing")
     parser.add_argument("--arena", help="a recipe of configs/arena: time its methods, and nothing else")
     args = parser.parse_args()
-    if args.arena:
+    if args.arena is not None:
+        if args.config or args.peer or args.peer_python or args.smoke:
+            parser.error("--arena times an arena's methods: without --config, --peer, --peer-python and --smoke")
         arena_step_time.report(arena_step_time.measure(args.arena, args.repeats), args.out)
         return
     peer = args.peer_python or peer_python() if args.peer else None

@@ -14,7 +14,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib.sh
 source "$here/lib.sh"
 
-name='' zone='' poll=60 keep='' options=()
+name='' zone='' project='' poll=60 keep='' extra='' options=()
 split "$@"
 place=(${dry_run:+"$dry_run"})
 for flag in ${flags[@]+"${flags[@]}"}; do
@@ -23,20 +23,19 @@ for flag in ${flags[@]+"${flags[@]}"}; do
             place+=("$flag")
             [[ $flag != --name=* ]] || name=${flag#*=}
             [[ $flag != --zone=* ]] || zone=${flag#*=}
+            [[ $flag != --project=* ]] || project=${flag#*=}
             ;;
         --poll=*) poll=${flag#*=} ;;
         --keep) keep=yes ;;
+        --extra=*) extra=$flag ;;
         *) options+=("$flag") ;;
     esac
 done
-[[ -n $name && -n $zone ]] || die "--name and --zone are needed; see $0 --help"
-need_arguments
+check_place "$name" "$zone" "$project"
+need_arguments_of_main
 check_poll "$poll"
-workdir=''
-for argument in "${arguments[@]}"; do # the last one counts
-    [[ $argument != --workdir=* ]] || workdir=${argument#*=}
-done
-[[ $workdir == gs://* ]] || die "a run that outlives its slice needs --workdir=gs://BUCKET/..."
+find_output
+[[ -z $option ]] || need_bucket "$option" "$value" "a run that outlives its slice needs"
 
 vm() {
     "$here/tpu_vm.sh" "$1" "${place[@]}" "${@:2}"
@@ -48,21 +47,22 @@ finish() { # STATUS MESSAGE
         vm ssh -- tail -n 100 .sctd_jax/log || true
     fi
     if [[ -z $keep && $(vm state 2> /dev/null) != absent ]] && ! vm delete; then
-        echo "$name: the slice may still be there and cost money: $here/tpu_vm.sh delete ${place[*]}"
+        echo "$name: the slice may still be there and cost money: $(quoted "$here/tpu_vm.sh" delete "${place[@]}")"
     fi
     exit "$1"
 }
 
 if [[ -n $dry_run ]]; then
     vm request ${options[@]+"${options[@]}"}
-    vm setup
+    vm setup ${extra:+"$extra"}
     vm run -- "${arguments[@]}"
     vm status
-    vm delete
+    [[ -n $keep ]] || vm delete
     exit
 fi
 
-"$here/tpu_vm.sh" request "${place[@]}" ${options[@]+"${options[@]}"} --dry-run > /dev/null || exit # they are wrong
+# Wrong options are said before the first look.
+"$here/tpu_vm.sh" request "${place[@]}" ${options[@]+"${options[@]}"} ${extra:+"$extra"} --dry-run > /dev/null || exit
 need_program gcloud
 ready='' before='''' workers='' ended=''
 deaths=0 refused=0 silent=0 dead_slices=0 failed=0 started=0
@@ -77,7 +77,7 @@ launch() {
     if workers=$(vm status) && [[ $workers == *"sctd_jax worker: running"* ]]; then
         echo "$name: a run is going on"
     else
-        vm setup || return 1
+        vm setup ${extra:+"$extra"} || return 1
         vm run -- "${arguments[@]}" || return 1
     fi
     ready=yes started=$SECONDS

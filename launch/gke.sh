@@ -29,7 +29,8 @@ for flag in ${flags[@]+"${flags[@]}"}; do
         --image=*) image=${flag#*=} ;;
         --slices=*) slices=${flag#*=} ;;
         --restarts=*) restarts=${flag#*=} ;;
-        --zone=* | --project=*) place+=("$flag") ;;
+        --zone=*) check_zone "${flag#*=}" && place+=("$flag") ;;
+        --project=*) check_project "${flag#*=}" && place+=("$flag") ;;
         *) unknown "$flag" ;;
     esac
 done
@@ -39,7 +40,15 @@ need() { # FLAG VALUE
     [[ -n $2 ]] || die "$command needs $1; see $0 --help"
 }
 
+[[ $command == run ]] || no_arguments "$command"
 [[ $command == build ]] || need --cluster "$cluster"
+[[ -z $cluster ]] ||
+    check_form --cluster "$cluster" '^[a-z]([-a-z0-9]*[a-z0-9])?$' "letters a-z, digits and - are allowed"
+[[ -z $image ]] ||
+    check_form --image "$image" '^[A-Za-z0-9][-A-Za-z0-9._:/@]*$' "REGISTRY/REPO/sctd_jax:TAG is expected"
+check_type "$type"
+check_form --slices "$slices" '^[1-9][0-9]{0,3}$' "a whole number from 1 to 9999 is expected"
+check_form --restarts "$restarts" '^(0|[1-9][0-9]{0,5})$' "a whole number from 0 to 999999 is expected"
 if [[ $command != build && $command != status ]]; then
     need --name "$name"
     # What XPK allows: a label of Kubernetes that leaves room for what the names of pods add.
@@ -54,7 +63,9 @@ case $command in
         ;;
     run)
         need --image "$image"
-        need_arguments
+        need_arguments_of_main
+        find_output
+        [[ -z $option ]] || need_bucket "$option" "$value" "a pod's disk is lost with the pod: a run needs"
         run xpk workload create "${on_cluster[@]}" "--workload=$name" "--tpu-type=$type" "--num-slices=$slices" \
             "--docker-image=$image" "--max-restarts=$restarts" --restart-on-exit-codes=1,75 \
             "--command=$(quoted python -m sctd_jax.main "${arguments[@]}")"

@@ -15,21 +15,22 @@ here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/lib.sh
 source "$here/lib.sh"
 
-name='' zone='' where=() setup=yes
+name='' zone='' project='' where=() setup=yes
 split "$@"
 for flag in ${flags[@]+"${flags[@]}"}; do
     case $flag in
         --name=*) name=${flag#*=} ;;
         --zone=*) zone=${flag#*=} where+=("$flag") ;;
-        --project=*) where+=("$flag") ;;
+        --project=*) project=${flag#*=} where+=("$flag") ;;
         --no-setup) setup='' ;;
         *) unknown "$flag" ;;
     esac
 done
-[[ -n $name && -n $zone ]] || die "--name and --zone are needed; see $0 --help"
-[[ ${#arguments[@]} -gt 0 ]] || die "the arguments of sctd_jax.data.prepare are missing: after --, such as -- --input=gs://BUCKET/text --out=gs://BUCKET/rows"
-[[ " ${arguments[*]}" == *" --out=gs://"* || " ${arguments[*]}" == *" --out gs://"* ]] ||
-    die "workers of a slice share no disk: write to a bucket, --out=gs://BUCKET/..."
+check_place "$name" "$zone" "$project"
+need_arguments sctd_jax.data.prepare "the arguments of sctd_jax.data.prepare" \
+    "--input=gs://BUCKET/text --out=gs://BUCKET/rows"
+find_value --out
+need_bucket --out "$value" "workers of a slice share no disk: preparation needs"
 
 ray=sctd_jax/.venv/bin/ray
 

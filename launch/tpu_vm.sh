@@ -26,9 +26,9 @@ source "$here/lib.sh"
 
 name='' zone='' project='' type=v5litepod-8 runtime='' tier='' poll=30 extra=''
 
-parse() {
+parse() { # COMMAND FLAG...
     local flag
-    split "$@"
+    split "${@:2}"
     for flag in ${flags[@]+"${flags[@]}"}; do
         case $flag in
             --name=*) name=${flag#*=} ;;
@@ -43,14 +43,24 @@ parse() {
         esac
     done
     check_poll "$poll"
-    if [[ -n $extra ]] && ! grep -qE "^$extra = \\[" "$here/../pyproject.toml"; then
-        die "--extra=$extra: pyproject.toml has no such extra"
-    fi
-    [[ -n $name && -n $zone ]] || die "--name and --zone are needed; see $0 --help"
-    # What Google allows; anything else would fail in the cloud, later.
-    [[ $name =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] || die "--name=$name: letters a-z, digits and - are allowed"
+    [[ -z $extra || " $(extras) " == *" $extra "* ]] || die "--extra=$extra: pyproject.toml has no such extra"
+    check_place "$name" "$zone" "$project"
+    check_type "$type"
+    [[ -z $runtime ]] ||
+        check_form --runtime "$runtime" '^[a-z0-9][-a-z0-9.]*$' "a VM's software is expected, such as v2-alpha-tpuv6e"
     where=("--zone=$zone" ${project:+"--project=$project"})
+    case $1 in
+        run) need_arguments_of_main ;;
+        ssh) ;;
+        *) no_arguments "$1" ;;
+    esac
     [[ -n $dry_run ]] || need_program gcloud
+}
+
+# Names of pyproject.toml's extras on a line.
+extras() {
+    local file=$here/../pyproject.toml
+    sed -n '/^\[project.optional-dependencies\]/,/^\[/s/^\([-a-z0-9]*\) = \[.*/\1/p' "$file" | xargs
 }
 
 default_runtime() {
@@ -65,8 +75,10 @@ default_runtime() {
 
 # State of the queued resource; "absent" where there is none.
 state() {
-    local found
-    if found=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)' 2>&1); then
+    local found look=(gcloud compute tpus queued-resources describe "$name" "${where[@]}" '--format=value(state.state)')
+    if [[ -n $dry_run ]]; then
+        run "${look[@]}"
+    elif found=$("${look[@]}" 2>&1); then
         printf '%s\n' "${found##*$'\n'}"
     elif [[ $found == *NOT_FOUND* ]]; then
         echo absent
@@ -78,6 +90,10 @@ state() {
 
 wait_until_active() {
     local before='' now
+    if [[ -n $dry_run ]]; then
+        state
+        return
+    fi
     while true; do
         now=$(state)
         [[ $now == "$before" ]] || echo "$name: $now"
@@ -105,7 +121,7 @@ setup() {
         trap "rm -rf $(quoted "$folder")" EXIT
     fi
     local archive=$folder/sctd_jax.tar.gz
-    git diff --quiet HEAD || echo "note: changes that are not committed stay here" >&2
+    [[ -n $dry_run ]] || git diff --quiet HEAD || echo "note: changes that are not committed stay here" >&2
     run git archive --format=tar.gz "--prefix=sctd_jax/" "--output=$archive" HEAD
     run gcloud compute tpus tpu-vm scp "$archive" "$name:sctd_jax.tar.gz" "${where[@]}" --worker=all
     # A run that is going on keeps its files.
@@ -119,22 +135,26 @@ case ${1:-} in
     -h | --help | help) usage "$0" 0 ;;
     *) die "${1:-no command} is not known: create, setup, run, status, logs, ssh, stop or delete; see $0 --help" ;;
 esac
-parse "${@:2}"
+parse "$@"
 case $1 in
     request | setup | state) "$1" ;;
     wait) wait_until_active ;;
     create)
         request
-        [[ -n $dry_run ]] || wait_until_active
+        wait_until_active
         ;;
     run)
-        need_arguments
+        find_output
+        if [[ -n $option ]] && ! in_bucket "$value"; then
+            echo "note: what the run writes on the workers is lost with the slice; $option=gs://BUCKET/... outlives it" >&2
+        fi
         on all bash sctd_jax/launch/worker.sh start "${arguments[@]}"
         ;;
     status)
-        now=${dry_run:-$(state)}
-        [[ -n $dry_run ]] || echo "$name: $now"
-        if [[ -n $dry_run || $now == ACTIVE ]]; then
+        now=$(state)
+        [[ -n $dry_run ]] || now="$name: $now"
+        printf '%s\n' "$now"
+        if [[ -n $dry_run || $now == "$name: ACTIVE" ]]; then
             on all bash sctd_jax/launch/worker.sh status
         fi
         ;;

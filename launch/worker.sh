@@ -63,6 +63,15 @@ status() {
     [[ ! -f $state/log ]] || tail -n 3 "$state/log"
 }
 
+case ${1:-} in # a word that nothing reads may be an option that was meant to count
+    check | status | logs | stop) [[ $# -eq 1 ]] || die "$1 takes no words, found ${*:2}; see $0 --help" ;;
+    setup)
+        for extra in "${@:2}"; do
+            [[ $extra =~ ^[a-z][-a-z0-9]*$ ]] || die "setup $extra: an extra of pyproject.toml is expected, such as ray"
+        done
+        ;;
+    start) [[ $# -gt 1 ]] || die "the run's own arguments are missing: start --config=configs/base.py ..." ;;
+esac
 case ${1:-} in
     -h | --help | help) usage "$0" 0 ;;
     check | setup | start | status | logs | stop)

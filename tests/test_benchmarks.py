@@ -98,6 +98,59 @@ def test_train_step_times_a_recipe_for_pretraining_with_every_kind_of_step_and_r
         script.file_config("configs/finetune.py")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "is no recipe of an arena: expected is one such as configs/arena/small"),
+        ("{'train': {}, 'data': {}}", "is no recipe of an arena"),
+        (
+            "{'methods': 5, 'rounds': (), 'baseline': 'full'}",
+            "a recipe of an arena has the fields run, baseline, .*; look at run",
+        ),
+        ("ARENA | {'methods': 5}", "methods of an arena's recipe must be a table, found 5"),
+    ],
+)
+def test_train_step_refuses_what_is_no_recipe_of_an_arena(tmp_path, monkeypatch, text, message):
+    script, recipe = load("train_step", monkeypatch), tmp_path / "recipe.py"
+    table = {"run": {}, "methods": {}, "rounds": (), "baseline": "full", "evaluations": 1, "judge_rows": 1}
+    recipe.write_text(
+        f"from ml_collections import ConfigDict\nARENA = {table | {'step_time': {}}}\n"
+        f"def get_config():\n    return ConfigDict({text})\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["train_step.py", "--arena", str(recipe), "--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=message) as refused:
+        script.main()
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("configs/base.py", "--arena=configs/base.py is no recipe of an arena"),
+        ("configs/finetune.py", "--arena=configs/finetune.py is no recipe of an arena"),
+        ("configs/nowhere.py", "--arena=configs/nowhere.py: no such file"),
+        ("configs/arena/small.py", "--arena=.*configs/arena/small.py:ARGUMENT"),
+        ("", "--arena=: no such file"),
+    ],
+)
+def test_train_step_names_the_option_of_a_wrong_arena(monkeypatch, given, message):
+    script = load("train_step", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["train_step.py", f"--arena={given}"])
+    with pytest.raises(UserError, match=message):
+        script.main()
+
+
+def test_train_step_times_an_arena_without_what_is_for_recipes(monkeypatch, capsys):
+    script = load("train_step", monkeypatch)
+    for option in (["--config=configs/tiny.py"], ["--smoke"], ["--peer=pytorch"]):
+        monkeypatch.setattr(sys, "argv", ["train_step.py", "--arena=configs/arena/small.py:rows", *option])
+        with pytest.raises(SystemExit) as left:
+            script.main()
+        assert left.value.code == 2
+        assert "--arena times an arena's methods: without --config, --peer" in capsys.readouterr().err
+
+
 def test_train_step_gives_the_peer_the_rows_of_one_microbatch_and_says_so(monkeypatch):
     script = load("train_step", monkeypatch)
     title, config = script.file_config("configs/modern/base.py")

@@ -67,8 +67,9 @@ class Cloud:
         return {**os.environ, "PATH": f"{self.programs}:{os.environ['PATH']}", "FAKE_CLOUD": str(self.folder)}
 
     def start(self, script, *args, **environment):
+        by = ["bash"] if script.endswith(".sbatch") else []
         return subprocess.Popen(
-            [f"launch/{script}", *args], env=self.environment() | environment, cwd=self.repository, text=True,
+            [*by, f"launch/{script}", *args], env=self.environment() | environment, cwd=self.repository, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -108,7 +109,7 @@ def until(condition, seconds=30):
 
 def test_create_asks_for_a_queued_resource_and_waits_until_it_is_there(cloud):
     status, output = cloud.run(
-        "tpu_vm.sh", "create", *PLACE, "--type=v6e-16", "--spot", "--project=my-project", "--poll=0"
+        "tpu_vm.sh", "create", *PLACE, "--type=v6e-16", "--spot", "--project=my-project", "--poll=0.1"
     )
     assert status == 0, output
     assert cloud.calls()[0] == [
@@ -120,7 +121,7 @@ def test_create_asks_for_a_queued_resource_and_waits_until_it_is_there(cloud):
 
 def test_a_request_that_fails_is_said(cloud):
     (cloud.folder / "states").write_text("WAITING_FOR_RESOURCES\nFAILED\n")
-    status, output = cloud.run("tpu_vm.sh", "wait", *PLACE, "--poll=0")
+    status, output = cloud.run("tpu_vm.sh", "wait", *PLACE, "--poll=0.1")
     assert status == 2
     assert "error: slice is FAILED" in output
     assert f"see why with launch/tpu_vm.sh describe {' '.join(PLACE)}, then" in output
@@ -129,7 +130,7 @@ def test_a_request_that_fails_is_said(cloud):
 def test_setup_leaves_no_folder_and_runs_nothing_of_the_name_of_the_folder_for_temporary_files(cloud, tmp_path):
     folder = tmp_path / f"a'; touch '{tmp_path.name}'; echo 'b $HOME"
     folder.mkdir()
-    cloud.run("tpu_vm.sh", "create", "--poll=0", *PLACE)
+    cloud.run("tpu_vm.sh", "create", "--poll=0.1", *PLACE)
     status, output = cloud.run("tpu_vm.sh", "setup", *PLACE, TMPDIR=str(folder))
     assert status == 0, output
     assert list(folder.iterdir()) == []
@@ -137,7 +138,7 @@ def test_setup_leaves_no_folder_and_runs_nothing_of_the_name_of_the_folder_for_t
 
 
 def test_setup_and_run_reach_all_workers_with_the_arguments_as_they_are(cloud):
-    for command in (["create", "--poll=0"], ["setup"], ["run"]):
+    for command in (["create", "--poll=0.1"], ["setup"], ["run"]):
         arguments = ["--", *ODD] if command == ["run"] else []
         status, output = cloud.run("tpu_vm.sh", *command, *PLACE, *arguments)
         assert status == 0, output
@@ -151,7 +152,7 @@ def test_setup_and_run_reach_all_workers_with_the_arguments_as_they_are(cloud):
 
 def test_a_second_run_is_refused_and_stop_ends_the_first_with_its_own_status(cloud):
     cloud.behave("trap 'echo saved; exit 143' TERM; echo training; while true; do sleep 0.1; done")
-    for command in (["create", "--poll=0"], ["setup"], ["run"]):
+    for command in (["create", "--poll=0.1"], ["setup"], ["run"]):
         arguments = ["--", "--config=c"] if command == ["run"] else []
         assert cloud.run("tpu_vm.sh", *command, *PLACE, *arguments)[0] == 0
     until(lambda: cloud.started(0) and cloud.started(1))
@@ -199,7 +200,7 @@ def test_a_dry_run_prints_what_the_run_would_do(cloud, command):
         (["create", *PLACE, "--zone=other"], "--zone is given twice"),
         (["setup", *PLACE, "--extra=banana"], "--extra=banana: pyproject.toml has no such extra"),
         (["delete", *PLACE, "--dry-run", "extra"], "extra is no option: the run's own arguments stand after --"),
-        (["create", *PLACE, "--poll=soon"], "--poll=soon: seconds are expected"),
+        (["create", *PLACE, "--poll=soon"], "--poll=soon: seconds from 0.1 to 9999"),
         (["create", "--name", "a", "--zone=z"], "a is no option: write --name=a; "),
         (["create", *PLACE, "configs/base.py"], "configs/base.py is no option: the run's own arguments stand after --"),
         (["create", *PLACE, "--type"], "--type is not known, or lacks its =VALUE"),
@@ -225,13 +226,13 @@ def test_a_wrong_argument_is_said_before_anything_is_called(cloud, arguments, me
         # What its helper would refuse later, again and again.
         ("babysit.sh", [*PLACE, "--sport", "--", "--workdir=gs://b/r"], "--sport is not known"),
         ("babysit.sh", [*PLACE, "--type=v9-8", "--", "--workdir=gs://b/r"], "--type=v9-8: v4-*"),
-        ("babysit.sh", [*PLACE, "--poll=soon", "--", "--workdir=gs://b/r"], "--poll=soon: seconds are expected"),
+        ("babysit.sh", [*PLACE, "--poll=soon", "--", "--workdir=gs://b/r"], "--poll=soon: seconds from 0.1 to 9999"),
         ("gke.sh", ["rnu"], "rnu is not known: build, run, status"),
         ("gke.sh", ["status", "--cluster", "c"], "c is no option: write --cluster=c; "),
         ("ray_tpu_vm.sh", ["--zone=z"], "--name and --zone are needed"),
         ("ray_tpu_vm.sh", [*PLACE, "--sport"], "--sport is not known"),
         ("ray_tpu_vm.sh", [*PLACE], "the arguments of sctd_jax.data.prepare are missing"),
-        ("ray_tpu_vm.sh", [*PLACE, "--", "--out=rows"], "workers of a slice share no disk: write to a bucket"),
+        ("ray_tpu_vm.sh", [*PLACE, "--", "--out=rows"], "workers of a slice share no disk: preparation needs"),
         ("worker.sh", ["strat"], "strat is not known: check, setup, start"),
     ],
 )
@@ -243,6 +244,156 @@ def test_so_it_is_by_the_other_scripts(cloud, script, arguments, message):
 
 
 GCS_RUN = ("--", "--config=configs/base.py", "--workdir=gs://bucket/run")
+GKE_RUN = ("run", "--cluster=c", "--name=base", "--image=registry/sctd_jax:1", "--dry-run")
+RUN = ("run", *PLACE, "--dry-run")
+REHEARSALS = [
+    *(("tpu_vm.sh", name, *PLACE) for name in ("create", "request", "wait", "setup", "status", "describe", "state")),
+    *(("tpu_vm.sh", name, *PLACE) for name in ("logs", "ssh", "stop", "delete")),
+    ("tpu_vm.sh", "setup", *PLACE, "--extra=ray"),
+    ("tpu_vm.sh", "run", *PLACE, *GCS_RUN),
+    ("tpu_vm.sh", "ssh", *PLACE, "--", "ls", "--help"),
+    ("babysit.sh", *PLACE, *GCS_RUN),
+    ("babysit.sh", *PLACE, "--keep", *GCS_RUN),
+    ("gke.sh", "build", "--image=registry/sctd_jax:1"),
+    ("gke.sh", "run", "--cluster=c", "--name=base", "--image=registry/sctd_jax:1", *GCS_RUN),
+    ("gke.sh", "status", "--cluster=c"),
+    ("gke.sh", "logs", "--cluster=c", "--name=base"),
+    ("gke.sh", "delete", "--cluster=c", "--name=base"),
+    ("ray_tpu_vm.sh", *PLACE, "--", "--out=gs://bucket/rows"),
+    ("ray_tpu_vm.sh", *PLACE, "--no-setup", "--", "--out=gs://bucket/rows"),
+    ("slurm.sbatch", "--config=configs/base.py"),
+    ("ray.sbatch", "--out=/shared/rows"),
+]
+
+
+@pytest.mark.parametrize("line", REHEARSALS, ids=" ".join)
+def test_a_dry_run_calls_no_program_whatever_the_command(cloud, line):
+    for name in ("gcloud", "git", "xpk", "kubectl", "docker", "ssh", "scp", "sleep", "srun", "scontrol", "python3"):
+        cloud._program(name, f"echo {name} >> {cloud.folder}/others; exit 1")
+    script, *arguments = line
+    if script.endswith(".sh"):
+        place = arguments.index("--") if "--" in arguments else len(arguments)
+        arguments.insert(place, "--dry-run")
+    status, output = cloud.run(script, *arguments, DRY_RUN="1")
+    called = (cloud.folder / "others").read_text() if (cloud.folder / "others").exists() else ""
+    assert (status, called) == (0, ""), output
+    assert output.splitlines() and all(shlex.split(printed) for printed in output.splitlines())
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh"])
+def test_the_rehearsals_are_of_every_command(script):
+    named = re.findall(r"^    ((?:\w+ \| )+\w+)\)", (LAUNCH / script).read_text(), re.M)[0].split(" | ")
+    assert set(named) == {line[1] for line in REHEARSALS if line[0] == script}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("gke.sh", [*GKE_RUN, "--slices=0", *GCS_RUN], "--slices=0: a whole number from 1 to 9999"),
+        ("gke.sh", [*GKE_RUN, "--slices=two", *GCS_RUN], "--slices=two: a whole number from 1 to 9999"),
+        ("gke.sh", [*GKE_RUN, "--slices=99999999999999999999", *GCS_RUN], "--slices=99999999999999999999: a whole"),
+        ("gke.sh", [*GKE_RUN, "--restarts=-1", *GCS_RUN], "--restarts=-1: a whole number from 0 to 999999"),
+        ("gke.sh", [*GKE_RUN, "--type=v5litepod-0", *GCS_RUN], "--type=v5litepod-0: a kind and a size"),
+        ("gke.sh", [*GKE_RUN, "--zone=us west", *GCS_RUN], "--zone=us west: letters a-z, digits and -"),
+        ("gke.sh", [*GKE_RUN, "--project=a b", *GCS_RUN], "--project=a b: a project's id is expected"),
+        ("gke.sh", ["status", "--cluster=a b", "--dry-run"], "--cluster=a b: letters a-z, digits and -"),
+        ("gke.sh", ["build", "--image=a b", "--dry-run"], "--image=a b: REGISTRY/REPO/sctd_jax:TAG"),
+        ("gke.sh", [*GKE_RUN, "--", "--config=c"], "a pod's disk is lost with the pod: a run needs --workdir=gs://"),
+        ("gke.sh", [*GKE_RUN, "--", "--workdir=runs/local"], "a pod's disk is lost with the pod: a run needs"),
+        ("gke.sh", [*GKE_RUN, "--", "--mode=predict", "--out=a.csv"], "a pod's disk is lost with the pod: a run needs"),
+        ("gke.sh", [*GKE_RUN, *GCS_RUN, "--help"], "--help after -- would print help on the workers: python -m"),
+        ("gke.sh", ["delete", "--cluster=c", "--name=n", "--", "--dry-run"], "delete takes no words after --, found"),
+        ("tpu_vm.sh", ["create", *PLACE[:1], "--zone=us west", "--dry-run"], "--zone=us west: letters a-z, digits and"),
+        ("tpu_vm.sh", ["create", *PLACE, "--project=a b", "--dry-run"], "--project=a b: a project's id is expected"),
+        ("tpu_vm.sh", ["create", *PLACE, "--type=v5litepod-x", "--dry-run"], "--type=v5litepod-x: a kind and a size"),
+        ("tpu_vm.sh", ["create", *PLACE, "--runtime=a b", "--dry-run"], "--runtime=a b: a VM's software"),
+        ("tpu_vm.sh", ["create", *PLACE, "--runtime=", "--dry-run"], "--runtime= has no value"),
+        ("tpu_vm.sh", ["create", *PLACE, "--project=", "--dry-run"], "--project= has no value"),
+        ("tpu_vm.sh", ["setup", *PLACE, "--extra=.*", "--dry-run"], "--extra=.*: pyproject.toml has no such extra"),
+        ("tpu_vm.sh", ["setup", *PLACE, "--extra=dependencies", "--dry-run"], "--extra=dependencies: pyproject.toml"),
+        ("tpu_vm.sh", ["create", *PLACE, "--poll=0", "--dry-run"], "--poll=0: seconds from 0.1 to 9999"),
+        ("tpu_vm.sh", ["create", *PLACE, "--poll=0.0", "--dry-run"], "--poll=0.0: seconds from 0.1 to 9999"),
+        ("tpu_vm.sh", ["create", *PLACE, "--poll=99999999999999999999", "--dry-run"], "--poll=99999999999999999999:"),
+        ("tpu_vm.sh", ["status", *PLACE, "--dry-run", "--", "foo"], "status takes no words after --, found foo"),
+        ("tpu_vm.sh", ["delete", *PLACE, "--", "--dry-run"], "delete takes no words after --, found --dry-run"),
+        ("tpu_vm.sh", [*RUN, *GCS_RUN, "--dry-run"], "--dry-run is this script's own: write it before --"),
+        ("tpu_vm.sh", [*RUN, *GCS_RUN, "-h"], "-h after -- would print help on the workers: python -m sctd_jax.main"),
+        ("babysit.sh", [*PLACE, "--poll=0", "--dry-run", *GCS_RUN], "--poll=0: seconds from 0.1 to 9999"),
+        ("babysit.sh", [*PLACE, "--extra=banana", *GCS_RUN], "--extra=banana: pyproject.toml has no such extra"),
+        ("babysit.sh", [*PLACE[:1], "--zone=us west", *GCS_RUN], "--zone=us west: letters a-z, digits and -"),
+        ("babysit.sh", [*PLACE, "--dry-run", "--", "--workdir=gs://"], "a run that outlives its slice needs"),
+        ("babysit.sh", [*PLACE, "--dry-run", "--", "--workdir=gs://b"], "a run that outlives its slice needs"),
+        ("babysit.sh", [*PLACE, "--dry-run", "--", "--workdir", "runs/a"], "a run that outlives its slice needs"),
+        ("babysit.sh", [*PLACE, "--dry-run", *GCS_RUN, "--workdir", "a"], "a run that outlives its slice needs"),
+        ("babysit.sh", [*PLACE, "--dry-run", *GCS_RUN, "--helpfull"], "--helpfull after -- would print help on the"),
+        ("ray_tpu_vm.sh", ["--name=A b", "--zone=z", "--dry-run", "--", "--out=gs://b/x"], "--name=A b: letters a-z"),
+        ("ray_tpu_vm.sh", [*PLACE, "--dry-run", "--", "--out=gs://b/x", "--out=/local"], "workers of a slice share no"),
+        ("ray_tpu_vm.sh", [*PLACE, "--dry-run", "--", "--text-field", "a --out=gs://b/x"], "workers of a slice share"),
+        ("ray_tpu_vm.sh", [*PLACE, "--dry-run", "--", "--help", "--out=gs://b/x"], "--help after -- would print help"),
+        ("ray_tpu_vm.sh", [*PLACE, "--", "--dry-run", "--out=gs://b/x"], "--dry-run is this script's own: write it"),
+        ("worker.sh", ["stop", "--dry-run"], "stop takes no words, found --dry-run"),
+        ("worker.sh", ["setup", "--dry-run"], "setup --dry-run: an extra of pyproject.toml is expected"),
+        ("worker.sh", ["start"], "the run's own arguments are missing"),
+    ],
+)  # fmt: skip
+def test_what_would_be_lost_or_fail_in_the_cloud_is_refused_here(cloud, tmp_path, script, arguments, message):
+    status, output = cloud.run(script, *arguments, HOME=str(tmp_path / "home"))
+    assert (status, len(output.splitlines())) == (2, 1), output
+    assert output.startswith(f"error: {message}")
+    assert not cloud.calls()
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--workdir=gs://b/x"], ["--workdir", "gs://b/x"], ["-workdir", "gs://b/x"]])
+@pytest.mark.parametrize("first", [[], ["--workdir=runs/a"], ["--workdir", "runs/a"]])
+def test_the_last_folder_counts_however_it_is_given(cloud, arguments, first):
+    for script, *options in (["babysit.sh", *PLACE, "--dry-run"], ["gke.sh", *GKE_RUN], ["tpu_vm.sh", *RUN]):
+        status, output = cloud.run(script, *options, "--", "--config=c", *first, *arguments)
+        assert status == 0, output
+        assert "note: " not in output
+    as_out = [word.replace("-workdir", "-out") for word in [*first, *arguments]]
+    status, output = cloud.run("ray_tpu_vm.sh", *PLACE, "--dry-run", "--", *as_out)
+    assert status == (2 if "-out" in as_out else 0), output  # prepare's parser has no such spelling
+
+
+def test_a_run_that_writes_nothing_or_predicts_needs_no_workdir(cloud):
+    for arguments in (["--mode=compile", "--topology=v5e:2x4"], ["--mode", "predict", "--out", "gs://b/predicted.csv"]):
+        for script, *options in (["gke.sh", *GKE_RUN], ["tpu_vm.sh", *RUN]):
+            status, output = cloud.run(script, *options, "--", "--config=c", *arguments)
+            assert status == 0, output
+            assert "note: " not in output
+
+
+@pytest.mark.parametrize("arguments", [[], ["--workdir=runs/local"], ["--workdir=gs://"]])
+def test_a_run_on_a_slices_own_disks_is_noted(cloud, arguments):
+    status, output = cloud.run("tpu_vm.sh", *RUN, "--", "--config=c", *arguments)
+    assert status == 0
+    assert output.startswith("note: what the run writes on the workers is lost with the slice; --workdir=gs://BUCKET/")
+    assert len(output.splitlines()) == 2
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize(
+    ("hostile", "shown"),
+    [
+        ("a\nerror: b", r"a\nerror: b"), ("\x1b[31ma", r"\E[31ma"), ("\x01\r\x7fä", r"\001\r\177ä"),
+        ("\x9b31m", r"\302\23331m"), ("\u202ea\u2028", r"\342\200\256a\342\200\250"), ("*]\t?'", r"*]\t?'"),
+    ],
+)  # fmt: skip
+def test_a_message_is_one_line_without_control_characters(cloud, hostile, shown, locale):
+    for script, *arguments in (
+        ["tpu_vm.sh", hostile], ["tpu_vm.sh", "state", f"--name={hostile}", "--zone=z"],
+        ["tpu_vm.sh", "state", f"--{hostile}=x"], ["tpu_vm.sh", "state", *PLACE, "--", hostile],
+        ["gke.sh", "status", f"--cluster={hostile}"], ["babysit.sh", *PLACE, "--", f"--workdir={hostile}"],
+        ["ray_tpu_vm.sh", *PLACE, "--", "--out", hostile], ["worker.sh", "check", hostile], ["worker.sh", hostile],
+    ):  # fmt: skip
+        status, output = cloud.run(script, *arguments, LC_ALL=locale, HOME=str(cloud.folder / "home"))
+        assert status == 2, output
+        assert output.startswith("error: ") and shown in output
+        assert output[:-1].isprintable() and output.endswith("\n")
+    for script in ("slurm.sbatch", "ray.sbatch"):
+        status, output = cloud.run(script, "--config=c", PYTHON=f"/{hostile}/python", LC_ALL=locale)
+        assert (status, output.count("\n")) == (2, 2)  # the command, and the message
 
 
 def babysit(cloud, poll=0.2):
@@ -268,7 +419,7 @@ def test_babysit_recreates_a_preempted_slice_and_ends_with_the_run(cloud):
 
 def test_babysit_runs_a_dead_run_again_and_stops_at_the_third_death(cloud):
     cloud.behave("echo out of luck; exit 1")
-    process = babysit(cloud, poll=0)
+    process = babysit(cloud, poll=0.1)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1
     assert "three deaths" in output
@@ -278,7 +429,7 @@ def test_babysit_runs_a_dead_run_again_and_stops_at_the_third_death(cloud):
 
 def test_babysit_does_not_repeat_a_run_with_a_wrong_config(cloud):
     cloud.behave("echo error: config.train.steps must be positive; exit 2")
-    process = babysit(cloud, poll=0)
+    process = babysit(cloud, poll=0.1)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 2
     assert "config.train.steps must be positive" in output
@@ -316,7 +467,7 @@ def test_babysit_gives_up_on_a_cloud_that_stays_silent(cloud):
 
 def test_babysit_ends_at_once_without_a_login_and_warns_of_no_slice_that_was_never_there(cloud):
     (cloud.folder / "refuse").write_text("You do not currently have an active account selected: gcloud auth login")
-    output = babysit(cloud, poll=0).communicate(timeout=60)[0]
+    output = babysit(cloud, poll=0.1).communicate(timeout=60)[0]
     assert "gcloud auth login" in output
     assert output.rstrip().endswith(
         "the cloud refuses the first look, for the reason above; nothing has been asked for"
@@ -325,7 +476,7 @@ def test_babysit_ends_at_once_without_a_login_and_warns_of_no_slice_that_was_nev
     # A cloud that refuses every request only: there is no slice to delete either.
     (cloud.folder / "refuse").unlink()
     (cloud.folder / "refuse-create").write_text("RESOURCE_EXHAUSTED: no quota")
-    output = babysit(cloud, poll=0).communicate(timeout=60)[0]
+    output = babysit(cloud, poll=0.1).communicate(timeout=60)[0]
     assert output.rstrip().endswith("the cloud has refused five calls in a row")
     assert "cost money" not in output
     assert "delete" not in cloud.actions()
@@ -374,7 +525,7 @@ def test_babysit_replaces_a_slice_whose_machines_do_not_answer(cloud):
 
 def test_babysit_gives_up_on_slices_that_never_answer(cloud):
     (cloud.folder / "silent").touch()
-    process = babysit(cloud, poll=0)
+    process = babysit(cloud, poll=0.1)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1, output
     assert "Connection timed out" in output
@@ -385,7 +536,7 @@ def test_babysit_gives_up_on_slices_that_never_answer(cloud):
 
 def test_babysit_gives_up_on_requests_that_fail_and_shows_what_the_cloud_says(cloud):
     (cloud.folder / "fate").write_text("WAITING_FOR_RESOURCES\nFAILED\n")
-    process = babysit(cloud, poll=0)
+    process = babysit(cloud, poll=0.1)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1, output
     assert output.count("stateInitiator: SERVICE") == 3
@@ -403,7 +554,7 @@ def test_babysit_bears_a_preemption_while_it_installs(cloud):
 
 def test_a_second_sigterm_does_not_lose_the_exit_status(cloud):
     cloud.behave("trap 'sleep 0.5; exit 143' TERM; while true; do sleep 0.1; done")
-    for command in (["create", "--poll=0"], ["setup"], ["run"]):
+    for command in (["create", "--poll=0.1"], ["setup"], ["run"]):
         arguments = ["--", "--config=c"] if command == ["run"] else []
         assert cloud.run("tpu_vm.sh", *command, *PLACE, *arguments)[0] == 0
     until(lambda: cloud.started(0) and cloud.started(1))
@@ -431,9 +582,13 @@ def test_babysit_dry_runs(cloud):
     status, output = cloud.run("babysit.sh", *PLACE, "--spot", "--dry-run", *GCS_RUN)
     assert status == 0, output
     assert not cloud.calls()
-    assert [shlex.split(line)[4] for line in output.splitlines() if line.startswith("gcloud")] == [
-        "create", "scp", "ssh", "ssh", "ssh", "ssh", "ssh", "delete",
-    ]  # fmt: skip
+    called = [shlex.split(line)[4] for line in output.splitlines() if line.startswith("gcloud")]
+    assert called == ["create", "scp", "ssh", "ssh", "ssh", "ssh", "describe", "ssh", "delete"]
+    status, output = cloud.run("babysit.sh", *PLACE, "--keep", "--extra=ray", "--dry-run", *GCS_RUN)
+    assert status == 0, output
+    kept = [shlex.split(line) for line in output.splitlines() if line.startswith("gcloud")]
+    assert [line[4] for line in kept] == called[:-1]
+    assert kept[4][-1].endswith("worker.sh setup ray")
 
 
 def test_gke_builds_runs_and_deletes_through_xpk(cloud):
@@ -507,7 +662,7 @@ def slice_for_ray(cloud):
     cloud._program(
         "hostname", "case $HOME in *worker-0) echo 10.0.0.2 172.17.0.1 ;; *) echo 10.0.0.23 172.17.0.1 ;; esac"
     )
-    assert cloud.run("tpu_vm.sh", "create", *PLACE, "--poll=0")[0] == 0
+    assert cloud.run("tpu_vm.sh", "create", *PLACE, "--poll=0.1")[0] == 0
     return cloud
 
 
@@ -635,9 +790,11 @@ def test_the_sky_recipe_runs_the_command_with_its_environment(cloud, tmp_path):
         "-m", "sctd_jax.main", "--config=configs/base.py", "--workdir=gs://bucket/a run",
         "--config.data.rows=gs://bucket/rows",
     ]  # fmt: skip
-    refused = subprocess.run(["bash", "-c", task["run"]], env={**env, "ROWS": ""}, cwd=tmp_path, capture_output=True)
-    assert refused.returncode == 2
-    assert b"--env ROWS" in refused.stderr
+    for wrong in ({"ROWS": ""}, {"WORKDIR": "runs/a\nb"}, {"WORKDIR": "gs://"}, {"WORKDIR": "gs://bucket"}):
+        refused = subprocess.run(["bash", "-c", task["run"]], env=env | wrong, cwd=tmp_path, capture_output=True)
+        assert refused.returncode == 2
+        assert f"--env {next(iter(wrong))}=gs://".encode() in refused.stderr
+        assert refused.stderr.count(b"\n") == 1
 
 
 def test_every_script_has_its_help_which_does_nothing_else(tmp_path):
