@@ -162,6 +162,14 @@ def test_a_workdir_keeps_to_its_fine_tuning(pretrained, tuned, folders, tmp_path
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
         run(pretrained, tmp_path / "other", "rte", folders["rte"])
+    for number, (name, expected) in enumerate(
+        {"predictions": "is a file, a folder is expected", "result.json": "is a folder, a file is expected"}.items()
+    ):
+        workdir = shutil.copytree(tuned, tmp_path / f"run{number}")
+        where = workdir / name
+        (shutil.rmtree(where), where.touch()) if where.is_dir() else (where.unlink(), where.mkdir())
+        with pytest.raises(UserError, match=f"{name} {expected}"):
+            run(pretrained, workdir, "rte", folders["rte"], epochs=1, mesh={"data": -1, "fsdp": 1, "tensor": 1})
 
 
 def test_pretraining_does_not_touch_a_fine_tuned_workdir(tuned, rows):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -127,7 +128,12 @@ def sweep_from_dict(values: Mapping[str, Any]) -> Sweep:
     own = fill("config", SweepConfig, {name: value for name, value in values.items() if name in fields})
     common = {name: value for name, value in values.items() if name not in fields}
     tasks, inits = _listed("tasks", own.tasks), _listed("inits", own.inits)
-    names = [storage.as_path(init).name for init in inits]
+    paths = [storage.as_path(init) for init in inits]
+    names = [path.name for path in paths]
+    models = [os.fspath(path) if storage.is_remote(path) else os.path.realpath(path) for path in paths]
+    for number, model in enumerate(models):
+        first = models.index(model)
+        require(first == number, "inits", f"names one twice: {inits[number]} is {inits[first]}")
     require(len(set(names)) == len(names), "inits", f"must end in different folder names, found {', '.join(names)}")
     try:
         rates = [read_float(rate) for rate in _listed("learning_rates", own.learning_rates)]
