@@ -15,6 +15,7 @@ from sctd_jax.sections import TRACK, TRACKED
 from sctd_jax.tasks.table import TASKS
 
 _GIVEN = Bounds(bool, "is missing", found="")
+_OWN, _WORDS = ("task", "classification", "regression"), ("task", "ner", "tagging")
 _KNOWN = Bounds(TASKS.__contains__, f"must be one of {', '.join(TASKS)}", found="; found {!r}")
 
 
@@ -30,13 +31,19 @@ class FinetuneConfig:
     data_dir: str = field(
         "", "folder of the task's files, a folder above it, or tfds:NAME[/CONFIG]", _GIVEN, rerun=True
     )
-    text_field: str = field("text", "field with the text in files of your own")
-    pair_field: str = field("", "field with the second text in files of your own; '' for single texts")
-    label_field: str = field("label", "field with the label in files of your own")
-    tokens_field: str = field("tokens", "field with the words of a sentence; of a column file the column's number")
-    tags_field: str = field("tags", "field with the labels of the words; of a column file the column's number")
-    language: str = field("en", "language of xnli, or two, TRAIN:DEV, to score in another one")
-    heldout_share: float = field(0.1, "part of a single file that becomes the dev set", BELOW_ONE)
+    text_field: str = field("text", "field with the text in files of your own", only=_OWN)
+    pair_field: str = field("", "field with the second text in files of your own; '' for single texts", only=_OWN)
+    label_field: str = field("label", "field with the label in files of your own", only=_OWN)
+    tokens_field: str = field(
+        "tokens", "field with the words of a sentence; of a column file the column's number", only=_WORDS
+    )
+    tags_field: str = field(
+        "tags", "field with the labels of the words; of a column file the column's number", only=_WORDS
+    )
+    language: str = field("en", "language of xnli, or two, TRAIN:DEV, to score in another one", only=("task", "xnli"))
+    heldout_share: float = field(
+        0.1, "part of a single file that becomes the dev set", BELOW_ONE, only=(*_OWN, *_WORDS[1:], "imdb")
+    )
     max_length: int = field(0, "N, tokens of a row at most; 0: the task's", NOT_NEGATIVE)
     epochs: int = field(0, "passes over the training set; 0: the task's", NOT_NEGATIVE)
     batch_size: int = field(0, "examples in the global batch; 0: the task's", NOT_NEGATIVE)

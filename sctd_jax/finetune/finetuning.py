@@ -16,7 +16,7 @@ from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
 from sctd_jax.errors import UserError, printable, writing
-from sctd_jax.fields import require
+from sctd_jax.fields import require, unread
 from sctd_jax.finetune import batches, report
 from sctd_jax.finetune.config import FinetuneConfig, run_config
 from sctd_jax.finetune.encode import Feature, by_example, encode
@@ -166,6 +166,8 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     """Check and read all that a fine-tuning needs, each check before the longer work that follows it."""
     trackers.check("track", settings.track)
     settings = followed(workdir, settings, log)
+    for line in unread("config", settings):
+        log(line)
     task = TASKS[settings.task]
     pretrained = open_model(settings.init, log, "config.init")
     step, identity = pretrained.identified()
