@@ -300,6 +300,8 @@ def test_what_is_odd_about_the_users_files_is_counted(tmp_path):
         f"{tmp_path}/dev.csv: 1 fields are not read: note",
         f"{tmp_path}/dev.csv: 1 of 2 dev rows stand in the training rows too: the score is too good",
     )
+    unused = "config.heldout_share (0.2) is not used: there is a dev set"
+    assert unused in open_task("classification", tmp_path, heldout_share=0.2).notes
     path = tmp_path / "one.jsonl"
     path.write_text("".join(f'{{"text": "{i}", "label": {label}}}\n' for i, label in enumerate(["0", "1", '"1"', "0"])))
     data = open_task("classification", path, heldout_share=0.25, seed=3)

@@ -69,7 +69,7 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
         if unread := [field or "''" for field in fields if field not in read | told]:
             notes.remarks.append(f"{split.where}: {len(unread)} fields are not read: {printable(', '.join(unread))}")
         told |= fields.keys() - read
-    return splits if "dev" in splits else {**splits, **held_out(where, rows, settings)}, labels
+    return with_dev(splits, settings, notes), labels
 
 
 def dataset(task: Task, data_dir: str, label: str, fields: dict[str, str]) -> dict[str, Split]:
@@ -165,6 +165,15 @@ def check_labels(firsts: Mapping[str, str]) -> None:
                 f"{place}: the label {label!r} is also written {other!r} ({firsts[other]}); these would be two "
                 "classes: write it in one way"
             )
+
+
+def with_dev(splits: dict[str, Split], settings: FileSettings, notes: Notes) -> dict[str, Split]:
+    """The splits with a dev set, which is held out where the files have none."""
+    if "dev" not in splits:
+        return splits | held_out(splits["train"].where, list(splits["train"].records), settings)
+    if settings.heldout_share != FileSettings.heldout_share:
+        notes.remarks.append(f"config.heldout_share ({settings.heldout_share}) is not used: there is a dev set")
+    return splits
 
 
 def held_out(where: str, rows: Sequence[Record], settings: FileSettings) -> dict[str, Split]:

@@ -124,8 +124,7 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
             if "dev" not in splits:
                 raise UserError(f"{what}, and of several config.heldout_share = {settings.heldout_share} is held out")
             notes.remarks.append(what)
-    if "dev" not in splits:
-        splits |= own.held_out(splits["train"].where, list(splits["train"].records), settings)
+    splits = own.with_dev(splits, settings, notes)
     found = {
         tag: record.place
         for name in ("dev", "train")
