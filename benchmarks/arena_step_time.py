@@ -79,7 +79,7 @@ def _recipe(given: str) -> dict:
 def measure(recipe: str, repeats: int, steps: int = 10) -> dict:
     """Content of the JSON file: `step_time` by method (medians over repeats), `spread`, and where it was measured."""
     values = _recipe(recipe)
-    # What is no table of methods is for `read_table` to say.
+    # A recipe without a table of methods is refused by `read_table`.
     names = tuple(values["methods"]) if isinstance(values.get("methods"), Mapping) else ()
     everything = {"methods": names, "budgets": (1.0,), "seeds": (0,)}
     table = read_table(values | {"rounds": (everything,)}, dict.fromkeys(names, 1.0))

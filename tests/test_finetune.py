@@ -36,6 +36,11 @@ PREDICTIONS = {
     "squad1": {"dev-SQuAD.json": 1},
     "squad2": {"dev-SQuAD2.json": 1},
 }
+LABELS = {
+    "classification": "labels  2, training rows: negative 6, positive 6",
+    "ner": "labels  4, training words: B-LOC 12, B-PER 12, I-PER 12, O 36",
+    "tagging": "labels  5, training words: AUX 12, PART 12, PROPN 12, PUNCT 12, VERB 12",
+}
 
 
 def saved_shape():
@@ -74,8 +79,9 @@ def test_every_task_runs_from_its_official_layout(name, pretrained, folders, tmp
     assert (
         ("test/accuracy" in found) == any("on the test set: accuracy" in line for line in lines) == TASKS[name].scored
     )
+    labels = [line.strip() for line in lines if line.strip().startswith("labels  ")]
+    assert labels == ([LABELS[name]] if name in LABELS else [])
     if name == "classification":
-        assert "      labels  2, training rows: negative 6, positive 6" in lines
         assert " ".join(" ".join(lines).split()).count("6 of 6 dev rows stand in the training rows too") == 2
 
 
@@ -162,6 +168,14 @@ def test_a_workdir_keeps_to_its_fine_tuning(pretrained, tuned, folders, tmp_path
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
         run(pretrained, tmp_path / "other", "rte", folders["rte"])
+    for number, (name, expected) in enumerate(
+        {"predictions": "is a file, a folder is expected", "result.json": "is a folder, a file is expected"}.items()
+    ):
+        workdir = shutil.copytree(tuned, tmp_path / f"run{number}")
+        where = workdir / name
+        (shutil.rmtree(where), where.touch()) if where.is_dir() else (where.unlink(), where.mkdir())
+        with pytest.raises(UserError, match=f"{name} {expected}"):
+            run(pretrained, workdir, "rte", folders["rte"], epochs=1, mesh={"data": -1, "fsdp": 1, "tensor": 1})
 
 
 def test_pretraining_does_not_touch_a_fine_tuned_workdir(tuned, rows):
@@ -188,6 +202,26 @@ def test_pretraining_does_not_touch_a_fine_tuned_workdir(tuned, rows):
 def test_a_bad_field_is_named(change, message):
     with pytest.raises(UserError, match=message):
         settings("run", "rte", "folder", **change)
+
+
+def test_fields_that_the_task_does_not_read_are_told(pretrained, folders, tmp_path, monkeypatch):
+    lines, given = [], {"language": "de", "tokens_field": "x", "text_field": "text", "heldout_share": 0.2}
+
+    def stop(*_):
+        raise UserError("far enough")
+
+    monkeypatch.setattr(finetuning, "open_model", stop)
+    for task, other in (("classification", {}), ("cola", {}), ("xnli", {"tags_field": "3", "pair_field": "b"})):
+        with pytest.raises(UserError, match="far enough"):
+            finetuning.prepare(settings("run", task, "folder", **given, **other), epath.Path(tmp_path), lines.append)
+    assert [line.partition(" ")[0].removeprefix("config.") for line in lines] == [
+        *("tokens_field", "language"),
+        *("tokens_field", "language", "heldout_share"),
+        *("pair_field", "tokens_field", "tags_field", "heldout_share"),
+    ]
+    assert lines[0] == (
+        "config.tokens_field (x) is not used: config.task is classification, and only ner or tagging reads it"
+    )
 
 
 def test_zeros_are_the_tasks_values():

@@ -44,7 +44,10 @@ def written(path):
 
 def test_the_rows_of_a_test_file_get_the_predictions_of_the_run_in_their_order(runs, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(predicting, "_AT_A_TIME", 3)  # four rows are read in two parts
-    lines = predict(runs, "classification", folders["classification"] / "test.csv", tmp_path / "new" / "a.jsonl")
+    file, out = folders["classification"] / "test.csv", tmp_path / "new" / "a.jsonl"
+    lines = predict(runs, "classification", file, out, tokens_field="3")
+    said = "config.tokens_field (3) is not used: config.task is classification, and only ner or tagging reads it"
+    lines.remove(said)
     found = written(tmp_path / "new" / "a.jsonl")
     text = (runs / "classification/predictions/classification.tsv").read_text()
     expected = list(csv.DictReader(text.splitlines(), delimiter="\t"))
@@ -122,7 +125,10 @@ def test_what_cannot_be_predicted_is_said_before_anything_is_written(runs, pretr
         with pytest.raises(UserError, match=expected):
             predict(runs, "classification", file, tmp_path / out, **overrides)
     assert (tmp_path / "there.jsonl").read_text() == "mine"
-    predict(runs, "classification", tmp_path / "other.csv", tmp_path / "a.jsonl", text_field="body")
+    (tmp_path / "other.csv").write_text('body\nfine\n""\n')
+    lines = predict(runs, "classification", tmp_path / "other.csv", tmp_path / "a.jsonl", text_field="body")
+    empty = "1 rows whose field 'body' is empty, predicted all the same (first: line 3)"
+    assert f"{tmp_path / 'other.csv'}: {empty}" in lines
 
     monkeypatch.setattr(predicting, "_AT_A_TIME", 1)  # the second row is bad when the first is predicted
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": 3}\n')

@@ -287,16 +287,21 @@ def test_what_is_left_out_or_odd_is_counted_with_its_first_place(tmp_path):
 
 
 def test_what_is_odd_about_the_users_files_is_counted(tmp_path):
-    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\nc,x\n")
-    (tmp_path / "dev.csv").write_text("text,label\na,x\nd,y\n")
-    (tmp_path / "test.csv").write_text("text\na\n\nb\n")
+    (tmp_path / "train.csv").write_text(",text,label\n0,a,x\n1,b,y\n2,c,x\n")
+    (tmp_path / "dev.csv").write_text("text,label,note,\na,x,new,0\nd,y,,1\n")
+    (tmp_path / "test.csv").write_text('text\na\n\nb\n" "\n""\n')
     for name in ("old\x1b.csv", "test.CSV", ".hidden"):
         (tmp_path / name).write_text("")
     assert open_task("classification", tmp_path).notes == (
         f"{tmp_path}/test.csv: 1 blank lines passed over, which may have been empty texts (first: line 3)",
+        f"{tmp_path}/test.csv: 2 rows whose field 'text' is empty, predicted all the same (first: line 5)",
         f"{tmp_path}: 2 other files or folders are not read: old\\x1b.csv, test.CSV",
+        f"{tmp_path}/train.csv: 1 fields are not read: ''",
+        f"{tmp_path}/dev.csv: 1 fields are not read: note",
         f"{tmp_path}/dev.csv: 1 of 2 dev rows stand in the training rows too: the score is too good",
     )
+    unused = "config.heldout_share (0.2) is not used: there is a dev set"
+    assert unused in open_task("classification", tmp_path, heldout_share=0.2).notes
     path = tmp_path / "one.jsonl"
     path.write_text("".join(f'{{"text": "{i}", "label": {label}}}\n' for i, label in enumerate(["0", "1", '"1"', "0"])))
     data = open_task("classification", path, heldout_share=0.25, seed=3)

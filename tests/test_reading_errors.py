@@ -219,9 +219,12 @@ def test_ids_by_which_a_metric_groups_rows_are_each_of_one_question(tmp_path):
     assert message("multirc", tmp_path).startswith(f"{path}: 5 {what} (first: (0, 2, 5) at line 2, question 1")
 
 
+INVISIBLE = (("yes", "yes\u200b"), ("\ufeffyes", "yes"), ("re\u00adply", "reply"), ("a b", "a\u2060 b"))
+
+
 def test_a_label_in_two_spellings_is_no_two_classes(tmp_path):
     path = tmp_path / "rows.jsonl"
-    for first, second in (("pos", "Pos"), ("pos", " pos"), (1, 1.0), ("é", "e\u0301"), (True, "True")):
+    for first, second in (("pos", "Pos"), ("pos", " pos"), (1, 1.0), ("é", "e\u0301"), (True, "True"), *INVISIBLE):
         rows = [{"text": "a", "label": first}, {"text": "b", "label": "neg"}, {"text": "c", "label": second}]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         first, second = (str(label).lower() if label is True else str(label) for label in (first, second))
@@ -231,6 +234,10 @@ def test_a_label_in_two_spellings_is_no_two_classes(tmp_path):
         )
     path.write_text('{"text": "a", "label": "1.1"}\n{"text": "b", "label": "1.10"}\n')  # as sections are numbered
     assert open_task("classification", path, heldout_share=0.5).labels == ("1.1", "1.10")
+    path.write_text('{"text": "a", "label": "\u200b"}\n{"text": "b", "label": "y"}\n')
+    assert message("classification", path) == (
+        f"{path}, line 1: the label '\\u200b' holds nothing to see, expected a name"
+    )
     path.write_text('{"text": "a", "label": NaN}\n')
     assert message("classification", path) == f"{path}, line 1: the field 'label' is no text, found nan"
 

@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
+from etils import epath
 
 from configs import sweep as recipe
 from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.finetune import sweep, sweep_report
 from sctd_jax.finetune.config import sweep_from_dict
+from sctd_jax.finetune.workdir import check_sweep
 from sctd_jax.tasks.table import TASKS
 from tests import finetuning, helpers, task_files
 
@@ -46,6 +49,7 @@ def test_each_task_may_have_a_data_dir_of_its_own():
         ({"tasks": "rte,rte"}, "config.tasks names one twice"),
         ({"tasks": "rte,sst3"}, "config.task must be one of .*; found 'sst3'"),
         ({"inits": "x/a,y/a"}, "config.inits must end in different folder names, found a, a"),
+        ({"inits": "x/a,x/../x/a/"}, "config.inits names one twice: x/../x/a/ is x/a"),
         ({"learning_rates": "1e-3,fast"}, "config.learning_rates must be numbers separated by commas"),
         ({"learning_rates": "1e-5,\uff13e-5"}, "config.learning_rates .*commas: .* digits 0 to 9"),
         ({"learning_rates": "1e-5,0.00001"}, "config.learning_rates names one twice"),
@@ -160,7 +164,48 @@ def test_every_task_is_looked_at_before_the_first_cell(pretrained, folders, tmp_
     found = cells(inits=str(pretrained), tasks="rte,cola", data_dir=str(folders["rte"]))
     with pytest.raises(UserError, match="line 1: unknown label 'sentence1'"):
         sweep.run_sweep(found, tmp_path, print)
-    assert not list(tmp_path.rglob("config.json"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_checkpoint_under_two_names_is_named(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "other").symlink_to("run")
+    with pytest.raises(UserError, match=r"config.inits names one twice: .*/other is .*/run"):
+        cells(inits=f"{tmp_path}/run,{tmp_path}/other")
+
+
+def test_a_folder_of_something_else_is_left_alone(pretrained, folders, tmp_path):
+    (tmp_path / "report.md").write_text("mine")
+    (tmp_path / "a" / "notes" / "1e-3-seed0").mkdir(parents=True)  # no task's
+    for workdir, expected in ((tmp_path, "is not empty and has no config.json"), (pretrained, "is a run's, by its")):
+        before = sorted(workdir.rglob("*"))
+        with pytest.raises(UserError, match=expected):
+            go(pretrained, folders, workdir)
+        assert sorted(workdir.rglob("*")) == before and (tmp_path / "report.md").read_text() == "mine"
+    (tmp_path / "a" / "rte" / "1e-05-seed0").mkdir(parents=True)  # what a kill in the first cell leaves
+    check_sweep(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "message"),
+    [
+        ("run/wnli/0.001-seed9/result.json", None, "result.json is a folder, a file is expected"),
+        ("run/wnli/0.001-seed9/result.json", "{}", "result.json is damaged: expected task, learning_rate, seed and"),
+        ("run/wnli/0.001-seed1/predictions", "x", "predictions is a file, a folder is expected"),
+        ("report.md", None, "report.md is a folder, a file is expected"),
+    ],
+)
+def test_what_cannot_be_read_or_written_at_the_end_is_said_first(
+    place, content, message, pretrained, folders, tmp_path, monkeypatch
+):
+    (tmp_path / "run" / "rte" / "0.001-seed0").mkdir(parents=True)
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if content is None else path.write_text(content)
+    monkeypatch.setattr(sweep, "finetune", None)
+    monkeypatch.setattr(sweep, "prepare", lambda *_: types.SimpleNamespace(origin=None))
+    with pytest.raises(UserError, match=message):
+        go(pretrained, folders, tmp_path)
 
 
 def result(checkpoint, task, rate, seed, score):

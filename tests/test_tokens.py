@@ -50,8 +50,36 @@ def test_columns_of_a_file(tmp_path):
     notes = "\n".join(data.notes)
     assert "train.conll: 2 lines that begin a document passed over (first: line 1)" in notes
     assert "train.conll: 1 comments passed over (first: line 3)" in notes
+    assert (
+        "train.conll: 1 lines of # taken as words: their labels are entities' or other words' too (first: line 4)"
+        in notes
+    )
     assert "dev.conll: 1 labels without a word in training: B-LOC" in notes
     assert "dev.conll: entities are marked by IOB2; 3 types: LOC, NUM, PER" in notes
+
+
+def test_comments_with_as_many_columns_as_words_are_no_words(tmp_path):
+    text = "# one\n# two\nAnna N\nlives V\n\n# three\n\n# N\nis V\n# #\n\n"
+    data = open_task("tagging", folder(tmp_path, text, text, test="# one\n\n# N\nAnna N\n\n"))
+    assert words(data.train) == [["Anna", "lives"], ["#", "is", "#"]] and data.labels == ("#", "N", "V")
+    assert words(data.test["test"]) == [["#"], ["#", "Anna"]]
+    comments = "lines of # passed over as comments: no other word has their label"
+    taken = "lines of # taken as words: their labels are entities' or other words' too"
+    assert data.notes[:3] == (
+        f"{tmp_path}/test.conll: 2 lines of # at a sentence's beginning taken as words (first: line 1)",
+        f"{tmp_path}/train.conll: 3 {comments} (first: line 1)",
+        f"{tmp_path}/train.conll: 1 {taken} (first: line 8)",
+    )
+
+
+def test_a_column_file_without_empty_lines_is_told(tmp_path):
+    text = "Anna N\nlives V\n" * 60
+    path = folder(tmp_path, text, SENTENCES)
+    said = f"{path}/train.conll: its 120 words are one sentence; an empty line ends a sentence"
+    assert said in open_task("tagging", path).notes
+    assert message("tagging", path / "train.conll", heldout_share=0.25) == (
+        f"{said}, and of several config.heldout_share = 0.25 is held out"
+    )
 
 
 def test_a_file_of_tabs_has_words_with_spaces_and_columns_by_number(tmp_path):

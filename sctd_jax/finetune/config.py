@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from sctd_jax.sections import TRACK, TRACKED
 from sctd_jax.tasks.table import TASKS
 
 _GIVEN = Bounds(bool, "is missing", found="")
+_OWN, _WORDS = ("task", "classification", "regression"), ("task", "ner", "tagging")
 _KNOWN = Bounds(TASKS.__contains__, f"must be one of {', '.join(TASKS)}", found="; found {!r}")
 
 
@@ -29,13 +31,19 @@ class FinetuneConfig:
     data_dir: str = field(
         "", "folder of the task's files, a folder above it, or tfds:NAME[/CONFIG]", _GIVEN, rerun=True
     )
-    text_field: str = field("text", "field with the text in files of your own")
-    pair_field: str = field("", "field with the second text in files of your own; '' for single texts")
-    label_field: str = field("label", "field with the label in files of your own")
-    tokens_field: str = field("tokens", "field with the words of a sentence; of a column file the column's number")
-    tags_field: str = field("tags", "field with the labels of the words; of a column file the column's number")
-    language: str = field("en", "language of xnli, or two, TRAIN:DEV, to score in another one")
-    heldout_share: float = field(0.1, "part of a single file that becomes the dev set", BELOW_ONE)
+    text_field: str = field("text", "field with the text in files of your own", only=_OWN)
+    pair_field: str = field("", "field with the second text in files of your own; '' for single texts", only=_OWN)
+    label_field: str = field("label", "field with the label in files of your own", only=_OWN)
+    tokens_field: str = field(
+        "tokens", "field with the words of a sentence; of a column file the column's number", only=_WORDS
+    )
+    tags_field: str = field(
+        "tags", "field with the labels of the words; of a column file the column's number", only=_WORDS
+    )
+    language: str = field("en", "language of xnli, or two, TRAIN:DEV, to score in another one", only=("task", "xnli"))
+    heldout_share: float = field(
+        0.1, "part of a single file that becomes the dev set", BELOW_ONE, only=(*_OWN, *_WORDS[1:], "imdb")
+    )
     max_length: int = field(0, "N, tokens of a row at most; 0: the task's", NOT_NEGATIVE)
     epochs: int = field(0, "passes over the training set; 0: the task's", NOT_NEGATIVE)
     batch_size: int = field(0, "examples in the global batch; 0: the task's", NOT_NEGATIVE)
@@ -127,7 +135,12 @@ def sweep_from_dict(values: Mapping[str, Any]) -> Sweep:
     own = fill("config", SweepConfig, {name: value for name, value in values.items() if name in fields})
     common = {name: value for name, value in values.items() if name not in fields}
     tasks, inits = _listed("tasks", own.tasks), _listed("inits", own.inits)
-    names = [storage.as_path(init).name for init in inits]
+    paths = [storage.as_path(init) for init in inits]
+    names = [path.name for path in paths]
+    models = [os.fspath(path) if storage.is_remote(path) else os.path.realpath(path) for path in paths]
+    for number, model in enumerate(models):
+        first = models.index(model)
+        require(first == number, "inits", f"names one twice: {inits[number]} is {inits[first]}")
     require(len(set(names)) == len(names), "inits", f"must end in different folder names, found {', '.join(names)}")
     try:
         rates = [read_float(rate) for rate in _listed("learning_rates", own.learning_rates)]

@@ -15,14 +15,14 @@ from jax.sharding import Mesh
 from sctd_jax import storage
 from sctd_jax.config import Config
 from sctd_jax.data import tokenizer
-from sctd_jax.errors import UserError, printable
-from sctd_jax.fields import require
+from sctd_jax.errors import UserError, printable, writing
+from sctd_jax.fields import require, unread
 from sctd_jax.finetune import batches, report
 from sctd_jax.finetune.config import FinetuneConfig, run_config
 from sctd_jax.finetune.encode import Feature, by_example, encode
 from sctd_jax.finetune.predicting import outputs
 from sctd_jax.finetune.step import Shape, compile_programs, initial_state, jit_logits, program_name, shape_of
-from sctd_jax.finetune.workdir import Origin, check_workdir, claim_workdir, followed
+from sctd_jax.finetune.workdir import PREDICTIONS, RESULT_FILE, Origin, check_workdir, claim_workdir, followed
 from sctd_jax.model.attention import choose, platform_of
 from sctd_jax.model.families import FAMILIES, whole_row_flops
 from sctd_jax.models import HIGHEST_SCORE, Model, open_model
@@ -39,8 +39,6 @@ from sctd_jax.train.state import TrainState
 from sctd_jax.train.step import state_shape
 from sctd_jax.train.trainer import Job, Result, fit
 from sctd_jax.train.workdir import held
-
-RESULT_FILE = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +144,9 @@ def finetune(
         splits = data.dev | data.test
         predictions = _predict(made, state, splits)
         if hosts.is_first():
-            for split, found in predictions.items():
-                submission.write(task, split, splits[split], found, workdir / "predictions", data.labels)
+            with writing(f"workdir {workdir}"):
+                for split, found in predictions.items():
+                    submission.write(task, split, splits[split], found, workdir / PREDICTIONS, data.labels)
             reached = {
                 "task": settings.task, "init": settings.init, "learning_rate": settings.learning_rate,
                 "seed": settings.seed, "step": int(state.step), "seconds": read_metrics(workdir)[-1]["seconds"],
@@ -156,7 +155,8 @@ def finetune(
             if task.scored and "test" in data.test:
                 on_test = scoring.measure(task, {"test": data.test["test"]}, predictions, data.labels)
                 reached |= {name.replace("eval/", "test/"): value for name, value in on_test.items()}
-            storage.write(workdir / RESULT_FILE, (json.dumps(reached, indent=1) + "\n").encode())
+            with writing(f"workdir {workdir}"):
+                storage.write(workdir / RESULT_FILE, (json.dumps(reached, indent=1) + "\n").encode())
             for line in report.summary(workdir, settings, data, reached, result.step):
                 log(line)
         return dataclasses.replace(result, state=state)
@@ -166,6 +166,8 @@ def prepare(settings: FinetuneConfig, workdir: epath.Path, log: Callable[[str], 
     """Check and read all that a fine-tuning needs, each check before the longer work that follows it."""
     trackers.check("track", settings.track)
     settings = followed(workdir, settings, log)
+    for line in unread("config", settings):
+        log(line)
     task = TASKS[settings.task]
     pretrained = open_model(settings.init, log, "config.init")
     step, identity = pretrained.identified()

@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 
 from sctd_jax import storage
 from sctd_jax.errors import UserError, of_disk
+from sctd_jax.fields import unread
 from sctd_jax.finetune import batches
-from sctd_jax.finetune.config import PredictConfig
+from sctd_jax.finetune.config import FinetuneConfig, PredictConfig
 from sctd_jax.finetune.encode import Feature, by_example, encode, loss_lines
 from sctd_jax.finetune.step import initial_state, jit_logits, shape_of
 from sctd_jax.finetune.workdir import check_outputs, read_task
@@ -96,6 +97,8 @@ def predict_file(config: PredictConfig, out: str | os.PathLike, log: Callable[[s
     meshes.check_memory(mesh, model, train, min(_LENGTHS[0], length), trained=False)
 
     given = {name: value for name in _FIELDS if (value := getattr(config, name))}
+    for line in unread("config", dataclasses.replace(FinetuneConfig(task.name), **given)):
+        log(line)
     fields, notes, lost = FileSettings.of(types.SimpleNamespace(**{**tuned, **given})), Notes(), Counter[str]()
     where = os.fspath(storage.as_path(config.data_dir))
     context = Context(where, "test", labels, fields, notes.of(where))

@@ -44,11 +44,13 @@ def start_table(
         what = ("floor", "the score on dev of each word's most frequent label in training")
         what = what if task.floor else ("majority", "the accuracy of the most frequent label on dev")
         rows.insert(-1, (what[0], f"{shares}: {what[1]}"))
-    if task.head == "classification" and not task.labels:  # nothing else has named those of the user's files yet
-        of_train = Counter(example.label for example in data.train)
+    if data.labels and not task.labels:  # nothing else has named those of the user's files yet
+        words = task.head == "token_classification"
+        of_train = Counter(n for e in data.train for n in (e.tags or () if words else (e.label,)))
         listed = [f"{label} {of_train[i]:,}" for i, label in enumerate(data.labels[:_LABELS])]
         more = [f"{len(data.labels) - _LABELS:,} more"] if len(data.labels) > _LABELS else []
-        rows.insert(-2, ("labels", f"{len(data.labels):,}, training rows: {printable(', '.join(listed + more))}"))
+        what = f"{len(data.labels):,}, training {'words' if words else 'rows'}"
+        rows.insert(-2, ("labels", f"{what}: {printable(', '.join(listed + more))}"))
     return trainer.start_lines(mesh, rows)
 
 

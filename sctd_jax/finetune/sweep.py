@@ -1,8 +1,10 @@
 """Checkpoints x tasks x learning rates x seeds, each cell a fine-tuning in a workdir of its own."""
 
+import contextlib
 import functools
 import itertools
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +12,13 @@ import jax
 from etils import epath
 
 from sctd_jax import storage
-from sctd_jax.errors import DivergedError
+from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.finetune import sweep_report
 from sctd_jax.finetune.config import Cell, Sweep
-from sctd_jax.finetune.finetuning import RESULT_FILE, finetune, prepare
-from sctd_jax.finetune.workdir import MAY_CHANGE, check_task
+from sctd_jax.finetune.finetuning import finetune, prepare
+from sctd_jax.finetune.workdir import MAY_CHANGE, RESULT_FILE, check_results, check_sweep, check_task
 from sctd_jax.parallel import hosts
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.workdir import CONFIG_FILE, held
 
 # A rerun may have more patience, but cells of less reached less.
@@ -30,7 +33,15 @@ def run_sweep(sweep: Sweep, workdir: str, log: Callable[[str], None]) -> int | N
     """
     folder, say = storage.as_path(workdir), hosts.on_first(log)
     with held(folder, "a sweep", say):
-        left = _look_at_all(sweep, folder, say)
+        check_sweep(folder)
+        try:
+            read_results(folder)  # a damaged one would end the report behind the first cell
+            for name in sweep_report.FILES:
+                storage.regular_file(folder / name)
+            left = _look_at_all(sweep, folder, say)
+        except BaseException:
+            _remove_empty(folder, sweep)
+            raise
         say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} finished before")
         for number, cell in enumerate(left, start=1):
             say(f"cell {number} of {len(left)}: {cell.name}")
@@ -72,8 +83,18 @@ def _look_at_all(sweep: Sweep, folder: epath.Path, say: Callable[[str], None]) -
                 let_go = functools.partial(_let_go, folder, cell, sweep.keep_weights)
                 hosts.run_on_first(f"weights {cell.name}", let_go)
             else:
+                check_results(folder / cell.name)
                 left.append(cell)
     return left
+
+
+def _remove_empty(folder: epath.Path, sweep: Sweep) -> None:
+    """Remove the cells' folders that hold nothing, which the checks have made."""
+    for cell in sweep.cells:
+        place = folder / cell.name
+        for empty in () if storage.is_remote(folder) else (place, place.parent, place.parent.parent):
+            with contextlib.suppress(OSError):
+                os.rmdir(empty)
 
 
 def _let_go(folder: epath.Path, cell: Cell, keep_weights: bool) -> None:
@@ -90,5 +111,13 @@ def _finish(folder: epath.Path, cell: Cell, keep_weights: bool) -> None:
 def read_results(folder: epath.Path) -> list[dict[str, Any]]:
     """Every finished cell in a sweep's workdir: its `result.json`, and `checkpoint`, `learning_rate`, `seed`."""
     paths = folder.glob(f"*/*/*/{RESULT_FILE}")
-    found = [{**storage.read_json(path), "checkpoint": path.parts[-4]} for path in paths]
+    found = [{**_read_result(path), "checkpoint": path.parts[-4]} for path in paths]
     return sorted(found, key=lambda r: (r["checkpoint"], r["task"], r["learning_rate"], r["seed"]))
+
+
+def _read_result(path: epath.Path) -> dict[str, Any]:
+    found = storage.read_json(path)
+    numbers = [found.get(name) for name in ("learning_rate", "seed", "eval/score")]
+    if found.get("task") not in TASKS or not all(type(number) in (int, float) for number in numbers):
+        raise UserError(f"{path} is damaged: expected task, learning_rate, seed and eval/score of a cell")
+    return found

@@ -12,11 +12,12 @@ import numpy as np
 from etils import epath
 from matplotlib.lines import Line2D
 
+from sctd_jax.errors import writing
 from sctd_jax.plot import look, save
 from sctd_jax.storage import write
 from sctd_jax.tasks.table import TASKS
 
-REPORT_FILE = "report.json"
+REPORT_FILE, _TABLE_FILE, _PICTURE_FILE = FILES = ("report.json", "report.md", "report.png")
 _BENCHMARKS = {"glue": "GLUE", "superglue": "SuperGLUE"}
 
 
@@ -117,11 +118,12 @@ def write_report(folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> li
     draw(rows, picture)
     parts = {
         REPORT_FILE: (json.dumps(content, indent=1) + "\n").encode(),
-        "report.md": f"{text}\n".encode(),
-        "report.png": picture.getvalue(),
+        _TABLE_FILE: f"{text}\n".encode(),
+        _PICTURE_FILE: picture.getvalue(),
     }
-    for name, part in parts.items():
-        write(folder / name, part)
+    with writing(f"workdir {folder}"):
+        for name, part in parts.items():
+            write(folder / name, part)
     return [*table(rows, means, widest=100).splitlines(), "", *(str(folder / name) for name in parts)]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ from sctd_jax.fields import fill, require, rerun_fields
 from sctd_jax.finetune.config import FinetuneConfig
 from sctd_jax.finetune.step import shape_of
 from sctd_jax.hf import hub
+from sctd_jax.tasks.table import TASKS
 from sctd_jax.tasks.task import Task
 from sctd_jax.train.workdir import CONFIG_FILE, TASK_FILE, check, claim, differences, follow, same_config
 
+RESULT_FILE, PREDICTIONS = "result.json", "predictions"
 MAY_CHANGE = rerun_fields(FinetuneConfig)
 
 
@@ -39,8 +42,29 @@ def check_workdir(workdir: epath.Path, settings: FinetuneConfig, model: ModelCon
             raise UserError(f"workdir {workdir} is a pretraining run's: fine-tune in another --workdir")
         check_task(workdir, settings, origin)
         same_config(workdir, {"model": dataclasses.asdict(model)})
+        check_results(workdir)
 
     check(workdir, same_run)
+
+
+def check_results(workdir: epath.Path) -> None:
+    """Check that what is written at the end can be: nothing else has taken the places."""
+    storage.regular_file(workdir / RESULT_FILE)
+    if storage.exists(workdir / PREDICTIONS) and not (workdir / PREDICTIONS).is_dir():
+        raise UserError(f"{workdir / PREDICTIONS} is a file, a folder is expected: move it away")
+
+
+def check_sweep(workdir: epath.Path) -> None:
+    """Check before any work that `workdir` is new or a sweep's, by whose cells it is known: RUN/TASK/RATE-seedSEED."""
+
+    def a_run():
+        raise UserError(f"workdir {workdir} is a run's, by its {CONFIG_FILE}: sweep in another --workdir")
+
+    with storage.reaching(workdir):
+        places = list(workdir.glob("*/*/*-seed*"))
+        swept = any(p.parts[-2] in TASKS and re.fullmatch(r"[\d.e+-]+-seed\d+", p.name) for p in places)
+        if (workdir / CONFIG_FILE).exists() or not swept:
+            check(workdir, a_run)
 
 
 def check_task(

@@ -83,7 +83,10 @@ class Context:
 
     def text(self, record: Record, field: str) -> str:
         """A text; where a row counts even without one, a space keeps the pair a pair."""
-        return record.text(field, empty=self.hidden) or " "
+        text = record.text(field, empty=self.hidden)
+        if not text.strip():
+            self.note(f"rows whose field {field!r} is empty, predicted all the same", record.place)
+        return text or " "
 
     def label(self, record: Record, field: str = "label") -> int | None:
         """The class that a label names; None where labels are hidden."""
@@ -113,15 +116,18 @@ Builder = Callable[[Record, Context], Iterable[Example]]
 def classify(*fields: str, label: str = "label", some_empty: bool = False) -> Builder:
     """A builder of rows that classify a text or a pair, which one or two `fields` hold.
 
-    With `some_empty`, training rows without one of the texts are left out and noted; else they are an error.
+    With `some_empty`, training rows without one of the texts are left out, other rows kept, and both noted; else they
+    are an error.
     """
 
     def build(record: Record, context: Context) -> Iterator[Example]:
         if some_empty:
             texts = [record.text(field, empty=True).strip() or " " for field in fields]
-            if context.split == "train" and " " in texts:
-                context.note("rows without a text left out", record.place)
-                return
+            if " " in texts:
+                left_out = context.split == "train"
+                context.note(f"rows without a text {'left out' if left_out else 'kept'}", record.place)
+                if left_out:
+                    return
         else:
             texts = [context.text(record, field) for field in fields]
         yield Example(record.id, *texts, label=context.label(record, label))

@@ -58,13 +58,18 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
         )
         splits = {split: Split(path, read_rows(path, split, notes.of(path))) for split, path in paths.items()}
     where, rows = splits["train"].where, list(splits["train"].records)
+    splits["train"] = Split(where, rows)
     context = Context(where, "train", (), settings, notes.of(where))
     labels = _labels(rows, context) if task.head == "classification" else ()
-    read = {settings.text_field, settings.pair_field, settings.label_field}
-    if unread := [field for field in (rows[0].fields if rows else ()) if field not in read]:
-        notes.remarks.append(f"{where}: {len(unread)} fields are not read: {printable(', '.join(unread))}")
-    splits["train"] = Split(where, rows)
-    return splits if "dev" in splits else {**splits, **held_out(where, rows, settings)}, labels
+    told: set[str] = set()
+    for name, split in splits.items():
+        splits[name] = split = Split(split.where, list(split.records))
+        fields = dict.fromkeys(field for record in split.records for field in record.fields)
+        read = {field for field in names if name != "test" or field != settings.label_field}
+        if unread := [field or "''" for field in fields if field not in read | told]:
+            notes.remarks.append(f"{split.where}: {len(unread)} fields are not read: {printable(', '.join(unread))}")
+        told |= fields.keys() - read
+    return with_dev(splits, settings, notes), labels
 
 
 def dataset(task: Task, data_dir: str, label: str, fields: dict[str, str]) -> dict[str, Split]:
@@ -134,7 +139,7 @@ def check_labels(firsts: Mapping[str, str]) -> None:
     """Check that labels, each with its first place, can be names of classes, and no two are spellings of one.
 
     A name has at most 1,000 characters, no line ends or other control characters, and is not a missing value's.
-    Spellings differ in case, white space or Unicode's form only, or as 1 and 1.0 do.
+    Spellings differ in case, white space, invisible characters or Unicode's form only, or as 1 and 1.0 do.
     """
     spelled: dict[str, str] = {}
     for label, place in firsts.items():
@@ -145,18 +150,30 @@ def check_labels(firsts: Mapping[str, str]) -> None:
             )
         if any(unicodedata.category(letter) == "Cc" for letter in label):
             raise UserError(f"{place}: the label {label!r} holds control characters, expected a name in one line")
-        if label.strip().casefold() in _MISSING:
+        plain = unicodedata.normalize("NFKC", label).casefold()
+        plain = " ".join("".join(letter for letter in plain if unicodedata.category(letter) != "Cf").split())
+        if not plain:
+            raise UserError(f"{place}: the label {label!r} holds nothing to see, expected a name")
+        if plain in _MISSING:
             raise UserError(
                 f"{place}: the label {label!r} is how tables write that there is none; leave out the rows without a "
                 "label, or call the class otherwise"
             )
-        plain = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
         other = spelled.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", plain), label)
         if other != label:
             raise UserError(
                 f"{place}: the label {label!r} is also written {other!r} ({firsts[other]}); these would be two "
                 "classes: write it in one way"
             )
+
+
+def with_dev(splits: dict[str, Split], settings: FileSettings, notes: Notes) -> dict[str, Split]:
+    """The splits with a dev set, which is held out where the files have none."""
+    if "dev" not in splits:
+        return splits | held_out(splits["train"].where, list(splits["train"].records), settings)
+    if settings.heldout_share != FileSettings.heldout_share:
+        notes.remarks.append(f"config.heldout_share ({settings.heldout_share}) is not used: there is a dev set")
+    return splits
 
 
 def held_out(where: str, rows: Sequence[Record], settings: FileSettings) -> dict[str, Split]:

@@ -6,7 +6,7 @@ Shapes: W words of a sentence, w those of them that have a token, K labels.
 import collections
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ _COLUMNS = (".conll", ".conllu", ".bio", ".iob", ".iob2", ".tsv", ".txt")
 _DOCUMENT = "-DOCSTART-"
 OUTSIDE = "O"
 NOT_READ = -1  # prediction for a word without a token
+_ENTITY = r"[BIESLU]-.+"
 _OTHER_NAMES = {"L": "E", "U": "S"}  # prefixes of BILOU -> those of IOBES
 
 
@@ -39,7 +40,8 @@ def read_columns(path: str, hidden: bool, settings: FileSettings, note: Note) ->
     Tabs separate the columns if the first word's line has any, else spaces. The word is in the first column and the
     label in the last one, in a .conllu file in the 2nd and 4th; `settings` may give other numbers. Lines with
     -DOCSTART- are passed over and noted, as are lines at a sentence's beginning that begin with # and have another
-    number of columns. Comments of CoNLL-U, its lines of several words in one and of omitted words are passed over.
+    number of columns; `_without_comments` sees to the others. Comments of CoNLL-U, its lines of several words in one
+    and of omitted words are passed over.
     """
     conllu = path.endswith(".conllu")
     word_at = _column("tokens_field", settings.tokens_field, 1 if conllu else 0)
@@ -80,6 +82,8 @@ def read_columns(path: str, hidden: bool, settings: FileSettings, note: Note) ->
                 f"label in {'the last one' if tag_at < 0 else f'column {tag_at + 1}'} (config.tokens_field and "
                 "config.tags_field may give their numbers)"
             )
+        if hidden and values[0] == "#" and not words:
+            note("lines of # at a sentence's beginning taken as words", here)
         place = place if words else here
         words.append(values[word_at])
         tags.append("" if hidden else values[tag_at])
@@ -111,8 +115,16 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
         )
         splits = {split: Split(path, read(path, split, settings, notes.of(path))) for split, path in paths.items()}
     splits = {name: Split(split.where, list(split.records)) for name, split in splits.items()}
-    if "dev" not in splits:
-        splits |= own.held_out(splits["train"].where, list(splits["train"].records), settings)
+    columns = {name: split for name, split in splits.items() if split.where.endswith(_COLUMNS)}
+    splits |= _without_comments(columns, notes)
+    for name in columns:
+        where, records = splits[name].where, list(splits[name].records)
+        if len(records) == 1 and (count := len(records[0].fields["tokens"])) > 1:
+            what = f"{where}: its {count:,} words are one sentence; an empty line ends a sentence"
+            if "dev" not in splits:
+                raise UserError(f"{what}, and of several config.heldout_share = {settings.heldout_share} is held out")
+            notes.remarks.append(what)
+    splits = own.with_dev(splits, settings, notes)
     found = {
         tag: record.place
         for name in ("dev", "train")
@@ -127,12 +139,43 @@ def _find(task: Task, data_dir: str, settings: FileSettings, notes: Notes) -> tu
     if task.name == NER.name:
         own.check_labels(found)
         for tag, place in found.items():
-            if tag != OUTSIDE and not re.fullmatch(r"[BIESLU]-.+", tag):
+            if tag != OUTSIDE and not re.fullmatch(_ENTITY, tag):
                 raise UserError(
                     f"{place}: the label {printable(repr(tag))} is none of an entity, expected {OUTSIDE}, or B- or I- "
                     f"(E-, S-, L-, U-) before its type; other labels of words are config.task={TAGGING.name}"
                 )
     return splits, tuple(sorted(found))
+
+
+def _without_comments(splits: Mapping[str, Split], notes: Notes) -> dict[str, Split]:
+    """The splits of column files without comments that have as many columns as words have.
+
+    A line of # at a sentence's beginning is a word only where its label is one of entities, or stands at other words
+    too. Either is noted.
+    """
+
+    def leading(record: Record) -> int:
+        return sum(1 for _ in itertools.takewhile("#".__eq__, record.fields["tokens"]))
+
+    known = {tag for s in splits.values() for record in s.records for tag in record.fields["tags"][leading(record) :]}
+    known.add("")  # hidden: a row that is predicted is not left out
+    found = {}
+    for name, split in splits.items():
+        note, records = notes.of(split.where), []
+        for record in split.records:
+            words, tags = record.fields.values()
+            run = tags[: leading(record)]
+            are_words = (tag in known or re.fullmatch(f"{OUTSIDE}|{_ENTITY}", tag) for tag in run)
+            comments = next((number for number, is_word in enumerate(are_words) if is_word), len(run))
+            for _ in range(comments):
+                note("lines of # passed over as comments: no other word has their label", record.place)
+            if comments < len(run) and run[comments]:  # '' where labels are hidden
+                note("lines of # taken as words: their labels are entities' or other words' too", record.place)
+            if words[comments:]:
+                fields = {"tokens": words[comments:], "tags": tags[comments:]}
+                records.append(Record(record.place, record.number, fields))
+        found[name] = Split(split.where, records)
+    return found
 
 
 def read(path: str, split: str, settings: FileSettings, note: Note) -> Iterator[Record]:
@@ -251,7 +294,7 @@ def names(labels: Sequence[str], tags: Sequence[int]) -> list[str]:
     """Labels of words by name; a word without a token is outside of entities, or _ among other labels."""
     if NOT_READ not in tags:
         return [labels[tag] for tag in tags]
-    unread = OUTSIDE if any(re.match("[BIESLU]-", label) for label in labels) else "_"
+    unread = OUTSIDE if any(re.match(_ENTITY, label) for label in labels) else "_"
     return [labels[tag] if tag != NOT_READ else unread for tag in tags]
 
 

@@ -47,6 +47,17 @@ def _jsonl(
     return _csv(name, text, *words, status=status, task=task, flags=flags, file="own.jsonl")
 
 
+SWEEP = (
+    "sctd_jax.main --mode=sweep --config=configs/sweep.py --config.tasks={} --config.inits={} --workdir={} "
+    "--config.data_dir=$base/own.csv --config.heldout_share=0.25 --config.max_length=32 --config.batch_size=4 "
+    "--config.epochs=1 --config.seeds=1 --config.learning_rates=1e-4"
+)
+
+
+def _sweep(name: str, make: Change, *words: str, tasks="classification", inits="$base/run", workdir="$here/out"):
+    return Case(f"sweep: {name}", SWEEP.format(tasks, inits, workdir), lambda here, base: make(here), words=words)
+
+
 def _table(*rows: str, header: str = "text,label") -> str:
     return "\n".join([header, *rows, *LINES]) + "\n"
 
@@ -103,6 +114,7 @@ def _damaged(task: str, file: str, seed: int) -> Case:
 
 
 OTHERS = [{"text": "a", "label": "y"}] * 5
+RESULT = "out/run/classification/0.0001-seed0/result.json"
 HUGE, DIGITS = 10**400, "9" * 4500
 DEEP = '{"a":' * 10_000 + "1" + "}" * 10_000
 CASES = [
@@ -140,6 +152,9 @@ CASES = [
     _csv("a label with a space before it", _table("soup, yes"), "' yes'", "'yes'", "two classes"),
     _csv("a label in capitals", _table("soup,YES"), "'YES'", "two classes"),
     _csv("a label with a no-break space", _table("soup,yes\u00a0"), "two classes"),
+    _csv("a label with a space of no width", _table("soup,yes\u200b"), "'yes\\u200b'", "two classes"),
+    _csv("a label with a soft hyphen", _table("soup,y\u00ades"), "two classes"),
+    _csv("a label of a byte order mark", _table("soup,\ufeff"), "line 2", "nothing to see"),
     _csv("a label in full-width letters", _table("soup,ｙｅｓ"), "two classes"),
     _csv("labels 1 and 1.0", "text,label\n" + "a,1\nb,1.0\nc,0\n" * 4, "two classes"),
     _csv("nan as a class", _table("soup,nan"), "line 2", "'nan'"),
@@ -428,6 +443,13 @@ CASES = [
         file="own.conll",
         flags=f"--config.tags_field={DIGITS}",
     ),
+    _csv(
+        "120 words without an empty line",
+        "Anna B-PER\nlives O\n" * 60,
+        "its 120 words are one sentence; an empty line",
+        task="ner",
+        file="own.conll",
+    ),
     _csv("one sentence", "Anna B-PER\nlives O\n\n", "heldout_share", task="ner", file="own.conll"),
     _jsonl(
         "words without labels",
@@ -478,6 +500,13 @@ CASES = [
         _edit("train.txt", lambda t: "(3 " * 10_000 + "x" + ")" * 10_000 + "\n" + t),
         status=0,
     ),
+    # Sweeps
+    _sweep("a folder of something else", write("out/report.md", "mine"), "out is not empty", "choose another"),
+    _sweep("a workdir of pretraining", lambda here: None, "is a run's", "another --workdir", workdir="$base/run"),
+    _sweep("a workdir of fine-tuning", lambda here: None, "is a run's", "another --workdir", workdir="$base/tuned"),
+    _sweep("a second task that fails", lambda here: None, "cola", tasks="classification,cola"),
+    _sweep("a start twice", lambda here: None, "config.inits", "twice", inits="$base/run,$base/./run"),
+    _sweep("a result that is a folder", lambda here: (here / RESULT).mkdir(parents=True), "result.json is a folder"),
     # Settings
     _csv("max_length of 1e9", _table(), "max_length", flags="--config.max_length=1000000000"),
     _csv("batch_size of 1e18", _table(), "batch_size", flags="--config.batch_size=1000000000000000000"),
