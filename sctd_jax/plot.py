@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
     parser = CommandParser(prog="python -m sctd_jax.plot", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("workdirs", nargs="+", type=any_path)
-    parser.add_argument("--out", type=picture, default=Path("loss.png"))
+    parser.add_argument("--out", type=picture, default="loss.png")
     parser.add_argument(
         "--ymax", type=_loss, help="end of the loss axis; inf shows all; default the last three quarters of a run"
     )

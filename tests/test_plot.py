@@ -162,6 +162,14 @@ def test_a_folder_without_metrics_is_named(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
+def test_a_file_of_the_pictures_default_name_that_is_none_is_left_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loss.png").write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        plot.main(["run"])
+    assert "loss.png is there, and is no picture" in capsys.readouterr().err
+
+
 def test_a_picture_that_cannot_be_written_is_named(tmp_path, capsys):
     write(tmp_path / "run", [record(1, 10.0, **{"train/loss": 1.0})])
     out = tmp_path / "nowhere" / "loss.png"
