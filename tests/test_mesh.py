@@ -248,7 +248,7 @@ def test_a_vocabulary_that_does_not_divide_is_on_every_device():
     ],
 )
 def test_a_batch_model_or_mesh_that_does_not_fit_the_devices_is_refused(overrides, words):
-    config = helpers.config(**overrides)
+    config = helpers.config(**{"mesh__data": -1} | overrides)
     with pytest.raises(UserError, match=re.escape(words)):
         meshes.check_sizes(meshes.make_mesh(config.mesh), config.model, config.train)
 
