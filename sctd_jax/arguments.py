@@ -13,7 +13,6 @@ from typing import NoReturn
 
 from sctd_jax.errors import UserError, brief, say
 from sctd_jax.fields import in_plain_digits
-from sctd_jax.storage import check_own
 
 # First bytes of what matplotlib writes: PNG, PDF, PostScript, SVG, JPEG, TIFF, WebP, GIF, and TeX of PGF.
 _PICTURES = (
@@ -90,6 +89,8 @@ def picture(text: str) -> Path:
     path = local_path(text)
     if (path.exists() and not path.is_file()) or path.suffix[1:].lower() not in FigureCanvasBase.filetypes:
         raise argparse.ArgumentTypeError(f"must be a file named as a picture, such as loss.png, found {text!r}")
+    from sctd_jax.storage import check_own  # its libraries are not where sctd_jax.interop.convert runs
+
     try:
         check_own(path, "picture", *_PICTURES, *([b""] if path.suffix in (".raw", ".rgba") else []))
     except UserError as error:

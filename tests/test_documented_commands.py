@@ -83,6 +83,7 @@ REWRITES = [
         (r"--workdir RUN\b", "--workdir runs/tiny"),
         (r"export\.py(.*) --out DIR", r"export.py\1 --out kept"),
         (r"--out DIR", "--out benchmarked"),
+        (r"--zone=ZONE", "--zone=us-west4-a"),
         (r"'(corpus|clinical)/\*\*/\*\.txt'", "'books/**/*.txt,news.jsonl.gz'"),
         # Sizes.
         (rf"^({PRETRAIN}(?!.* --config\.data\.).*)$", r"\1 --config.data.rows=rows"),

@@ -332,7 +332,7 @@ def test_a_file_of_another_kind_is_never_written_over(runs, tmp_path):
     assert done.returncode == 2
     assert done.stderr == f"error: --out {out} is there, and is no page of sctd_jax.report: give another name\n"
     assert out.read_text() == "mine"
-    for there, message in ((tmp_path, "is no page"), (tmp_path / "no" / "x.html", "there is no folder")):
+    for there, message in ((tmp_path, "a file is expected"), (tmp_path / "no" / "x.html", "there is no folder")):
         done = helpers.call(report.main, "nowhere", "--out", str(there))
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     out.unlink()

@@ -36,7 +36,10 @@ def check_out(out: Path) -> None:
     """Check before any work that the page can be written, and that no file of another kind is in its place."""
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    check_own(out, f"page of {GENERATOR}", _MARK.encode())
+    try:
+        check_own(out, f"page of {GENERATOR}", _MARK.encode())
+    except UserError as error:
+        raise UserError(f"--out {error}") from error
 
 
 def save(out: Path, html: str) -> None:
