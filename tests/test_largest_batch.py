@@ -97,7 +97,7 @@ def test_the_command_prints_every_step_of_the_config(monkeypatch):
     monkeypatch.setattr(largest_batch, "buffer_bytes", buffer_bytes)
     monkeypatch.setattr(largest_batch, "compile_program", compile_program)
     lines = []
-    assert largest_batch.largest_batches(helpers.config(train__batch_size=128), "v5e:2x2", lines.append)
+    assert largest_batch.largest_batches(helpers.config(train__batch_size=128, mesh__data=-1), "v5e:2x2", lines.append)
     assert lines[0].startswith("v5e:2x2: 4 x cpu")
     assert lines[2:] == [
         "drop",

@@ -12,10 +12,16 @@ from sctd_jax.config import from_dict as config_from_dict
 from sctd_jax.errors import UserError
 from sctd_jax.fields import BELOW_ONE, LARGEST_SEED, NOT_NEGATIVE, ONE_OR_MORE, Bounds, field, fill, read_float, require
 from sctd_jax.sections import TRACK, TRACKED
+from sctd_jax.tasks.own import OWN
+from sctd_jax.tasks.sentiment import SENTIMENT
 from sctd_jax.tasks.table import TASKS
+from sctd_jax.tasks.tokens import TOKENS
+from sctd_jax.tasks.xnli import XNLI
 
 _GIVEN = Bounds(bool, "is missing", found="")
-_OWN, _WORDS = ("task", "classification", "regression"), ("task", "ner", "tagging")
+# Tasks that read a field: files of the user's own, words, languages, and files without a dev set.
+_OWN, _WORDS, _LANGUAGES = (("task", *(task.name for task in family)) for family in (OWN, TOKENS, XNLI))
+_SPLIT = (*_OWN, *_WORDS[1:], SENTIMENT[0].name)
 _KNOWN = Bounds(TASKS.__contains__, f"must be one of {', '.join(TASKS)}", found="; found {!r}")
 
 
@@ -40,10 +46,8 @@ class FinetuneConfig:
     tags_field: str = field(
         "tags", "field with the labels of the words; of a column file the column's number", only=_WORDS
     )
-    language: str = field("en", "language of xnli, or two, TRAIN:DEV, to score in another one", only=("task", "xnli"))
-    heldout_share: float = field(
-        0.1, "part of a single file that becomes the dev set", BELOW_ONE, only=(*_OWN, *_WORDS[1:], "imdb")
-    )
+    language: str = field("en", "language of xnli, or two, TRAIN:DEV, to score in another one", only=_LANGUAGES)
+    heldout_share: float = field(0.1, "part of a single file that becomes the dev set", BELOW_ONE, only=_SPLIT)
     max_length: int = field(0, "N, tokens of a row at most; 0: the task's", NOT_NEGATIVE)
     epochs: int = field(0, "passes over the training set; 0: the task's", NOT_NEGATIVE)
     batch_size: int = field(0, "examples in the global batch; 0: the task's", NOT_NEGATIVE)
