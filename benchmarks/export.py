@@ -37,7 +37,7 @@ from sctd_jax.train.workdir import write_config
 
 def main() -> None:
     """Measure and print."""
-    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--workdir", default="", help="folder of a run; default: one of BERT-base is made")
     parser.add_argument("--out", help="keep the export there")
     parser.add_argument("--smoke", action="store_true", help="one small layer in the place of BERT-base")

@@ -112,7 +112,7 @@ def ask(python: Path, huge_pages: bool = False, **asked) -> dict:
 
 def main() -> None:
     """The command; see the module's docstring."""
-    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--init", default="labels/minilm", help="folder of transformers to start from")
     parser.add_argument(
         "--data-dir", type=Path, default=Path("labels/rotten_tomatoes.csv"), help=".csv of text and label"

@@ -91,7 +91,7 @@ def brown(packages: Path, out: Path) -> None:
 
 def main() -> None:
     """The command; see the module's docstring."""
-    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--packages", type=Path, default=Path(".labels"), help="folder in which pip has put them")
     parser.add_argument("--out", type=Path, default=Path("labels"))
     args = parser.parse_args()

@@ -25,7 +25,7 @@ from sctd_jax.tasks.table import TASKS
 
 def main() -> None:
     """The command; see the module's docstring."""
-    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         "--task", required=True, choices=[name for name, task in TASKS.items() if task.head == "classification"]
     )

@@ -29,7 +29,7 @@ from sctd_jax.data.shards import ShardWriter, shard_name, write_description
 
 def main() -> None:
     """Measure and print."""
-    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--rows", type=number(int, 1), default=50_000)
     parser.add_argument("--seq-len", type=number(int, 1), default=512)
     parser.add_argument("--batch-size", type=number(int, 1), default=256)

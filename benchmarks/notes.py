@@ -289,7 +289,7 @@ def labelled(splits: Mapping[str, Words], count: int) -> dict[str, list[Sentence
 
 def main() -> None:
     """The command; see the module's docstring."""
-    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--out", type=local_path, default=Path("notes"))
     parser.add_argument("--notes", type=number(int, 1), default=4000, help="notes without labels")
     parser.add_argument("--labelled", type=number(int, 1), default=60, help="notes in each of the other files")

@@ -58,7 +58,7 @@ def measure(data: DataConfig, vocab_size: int, out: Path, processes: int) -> tup
 
 def main() -> None:
     """Measure and print."""
-    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--mb", type=number(int, 1), default=512, help="size of the text; default %(default)s")
     parser.add_argument("--input", default="", help="text as that of data.prepare; default: the trial corpus")
     parser.add_argument("--tokenizer-type", choices=("unigram", "bpe", "byte_bpe"), default="unigram")

@@ -82,7 +82,7 @@ def table(cells: list[dict]) -> str:
 
 def main() -> None:
     """The command; see the module's docstring."""
-    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/tpu_batches.json"))
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after this time")
     args = parser.parse_args()

@@ -57,7 +57,7 @@ def table(found: list[dict]) -> str:
 
 def main() -> int:
     """The command; 1 if a recipe does not fit."""
-    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("recipe", nargs="*", default=sorted(path.stem for path in RECIPES.glob("[!_]*.py")))
     parser.add_argument("--out", type=Path, default=Path("docs/tpu_recipes.json"))
     args = parser.parse_args()

@@ -351,7 +351,7 @@ def write(folder: Path, timings: list[Timing], rows: list[Row], machine: dict) -
 
 def main() -> None:
     """Measure and print."""
-    parser = CommandParser(description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--config", help="a recipe; default: the settings of the table of targets")
     parser.add_argument("--repeats", type=number(int, 1), default=7)
     parser.add_argument("--peer", choices=("pytorch",), help="measure it too, interleaved")

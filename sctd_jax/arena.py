@@ -31,7 +31,7 @@ from sctd_jax.errors import UserError, run_command, say, writing
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m sctd_jax.arena", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.arena", description=__doc__)
     add = parser.add_argument
     add("--config", help="a recipe of configs/arena, with its argument: FILE.py:ROWS")
     add("--workdir", type=any_path, help="folder of the cells")

@@ -29,10 +29,13 @@ _PICTURES = (
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A mistake is one line and exit status 2; options are written out, so that a new one changes no old command."""
+    """A mistake is one line and exit status 2; options are written out, so that a new one changes no old command.
 
-    def __init__(self, **kwargs) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
+    Of the description, a module's docstring that python -OO leaves out, the first line is shown.
+    """
+
+    def __init__(self, description: str | None = None, **kwargs) -> None:
+        super().__init__(allow_abbrev=False, description=(description or "").split("\n")[0], **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
         """Argparse's, but for an option that is not known: that is said first, whatever is missing besides."""

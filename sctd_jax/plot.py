@@ -209,7 +209,7 @@ def _loss(text: str) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m sctd_jax.plot", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.plot", description=__doc__)
     parser.add_argument("workdirs", nargs="+", type=any_path)
     parser.add_argument("--out", type=picture, default="loss.png")
     parser.add_argument(

@@ -77,7 +77,7 @@ def _measure(args: argparse.Namespace) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="python -m sctd_jax.probe", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.probe", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     add = _command(commands, "layers", "linear probes on the frozen states of every layer", "RUN_OR_HF_DIR")

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="python -m sctd_jax.report", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=any_path, metavar="RUN")
     parser.add_argument("--out", type=local_path, default=Path("report.html"), help="default %(default)s")
     text = "file with a text on each line for fill-mask, which may hold [MASK]; default: held-out rows of the runs"

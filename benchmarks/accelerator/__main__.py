@@ -170,7 +170,7 @@ def log_to(file: TextIO) -> Callable[[str], None]:
 
 def main() -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m benchmarks.accelerator", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m benchmarks.accelerator", description=__doc__)
     parser.add_argument("--minutes", type=number(float, 0.1), default=8.0, help="after which everything has ended")
     parser.add_argument("--out", type=local_path, default=Path("runs/accelerator"), help="folder of JSON and table")
     parser.add_argument("--parts", default="", help=f"some of {', '.join(SHARES)}; default: all but study")

@@ -153,6 +153,13 @@ def check(
 
 def unread(sources: Iterable[Source], data: DataConfig) -> list[str]:
     """A sentence for each setting of `data` that is asked for, and by which none of the sources is read."""
+    asked = {
+        name: value
+        for name in ("text_field", "encoding", "documents")
+        if (value := getattr(data, name)) != getattr(DataConfig, name)
+    }
+    if not asked:  # a kind may take a look into each file
+        return []
     kinds = {
         "dataset" if source.split or hub_datasets.is_one(source.path) else files.kind(source.path) for source in sources
     }
@@ -161,11 +168,7 @@ def unread(sources: Iterable[Source], data: DataConfig) -> list[str]:
         "encoding": ("no source is a file of text", kinds <= {"dataset", "parquet", "arrow"}),
         "documents": ("no source is plain text", "text" not in kinds),
     }
-    return [
-        f"data.{name} ({value}) is not used: {why}"
-        for name, (why, idle) in needed.items()
-        if idle and (value := getattr(data, name)) != getattr(DataConfig, name)
-    ]
+    return [f"data.{name} ({value}) is not used: {needed[name][0]}" for name, value in asked.items() if needed[name][1]]
 
 
 def fingerprint(source: Source, *, fresh: bool = False) -> str:

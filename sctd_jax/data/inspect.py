@@ -172,7 +172,7 @@ def draw(found: Documents, counts_V: np.ndarray, out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m sctd_jax.data.inspect", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.data.inspect", description=__doc__)
     parser.add_argument("folder", type=any_path, metavar="ROWS", help="folder that sctd_jax.data.prepare wrote")
     parser.add_argument("--out", type=picture, help="picture to write, PNG, PDF or SVG by its suffix")
     parser.add_argument("--rows", type=number(int, 1), default=1 << 16, help="rows to look at; default %(default)s")

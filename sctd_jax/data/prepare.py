@@ -330,7 +330,7 @@ def _finish(
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m sctd_jax.data.prepare", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.data.prepare", description=__doc__)
     add = parser.add_argument
     sources = (
         "file, folder or glob, in gs:// too, or tfds: or hf:NAME[/CONFIG][@SPLIT], or several with commas (\\, within "

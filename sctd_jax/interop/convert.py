@@ -14,7 +14,7 @@ from sctd_jax.hf.convert import convert
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m sctd_jax.interop.convert", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.interop.convert", description=__doc__)
     parser.add_argument("source", metavar="FILE_OR_FOLDER", type=local_path)
     args = parser.parse_args(argv)
 

@@ -32,7 +32,7 @@ def _size(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
-    parser = CommandParser(prog="python -m sctd_jax.interop.huggingface", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m sctd_jax.interop.huggingface", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("export", help="a run -> a folder for transformers").add_argument
     add("--workdir", required=True, type=any_path, help="folder of the run")
