@@ -14,16 +14,18 @@ from typing import NoReturn
 from sctd_jax.errors import UserError, brief, say
 from sctd_jax.fields import in_plain_digits
 
-# First bytes of what matplotlib writes: PNG, PDF, PostScript, SVG, JPEG, TIFF, WebP, GIF, and TeX of PGF.
+# First bytes of what matplotlib writes: PNG, PDF, PostScript, SVG and packed, JPEG, TIFF, WebP, GIF, AVIF, PGF.
 _PICTURES = (
     b"\x89PNG",
     b"%PDF",
     b"%!PS",
     b"<svg",
+    b"\x1f\x8b",
     b"\xff\xd8\xff",
     b"II*\0",
     b"RIFF",
     b"GIF8",
+    b"ftypavif",
     b"%% Creator: Matplotlib",
 )
 

@@ -5,9 +5,12 @@ import sys
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sctd_jax import plot
+from sctd_jax.arguments import picture
 from sctd_jax.errors import UserError, shown
 from sctd_jax.probing import drawing
 from sctd_jax.train.metrics import Writer, duration, read_metrics
@@ -168,6 +171,13 @@ def test_a_file_of_the_pictures_default_name_that_is_none_is_left_alone(tmp_path
     with pytest.raises(SystemExit, match="2"):
         plot.main(["run"])
     assert "loss.png is there, and is no picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", sorted(FigureCanvasBase.filetypes.keys() - {"pgf"}))  # that wants a LaTeX
+def test_a_picture_of_ours_may_be_made_anew(suffix, tmp_path):
+    path = tmp_path / f"loss.{suffix}"
+    Figure(figsize=(1, 1)).savefig(path)
+    assert picture(str(path)) == path
 
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path, capsys):
