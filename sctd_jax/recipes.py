@@ -116,6 +116,7 @@ def load(given: str) -> ConfigDict:
     """Result of `get_config` of FILE.py, or of FILE.py:ARGUMENT with that argument; FILE.py as `find` finds it."""
     path, colon, argument = find(given).partition(":")
     arguments = (argument,) if colon else ()
+    folder = os.getcwd()
     try:
         _make_importable()
         function = runpy.run_path(path).get("get_config")
@@ -131,6 +132,8 @@ def load(given: str) -> ConfigDict:
         raise
     except BaseException as error:  # a file of the user's can raise anything, or exit
         raise UserError(_failure(path, error)) from error
+    finally:
+        os.chdir(folder)  # --workdir is of the user's folder, wherever the file went
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return a ConfigDict, found {type(config).__name__}")
     return config

@@ -172,6 +172,15 @@ def test_an_error_below_a_recipe_is_told_by_the_users_own_last_line(tmp_path, mo
         recipes.load(str(tmp_path / "mine.py"))
 
 
+@pytest.mark.parametrize("end", ["pass", "raise RuntimeError('up')"])
+def test_a_recipe_that_goes_to_another_folder_leaves_the_users_folder_where_it_was(tmp_path, end):
+    (tmp_path / "mine.py").write_text(f"import os\n\n\ndef get_config():\n    os.chdir('/')\n    {end}\n")
+    before = os.getcwd()
+    with pytest.raises(UserError, match=r"line 6: RuntimeError: up" if "up" in end else "ConfigDict"):
+        recipes.load(str(tmp_path / "mine.py"))
+    assert os.getcwd() == before
+
+
 KINDS = {"base": "compile", "finetune": "finetune", "sweep": "sweep", "predict": "predict"}
 
 

@@ -790,10 +790,15 @@ def test_the_sky_recipe_runs_the_command_with_its_environment(cloud, tmp_path):
         "-m", "sctd_jax.main", "--config=configs/base.py", "--workdir=gs://bucket/a run",
         "--config.data.rows=gs://bucket/rows",
     ]  # fmt: skip
-    for wrong in ({"ROWS": ""}, {"WORKDIR": "runs/a\nb"}, {"WORKDIR": "gs://"}, {"WORKDIR": "gs://bucket"}):
-        refused = subprocess.run(["bash", "-c", task["run"]], env=env | wrong, cwd=tmp_path, capture_output=True)
+    refusals = {
+        "ROWS": ("",), "WORKDIR": ("runs/a\nb", "gs://", "gs://bucket"),
+        "ARGUMENTS": ("--workdir=/tmp/x", "--config.train.steps=2 -workdir /tmp/x"),
+    }  # fmt: skip
+    for name, value in ((name, value) for name, values in refusals.items() for value in values):
+        wrong = env | {name: value}
+        refused = subprocess.run(["bash", "-c", task["run"]], env=wrong, cwd=tmp_path, capture_output=True)
         assert refused.returncode == 2
-        assert f"--env {next(iter(wrong))}=gs://".encode() in refused.stderr
+        assert f"--env {'WORKDIR' if name == 'ARGUMENTS' else name}=gs://".encode() in refused.stderr
         assert refused.stderr.count(b"\n") == 1
 
 
