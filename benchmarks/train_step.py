@@ -117,7 +117,7 @@ def one_device(values) -> Config:
 
 def toy(config: Config) -> Config:
     """The recipe at a size at which nothing is measured, and everything runs in seconds."""
-    sizes = {"vocab_size": 512, "num_layers": 3, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
+    sizes = {"vocab_size": 512, "num_layers": 2, "hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **sizes, max_positions=32),

@@ -204,8 +204,9 @@ def test_fine_tuned_heads_are_those_of_the_familys_own_classes(tmp_path, rows, r
     ids, mask = (np.asarray(x) for x in (helpers.random_rows(3, pad=True), helpers.random_rows(3, pad=True) != 0))
     for kind in KINDS[1:]:  # BERT's are those that tests/test_finetune_export.py trains
         family = {"global_every": 3, "local_attention": 8} if kind == "modernbert" else {}
-        changes = {"family": kind, "type_vocab_size": 1, **family}
-        config = helpers.config(**{f"model__{name}": value for name, value in changes.items()}).model
+        changes = {"family": kind, "type_vocab_size": 1, "num_layers": 2, **family}
+        changes = {f"model__{name}": value for name, value in changes.items()}
+        config = helpers.config(dropping__method="full", **changes).model
         for head, outputs in ((names.SEQUENCE, 3), (names.CHOICE, 1), (names.ANSWER, 2), (names.TOKEN, 5)):
             network = TaskModel(config, outputs, each_token=head in (names.ANSWER, names.TOKEN))
             inputs = ids, mask, np.zeros_like(ids)

@@ -25,17 +25,21 @@ from tests import helpers
 SHAPES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "2x2x2": (2, 2, 2), "4x2x1": (4, 2, 1)}
 # One program each: a compiler's time is what this file costs. random_ltd's is a drop step, ScTD's a consistency step,
 # which is a full pass and a drop pass. RoBERTa's network is BERT's (tests/test_bert.py), so that one stands for both.
+# Three layers, one of each kind, are fewer than a recipe may have.
 METHODS = {
-    "full": {"dropping__method": "full", "model__num_layers": 2},
+    "full": {"dropping__method": "full", "layers": 2},
     "random_ltd": {
-        "model__family": "roberta", "model__type_vocab_size": 1, "dropping__method": "random_ltd", **helpers.DROPOUT
+        "model__family": "roberta", "model__type_vocab_size": 1, "dropping__method": "random_ltd", "layers": 3,
+        **helpers.DROPOUT,
     },
-    "sctd": {"dropping__sc_interval": 1, "dropping__selector": "importance+random"},
-    "late_mask": {"dropping__method": "late_mask", "masking__rate": 0.4, **helpers.DROPOUT},
+    "sctd": {
+        "dropping__sc_interval": 1, "dropping__selector": "importance+random", "dropping__first_layer": 1, "layers": 3
+    },
+    "late_mask": {"dropping__method": "late_mask", "masking__rate": 0.4, "layers": 3, **helpers.DROPOUT},
     "keep_by_layer": {"dropping__method": "drop", "dropping__keep_by_layer": "2:12"},
     # Layers 0 and 3 are global; 1, 2 and 4 local, 2 and 3 drop.
     "modernbert": {
-        "model__family": "modernbert", "model__num_layers": 5, "model__global_every": 3, "model__local_attention": 8,
+        "model__family": "modernbert", "layers": 5, "model__global_every": 3, "model__local_attention": 8,
         "model__type_vocab_size": 1, "dropping__sc_interval": 1, "dropping__first_layer": 2,
     },
 }  # fmt: skip
@@ -44,10 +48,11 @@ DROPPING = [(shape, method) for shape in SHAPES if shape != "4x2x1" for method i
 FEWER = [("2x2x2", method) for method in ("full", "late_mask", "keep_by_layer")]
 
 
-def config_on(shape, **overrides):
+def config_on(shape, layers=4, **overrides):
     data, fsdp, tensor = shape
     sizes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__tensor": tensor}
-    return helpers.config(model__num_heads=8, model__intermediate_size=64, **sizes, **overrides)
+    config = helpers.config(model__num_heads=8, model__intermediate_size=64, **sizes, **overrides)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, num_layers=layers))
 
 
 def start(config):
