@@ -33,7 +33,7 @@ _PICTURES = (
 class CommandParser(argparse.ArgumentParser):
     """A mistake is one line and exit status 2; options are written out, so that a new one changes no old command.
 
-    Of the description, a module's docstring that python -OO leaves out, the first line is shown.
+    The description is a module's docstring, which python -OO leaves out; its first line is shown.
     """
 
     def __init__(self, description: str | None = None, **kwargs) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 from sctd_jax import schedules
 from sctd_jax.fields import fill, require
 from sctd_jax.sections import (
+    CHOOSES,
+    SHORTEST_ROW,
     DataConfig,
     DroppingConfig,
     MaskingConfig,
@@ -214,7 +216,7 @@ def _check_schedules(config: Config) -> None:
         )
         require(has, "masking.rate_schedule", said)
     for name, schedule, what, least, most in (
-        ("data.seq_len", data.seq_len_schedule, "N", 8, data.seq_len),
+        ("data.seq_len", data.seq_len_schedule, "N", SHORTEST_ROW, data.seq_len),
         ("train.batch_size", train.batch_schedule, "ROWS", 1, train.batch_size),
     ):
         if not schedule:
@@ -277,9 +279,9 @@ def _check_dropping(config: Config) -> None:
 def _check_keep_by_layer(config: Config) -> None:
     dropping, (first, last) = config.dropping, config.drop_layers
     require(
-        dropping.method in ("drop", "sctd", "full_every"),
+        dropping.method in CHOOSES[1:],
         "dropping.keep_by_layer",
-        f"is for the methods drop, sctd and full_every, found {dropping.method}: set it to ''",
+        f"is for the methods {', '.join(CHOOSES[1:-1])} and {CHOOSES[-1]}, found {dropping.method}: set it to ''",
     )
     other = "dropping.keep_schedule" if dropping.keep_schedule else "data.seq_len_schedule"
     schedule = dropping.keep_schedule or config.data.seq_len_schedule

@@ -97,8 +97,8 @@ def unread(where: str, values: Any) -> list[str]:
 def fill(where: str, type_: type, values: Mapping[str, Any], *, new: bool = True) -> Any:
     """A mapping -> a dataclass of fields as above and of such dataclasses; each field's type and bounds are checked.
 
-    `where` is the mapping's name in messages. Of what is not `new`, but stored by a run, numbers are not held to their
-    largest and to `Bounds` that are not for what is stored, which earlier code did not know.
+    `where` is the mapping's name in messages. `new=False` is for what a run has stored: the largest values, and bounds
+    with `stored=False`, are not checked then, for earlier code did not know them.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where} must be a section with fields, found {values!r}")

@@ -13,9 +13,11 @@ import numpy as np
 from sctd_jax.finetune.finetuning import finetune
 from sctd_jax.model import token_dropping
 from sctd_jax.pretrain.pretraining import train_and_evaluate
+from sctd_jax.sections import TRACKERS
 from sctd_jax.tasks.examples import Example
 from sctd_jax.tasks.table import TASKS
 from sctd_jax.train.metrics import Writer, read_metrics
+from sctd_jax.train.tracker_process import LIBRARIES
 from tests import helpers
 from tests.reading_helpers import open_task
 
@@ -38,6 +40,7 @@ def test_a_tracker_is_told_what_metrics_jsonl_is(tmp_path, monkeypatch):
     lines = (tmp_path / "losses.csv").read_text().splitlines()
     assert lines == ["10,train/loss,2.5", "20,eval/loss,2.25", "20,eval/accuracy,0.5"]
     assert len(read_metrics(tmp_path)) == 2
+    assert tuple(LIBRARIES) == TRACKERS
     assert all("track" in inspect.signature(train).parameters for train in (train_and_evaluate, finetune))
 
 
@@ -60,9 +63,12 @@ def test_a_selector_keeps_what_it_scores_highest_and_special_tokens(monkeypatch)
 ALTERNATE = """
 import dataclasses
 from sctd_jax.config import Config, TrainConfig, DroppingConfig, from_dict
+from sctd_jax.fields import unread
 from sctd_jax.pretrain import flops, report
 from sctd_jax.pretrain.step import programs_needed, variant_at
-config = from_dict(dataclasses.asdict(Config(dropping=DroppingConfig("alternate"), train=TrainConfig(steps=7))))
+dropping = DroppingConfig("alternate", selector="norm", drop_rate=0.4, keep_by_layer="7:220", first_layer=6)
+config = from_dict(dataclasses.asdict(Config(dropping=dropping, train=TrainConfig(steps=7))))
+assert unread("config", config) == [], unread("config", config)
 variants = [variant_at(config, step) for step in range(7)]
 assert variants == ["drop", "full"] * 3 + ["drop"], variants
 assert list(programs_needed(config)) == ["full", "drop"]

@@ -67,7 +67,7 @@ def _normalized(pieces: Pieces, form: str) -> Iterator[tuple[str, bool]]:
 
 
 def _without_long_lines(pieces: Pieces, most: int, left_out: LeftOut) -> Iterator[tuple[str, bool]]:
-    """Lines end with LF. Of one that goes over many pieces no more than `most` characters are held."""
+    """Lines end with LF. A line that goes over many pieces is held up to `most` characters."""
     begun, too_long = "", False  # the line that a piece left open
     for text, last in pieces:
         *whole, rest = (begun + text).split("\n")

@@ -174,7 +174,7 @@ def unread(sources: Iterable[Source], data: DataConfig) -> list[str]:
 def fingerprint(source: Source, *, fresh: bool = False) -> str:
     """Path, size and time of last change: another text when the source's content may have changed.
 
-    Of a file in a bucket they are those of the listing, unless they shall be `fresh`: a request for each.
+    A file in a bucket has those of the listing, unless they shall be `fresh`: a request for each.
     """
     if decoding.is_remote(source.path):
         stamp = files.stamp(files.remote_identity(source.path)) if fresh or not source.stamp else source.stamp

@@ -76,7 +76,7 @@ def ensure_rows(config: Config, log: Callable[[str], None], began: Metadata | No
     data, vocab_size = config.data, config.model.vocab_size
     if data.rows:
         folder = storage.as_path(data.rows)
-        # A value that is asked for, and with which they were not made.
+        # Values that are asked for, and that the rows were not made with, have no effect.
         made = read_metadata(folder).settings | {"input": "", "tokenizer": "", "seq_len": data.seq_len}
         asked = {name: value for name, value in vars(data).items() if name not in _NOT_OF_THE_ROWS}
         ignored = [name for name, value in asked.items() if value not in (getattr(DataConfig, name), made.get(name))]
@@ -138,8 +138,8 @@ def prepare(
 
     On a disk it appears only when it is complete; until then the finished ranges are in `OUT.incomplete`. In a bucket
     it is complete when it holds `prepared.json`. A preparation that was interrupted goes on, if nothing about the text
-    or the settings has changed. Of `data`, `rows` and `prepared_dir` are not read; V is that of the tokenizer that is
-    given or trained.
+    or the settings has changed. The fields `rows` and `prepared_dir` of `data` are not read; V is that of the tokenizer
+    that is given or trained.
 
     Args:
       data: settings of the text and the rows.

@@ -224,7 +224,7 @@ def check_unchanged(task: Task) -> None:
 def finished(job: Job) -> Iterator[tuple[int, Counted | None]]:
     """(number, what it holds) of each range that was finished; None where its shards do not hold what was written.
 
-    Of a bucket's, which keeps what it was given, only the counts are read.
+    A bucket keeps what it was given: only the counts of its ranges are read.
     """
     folder, remote = storage.as_path(job.folder), storage.is_remote(job.folder)
 

@@ -1,8 +1,8 @@
 """The encoder of any family, with token dropping between two of its layers, and its MLM head.
 
 Shapes: B batch, N sequence length, K kept tokens, M tokens before masked ones enter, R query rows, P predicted
-positions, D width, V vocabulary, S dropping layers. Modules return `(output, states)`; parameters are float32, compute
-is `config.dtype`.
+positions, D width, V vocabulary, S dropping layers. `Encoder` returns `(output, states)`; parameters are float32,
+compute is `config.dtype`.
 """
 
 from collections.abc import Callable, Sequence

@@ -87,8 +87,8 @@ def make_eval_step(
     """(state, tokens_BN, rows_B, valid_B) -> sums, for `summarize`.
 
     The drop pass keeps the config's K; under a schedule, pass `config.after(steps)`. `rows_B` are held-out row
-    numbers, which fix the masks; rows with `valid_B` False do not count. Of `logs_V`, word frequencies, the loss is
-    summed over the same predictions.
+    numbers, which fix the masks; rows with `valid_B` False do not count. The loss of word
+    frequencies, `logs_V`, is summed over the same predictions.
     """
     model = make_model(config, mesh)
     late = config.dropping.method == "late_mask"

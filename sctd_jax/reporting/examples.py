@@ -233,7 +233,7 @@ def _answered(runs: Sequence[Run], source: str, sentences: Sequence[Sentence], l
 def hide(sentence: Sentence, tokenizer: Tokenizer, room: int) -> Hidden | None:
     """A sentence with every piece of its word masked; None if it begins or ends within a piece.
 
-    Of a longer sentence the `room` tokens around the word are left.
+    A longer sentence keeps the `room` tokens around the word.
     """
     ((ids_n, spans_n2),) = tokenizer.encode_spans([sentence.text])
     at = np.flatnonzero((spans_n2[:, 0] < sentence.end) & (spans_n2[:, 1] > sentence.start))

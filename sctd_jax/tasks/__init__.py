@@ -1,1 +1,1 @@
-"""The tasks of GLUE, SuperGLUE, SQuAD, SWAG and files of the user's: examples, metrics and submissions."""
+"""Tasks of GLUE, SuperGLUE, SQuAD, SWAG, XNLI, sentiment, labelled words and files of the user's, and metrics."""

@@ -83,7 +83,7 @@ def chip_hours(config: Config, chip: Chip, mfu: float) -> float:
 
 def open_slice(config: Config, topology: str, log: Callable[[str], None]) -> tuple[Config, jax.sharding.Mesh, Chip]:
     """A config as it would run on a slice, the slice's mesh and what its chips are; says so."""
-    check_selector(config.dropping.selector)
+    check_selector(config.dropping.selector)  # before libtpu loads, which takes seconds
     check_family(config.model)
     devices = topology_devices(topology)
     config, attention, mesh = on_devices(config, devices)
