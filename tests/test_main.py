@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,7 @@ def test_the_same_command_again_has_nothing_to_do_and_more_steps_resume(one_laye
     before = saved(workdir, 6)
     again = run(workdir, rows, *helpers.ONE_LAYER)
     assert "resuming at step 6" in again.stdout
+    assert re.search(r"to be left behind; at step 6 \d\.\d{3}, \d\.\d\d nats \w+ word frequencies\n", again.stdout)
     assert "done: 6 steps" in again.stdout
     longer = run(workdir, rows, *helpers.ONE_LAYER, "--config.train.steps=8")
     assert "resuming at step 6" in longer.stdout

@@ -26,7 +26,7 @@ from sctd_jax.pretrain.step import compile_programs, program_at, programs_needed
 from sctd_jax.pretrain.workdir import check_workdir, claim_workdir, folders, followed, open_rows
 from sctd_jax.train import trackers
 from sctd_jax.train.checkpoint import Checkpoints
-from sctd_jax.train.metrics import Track, ignore
+from sctd_jax.train.metrics import Track, ignore, read_metrics
 from sctd_jax.train.state import TrainState
 from sctd_jax.train.trainer import Job, Result, fit
 from sctd_jax.train.workdir import CHECKPOINTS, held, read_config
@@ -76,10 +76,10 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
     special = data.tokenizer.special
     counted = rows[config.data.seq_len].some(_COUNTED)
     logs_V = frequencies.log_frequencies(counted, config.model.vocab_size, special)
-    counted.keep(())
+    counted.keep(())  # closes its shards
     # Rows of earlier code do not say it.
     unigram_loss = data.metadata.unigram_loss or frequencies.cross_entropy(Rows(data.folder, HELD_OUT), logs_V, special)
-    judged: list[int] = []  # evaluation after a quarter of the steps, of which a word is said once
+    warned: list[int] = []  # the evaluation after a quarter of the steps, which alone is warned of
     layout, programs = state_layout(settled, special, mesh), programs_needed(settled)
     flops = {name: step_flops(stage, variant) for name, (stage, variant) in programs.items()}
 
@@ -98,13 +98,15 @@ def open_job(config: Config, workdir: epath.Path, log: Callable[[str], None]) ->
 
     def evaluation_lines(step: int, metrics: dict[str, float]) -> list[str]:
         lines = report.evaluation_lines(step, metrics)
-        if 4 * step < train.steps or step == train.steps or judged:  # the summary judges the last one
+        if 4 * step < train.steps or step == train.steps or warned:  # the summary judges the last one
             return lines
-        judged.append(step)
+        warned.append(step)
         return lines + report.no_context(config, step, metrics)
 
     def describe(state: TrainState) -> list[str]:
-        step, lines = int(state.step), report.start_table(config, attention, mesh, data, unigram_loss, state)
+        step = int(state.step)
+        past = read_metrics(workdir, lambda line: None) if step else []
+        lines = report.start_table(config, attention, mesh, data, unigram_loss, state, past)
         lines += unread("config", config)
         lines += [*report.without_peak(config), *report.without_effect(config)]
         for field, schedule in (

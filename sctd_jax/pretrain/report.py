@@ -36,13 +36,23 @@ _EXAMPLES, _CANDIDATES, _CONTEXT = 6, 3, 12
 
 
 def start_table(
-    config: Config, attention: str, mesh: Mesh, data: Data, unigram_loss: float, state: TrainState
+    config: Config,
+    attention: str,
+    mesh: Mesh,
+    data: Data,
+    unigram_loss: float,
+    state: TrainState,
+    before: Sequence[Mapping[str, Any]] = (),
 ) -> list[str]:
-    """Lines that say what is about to run."""
+    """Lines that say what is about to run; `before` are the lines of metrics of a run that goes on."""
     model, dropping, metadata = config.model, config.dropping, data.metadata
     parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(state.params))
     flops, plain = mean_step_flops(config), mean_plain_step_flops(config)
     near = f" (local but for every {model.global_every})" if model.global_every > 1 else ""
+    stood = ""
+    for line in before:
+        if line["step"] <= int(state.step) and line.get("eval/below_unigram") is not None:
+            stood = f"; at step {line['step']:,} {line['eval/loss']:.3f}{_beside_frequencies(line)}"
     rows = [
         ("model", f"{model.family}, {model.num_layers} layers x {model.hidden_size}{near}, {model.num_heads} heads, "
                   f"{model.dtype}, {parameters / 1e6:,.1f} M parameters"),
@@ -51,7 +61,7 @@ def start_table(
                  f"vocabulary {metadata.vocab_size:,}; {data.folder}"),
         *(("", f"{rows.metadata.rows:,} rows of {length} tokens; {rows.folder}")
           for length, rows in data.by_length().items() if rows is not data),
-        ("frequencies", f"{unigram_loss:.3f} nats: held-out loss of word frequencies alone, to be left behind"),
+        ("frequencies", f"{unigram_loss:.3f} nats: held-out loss of word frequencies alone, to be left behind{stood}"),
         ("steps", f"{int(state.step):,} to {config.train.steps:,} of {_staged(config.batch_stages)} rows "
                   f"({_epochs(config, data)})"),
         ("method", method(dropping)),
@@ -220,8 +230,8 @@ def without_peak(config: Config) -> list[str]:
 
 
 def blank(metrics: Mapping[str, float]) -> str:
-    """Why a step had no prediction; '' if it had."""
-    return "" if metrics["predictions"] else "all tokens of its rows are special tokens"
+    """Name of what a step without a prediction lacked, and why; '' for one that had some."""
+    return "" if metrics["predictions"] else "no prediction (all tokens of its rows are special tokens)"
 
 
 def summary(config: Config, workdir: epath.Path, result: trainer.Result, seconds: float) -> list[str]:

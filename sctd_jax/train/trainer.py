@@ -56,7 +56,7 @@ class Job:
     advice: str  # advice to a person whose run diverged
     start: Callable[[TrainState], TrainState] = lambda state: state  # the first state with parameters trained before
     best: Best = LOWEST_LOSS  # rule for the checkpoint that is kept beside the last ones
-    blank: Callable[[Mapping[str, float]], str] = lambda metrics: ""  # why a step had no prediction, '' if it had
+    blank: Callable[[Mapping[str, float]], str] = lambda metrics: ""  # name of what a step lacked, or ''
     evaluate_first: bool = True  # whether to evaluate before the first step
     # No checkpoint may be saved without an evaluation where that decides which is the best; where the machine is
     # about to be taken, saving comes first.
@@ -240,7 +240,7 @@ class StepMetrics:
         self._unread: tuple[int, Mapping[str, jax.Array]] | None = None
         self._window: dict[str, list[float]] = {}
         self.bad_streak = 0
-        self._steps = self._blank = 0  # read, and of these without a prediction
+        self._steps = self._blank = 0  # read, and of these such as lacked something
 
     def take(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Update `step` has just been dispatched; read the one before."""
@@ -268,12 +268,12 @@ class StepMetrics:
         if skipped:
             self._console.log(f"warning: step {done} had a non-finite loss or gradient and was skipped")
         self._steps += 1
-        if cause := self._job.blank(values):
+        if lack := self._job.blank(values):
             self._blank += 1
             if self._blank == 1:
-                self._console.log(f"warning: step {done} had no prediction ({cause}); later ones are not announced")
+                self._console.log(f"warning: step {done} had {lack}; later ones are not announced")
             if self._blank == self._steps == min(_BLANK_STEPS, steps):
-                raise UserError(f"the first {self._steps} steps had no prediction: {cause}; expected rows that have")
+                raise UserError(f"the first {self._steps} steps had {lack}: nothing is learnt from such rows")
         for name, value in values.items():
             if np.isfinite(value):
                 self._window.setdefault(f"train/{name}", []).append(value)
