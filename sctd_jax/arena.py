@@ -3,10 +3,12 @@
 python -m sctd_jax.arena --config=configs/arena/small.py:ROWS --workdir=DIR [--next]
 python -m sctd_jax.arena --config=configs/arena/small.py:ROWS --workdir=DIR --report [--out OUT]
 python -m sctd_jax.arena --report --cells OUT/cells.jsonl --out OUT
+python -m sctd_jax.arena --config=configs/arena/small.py:ROWS --workdir=DIR --cells OUT/cells.jsonl
 
 Each cell of the table (method x budget x seed) is a run in a folder of its own, DIR/METHOD-BUDGET-SEED. What was
 stopped goes on when the command is given again, what is finished is not run again, and several processes may work on
-one table. A report has whatever is finished.
+one table. A report has whatever is finished. By the cells.jsonl of a report another
+machine knows what is finished.
 """
 
 import os
@@ -38,34 +40,37 @@ def main(argv: list[str] | None = None) -> int:
     add("--step-time", type=local_path, help="JSON file with the step times to use instead of the recipe's")
     add("--next", action="store_true", help="run the next unfinished cell, and no more")
     add("--report", action="store_true", help="report what is finished, and run nothing")
-    add("--cells", type=local_path, help="cells.jsonl of an earlier report, to draw it again without a workdir")
-    add("--baseline", help="method that the others of --cells are held against; default full")
+    add("--cells", type=local_path, help="cells.jsonl of a report: finished cells for --workdir, or a report anew")
+    add("--baseline", help="method that the others of --cells are held against, without --config; default full")
     add("--out", type=any_path, help="folder of the report; default WORKDIR/report")
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax report every file they touch
-    if args.cells and not (args.report and args.out):
-        parser.error("--cells is for --report with --out")
-    if not args.cells and not (args.config and args.workdir):
-        parser.error("--config and --workdir are expected")
-    if args.cells and (args.config or args.workdir or args.step_time or args.next):
-        parser.error("--cells has all that a report is of: without --config, --workdir, --step-time and --next")
-    if args.baseline and not args.cells:
-        parser.error("--baseline is for --cells: the recipe names that of its table")
+    drawn = args.cells and args.report and args.out and not args.workdir  # --cells is all it needs
+    if not drawn and not (args.config and args.workdir):
+        parser.error("--config and --workdir are expected" + ", or --report and --out" * bool(args.cells))
+    if drawn and (args.config or args.step_time or args.next):
+        parser.error("--cells has all that a report is of: without --config, --step-time and --next, or with --workdir")
+    if args.baseline and not drawn:
+        parser.error("--baseline is for a report of --cells alone: the recipe names that of its table")
 
     def command() -> int:
         # Imports of these take seconds: --help and a bad option answer at once.
         from sctd_jax.comparison.report import check_out
-        from sctd_jax.comparison.run import check_cells, read_results, run_cells
+        from sctd_jax.comparison.run import check_cells, read_results, run_cells, take_cells
         from sctd_jax.comparison.table import read_table
 
         check_out(storage.as_path(args.out or os.path.join(args.workdir, "report")))
-        if args.cells:
+        if drawn:
             return _report(_read_lines(args.cells), args.baseline or "full", args.out)
         step_time = storage.read_json(storage.as_path(args.step_time)).get("step_time") if args.step_time else None
         if args.step_time and step_time is None:
             raise UserError(f"--step-time {args.step_time} has no field step_time: benchmarks/train_step.py writes it")
         table = read_table(recipes.load(recipes.find(args.config, say)).to_dict(), step_time)
         folder = storage.as_path(args.workdir)
+        if args.cells:
+            check_cells(table, folder)
+            for line in take_cells(table, folder, _read_lines(args.cells)):
+                say(line)
         if not args.report:
             stopped_by = run_cells(table, folder, say, only_next=args.next)
             if stopped_by is not None:

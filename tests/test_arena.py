@@ -1,10 +1,13 @@
 """The arena: its table, cells that are killed or shared, and its report."""
 
+import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -12,6 +15,7 @@ from sctd_jax import arena, recipes, storage
 from sctd_jax.comparison import report, run
 from sctd_jax.comparison.table import read_table
 from sctd_jax.errors import DivergedError, UserError
+from sctd_jax.train.workdir import write_config
 from tests import helpers
 
 RECIPE = "tests/small_arena.py"
@@ -66,6 +70,8 @@ def test_stages_of_a_method_grow_with_its_steps_and_the_warm_up_does_not():
         ({"methods": {"full": {"train": {"stepz": 1}}}}, "method full: the run has no train.stepz"),
         ({"evaluation": 3}, "a recipe of an arena has the fields .*; look at evaluation"),
         ({"methods": {"full": {"optimizer": {"schedule": "wsd"}}}}, "never falls"),
+        ({"methods": {"full": {"masking": {"rate": 0.4}}}}, "masking.rate is 0.4 and 0.15 in the run, but all are"),
+        ({"methods": {"full": {"data": {"rows": "others"}}}}, "full: data.rows is 'others' and 'rows' in the run"),
     ],
 )
 def test_a_table_that_compares_nothing_is_refused_before_its_first_cell(changes, match):
@@ -130,10 +136,14 @@ def test_a_cell_that_is_killed_goes_on_and_one_that_another_process_is_at_is_pas
     (tmp_path / "times.json").write_text(json.dumps({"step_time": {"full": 1.0, "drop": 0.7501, "random": 0.75}}))
     refused = command(rows, folder, f"--step-time={tmp_path / 'times.json'}")
     assert (refused.returncode, "run with step_time 0.75, found 0.7501 now" in refused.stderr) == (2, True)
-    digests = folder / "drop-1-0" / "rows.json"
-    digests.write_text(digests.read_text().replace("sha256", "sha"))
-    refused = command(rows, folder, "--report")
-    assert (refused.returncode, "were trained on different rows" in refused.stderr) == (2, True)
+    taken = folder / "full-1-0" / run.RESULT_FILE
+    content = json.loads(taken.read_text())
+    for change, status in ((content["rows"], 0), ({"train": {}}, 2)):  # of another machine: a result, and nothing else
+        shutil.rmtree(taken.parent)
+        taken.parent.mkdir()
+        taken.write_text(json.dumps(content | {"rows": change}))
+        refused = command(rows, folder, "--report")
+        assert (refused.returncode, "were trained on different rows" in refused.stderr) == (status, status == 2)
 
 
 def test_a_cell_that_diverges_is_a_result(rows, tmp_path, monkeypatch):
@@ -150,6 +160,66 @@ def test_a_cell_that_diverges_is_a_result(rows, tmp_path, monkeypatch):
     content = report.summarize([result], "full")
     assert content["rows"][0]["diverged"] == 1
     assert content["why_not"] == "full has no finished cell of budget 1"
+
+
+def test_one_process_judges_a_cell(tmp_path, monkeypatch):
+    """Training has ended and gives its lease back; a second process that comes then passes the cell over."""
+    table, folder, judged, lines = read_table(values()), storage.as_path(tmp_path), [], []
+
+    def evaluate(config, place, log):
+        judged.append(config.train.eval_rows)
+        if len(judged) == 1:
+            run.run_cells(dataclasses.replace(table, cells=table.cells[:1]), folder, lines.append)
+        return {"eval/loss": 3.0}
+
+    def train(config, place, log):
+        place.mkdir(parents=True, exist_ok=True)
+        return types.SimpleNamespace(stopped_by=None)
+
+    monkeypatch.setattr(run, "train_and_evaluate", train)
+    monkeypatch.setattr(run, "evaluate_workdir", evaluate)
+    run.run_cells(table, folder, lines.append, only_next=True)
+    assert judged == [30]
+    assert "cell full-1-0: another process is at it" in lines
+    assert (tmp_path / "full-1-0" / run.RESULT_FILE).exists()
+
+
+def test_cells_that_another_machine_has_finished_are_taken_and_checked(tmp_path):
+    ours = [
+        cell("full", 1.0, 0, 3.0) | {"steps": 300},
+        cell("drop", 1.0, 0, 2.9) | {"step_time": 0.75, "steps": 400, "judge_rows": 30, "downstream": {"boolq": 0.7}},
+        cell("sctd", 1.0, 0, 2.8),
+    ]
+
+    def take(results, folder=tmp_path / "cells"):
+        (tmp_path / "cells.jsonl").write_text("".join(json.dumps(one) + "\n" for one in results))
+        return command("rows", folder, "--report", f"--cells={tmp_path / 'cells.jsonl'}")
+
+    for changed, said in (
+        ({"steps": 299}, "the cell drop-1-0 was run for 299 steps, found 400 now"),
+        ({"step_time": 0.7}, "the cell drop-1-0 was run with step_time 0.7, found 0.75 now"),
+        ({"judge_rows": 20}, "the cell drop-1-0 was judged on 20 rows, found judge_rows 30 now"),
+    ):
+        refused = take([ours[0], ours[1] | changed])
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+        assert not (tmp_path / "cells").exists()
+    for taken in (2, 0):
+        done = take(ours)
+        assert done.returncode == 0, done.stderr
+        assert f"{taken} of 3 cells of --cells are taken as finished; 1 are of no cell of the table" in done.stdout
+        assert "2 of 9 cells are finished" in done.stdout
+    written = [json.loads(line) for line in (tmp_path / "cells" / "report" / "cells.jsonl").read_text().splitlines()]
+    assert [one["method"] for one in written] == ["full", "drop"]
+    assert written[1]["downstream"] == {"boolq": 0.7}
+    (tmp_path / "cells" / "drop-1-0" / run.RESULT_FILE).write_text(json.dumps(ours[1] | {"steps": 7}))
+    refused = command("rows", tmp_path / "cells", "--report")  # though nothing else of its run is there
+    assert (refused.returncode, "was run for 7 steps" in refused.stderr) == (2, True)
+    (drop,) = (one for one in read_table(values()).cells if one.name == "drop-1-0")
+    place = storage.as_path(tmp_path / "begun" / drop.name)
+    place.mkdir(parents=True)
+    write_config(place, drop.config)
+    refused = take(ours, tmp_path / "begun")
+    assert (refused.returncode, "has drop-1-0, which" in refused.stderr) == (2, True), refused.stderr
 
 
 def cell(method, budget, seed, loss, below=2.0):
@@ -188,9 +258,11 @@ def test_the_time_saved_is_read_between_finished_runs():
         "sctd": {"share": 0.5, "at_least": True},
     }
     text = report.markdown(content)
-    assert "drop reaches the loss that full has at budget 1 in 0.62 of its time: 38% saved." in text
-    assert "sctd reaches the loss that full has at budget 1 in at most 0.50 of its time: at least 50% saved." in text
-    assert "random does not reach the loss of full within its budgets." in text
+    assert "| drop | 0.62 | 38% saved (within the seeds' spread at 1) |" in text  # of one seed
+    assert "| sctd | at most 0.50 | at least 50% saved" in text
+    assert "| random | not within its budgets | |" in text
+    slower = [cell("drop", budget, seed, loss) for budget, loss in {1.0: 3.5, 1.5: 2.7}.items() for seed in range(3)]
+    assert "| drop | 1.25 | 25% lost |" in report.markdown(report.summarize([*FULL, *slower], "full"))
 
 
 def test_what_else_was_measured_has_columns_of_its_own(tmp_path):
@@ -246,7 +318,10 @@ def test_the_arena_for_two_cores_has_the_methods_of_the_spec_first():
 def test_what_the_command_lacks_is_said(capsys, tmp_path):
     for arguments, said in (
         ([], "--config and --workdir are expected"),
-        (["--cells=x"], "--cells is for --report with --out"),
+        (["--cells=x"], "--config and --workdir are expected, or --report and --out"),
+        (["--cells=x", "--report"], "or --report and --out"),
+        (["--cells=x", "--report", "--out=y", "--next"], "without --config, --step-time and --next, or with --workdir"),
+        (["--cells=x", "--config=y", "--workdir=z", "--baseline=full"], "--baseline is for a report of --cells alone"),
     ):
         with pytest.raises(SystemExit):
             arena.main(arguments)

@@ -43,7 +43,8 @@ SMALL = (
     "--config.model.hidden_dropout=0 --config.model.attention_dropout=0 --config.model.dtype=float32 "
     "--config.data.seq_len=32 --config.train.steps=1 --config.train.batch_size=8 --config.train.eval_rows=8 "
     "--config.optimizer.warmup_steps=1 --config.optimizer.learning_rate=1e-3 --config.train.accumulation=1 "
-    "--config.model.initializer_range=0.05 --config.train.consistency_accumulation=0 --config.optimizer.decay_steps=0"
+    "--config.model.initializer_range=0.05 --config.train.consistency_accumulation=0 "
+    "--config.optimizer.weight_decay=0.01 --config.optimizer.decay_steps=0"
 )
 MAIN = r"python -m sctd_jax\.main "
 ROWS = "--config.data.rows=rows --config.data.documents=paragraph"
@@ -57,8 +58,8 @@ REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"^make demo$", lambda _: _recipe_of("demo")),
-        (r"^for (\w+) in (\w+).*?; do (.*) done$", r"\3 # \1=\2"),  # the first round of the loop
-        (r"^(.*)\$seed(.*)\$seed(.*) # seed=(\w+)$", r"\1\4\2\4\3"),
+        # The first round of a loop.
+        (r"^for (\w+) in (\w+).*?; do (.*) done$", lambda match: match[3].replace(f"${match[1]}", match[2])),
         (r"^(TPU_LIBRARY_PATH=\S+ )?(\.venv/bin/)?python ", "python "),
         (r"^sctd-jax ", "python -m sctd_jax.main "),  # test_installing.py tries the script
         # Words that stand for a value.
@@ -70,8 +71,8 @@ REWRITES = [
         (r"export --workdir RUN --out DIR --step N", "export --workdir runs/tiny --out exported --step 1"),
         (r"--license ID", "--license mit"),
         (r"import --from DIR_OR_FILE --workdir RUN --tokenizer FILE", "import --from bert --workdir runs/again"),
-        (r"RUN,RUN|runs/full,runs/sctd|study/cells/full-1-0", "runs/full"),
-        (r"runs/full runs/sctd|RUN_OR_HF_DIR MORE", "runs/full exported"),
+        (r"RUN,RUN|runs/full,runs/sctd|study/cells/full-1-0,study/cells/sctd-1-0", "runs/full"),
+        (r"runs/full runs/sctd|RUN_OR_HF_DIR MORE|study/cells/full-1-0 study/cells/sctd-1-0", "runs/full exported"),
         (r"runs/drop runs/sctd|RUN MORE|runs/a runs/b", "runs/drop runs/base"),
         (r"--text FILE", "--text held-out.txt"),
         (r"plot WORKDIR", "plot runs/finetune-boolq"),
@@ -125,25 +126,26 @@ REWRITES = [
             r"\1 --config=tests/small_arena.py:rows --workdir=arena --next",
         ),
         (
-            r"--config=configs/\S+ --step-time study/step_time.json --workdir=study/cells --report --out \S+",
-            "--config=tests/small_arena.py:rows --step-time study/step_time.json --workdir=timed --report --out study",
-        ),
-        (
             r"arena --config=configs/\S+ --step-time study/step_time.json --workdir=study/cells$",
             "arena --config=tests/small_arena.py:rows --step-time study/step_time.json --workdir=timed --next",
         ),
         (
-            r"arena --config=configs/\S+ --workdir=DIR --report --out OUT",
+            r"arena --config=configs/\S+ --workdir=\S+ --report --out \S+",
             "arena --config=tests/small_arena.py:rows --workdir=arena --report --out reported",
         ),
         (
             r"arena --report --cells OUT/cells\.jsonl --out OUT",
             "arena --report --cells reported/cells.jsonl --out reported",
         ),
+        (
+            r"arena --config=configs/\S+ --workdir=\S+ --cells \S+",
+            "arena --config=tests/small_arena.py:rows --workdir=taken --cells reported/cells.jsonl --report",
+        ),
         (r"--arena configs/arena/small\.py:.*$", "--arena tests/small_arena.py:rows --repeats 1 --out study"),
         (r"notes\.py --out notes", "notes.py --out notes --notes 80 --labelled 16"),
         (r"(notes/rows .*)--vocab-size 1024 --seq-len 128", r"\1--vocab-size 512 --seq-len 32"),
         (r"^(.* --config\.data_dir=notes/ner .*)$", r"\1 --config.epochs=12 --config.learning_rate=1e-2"),
+        (r"^(.* --config\.random_init .*)$", r"\1 --config.epochs=1"),  # nothing reads what it has learnt
         (
             r"--input 'labels/text/\*\.jsonl' (.*)--vocab-size 1024 (.*)--seq-len 128",
             r"--input 'books/**/*.txt' --documents paragraph \1--vocab-size 512 \2--seq-len 32",
@@ -434,6 +436,18 @@ def test_the_tutorial_finds_the_same_entities_in_new_notes_here_and_in_transform
     whole = [text for text, ids in zip(theirs, lengths, strict=True) if len(ids) <= 30]
     assert [theirs[text] for text in whole] == [ours[text] for text in whole]
     assert len({entity for text in whole for entity in ours[text]}) > 2
+
+
+def test_the_studys_report_and_page_and_the_readmes_claim_are_of_the_committed_cells(answered, folder):
+    study = helpers.ROOT / "docs" / "study"
+    for name in ("report.md", "report.json", "cells.jsonl"):
+        assert (folder / "study" / "report" / name).read_text() == (study / name).read_text(), name
+    page = (study.parent / "study.md").read_text()
+    table = [line for line in (study / "report.md").read_text().splitlines() if line.startswith("|")]
+    assert [line for line in table if line not in page] == []
+    (claim,) = re.findall(r"^Does it save time\? .*?\n\n", (helpers.ROOT / "README.md").read_text(), re.M | re.S)
+    numbers = re.findall(r"\d\.\d{3}", claim)
+    assert len(numbers) == 5 and [number for number in numbers if f"| {number} [" not in "".join(table)] == []
 
 
 def test_commands_are_found_as_a_reader_would_copy_them(tmp_path):

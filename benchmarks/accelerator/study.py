@@ -1,7 +1,7 @@
 """The methods against each other at equal training time, on the embedded trial corpus: 12 x 384, N 128.
 
 A first look, no result: the corpus is 12 MB, which an accelerator reads many times in a minute, and one seed says
-nothing of the spread. The real study, with text enough, seeds and fine-tuning, is the arena's (a later issue).
+nothing of the spread. The real study, with text enough, seeds and fine-tuning, is the arena's (sctd_jax/arena.py).
 random-LTD keeps half of the tokens throughout, without its growing schedule.
 """
 

@@ -5,8 +5,8 @@ r"""An arena for two CPU cores: ModernBERT, 6 layers x 128, rows of 128 tokens, 
         --tokenizer-type unigram --seq-len 128 --heldout-share 0.03
     python -m sctd_jax.arena --config=configs/arena/small.py:study/rows --workdir=study/cells
 
-Its full run takes about twenty minutes on two cores. docs/study.md says how rate, warm-up and masking were
-chosen, on the full runs alone, and has the results.
+Its full run takes about twenty minutes on two cores. docs/study.md says what each method of the table is, how the rate
+was chosen, on full runs alone, and has the results.
 """
 
 from ml_collections import ConfigDict
@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 from configs.modern import base
 
 _SPEC = ("full", "drop", "sctd", "random", "random_ltd")
-# Methods beside those of the two papers, and ablations of ScTD: docs/method.md says what each is.
+# Methods beside those of the two papers, and ablations of ScTD.
 _MORE = {
     "full_every": {"dropping": {"method": "full_every"}},
     "sctd_kl_alone": {"dropping": {"method": "sctd", "sc_full_mlm": False}},
     "late_mask": {"dropping": {"method": "late_mask"}, "masking": {"rate_schedule": "0:0.4"}},
     "norm": {"dropping": {"method": "drop", "selector": "norm", "keep_by_layer": "3:56,4:48"}},
-    # K grows, and the rate goes by what the layers see: as its authors train.
+    # K grows, if not to all tokens, and the rate goes by what the layers see: as its authors train.
     "random_ltd_tokens": {
         "dropping": {"method": "random_ltd", "keep_schedule": "0:64,2500:80,5000:96,7500:112"},
         "optimizer": {"schedule_by": "layer_tokens"},

@@ -21,6 +21,7 @@ from sctd_jax.storage import check_own, write
 
 PLATEAU = 1.0  # nats below word frequencies that a baseline must be for others to be ranked against it
 _LOSS, _BELOW = "eval/loss", "eval/below_unigram"
+_PLAIN = "plain model's loss"
 _FIRST_LINE = "| method | time | seeds | held-out loss | nats below word frequencies"
 
 
@@ -29,12 +30,14 @@ def summarize(results: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, 
 
     Returns:
       `rows`, one for each method and budget: `method`, `budget`, `seeds` (how many), `diverged` (how many of them),
-      `loss`, `lowest`, `highest` (held-out loss of the full model after the last step: mean and range over seeds, None
-      if all diverged), `below_unigram` (mean, nats), `more` (means of what else was measured, by title), `difference`
-      (mean loss minus the baseline's of the same budget, over the seeds that both have) and `within_spread` (whether it
-      is no more than the range over these seeds of the one or of the other, or there is one seed alone).
-      `saved`: method -> share of the baseline's time that it does without at the baseline's loss of budget 1, with
-      `at_least` where its lowest budget is still as good; no entry where it is never as good or has one budget alone.
+      `loss`, `lowest`, `highest` (held-out loss after the last step, of the full model or late_mask's own network: mean
+      and range over seeds, None if all diverged), `below_unigram` (mean, nats), `more` (means of what else was
+      measured, by title), `difference` (mean loss minus the baseline's of the same budget, over the seeds that both
+      have) and `within_spread` (whether it is no more than the range over these seeds of the one or of the other, or
+      there is one seed alone).
+      `saved`: method -> share of the baseline's time that it does without at the baseline's loss of budget 1 (negative
+      where it needs more), with `at_least` where its lowest budget is still as good; no entry where it is never as good
+      or has one budget alone.
       `ranked`: whether the baseline has left the plateau, and `why_not`.
     """
     rows, order = [], list(_methods(results))
@@ -112,6 +115,8 @@ def _more(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for one in cells:
         if (cosine := one["final"].get("eval/cosine_global")) is not None:
             found.setdefault("drift", []).append(1 - cosine)
+        if (plain := one["final"].get("eval/plain_loss")) is not None:
+            found.setdefault(_PLAIN, []).append(plain)
         for what, scores in (("probe of", one.get("probes", {})), ("fine-tuned on", one.get("downstream", {}))):
             for task, score in scores.items():
                 found.setdefault(f"{what} {task}", []).append(score)
@@ -144,20 +149,31 @@ def markdown(content: Mapping[str, Any]) -> str:
         "have; it is within the seeds' spread where one of the two has a range over them that is as large, or where "
         "there is one seed alone.",
     ]
-    if "drift" in more:
-        lines[-1] += " Drift: 1 - cosine of [CLS] in the full and the drop pass, after the last layer."
+    for title, says in (
+        ("drift", "Drift: 1 - cosine of [CLS] in the full and the drop pass, after the last layer."),
+        (_PLAIN, "Late masking's loss is of its own network; beside it that of the plain model, [MASK] in all layers."),
+    ):
+        lines[-1] += f" {says}" if title in more else ""
+    if any(title.startswith("probe of") for title in more):
+        lines[-1] += " Probe of a task: score of a linear classifier of the rows' mean states, mean over the layers."
+    if any(title.startswith("fine-tuned on") for title in more):
+        lines[-1] += " Fine-tuned on a task: median score over the sweep's seeds, mean over the cells that have one."
     if not content["ranked"]:
         return "\n".join([*lines, "", f"No ranking: {content['why_not']}."])
     methods = [name for name in dict.fromkeys(row["method"] for row in rows) if name != baseline]
-    several = [name for name in methods if sum(row["method"] == name for row in rows) > 1]
-    for name in several:
-        if name not in content["saved"]:
-            lines += ["", f"{name} does not reach the loss of {baseline} within its budgets."]
-            continue
-        share, least = content["saved"][name]["share"], content["saved"][name]["at_least"]
-        most, least = ("at most ", "at least ") if least else ("", "")
-        time = f"{most}{1 - share:.2f} of its time: {least}{share:.0%} saved"
-        lines += ["", f"{name} reaches the loss that {baseline} has at budget 1 in {time}."]
+    if several := [name for name in methods if sum(row["method"] == name for row in rows) > 1]:
+        lines += ["", f"| method | time to the loss of {baseline} at 1 | of its time |", "|---|---|---|"]
+        for name in several:
+            if name not in content["saved"]:
+                lines.append(f"| {name} | not within its budgets | |")
+                continue
+            share, least = content["saved"][name]["share"], content["saved"][name]["at_least"]
+            most, least = ("at most ", "at least ") if least else ("", "")
+            doubted = any(row["within_spread"] for row in rows if (row["method"], row["budget"]) == (name, 1))
+            gained = f"{least}{abs(share):.0%} {'saved' if share >= 0 else 'lost'}"
+            doubt = " (within the seeds' spread at 1)" if doubted else ""
+            lines.append(f"| {name} | {most}{1 - share:.2f} | {gained}{doubt} |")
+        lines += ["", "Time to a loss is read between a method's finished budgets; a method of one budget has none."]
     return "\n".join(lines)
 
 
@@ -210,7 +226,7 @@ def draw_curves(results: Sequence[Mapping[str, Any]], file) -> None:
         margin = 0.05 * (max(late) - min(late)) or 0.01
         axis.set_ylim(min(late) - margin, max(late) + margin)
     axis.set_xlabel("reference time, in units of the baseline's run")
-    axis.set_ylabel("held-out loss of the full model, nats\n(mean of seeds, lowest to highest)")
+    axis.set_ylabel("held-out loss, nats\n(mean of seeds, lowest to highest)")
     axis.grid(alpha=0.3)
     save(figure, {name: Line2D([], [], **look(i)) for i, name in enumerate(_methods(results))}, file, "png")
 
@@ -228,6 +244,6 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]], file) -> None:
             budgets = [row["budget"] for row in theirs]
             axis.errorbar(budgets, middle, yerr=(middle - low, high - middle), capsize=3, **look(number))
     axis.set_xlabel("budget, in units of the baseline's run")
-    axis.set_ylabel("held-out loss of the full model\nafter the last step, nats")
+    axis.set_ylabel("held-out loss after the last step, nats\n(mean of seeds, lowest to highest)")
     axis.grid(alpha=0.3)
     save(figure, {name: Line2D([], [], **look(i)) for i, name in enumerate(methods)}, file, "png")

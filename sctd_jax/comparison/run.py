@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from sctd_jax import storage, stored
 from sctd_jax.comparison.table import Cell, Table
 from sctd_jax.errors import DivergedError, UserError
 from sctd_jax.fields import LARGEST_FLOAT
-from sctd_jax.lease import HeldError
+from sctd_jax.lease import HeldError, hold
 from sctd_jax.model.families import check_family
 from sctd_jax.model.token_dropping import check_selector
 from sctd_jax.pretrain.pretraining import evaluate_workdir, train_and_evaluate
@@ -101,48 +101,83 @@ def check_cells(table: Table, folder: epath.Path) -> None:
         raise UserError(f"{folder} is not empty and has no cell of this table: choose another --workdir")
     for cell in table.cells:
         place = folder / cell.name
-        if not storage.exists(place / CONFIG_FILE):
-            continue
-        there, now = (
-            dict(stored.flat(dataclasses.asdict(config))) for config in (read_config(place), cell.config)
-        )  # fmt: skip
-        if other := differences(there, now, _FREE):
-            raise UserError(f"{place} was run by another table: {other}; give that one, or choose another --workdir")
+        if storage.exists(place / CONFIG_FILE):
+            configs = (read_config(place), cell.config)
+            there, now = (dict(stored.flat(dataclasses.asdict(config))) for config in configs)
+            if other := differences(there, now, _FREE):
+                raise UserError(
+                    f"{place} was run by another table: {other}; give that one, or choose another --workdir"
+                )
+        rows = storage.read_json(place / ROWS_FILE) if storage.exists(place / ROWS_FILE) else None
         if storage.exists(place / RESULT_FILE):
             result = _read_result(place)
-            if (time := result["step_time"]) != cell.step_time:
-                raise UserError(f"{place} was run with step_time {time}, found {cell.step_time} now")
-            if (judged := result.get("judge_rows", table.judge_rows)) != table.judge_rows:  # earlier code wrote none
-                raise UserError(f"{place} was judged on {judged} rows, found judge_rows {table.judge_rows} now")
-        if storage.exists(place / ROWS_FILE):
-            digests[cell.name] = storage.read_json(place / ROWS_FILE)
+            _check_result(table, cell, result, str(place))
+            rows = rows or result.get("rows")  # all that there is of a cell from --cells; earlier code wrote none
+        if rows:
+            digests[cell.name] = rows
     for name, digest in digests.items():
         first = next(iter(digests))
         if digest != digests[first]:
             raise UserError(f"{folder}: the cells {first} and {name} were trained on different rows; keep those of one")
 
 
+def _check_result(table: Table, cell: Cell, result: Mapping[str, Any], where: str) -> None:
+    """Check that a result is of this table's cell, also where nothing else of its run is there."""
+    if (time := result["step_time"]) != cell.step_time:
+        raise UserError(f"{where} was run with step_time {time}, found {cell.step_time} now")
+    if (steps := result.get("steps", cell.config.train.steps)) != cell.config.train.steps:
+        raise UserError(f"{where} was run for {steps} steps, found {cell.config.train.steps} now")
+    if (judged := result.get("judge_rows", table.judge_rows)) != table.judge_rows:  # earlier code wrote none
+        raise UserError(f"{where} was judged on {judged} rows, found judge_rows {table.judge_rows} now")
+
+
+def take_cells(table: Table, folder: epath.Path, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write the results of cells that were finished elsewhere where this table finds them; the lines that say so.
+
+    Raises UserError, before anything is written, where one of them was not run as the table says.
+    """
+    there = {(one["method"], one["budget"], one["seed"]): one for one in results}
+    found = {cell: there[key] for cell in table.cells if (key := (cell.method, cell.budget, cell.seed)) in there}
+    for cell, one in found.items():
+        _check_result(table, cell, one, f"--cells: the cell {cell.name}")
+    new = {cell: one for cell, one in found.items() if not storage.exists(folder / cell.name / RESULT_FILE)}
+    if begun := [cell.name for cell in new if storage.exists(folder / cell.name / CONFIG_FILE)]:
+        raise UserError(f"--cells has {begun[0]}, which {folder} has begun: remove the one or the other")
+    for cell, one in new.items():
+        (folder / cell.name).mkdir(parents=True, exist_ok=True)
+        storage.write(folder / cell.name / RESULT_FILE, (json.dumps(one) + "\n").encode())
+    others = f"; {len(results) - len(found)} are of no cell of the table" if len(results) > len(found) else ""
+    return [f"{len(new)} of {len(results)} cells of --cells are taken as finished{others}"]
+
+
 def _run(table: Table, cell: Cell, place: epath.Path, log: Callable[[str], None]) -> int | None:
+    """Train, judge and write the result; the signal that stopped it, or None."""
     try:
         result = train_and_evaluate(cell.config, place, log)
         if result.stopped_by is not None:
             return result.stopped_by
-        judged = dataclasses.replace(
-            cell.config, train=dataclasses.replace(cell.config.train, eval_rows=table.judge_rows)
-        )
-        final = evaluate_workdir(judged, place, log)
     except DivergedError as error:
         log(f"warning: cell {cell.name}: {error}")
-        final = {"diverged": True}
+        _write_result(table, cell, place, {"diverged": True})
+        return None
+    train = dataclasses.replace(cell.config.train, eval_rows=table.judge_rows)
+    with hold(place, "judging a cell", log):  # training has given its own back
+        if not storage.exists(place / RESULT_FILE):
+            final = evaluate_workdir(dataclasses.replace(cell.config, train=train), place, log)
+            _write_result(table, cell, place, final)
+    return None
+
+
+def _write_result(table: Table, cell: Cell, place: epath.Path, final: Mapping[str, Any]) -> None:
+    rows = storage.read_json(place / ROWS_FILE) if storage.exists(place / ROWS_FILE) else None
     lines = [line for line in read_metrics(place) if line.get(_LOSS) is not None]
     share = cell.budget / cell.config.train.steps
     content = {
         "method": cell.method, "budget": cell.budget, "seed": cell.seed, "step_time": cell.step_time,
         "steps": cell.config.train.steps, "judge_rows": table.judge_rows, "final": final,
-        "curve": [[line["step"] * share, line[_LOSS], line.get(_BELOW)] for line in lines],
+        "curve": [[line["step"] * share, line[_LOSS], line.get(_BELOW)] for line in lines], "rows": rows,
     }  # fmt: skip
     storage.write(place / RESULT_FILE, (json.dumps(content) + "\n").encode())
-    return None
 
 
 def read_results(table: Table, folder: epath.Path) -> list[Mapping[str, Any]]:
@@ -166,11 +201,18 @@ def read_results(table: Table, folder: epath.Path) -> list[Mapping[str, Any]]:
                 probes[model["model"]] = {
                     found["settings"]["task"]: statistics.mean(map(_score, model["mean"]["score"][1:]))
                 }
-    return [
-        _read_result(folder / cell.name)
-        | {"downstream": downstream.get(cell.name, {}), "probes": probes.get(cell.name, {})}
+    found = {
+        cell.name: _read_result(folder / cell.name)
         for cell in table.cells
         if storage.exists(folder / cell.name / RESULT_FILE)
+    }
+    return [
+        one
+        | {  # beside what a cell from --cells brought
+            "downstream": one["downstream"] | downstream.get(name, {}),
+            "probes": one["probes"] | probes.get(name, {}),
+        }
+        for name, one in found.items()
     ]
 
 

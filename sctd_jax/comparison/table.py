@@ -155,6 +155,7 @@ def _cell(recipe: Recipe, method: str, budget: float, seed: int, step_time: floa
         "steps": steps, "seed": seed, "eval_every": every, "checkpoint_every": every, "keep_checkpoints": 1,
     }  # fmt: skip
     config = from_dict(sections)
+    _check_judged_alike(method, config, from_dict(recipe.run))
     optimizer = config.optimizer
     if optimizer.schedule == "wsd" and not optimizer.decay_steps:
         raise UserError(
@@ -162,3 +163,16 @@ def _cell(recipe: Recipe, method: str, budget: float, seed: int, step_time: floa
             "whose rate has not fallen is compared with nothing: give decay_steps"
         )
     return Cell(method, budget, seed, step_time, config)
+
+
+def _check_judged_alike(method: str, config: Config, run: Config) -> None:
+    """Check that a method's evaluations read the run's rows under the run's masks, whatever it trains on."""
+    for section in ("masking", "data"):
+        mine, theirs = (dataclasses.asdict(getattr(one, section)) for one in (config, run))
+        for name, value in mine.items():
+            if not name.endswith("_schedule") and value != theirs[name]:
+                raise UserError(
+                    f"method {method}: {section}.{name} is {value!r} and {theirs[name]!r} in the run, but all are "
+                    "judged on the same rows under the same masks: let it train otherwise by masking.rate_schedule or "
+                    "data.seq_len_schedule"
+                )
