@@ -93,7 +93,7 @@ def test_train_step_times_a_recipe_for_pretraining_with_every_kind_of_step_and_r
     title, config = script.file_config("configs/drop.py")
     assert title == "configs/drop.py"
     assert (config.dropping.method, config.mesh.data, config.model.num_layers) == ("sctd", 1, 12)
-    assert script.toy(config).model.num_layers == 3
+    assert script.toy(config).model.num_layers == 2
     with pytest.raises(UserError, match=r"--config=configs/finetune\.py is no recipe for pretraining"):
         script.file_config("configs/finetune.py")
 
