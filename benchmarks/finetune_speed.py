@@ -7,8 +7,8 @@ Fine-tunes `--init` on the texts of `--data-dir` in batches of 32 of up to 128 t
 does it, and by Trainer four times: with its random order of examples, with its order by length, with our very batches,
 and with those and the huge pages that our command asks glibc for (sctd_jax/huge_pages.py). All take turns, and each
 epoch is the second one, so that nothing is compiled in it. Then predicts `--rows` texts by our `predict_file`, and by
-the pipeline with two sizes of its batches. Wants `make labels` and `make peer`. `--smoke` takes few texts, one of
-Trainer's four, and each thing once.
+the pipeline with two sizes of its batches. Wants `make labels` and `make peer`. `--smoke` takes few texts, half of
+the peers, and each thing once.
 """
 
 import csv
@@ -143,7 +143,7 @@ def main() -> None:
         }  # fmt: skip
         kinds = {OWN: "own", GROUPED: "grouped", SAME: str(batches), HUGE: str(batches)}
         if args.smoke:  # a start of torch each
-            kinds = {HUGE: str(batches)}
+            kinds = {GROUPED: "grouped", HUGE: str(batches)}
         seconds: dict[str, list[float]] = {name: [] for name in (OURS, *kinds)}
         for repeat in range(args.repeats):
             seconds[OURS].append(our_epoch(settings, folder / f"run-{repeat}"))

@@ -7,8 +7,7 @@ python -m sctd_jax.arena --config=configs/arena/small.py:ROWS --workdir=DIR --ce
 
 Each cell of the table (method x budget x seed) is a run in a folder of its own, DIR/METHOD-BUDGET-SEED. What was
 stopped goes on when the command is given again, what is finished is not run again, and several processes may work on
-one table. A report has whatever is finished. By the cells.jsonl of a report another
-machine knows what is finished.
+one table. A report has whatever is finished. By the cells.jsonl of a report another machine knows what is finished.
 """
 
 import os
@@ -68,7 +67,6 @@ def main(argv: list[str] | None = None) -> int:
         table = read_table(recipes.load(recipes.find(args.config, say)).to_dict(), step_time)
         folder = storage.as_path(args.workdir)
         if args.cells:
-            check_cells(table, folder)
             for line in take_cells(table, folder, _read_lines(args.cells)):
                 say(line)
         if not args.report:

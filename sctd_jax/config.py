@@ -12,7 +12,7 @@ from typing import Any
 from sctd_jax import schedules
 from sctd_jax.fields import fill, require
 from sctd_jax.sections import (
-    CHOOSES,
+    CHOOSERS,
     SHORTEST_ROW,
     DataConfig,
     DroppingConfig,
@@ -279,9 +279,9 @@ def _check_dropping(config: Config) -> None:
 def _check_keep_by_layer(config: Config) -> None:
     dropping, (first, last) = config.dropping, config.drop_layers
     require(
-        dropping.method in CHOOSES[1:],
+        dropping.method in CHOOSERS,
         "dropping.keep_by_layer",
-        f"is for the methods {', '.join(CHOOSES[1:-1])} and {CHOOSES[-1]}, found {dropping.method}: set it to ''",
+        f"is for the methods {', '.join(CHOOSERS[:-1])} and {CHOOSERS[-1]}, found {dropping.method}: set it to ''",
     )
     other = "dropping.keep_schedule" if dropping.keep_schedule else "data.seq_len_schedule"
     schedule = dropping.keep_schedule or config.data.seq_len_schedule

@@ -58,7 +58,7 @@ class ModelConfig:
 
 _DROPS = ("method", "drop", "sctd", "full_every", "random", "random_ltd")
 _STARTS = (*_DROPS, "late_mask")
-CHOOSES = ("method", "drop", "sctd", "full_every")
+CHOOSERS = ("drop", "sctd", "full_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +69,18 @@ class DroppingConfig:
         "sctd", "way to train; 'random' is 'drop' with the selector 'random'"
     )
     selector: str = field(
-        "importance", "key of model.token_dropping.SELECTORS, for 'drop', 'sctd' and 'full_every'", only=CHOOSES
+        "importance",
+        "key of model.token_dropping.SELECTORS, for 'drop', 'sctd' and 'full_every'",
+        only=("method", *CHOOSERS),
     )
     drop_rate: float = field(
         0.5, "share of a row's N tokens that the dropping layers do not see", BELOW_ONE, only=_DROPS
     )
     keep_schedule: str = field("", "'STEP:K,...': K tokens to keep from each step on; '': by drop_rate", only=_DROPS)
     keep_by_layer: str = field(
-        "", "'LAYER:K,...': fewer tokens from each of these dropping layers on; '': as many in all", only=CHOOSES
+        "",
+        "'LAYER:K,...': fewer tokens from each of these dropping layers on; '': as many in all",
+        only=("method", *CHOOSERS),
     )
     random_share: float = field(
         0.5,

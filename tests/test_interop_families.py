@@ -203,10 +203,10 @@ def test_fine_tuned_heads_are_those_of_the_familys_own_classes(tmp_path, rows, r
     """Random parameters of our task models, what `transformers` makes of them, and what an import of them takes."""
     ids, mask = (np.asarray(x) for x in (helpers.random_rows(3, pad=True), helpers.random_rows(3, pad=True) != 0))
     for kind in KINDS[1:]:  # BERT's are those that tests/test_finetune_export.py trains
-        family = {"global_every": 3, "local_attention": 8} if kind == "modernbert" else {}
-        changes = {"family": kind, "type_vocab_size": 1, "num_layers": 2, **family}
-        changes = {f"model__{name}": value for name, value in changes.items()}
-        config = helpers.config(dropping__method="full", **changes).model
+        family = {"model__global_every": 3, "model__local_attention": 8} if kind == "modernbert" else {}
+        config = helpers.config(
+            dropping__method="full", model__family=kind, model__type_vocab_size=1, model__num_layers=2, **family
+        ).model
         for head, outputs in ((names.SEQUENCE, 3), (names.CHOICE, 1), (names.ANSWER, 2), (names.TOKEN, 5)):
             network = TaskModel(config, outputs, each_token=head in (names.ANSWER, names.TOKEN))
             inputs = ids, mask, np.zeros_like(ids)

@@ -152,12 +152,10 @@ def markdown(content: Mapping[str, Any]) -> str:
     for title, says in (
         ("drift", "Drift: 1 - cosine of [CLS] in the full and the drop pass, after the last layer."),
         (_PLAIN, "Late masking's loss is of its own network; beside it that of the plain model, [MASK] in all layers."),
+        ("probe of", "Probe of a task: score of a linear classifier of the rows' mean states, mean over the layers."),
+        ("fine-tuned on", "Fine-tuned on a task: median score over the sweep's seeds, mean over cells that have one."),
     ):
-        lines[-1] += f" {says}" if title in more else ""
-    if any(title.startswith("probe of") for title in more):
-        lines[-1] += " Probe of a task: score of a linear classifier of the rows' mean states, mean over the layers."
-    if any(title.startswith("fine-tuned on") for title in more):
-        lines[-1] += " Fine-tuned on a task: median score over the sweep's seeds, mean over the cells that have one."
+        lines[-1] += f" {says}" if any(found.startswith(title) for found in more) else ""
     if not content["ranked"]:
         return "\n".join([*lines, "", f"No ranking: {content['why_not']}."])
     methods = [name for name in dict.fromkeys(row["method"] for row in rows) if name != baseline]

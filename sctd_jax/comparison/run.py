@@ -5,6 +5,7 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from sctd_jax.train.workdir import CONFIG_FILE, ROWS_FILE, differences, read_con
 
 RESULT_FILE = "result.json"
 _LOSS, _BELOW = "eval/loss", "eval/below_unigram"
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _FIELDS = {"method": str, "seed": int, "final": dict, "curve": list, "downstream": dict, "probes": dict}
 # Fields that say where a cell finds its rows, how it computes and whom it tells; all else a table keeps.
 _FREE = (
@@ -92,8 +94,11 @@ def run_cells(table: Table, folder: epath.Path, log: Callable[[str], None], *, o
     return None
 
 
-def check_cells(table: Table, folder: epath.Path) -> None:
-    """Check that what is in the folder are cells of this table and no others by the same names."""
+def check_cells(table: Table, folder: epath.Path, brought: Mapping[str, Mapping[str, Any]] = _NONE) -> None:
+    """Check that what is in the folder are cells of this table and no others by the same names.
+
+    `brought` are results from elsewhere, by the name of the cell.
+    """
     digests: dict[str, Any] = {}
     with storage.reaching(folder):
         there = {path.name for path in folder.glob("[!.]*")} if folder.exists() else set()
@@ -108,13 +113,15 @@ def check_cells(table: Table, folder: epath.Path) -> None:
                 raise UserError(
                     f"{place} was run by another table: {other}; give that one, or choose another --workdir"
                 )
-        rows = storage.read_json(place / ROWS_FILE) if storage.exists(place / ROWS_FILE) else None
-        if storage.exists(place / RESULT_FILE):
-            result = _read_result(place)
-            _check_result(table, cell, result, str(place))
-            rows = rows or result.get("rows")  # all that there is of a cell from --cells; earlier code wrote none
-        if rows:
-            digests[cell.name] = rows
+        results = {str(place): _read_result(place)} if storage.exists(place / RESULT_FILE) else {}
+        if cell.name in brought:
+            results[f"--cells: the cell {cell.name}"] = brought[cell.name]
+        for where, result in results.items():
+            _check_result(table, cell, result, where)
+            if result.get("rows"):  # earlier code wrote none
+                digests[cell.name] = result["rows"]
+        if storage.exists(place / ROWS_FILE):
+            digests[cell.name] = storage.read_json(place / ROWS_FILE)
     for name, digest in digests.items():
         first = next(iter(digests))
         if digest != digests[first]:
@@ -137,15 +144,14 @@ def take_cells(table: Table, folder: epath.Path, results: Sequence[Mapping[str, 
     Raises UserError, before anything is written, where one of them was not run as the table says.
     """
     there = {(one["method"], one["budget"], one["seed"]): one for one in results}
-    found = {cell: there[key] for cell in table.cells if (key := (cell.method, cell.budget, cell.seed)) in there}
-    for cell, one in found.items():
-        _check_result(table, cell, one, f"--cells: the cell {cell.name}")
-    new = {cell: one for cell, one in found.items() if not storage.exists(folder / cell.name / RESULT_FILE)}
-    if begun := [cell.name for cell in new if storage.exists(folder / cell.name / CONFIG_FILE)]:
+    found = {cell.name: there[key] for cell in table.cells if (key := (cell.method, cell.budget, cell.seed)) in there}
+    check_cells(table, folder, found)
+    new = {name: one for name, one in found.items() if not storage.exists(folder / name / RESULT_FILE)}
+    if begun := [name for name in new if storage.exists(folder / name / CONFIG_FILE)]:
         raise UserError(f"--cells has {begun[0]}, which {folder} has begun: remove the one or the other")
-    for cell, one in new.items():
-        (folder / cell.name).mkdir(parents=True, exist_ok=True)
-        storage.write(folder / cell.name / RESULT_FILE, (json.dumps(one) + "\n").encode())
+    for name, one in new.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        storage.write(folder / name / RESULT_FILE, (json.dumps(one) + "\n").encode())
     others = f"; {len(results) - len(found)} are of no cell of the table" if len(results) > len(found) else ""
     return [f"{len(new)} of {len(results)} cells of --cells are taken as finished{others}"]
 

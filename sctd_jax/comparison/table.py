@@ -23,6 +23,8 @@ _SCHEDULES = {
 }  # fmt: skip
 _COUNTS = (("dropping", "full_steps_first"), ("dropping", "full_steps_last"), ("optimizer", "decay_steps"))
 
+_JUDGED = ("masking", "data")  # sections that evaluations read, but for their schedules
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -141,6 +143,14 @@ def _cell(recipe: Recipe, method: str, budget: float, seed: int, step_time: floa
         unknown = [field for field in fields if field not in sections.get(name, {})]
         if unknown or name not in sections:
             raise UserError(f"method {method}: the run has no {name}.{(unknown or ['...'])[0]}")
+        for field, value in fields.items():
+            of_the_run = recipe.run[name][field]
+            if name in _JUDGED and not field.endswith("_schedule") and value != of_the_run:
+                raise UserError(
+                    f"method {method}: {name}.{field} is {value!r} and {of_the_run!r} in the run, but all are judged "
+                    "on the same rows under the same masks: let it train otherwise by masking.rate_schedule or "
+                    "data.seq_len_schedule"
+                )
         sections[name] |= fields
     whole = sections["train"]["steps"]
     steps = max(round(whole * budget / step_time), 1)
@@ -155,7 +165,6 @@ def _cell(recipe: Recipe, method: str, budget: float, seed: int, step_time: floa
         "steps": steps, "seed": seed, "eval_every": every, "checkpoint_every": every, "keep_checkpoints": 1,
     }  # fmt: skip
     config = from_dict(sections)
-    _check_judged_alike(method, config, from_dict(recipe.run))
     optimizer = config.optimizer
     if optimizer.schedule == "wsd" and not optimizer.decay_steps:
         raise UserError(
@@ -163,16 +172,3 @@ def _cell(recipe: Recipe, method: str, budget: float, seed: int, step_time: floa
             "whose rate has not fallen is compared with nothing: give decay_steps"
         )
     return Cell(method, budget, seed, step_time, config)
-
-
-def _check_judged_alike(method: str, config: Config, run: Config) -> None:
-    """Check that a method's evaluations read the run's rows under the run's masks, whatever it trains on."""
-    for section in ("masking", "data"):
-        mine, theirs = (dataclasses.asdict(getattr(one, section)) for one in (config, run))
-        for name, value in mine.items():
-            if not name.endswith("_schedule") and value != theirs[name]:
-                raise UserError(
-                    f"method {method}: {section}.{name} is {value!r} and {theirs[name]!r} in the run, but all are "
-                    "judged on the same rows under the same masks: let it train otherwise by masking.rate_schedule or "
-                    "data.seq_len_schedule"
-                )
